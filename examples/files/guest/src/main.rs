@@ -1,0 +1,50 @@
+//! One program, three roles: `init` fills a volume from a ConfigMap, `write` appends to it, `read` prints what arrives.
+//!
+//! The volume is mounted at /data, the ConfigMap at /config.
+
+use std::fs::{self, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::time::Duration;
+
+const SHARED: &str = "/data/lines.txt";
+
+fn main() -> std::io::Result<()> {
+    match std::env::args().nth(1).as_deref() {
+        Some("init") => init(),
+        Some("write") => write(),
+        Some("read") => read(),
+        other => {
+            eprintln!("files: the first argument must be init, write or read, not {other:?}");
+            std::process::exit(1)
+        }
+    }
+}
+
+fn init() -> std::io::Result<()> {
+    let greeting = fs::read_to_string("/config/greeting")?;
+    fs::write(SHARED, format!("{}\n", greeting.trim_end()))?;
+    println!("init: wrote the greeting");
+    Ok(())
+}
+
+fn write() -> std::io::Result<()> {
+    for count in 1.. {
+        let mut file = OpenOptions::new().append(true).open(SHARED)?;
+        writeln!(file, "line {count} from the writer")?;
+        println!("wrote line {count}");
+        std::thread::sleep(Duration::from_secs(5));
+    }
+    Ok(())
+}
+
+fn read() -> std::io::Result<()> {
+    let mut lines = BufReader::new(fs::File::open(SHARED)?);
+    loop {
+        let mut line = String::new();
+        if lines.read_line(&mut line)? == 0 {
+            std::thread::sleep(Duration::from_millis(500));
+            continue;
+        }
+        print!("read: {line}");
+    }
+}

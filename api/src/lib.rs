@@ -1,1 +1,9 @@
-//! placeholder
+//! The object model: kinds, decoding, defaults, validation, merge, selectors, quantities and printing.
+//!
+//! Objects are `serde_json::Value` trees walked along a [`schema::Schema`]. Inputs are bytes and values, outputs are values,
+//! bytes and errors in upstream's words. It never does I/O, never reads a clock and starts no task.
+
+pub mod managed;
+pub mod patch;
+pub mod printing;
+pub mod schema;

@@ -1,0 +1,1 @@
+//! Admission plugins, in upstream's order.

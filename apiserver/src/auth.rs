@@ -1,0 +1,1 @@
+//! Authentication, authorization, reviews and tokens.

@@ -1,0 +1,1 @@
+//! What a new cluster contains before its first request.

@@ -1,0 +1,214 @@
+//! What readers see: the current state, the event rings, and the few older states kept for paged lists.
+//!
+//! Only the sequencer publishes. The order is: state, then rings, then the published revision. So whoever saw an event
+//! finds its effect in the next snapshot, and whoever reads the published revision finds all events up to it in the rings.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::object::Revision;
+use crate::ring::{Event, EventKind, Ring, RingLimits};
+use crate::state::{Snapshot, State};
+
+/// The revision asked for is not kept, or does not exist yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("revision {requested} is not kept (the oldest is {oldest}, the latest {latest})")]
+pub struct Compacted {
+    /// What was asked for.
+    pub requested: Revision,
+    /// The oldest revision from which a watch is possible.
+    pub oldest: Revision,
+    /// The present revision.
+    pub latest: Revision,
+}
+
+/// How many older states are kept and for how long.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RetainLimits {
+    pub(crate) snapshots_max: usize,
+    pub(crate) age_max: Duration,
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub(crate) struct Published {
+    state: RwLock<Arc<State>>,
+    rings: RwLock<HashMap<Arc<str>, Arc<Ring>>>,
+    revision: AtomicU64,
+    /// Held while publishing and while an older state is put together, so that state and rings match.
+    step: Mutex<()>,
+    retained: Mutex<VecDeque<(Instant, Arc<State>)>>,
+    loaded_at: Revision,
+    ring_limits: RingLimits,
+    retain_limits: RetainLimits,
+}
+
+impl Published {
+    pub(crate) fn new(state: State, ring_limits: RingLimits, retain_limits: RetainLimits) -> Self {
+        let loaded_at = state.revision;
+        Self {
+            state: RwLock::new(Arc::new(state)),
+            rings: RwLock::default(),
+            revision: AtomicU64::new(loaded_at.0),
+            step: Mutex::default(),
+            retained: Mutex::default(),
+            loaded_at,
+            ring_limits,
+            retain_limits,
+        }
+    }
+
+    pub(crate) fn state(&self) -> Arc<State> {
+        Arc::clone(&self.state.read())
+    }
+
+    /// All events up to here are in the rings.
+    pub(crate) fn revision(&self) -> Revision {
+        Revision(self.revision.load(Ordering::Acquire))
+    }
+
+    /// Makes a new state and the events that led to it visible.
+    pub(crate) fn publish(&self, state: State, events: Vec<Arc<Event>>) {
+        let _step = self.step.lock();
+        let revision = state.revision;
+        let replaced = std::mem::replace(&mut *self.state.write(), Arc::new(state));
+        let mut by_resource: Vec<(Arc<str>, Vec<Arc<Event>>)> = Vec::new();
+        for event in events {
+            let resource = &event.object.key.resource;
+            match by_resource.iter_mut().find(|(name, _)| name == resource) {
+                Some((_, events)) => events.push(event),
+                None => by_resource.push((Arc::clone(resource), vec![event])),
+            }
+        }
+        for (resource, events) in by_resource {
+            self.ring(&resource).push(events.into_iter());
+        }
+        self.revision.store(revision.0, Ordering::Release);
+        self.drop_expired();
+        drop(replaced);
+    }
+
+    /// The ring of a resource, made when first asked for.
+    pub(crate) fn ring(&self, resource: &str) -> Arc<Ring> {
+        if let Some(ring) = self.rings.read().get(resource) {
+            return Arc::clone(ring);
+        }
+        let mut rings = self.rings.write();
+        // The first publish makes the ring, so one that is missing has had no events since the store was opened.
+        let ring = rings
+            .entry(Arc::from(resource))
+            .or_insert_with(|| Arc::new(Ring::new(self.loaded_at, self.ring_limits)));
+        Arc::clone(ring)
+    }
+
+    /// Keeps a state for [`state_at`](Self::state_at), within the bounds.
+    pub(crate) fn retain(&self, state: Arc<State>) {
+        self.drop_expired();
+        let mut retained = self.retained.lock();
+        if retained
+            .iter()
+            .any(|(_, kept)| kept.revision == state.revision)
+        {
+            return;
+        }
+        retained.push_back((Instant::now(), state));
+        let dropped =
+            (retained.len() > self.retain_limits.snapshots_max).then(|| retained.pop_front());
+        drop(retained);
+        drop(dropped);
+    }
+
+    /// The state at a revision: the present one, a kept one, or the present one with the events since then undone.
+    pub(crate) fn state_at(&self, revision: Revision) -> Result<Arc<State>, Compacted> {
+        let kept = self
+            .retained
+            .lock()
+            .iter()
+            .find(|(_, kept)| kept.revision == revision)
+            .map(|(_, kept)| Arc::clone(kept));
+        if let Some(kept) = kept {
+            return Ok(kept);
+        }
+        let state = {
+            let _step = self.step.lock();
+            let current = self.state();
+            if current.revision == revision {
+                return Ok(current);
+            }
+            Arc::new(self.undo(&current, revision)?)
+        };
+        // Whoever reads at a revision reads there again: the next page of the same list.
+        self.retain(Arc::clone(&state));
+        Ok(state)
+    }
+
+    fn undo(&self, current: &State, revision: Revision) -> Result<State, Compacted> {
+        let rings = self.rings.read();
+        let oldest = rings
+            .values()
+            .map(|ring| ring.floor())
+            .fold(self.loaded_at, Revision::max);
+        let compacted = Compacted {
+            requested: revision,
+            oldest,
+            latest: current.revision,
+        };
+        if revision < self.loaded_at || revision > current.revision {
+            return Err(compacted);
+        }
+        let mut state = current.clone();
+        state.revision = revision;
+        for ring in rings.values() {
+            for event in ring.undo_list(revision).ok_or(compacted)? {
+                match (&event.previous, event.kind) {
+                    (Some(previous), _) => state.insert(Arc::clone(previous)),
+                    (None, EventKind::Added | EventKind::Modified | EventKind::Deleted) => {
+                        state.remove(&event.object.key)
+                    }
+                }
+            }
+        }
+        Ok(state)
+    }
+
+    /// The error for a watch of this resource from this revision, if it cannot be.
+    pub(crate) fn check_watchable(&self, ring: &Ring, after: Revision) -> Result<(), Compacted> {
+        let oldest = ring.floor();
+        if after < oldest {
+            return Err(Compacted {
+                requested: after,
+                oldest,
+                latest: self.revision(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Ends all watches once they are drained.
+    pub(crate) fn close(&self) {
+        for ring in self.rings.read().values() {
+            ring.close();
+        }
+    }
+
+    fn drop_expired(&self) {
+        let mut expired = Vec::new();
+        let mut retained = self.retained.lock();
+        while retained
+            .front()
+            .is_some_and(|(since, _)| since.elapsed() > self.retain_limits.age_max)
+        {
+            expired.extend(retained.pop_front());
+        }
+        drop(retained);
+    }
+
+    /// Wraps the present state.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        Snapshot(self.state())
+    }
+}

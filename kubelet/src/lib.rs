@@ -1,1 +1,11 @@
-//! placeholder
+//! The kubelet: runs the Pods of one node.
+//!
+//! In: Pods bound to the node (API server), manifests of the static folder, events of the runtime. Out: calls to the runtime
+//! over CRI, the status of Pods and of the Node, a lease, events, and an HTTPS server for logs. Decisions are pure ([`pod`]);
+//! the workers carry them out, one task per Pod. It never opens the store, never decides where a Pod runs, and knows the runtime
+//! only through CRI.
+
+pub mod config;
+pub mod pod;
+
+pub use config::Config;

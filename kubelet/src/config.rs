@@ -1,0 +1,83 @@
+//! What a kubelet is told at its start. No environment, no globals: a test starts ten of them in one process.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Configuration of one kubelet.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of the Node object.
+    pub node_name: String,
+    /// Address under which the node is known (InternalIP), and the host IP of its Pods.
+    pub node_ip: IpAddr,
+    /// Holds `pods/UID/volumes`, as upstream's `/var/lib/kubelet`.
+    pub data_dir: PathBuf,
+    /// Container logs: `NAMESPACE_NAME_UID/CONTAINER/ATTEMPT.log`; upstream's is `/var/log/pods`.
+    pub log_dir: PathBuf,
+    /// The runtime's CRI socket.
+    pub cri_socket: PathBuf,
+    /// Where the HTTPS server listens; port 0 picks one. The port is published in the node status.
+    pub listen: SocketAddr,
+    /// Serving certificate chain, PEM.
+    pub serving_cert_pem: String,
+    /// Key of the serving certificate, PEM.
+    pub serving_key_pem: String,
+    /// Certificate authority of the clients that may ask the kubelet, PEM.
+    pub client_ca_pem: String,
+    /// Folder of manifests that run without the API server; `None`: no static Pods.
+    pub static_pod_dir: Option<PathBuf>,
+    /// Pod addresses of this node; published as the node's podCIDR if it has none.
+    pub pod_cidr: Option<String>,
+    /// How many Pods the node takes.
+    pub max_pods: u32,
+    /// Labels beside the well-known ones.
+    pub labels: BTreeMap<String, String>,
+    /// Taints given to the node when it registers: `key=value:Effect`.
+    pub taints: Vec<String>,
+    /// Name servers of Pods with dnsPolicy ClusterFirst; empty: the host's resolver.
+    pub cluster_dns: Vec<IpAddr>,
+    /// The cluster's DNS domain.
+    pub cluster_domain: String,
+    /// How many sandboxes and containers may be starting at the same time.
+    pub parallel_starts: usize,
+    /// How many images may be pulled at the same time.
+    pub parallel_pulls: usize,
+    /// How long a call to the runtime may take, pulls and graceful stops apart.
+    pub runtime_timeout: Duration,
+    /// A container log is rotated when it is larger.
+    pub log_size_max: u64,
+    /// How many files of a container's log are kept, the one being written included.
+    pub log_files_max: usize,
+}
+
+impl Config {
+    /// The defaults for everything that has one.
+    #[must_use]
+    pub fn new(node_name: &str, node_ip: IpAddr, data_dir: PathBuf, cri_socket: PathBuf) -> Self {
+        Self {
+            node_name: node_name.to_owned(),
+            node_ip,
+            log_dir: data_dir.join("logs"),
+            data_dir,
+            cri_socket,
+            listen: SocketAddr::new(node_ip, 10250),
+            serving_cert_pem: String::new(),
+            serving_key_pem: String::new(),
+            client_ca_pem: String::new(),
+            static_pod_dir: None,
+            pod_cidr: None,
+            max_pods: 500,
+            labels: BTreeMap::new(),
+            taints: Vec::new(),
+            cluster_dns: Vec::new(),
+            cluster_domain: "cluster.local".into(),
+            parallel_starts: 16,
+            parallel_pulls: 4,
+            runtime_timeout: Duration::from_secs(120),
+            log_size_max: 10 << 20,
+            log_files_max: 5,
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! What the kubelet tried for one Pod, as far as the runtime does not remember it: back-offs, image resolution, failures of the
+//! last attempt. The planner reads it, the worker's fold of step outcomes writes it.
+
+use super::backoff::Backoff;
+use jiff::{SignedDuration, Timestamp};
+use std::collections::BTreeMap;
+
+/// Memory of one Pod beside the runtime's.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct History {
+    /// Per container name.
+    pub containers: BTreeMap<String, ContainerHistory>,
+    /// Whether the volumes stand.
+    pub volumes: Volumes,
+    /// Why the last attempt to make a sandbox failed, and when to try again.
+    pub sandbox_failure: Option<Retry>,
+    /// How many sandboxes were made: the attempt number of the next one.
+    pub sandboxes_made: u32,
+    /// Set once the Pod has to end; it never goes back.
+    pub ending: Option<Ending>,
+}
+
+/// Memory of one container.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ContainerHistory {
+    /// Delay between restarts.
+    pub restarts: Backoff,
+    /// The image of the next attempt.
+    pub image: ImageState,
+    /// Delay between pulls.
+    pub pulls: Backoff,
+    /// Why the last attempt to create or start it failed.
+    pub start_failure: Option<StartFailure>,
+}
+
+/// What is known of a container's image.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum ImageState {
+    /// Not looked at since the last start; the planner asks for it.
+    #[default]
+    Unknown,
+    /// On the node.
+    Resolved(ResolvedImage),
+    /// Could not be had; the planner asks again after `retry.not_before`.
+    Failed {
+        /// `ErrImagePull`, `ErrImageNeverPull`, `InvalidImageName`, ...
+        reason: String,
+        retry: Retry,
+        failed_at: Timestamp,
+    },
+}
+
+/// An image that is on the node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ResolvedImage {
+    /// What the runtime calls it: goes into CreateContainer.
+    pub image_ref: String,
+    /// The image's id, for the status.
+    pub image_id: String,
+    /// What kind of container it makes.
+    pub kind: ImageKind,
+}
+
+/// What an image holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageKind {
+    /// A Wasm component or core module.
+    Wasm,
+    /// Anything else, or a runtime that does not say.
+    Oci,
+}
+
+/// State of the Pod's volumes on this node.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Volumes {
+    /// Not mounted; the planner asks for it.
+    #[default]
+    Absent,
+    /// All mounted.
+    Mounted,
+    /// The last attempt failed.
+    Failed(Retry),
+    /// Torn down after the Pod ended.
+    Removed,
+}
+
+/// A failure with the time of the next attempt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Retry {
+    pub message: String,
+    pub failures: u32,
+    pub not_before: Timestamp,
+}
+
+impl Retry {
+    /// The next retry after a failure now: half a second, doubling to two minutes.
+    #[must_use]
+    pub fn after(previous: Option<&Retry>, message: String, now: Timestamp) -> Self {
+        let failures = previous.map_or(0, |retry| retry.failures);
+        let delay_ms = (500_i64 << failures.min(8)).min(120_000);
+        let not_before = now
+            .saturating_add(SignedDuration::from_millis(delay_ms))
+            .unwrap_or(Timestamp::MAX);
+        Self {
+            message,
+            failures: failures.saturating_add(1),
+            not_before,
+        }
+    }
+}
+
+/// Why a container did not come up.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StartFailure {
+    /// `CreateContainerConfigError`, `CreateContainerError`, `RunContainerError`.
+    pub reason: String,
+    pub retry: Retry,
+}
+
+/// The Pod has to end.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ending {
+    pub cause: EndingCause,
+    /// When the kubelet learned of it: the grace period counts from here.
+    pub since: Timestamp,
+    /// Grace period; a later, shorter one replaces it.
+    pub grace_secs: i64,
+}
+
+/// Why a Pod has to end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EndingCause {
+    /// It was deleted, or its static manifest is gone.
+    Deleted,
+    /// Its containers are done and none restarts.
+    Finished,
+    /// It failed as a whole: the phase becomes Failed with this reason and message.
+    Failed { reason: String, message: String },
+    /// The node stops; the object stays and starts again with the next kubelet.
+    NodeStops,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retries_slow_down_to_two_minutes() {
+        let now = Timestamp::UNIX_EPOCH;
+        let mut retry: Option<Retry> = None;
+        let mut delays = Vec::new();
+        for _ in 0..10 {
+            let next = Retry::after(retry.as_ref(), "x".into(), now);
+            delays.push(next.not_before.duration_since(now).as_millis());
+            retry = Some(next);
+        }
+        assert_eq!(
+            delays,
+            [
+                500, 1000, 2000, 4000, 8000, 16_000, 32_000, 64_000, 120_000, 120_000
+            ]
+        );
+    }
+}

@@ -1,0 +1,123 @@
+//! The status that a Pod ought to have, from what the runtime shows and what the planner decided. Pure.
+//!
+//! Owned here: phase, reason, message, container statuses, addresses, start time and the conditions PodReadyToStartContainers,
+//! Initialized, ContainersReady, Ready. Conditions of others (PodScheduled, readiness gates) are read and kept, never written,
+//! except that a Pod on a node without PodScheduled gets it (static Pods have no scheduler).
+
+mod conditions;
+mod container_status;
+mod phase;
+pub mod qos;
+
+use super::containers::{all, inits, mains, spec};
+use super::history::EndingCause;
+use super::plan::{Plan, PlanInput};
+use k8s_openapi::api::core::v1::{HostIP, PodIP, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+/// What of the node shows in a Pod's status.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct NodeFacts {
+    /// The node's address.
+    pub host_ip: String,
+    /// The runtime's name, which goes before `://` in container ids.
+    pub runtime_name: String,
+}
+
+/// Computes the status of a Pod.
+#[must_use]
+pub fn plan_status(input: PlanInput<'_>, plan: &Plan, node: &NodeFacts) -> PodStatus {
+    let has_inits = !inits(input.pod).is_empty();
+    let default_reason = if has_inits {
+        "PodInitializing"
+    } else {
+        "ContainerCreating"
+    };
+    let of = |container| container_status::of(input, plan, node, container, default_reason);
+    let init_statuses: Vec<_> = inits(input.pod).iter().map(of).collect();
+    let main_statuses: Vec<_> = mains(input.pod).iter().map(of).collect();
+    let running = all(input.pod).any(|container| {
+        input
+            .view
+            .attempts(&container.name)
+            .iter()
+            .any(|view| view.is_running())
+    });
+    let (mut reason, mut message) = (None, None);
+    let mut phase = phase::of(input, &init_statuses, &main_statuses);
+    if let Some(EndingCause::Failed {
+        reason: why,
+        message: text,
+    }) = input.history.ending.as_ref().map(|e| &e.cause)
+    {
+        phase = "Failed";
+        (reason, message) = (Some(why.clone()), Some(text.clone()));
+    }
+    let before = input.previous.and_then(|status| status.phase.as_deref());
+    match before {
+        // A Pod that is over stays so.
+        Some("Succeeded") => phase = "Succeeded",
+        Some("Failed") => phase = "Failed",
+        // Others take a final phase as "its resources are free": not before the last container ended.
+        _ if running && matches!(phase, "Succeeded" | "Failed") => phase = "Running",
+        _ => {}
+    }
+    if before == Some("Failed") && reason.is_none() {
+        reason = input.previous.and_then(|status| status.reason.clone());
+        message = input.previous.and_then(|status| status.message.clone());
+    }
+    let mut status = PodStatus {
+        phase: Some(phase.to_owned()),
+        reason,
+        message,
+        observed_generation: input.pod.metadata.generation,
+        start_time: input
+            .previous
+            .and_then(|status| status.start_time.clone())
+            .or(Some(Time(input.now))),
+        qos_class: input
+            .previous
+            .and_then(|s| s.qos_class.clone())
+            .or_else(|| Some(qos::of(spec(input.pod)).to_owned())),
+        init_container_statuses: has_inits.then_some(init_statuses),
+        container_statuses: Some(main_statuses),
+        ..PodStatus::default()
+    };
+    addresses(input, node, &mut status);
+    status.conditions = Some(conditions::of(input, &status));
+    status
+}
+
+/// hostIP as soon as the kubelet has the Pod; podIP as soon as the sandbox has one, and after its end.
+fn addresses(input: PlanInput<'_>, node: &NodeFacts, status: &mut PodStatus) {
+    status.host_ip = Some(node.host_ip.clone());
+    status.host_ips = Some(vec![HostIP {
+        ip: node.host_ip.clone(),
+    }]);
+    let mut ips: Vec<String> = if spec(input.pod).host_network.unwrap_or(false) {
+        if input.view.sandboxes.is_empty() {
+            Vec::new()
+        } else {
+            vec![node.host_ip.clone()]
+        }
+    } else {
+        input
+            .view
+            .latest_sandbox()
+            .map(|sandbox| sandbox.ips.clone())
+            .unwrap_or_default()
+    };
+    if ips.is_empty() && input.history.ending.is_some() {
+        let known = input.previous.and_then(|status| status.pod_ips.as_ref());
+        ips = known
+            .into_iter()
+            .flatten()
+            .map(|ip| ip.ip.clone())
+            .collect();
+    }
+    status.pod_ip = ips.first().cloned();
+    status.pod_ips = (!ips.is_empty()).then(|| ips.into_iter().map(|ip| PodIP { ip }).collect());
+}
+
+#[cfg(test)]
+mod tests;

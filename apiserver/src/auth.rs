@@ -1,1 +1,15 @@
-//! Authentication, authorization, reviews and tokens.
+//! Who asks, and whether they may.
+//!
+//! Owns authentication (client certificates, service account tokens, anonymous), impersonation, authorization (RBAC and
+//! nodes) and the review resources that ask about them. Inputs: request heads, the peer of a connection, the store.
+//! Outputs: a [`UserInfo`], a [`Decision`], review objects. It never writes to the store, with one exception that is a
+//! controller: the aggregation of cluster roles.
+
+mod attributes;
+mod user;
+
+pub use attributes::{Attributes, Decision};
+pub use user::{
+    ANONYMOUS, AUTHENTICATED, MASTERS, NODE_PREFIX, NODES, Peer, SERVICE_ACCOUNT_PREFIX,
+    UNAUTHENTICATED, UserInfo,
+};

@@ -1,0 +1,328 @@
+//! Server-side apply: merge, drop what this manager no longer applies, find conflicts, write down the owners.
+
+use super::entries::{Managed, Operation, Owned, Owner};
+use super::merge::{merge, prune};
+use super::node::Node;
+use super::path::{PathElement, path_text};
+use super::set::FieldSet;
+use super::update::take_over;
+use super::walk::Scope;
+use super::{Writer, last_applied, set_managed_fields};
+use crate::schema::{Schema, TypeId};
+use serde_json::Value;
+
+/// The manager that owns what an object had before its first apply.
+const BEFORE_FIRST_APPLY: &str = "before-first-apply";
+
+/// How to apply.
+#[derive(Clone, Copy, Debug)]
+pub struct ApplyOptions<'a> {
+    /// Who applies, through what and when. Its `api_version` is that of the configuration.
+    pub writer: Writer<'a>,
+    /// Take fields from others instead of failing.
+    pub force: bool,
+}
+
+/// A field that another manager owns with another value.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Conflict {
+    /// The other manager.
+    pub manager: String,
+    /// Its apiVersion if it wrote by update; appliers are named without.
+    pub api_version: Option<String>,
+    /// The subresource it wrote through, empty for the main one.
+    pub subresource: String,
+    /// The field.
+    pub path: Vec<PathElement>,
+}
+
+/// Why an apply was refused.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ApplyError {
+    /// Others own these fields with other values (409).
+    #[error("{}", conflict_message(.0))]
+    Conflicts(Vec<Conflict>),
+    /// The configuration brings managedFields (400).
+    #[error("metadata.managedFields must be nil")]
+    ManagedFieldsGiven,
+    /// The configuration has a list that cannot be merged (400).
+    #[error("failed to create typed patch object ({object}): {path}: {what}")]
+    Unmergeable {
+        /// Namespace, name, apiVersion and kind.
+        object: String,
+        /// Where.
+        path: String,
+        /// What is wrong there.
+        what: String,
+    },
+}
+
+impl Conflict {
+    /// The manager as messages and causes name it: `"kubectl-client-side-apply" using apps/v1`.
+    pub fn manager_text(&self) -> String {
+        let mut text = format!("{:?}", self.manager);
+        if !self.subresource.is_empty() {
+            text += &format!(" with subresource {:?}", self.subresource);
+        }
+        if let Some(api_version) = &self.api_version {
+            text += &format!(" using {api_version}");
+        }
+        text
+    }
+
+    /// The message of the cause in the Status.
+    pub fn cause_message(&self) -> String {
+        format!("conflict with {}", self.manager_text())
+    }
+
+    /// The field of the cause in the Status, e.g. `.spec.replicas`.
+    pub fn field(&self) -> String {
+        path_text(&self.path)
+    }
+}
+
+fn conflict_message(conflicts: &[Conflict]) -> String {
+    if let [only] = conflicts {
+        return format!(
+            "Apply failed with 1 conflict: conflict with {}: {}",
+            only.manager_text(),
+            only.field()
+        );
+    }
+    let mut managers: Vec<String> = conflicts.iter().map(Conflict::manager_text).collect();
+    managers.sort();
+    managers.dedup();
+    let mut lines = Vec::new();
+    for manager in managers {
+        lines.push(format!("conflicts with {manager}:"));
+        let of_manager = conflicts
+            .iter()
+            .filter(|conflict| conflict.manager_text() == manager);
+        lines.extend(of_manager.map(|conflict| format!("- {}", conflict.field())));
+    }
+    format!(
+        "Apply failed with {} conflicts: {}",
+        conflicts.len(),
+        lines.join("\n")
+    )
+}
+
+/// Merges a configuration into the live object and records the ownership. The answer equals `live` if nothing changed.
+///
+/// `applied` must hold what the client wrote and nothing more: defaults or zero values in it would be owned.
+pub fn apply(
+    schema: &Schema,
+    type_id: TypeId,
+    live: Option<&Value>,
+    applied: &Value,
+    options: &ApplyOptions<'_>,
+) -> Result<Value, ApplyError> {
+    if applied
+        .pointer("/metadata/managedFields")
+        .is_some_and(|list| !list.is_null())
+    {
+        return Err(ApplyError::ManagedFieldsGiven);
+    }
+    match apply_once(schema, type_id, live, applied, options) {
+        // kubectl moving from client-side to server-side apply may take what its own annotation says it wrote.
+        Err(ApplyError::Conflicts(conflicts))
+            if options.writer.manager == last_applied::MANAGER =>
+        {
+            let scope = Scope {
+                schema,
+                type_id,
+                subresource: options.writer.subresource,
+            };
+            let allowed = live
+                .and_then(|live| last_applied::owned(scope, live))
+                .unwrap_or_default();
+            let rest: Vec<Conflict> = conflicts
+                .into_iter()
+                .filter(|conflict| !allowed.contains(&conflict.path))
+                .collect();
+            if !rest.is_empty() {
+                return Err(ApplyError::Conflicts(rest));
+            }
+            apply_once(
+                schema,
+                type_id,
+                live,
+                applied,
+                &ApplyOptions {
+                    force: true,
+                    ..*options
+                },
+            )
+        }
+        outcome => outcome,
+    }
+}
+
+fn apply_once(
+    schema: &Schema,
+    type_id: TypeId,
+    live: Option<&Value>,
+    applied: &Value,
+    options: &ApplyOptions<'_>,
+) -> Result<Value, ApplyError> {
+    let writer = &options.writer;
+    let scope = Scope {
+        schema,
+        type_id,
+        subresource: writer.subresource,
+    };
+    let root = Node::Struct(schema.def(type_id));
+    let set = scope
+        .field_set(applied)
+        .map_err(|bad| ApplyError::Unmergeable {
+            object: object_text(applied),
+            path: bad.path,
+            what: bad.what,
+        })?;
+    let mut managed = read_managed(scope, live, writer);
+    let owner = Owner {
+        manager: writer.manager.to_owned(),
+        operation: Operation::Apply,
+        api_version: writer.api_version.to_owned(),
+        subresource: writer.subresource.to_owned(),
+    };
+    let last = managed
+        .get(&owner)
+        .map(|entry| entry.set().clone())
+        .unwrap_or_default();
+
+    let mut merged = live
+        .cloned()
+        .unwrap_or_else(|| Value::Object(serde_json::Map::new()));
+    let stored_list = take_managed_fields(&mut merged);
+    merge(schema, root, &mut merged, applied);
+    if !last.difference(&set).is_empty() {
+        let others = managed
+            .entries
+            .iter()
+            .filter(|entry| !entry.owner.same(&owner));
+        let mut kept = others.fold(set.clone(), |kept, entry| kept.union(entry.set()));
+        keep_identity(&mut kept);
+        prune(schema, root, &mut merged, &last, &kept);
+    }
+
+    let diff = scope.compare(live, &merged);
+    let changed = diff.added.union(&diff.modified);
+    if !options.force {
+        refuse_conflicts(&managed, &owner, &changed)?;
+    }
+    // After the comparison: the annotation follows the configuration, nobody applied it.
+    if writer.manager == last_applied::MANAGER {
+        last_applied::refresh(&mut merged, applied);
+    }
+    let same_set = managed.get(&owner).is_some_and(|entry| *entry.set() == set);
+    if diff.is_empty() && same_set {
+        set_managed_fields(&mut merged, stored_list);
+        return Ok(merged);
+    }
+    for entry in managed
+        .entries
+        .iter_mut()
+        .filter(|entry| !entry.owner.same(&owner))
+    {
+        let left = entry.set().difference(&changed).difference(&diff.removed);
+        entry.replace_set(left);
+    }
+    own(&mut managed, owner, set, writer);
+    set_managed_fields(&mut merged, managed.write());
+    Ok(merged)
+}
+
+/// The stored entries. An object that nobody tracked so far belongs as a whole to a manager of its own, so that the first apply
+/// sees conflicts instead of taking everything silently.
+fn read_managed(scope: Scope<'_>, live: Option<&Value>, writer: &Writer<'_>) -> Managed {
+    let Some(live) = live else {
+        return Managed::default();
+    };
+    let mut managed = Managed::read(live.pointer("/metadata/managedFields")).unwrap_or_default();
+    if managed.is_empty() {
+        let before = Writer {
+            manager: BEFORE_FIRST_APPLY,
+            ..*writer
+        };
+        take_over(&mut managed, scope.compare(None, live), &before);
+    }
+    managed
+}
+
+fn refuse_conflicts(
+    managed: &Managed,
+    owner: &Owner,
+    changed: &FieldSet,
+) -> Result<(), ApplyError> {
+    let mut conflicts = Vec::new();
+    let mut others: Vec<&Owned> = managed
+        .entries
+        .iter()
+        .filter(|entry| !entry.owner.same(owner))
+        .collect();
+    others.sort_by(|a, b| a.owner.manager.cmp(&b.owner.manager));
+    for entry in others {
+        let Owner {
+            manager,
+            operation,
+            api_version,
+            subresource,
+        } = &entry.owner;
+        entry.set().intersection(changed).for_each(&mut |path| {
+            conflicts.push(Conflict {
+                manager: manager.clone(),
+                api_version: (*operation == Operation::Update).then(|| api_version.clone()),
+                subresource: subresource.clone(),
+                path: path.to_vec(),
+            });
+        });
+    }
+    if conflicts.is_empty() {
+        Ok(())
+    } else {
+        Err(ApplyError::Conflicts(conflicts))
+    }
+}
+
+fn own(managed: &mut Managed, owner: Owner, set: FieldSet, writer: &Writer<'_>) {
+    match managed.get_mut(&owner) {
+        Some(entry) => {
+            entry.replace_set(set);
+            entry.owner = owner;
+            entry.time = Some(writer.time());
+        }
+        None => managed.entries.push(Owned::new(owner, writer.time(), set)),
+    }
+}
+
+/// A configuration always names its object, so pruning must never take `metadata` away with its last owned field.
+fn keep_identity(kept: &mut FieldSet) {
+    for name in ["name", "namespace", "uid", "resourceVersion"] {
+        kept.insert(&[PathElement::field("metadata"), PathElement::field(name)]);
+    }
+}
+
+fn take_managed_fields(value: &mut Value) -> Option<Value> {
+    value
+        .get_mut("metadata")?
+        .as_object_mut()?
+        .remove("managedFields")
+}
+
+fn object_text(applied: &Value) -> String {
+    let text = |pointer: &str| {
+        applied
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    };
+    let namespace = text("/metadata/namespace");
+    let slash = if namespace.is_empty() { "" } else { "/" };
+    format!(
+        "{namespace}{slash}{}; {}, Kind={}",
+        text("/metadata/name"),
+        text("/apiVersion"),
+        text("/kind")
+    )
+}

@@ -1,0 +1,256 @@
+//! `metadata.managedFields`: reading and writing the list, who an entry belongs to, and how many there may be.
+//!
+//! Input: the list as JSON. Output: [`Managed`], and the list again. Entries that did not change are written back as they were
+//! read, to the byte of their time and fields.
+
+use super::set::FieldSet;
+use serde_json::{Map, Value};
+
+/// More Update entries than this are merged, oldest first.
+const UPDATE_ENTRIES_MAX: usize = 10;
+/// The manager that merged entries go to.
+const ANCIENT_CHANGES: &str = "ancient-changes";
+
+/// How a manager writes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Operation {
+    Apply,
+    Update,
+}
+
+/// Who owns: the identity of an entry.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Owner {
+    pub(super) manager: String,
+    pub(super) operation: Operation,
+    pub(super) api_version: String,
+    pub(super) subresource: String,
+}
+
+/// One entry.
+#[derive(Clone, Debug)]
+pub(super) struct Owned {
+    pub(super) owner: Owner,
+    pub(super) time: Option<String>,
+    set: FieldSet,
+    /// The set as it was read, as long as it has not changed.
+    raw: Option<Value>,
+}
+
+/// All entries of an object.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Managed {
+    pub(super) entries: Vec<Owned>,
+}
+
+/// The list was not written by a server.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Unreadable;
+
+impl Owner {
+    /// An applier is the same whichever version it applies in; an updater is not.
+    pub(super) fn same(&self, other: &Self) -> bool {
+        self.manager == other.manager
+            && self.operation == other.operation
+            && self.subresource == other.subresource
+            && (self.operation == Operation::Apply || self.api_version == other.api_version)
+    }
+}
+
+impl Owned {
+    pub(super) fn new(owner: Owner, time: String, set: FieldSet) -> Self {
+        Self {
+            owner,
+            time: Some(time),
+            set,
+            raw: None,
+        }
+    }
+
+    pub(super) fn set(&self) -> &FieldSet {
+        &self.set
+    }
+
+    /// Gives the entry another set; says whether it differs.
+    pub(super) fn replace_set(&mut self, set: FieldSet) -> bool {
+        let differs = self.set != set;
+        if differs {
+            self.set = set;
+            self.raw = None;
+        }
+        differs
+    }
+
+    fn seconds(&self) -> i64 {
+        let time = self
+            .time
+            .as_deref()
+            .and_then(|time| time.parse::<jiff::Timestamp>().ok());
+        time.map_or(0, jiff::Timestamp::as_second)
+    }
+
+    fn read(entry: &Value) -> Result<Self, Unreadable> {
+        let text = |name: &str| {
+            entry
+                .get(name)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned()
+        };
+        let operation = match entry.get("operation").and_then(Value::as_str) {
+            Some("Apply") => Operation::Apply,
+            Some("Update") => Operation::Update,
+            _ => return Err(Unreadable),
+        };
+        if entry.get("fieldsType").and_then(Value::as_str) != Some("FieldsV1") {
+            return Err(Unreadable);
+        }
+        let raw = entry
+            .get("fieldsV1")
+            .cloned()
+            .unwrap_or_else(|| Value::Object(Map::new()));
+        let set = FieldSet::from_fields_v1(&raw).map_err(|_| Unreadable)?;
+        let owner = Owner {
+            manager: text("manager"),
+            operation,
+            api_version: text("apiVersion"),
+            subresource: text("subresource"),
+        };
+        let time = entry.get("time").and_then(Value::as_str).map(str::to_owned);
+        Ok(Self {
+            owner,
+            time,
+            set,
+            raw: Some(raw),
+        })
+    }
+
+    fn write(self) -> Value {
+        let mut entry = Map::new();
+        let mut put = |name: &str, value: Value| entry.insert(name.to_owned(), value);
+        put("apiVersion", Value::String(self.owner.api_version));
+        put("fieldsType", Value::from("FieldsV1"));
+        put(
+            "fieldsV1",
+            self.raw.unwrap_or_else(|| self.set.to_fields_v1()),
+        );
+        put("manager", Value::String(self.owner.manager));
+        put(
+            "operation",
+            Value::from(match self.owner.operation {
+                Operation::Apply => "Apply",
+                Operation::Update => "Update",
+            }),
+        );
+        if !self.owner.subresource.is_empty() {
+            put("subresource", Value::String(self.owner.subresource));
+        }
+        if let Some(time) = self.time {
+            put("time", Value::String(time));
+        }
+        Value::Object(entry)
+    }
+}
+
+impl Managed {
+    /// Reads the list; no list is an empty one.
+    pub(super) fn read(list: Option<&Value>) -> Result<Self, Unreadable> {
+        let Some(list) = list.filter(|list| !list.is_null()) else {
+            return Ok(Self::default());
+        };
+        let items = list.as_array().ok_or(Unreadable)?;
+        let mut entries: Vec<Owned> = Vec::with_capacity(items.len());
+        for item in items {
+            let entry = Owned::read(item)?;
+            // The same owner twice cannot come from a server; the later one counts.
+            entries.retain(|other| !other.owner.same(&entry.owner));
+            entries.push(entry);
+        }
+        Ok(Self { entries })
+    }
+
+    /// The list as stored: appliers first, then by time, then by name. Entries without fields are left out.
+    pub(super) fn write(mut self) -> Option<Value> {
+        self.drop_empty();
+        self.entries.sort_by(|a, b| {
+            let by_owner = |e: &Owned| {
+                (
+                    e.owner.manager.clone(),
+                    e.owner.api_version.clone(),
+                    e.owner.subresource.clone(),
+                )
+            };
+            (a.owner.operation, a.seconds())
+                .cmp(&(b.owner.operation, b.seconds()))
+                .then_with(|| by_owner(a).cmp(&by_owner(b)))
+        });
+        (!self.entries.is_empty()).then(|| self.entries.into_iter().map(Owned::write).collect())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub(super) fn get(&self, owner: &Owner) -> Option<&Owned> {
+        self.entries.iter().find(|entry| entry.owner.same(owner))
+    }
+
+    pub(super) fn get_mut(&mut self, owner: &Owner) -> Option<&mut Owned> {
+        self.entries
+            .iter_mut()
+            .find(|entry| entry.owner.same(owner))
+    }
+
+    pub(super) fn drop_empty(&mut self) {
+        self.entries.retain(|entry| !entry.set.is_empty());
+    }
+
+    /// Merges the oldest Update entries of each version until few enough are left.
+    pub(super) fn cap_updates(&mut self) {
+        let mut updates: Vec<Owned> = Vec::new();
+        let is_update = |entry: &Owned| entry.owner.operation == Operation::Update;
+        if self.entries.iter().filter(|entry| is_update(entry)).count() <= UPDATE_ENTRIES_MAX {
+            return;
+        }
+        for entry in std::mem::take(&mut self.entries) {
+            if is_update(&entry) {
+                updates.push(entry)
+            } else {
+                self.entries.push(entry)
+            }
+        }
+        updates.sort_by(|a, b| {
+            let by_owner = |e: &Owned| {
+                (
+                    e.owner.api_version.clone(),
+                    e.owner.manager.clone(),
+                    e.owner.subresource.clone(),
+                )
+            };
+            a.seconds()
+                .cmp(&b.seconds())
+                .then_with(|| by_owner(a).cmp(&by_owner(b)))
+        });
+        let mut count = updates.len();
+        let mut buckets: Vec<Owned> = Vec::new();
+        for entry in updates {
+            let bucket = buckets
+                .iter_mut()
+                .find(|bucket| bucket.owner.api_version == entry.owner.api_version);
+            match bucket {
+                Some(bucket) if count > UPDATE_ENTRIES_MAX => {
+                    let merged = bucket.set.union(&entry.set);
+                    bucket.owner.manager = ANCIENT_CHANGES.to_owned();
+                    bucket.owner.subresource.clear();
+                    bucket.replace_set(merged);
+                    // The time of the younger one: the bucket changed then.
+                    bucket.time = entry.time;
+                    count -= 1;
+                }
+                None if count > UPDATE_ENTRIES_MAX => buckets.push(entry),
+                _ => self.entries.push(entry),
+            }
+        }
+        self.entries.append(&mut buckets);
+    }
+}

@@ -3,7 +3,15 @@
 //! Objects are `serde_json::Value` trees walked along a [`schema::Schema`]. Inputs are bytes and values, outputs are values,
 //! bytes and errors in upstream's words. It never does I/O, never reads a clock and starts no task.
 
+pub mod codec;
 pub mod managed;
+pub mod meta;
+pub mod names;
 pub mod patch;
 pub mod printing;
+pub mod quantity;
 pub mod schema;
+pub mod selector;
+pub mod status;
+mod text;
+pub mod validation;

@@ -71,15 +71,13 @@ pub enum CommitError {
     /// The object is at another revision. Carries its present state.
     #[error("{} is at revision {}", .0.key, .0.revision)]
     Conflict(Arc<Object>),
-    /// The place for the revision lies outside of the object's bytes: a fault of the caller.
-    #[error("{key}: the revision's place {revision_at} lies outside of the object's {len} bytes")]
+    /// The write cannot be carried out as it is: a fault of the caller.
+    #[error("{key}: {reason}")]
     Malformed {
         /// The object.
         key: ObjectKey,
-        /// The offset that was given.
-        revision_at: usize,
-        /// The number of bytes that were given.
-        len: usize,
+        /// What is wrong.
+        reason: &'static str,
     },
     /// The store is closed or closing.
     #[error("the store is closed")]

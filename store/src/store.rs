@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::mutation::{CommitError, Committed, Mutation};
 use crate::object::{Indexer, Revision};
 use crate::persist::memory::Memory;
+use crate::persist::sled::Sled;
 use crate::persist::{OpenError, Persist};
 use crate::publish::{Compacted, Published, RetainLimits};
 use crate::ring::RingLimits;
@@ -61,7 +62,7 @@ impl Config {
             ring_bytes_max: 16 * 1024 * 1024,
             snapshots_max: 32,
             snapshot_age_max: Duration::from_secs(5 * 60),
-            lazy_interval: Duration::from_secs(10),
+            lazy_interval: Duration::from_secs(30),
         }
     }
 }
@@ -91,13 +92,7 @@ impl Store {
     pub fn open(config: Config, indexer: Arc<dyn Indexer>) -> Result<Self, OpenError> {
         let mut persist: Box<dyn Persist> = match &config.backend {
             Backend::Memory => Box::new(Memory),
-            Backend::Sled { dir } => {
-                let source = std::io::Error::from(std::io::ErrorKind::Unsupported);
-                return Err(OpenError::Access {
-                    path: dir.clone(),
-                    source,
-                });
-            }
+            Backend::Sled { dir } => Box::new(Sled::open(dir.clone())?),
         };
         let loaded = persist.load(&*indexer)?;
         let ring_limits = RingLimits {
@@ -122,8 +117,9 @@ impl Store {
             .spawn({
                 let (queue, guard) = (Arc::clone(&queue), closed.clone().drop_guard());
                 move || {
+                    // However the thread ends, nobody waits for it in vain.
+                    let _guards = (queue.abort_guard(), guard);
                     sequencer.run(&queue);
-                    drop(guard);
                 }
             })
             .map_err(OpenError::Thread)?;

@@ -20,4 +20,8 @@ impl Persist for Memory {
     fn write(&mut self, _: &[Change], _: Revision) -> Result<(), PersistError> {
         Ok(())
     }
+
+    fn close(&mut self) -> Result<(), PersistError> {
+        Ok(())
+    }
 }

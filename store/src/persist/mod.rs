@@ -1,6 +1,7 @@
 //! Where states become durable. One implementation per kind of disk; the sequencer is its only user, from one thread.
 
 pub(crate) mod memory;
+pub(crate) mod sled;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -49,6 +50,9 @@ pub(crate) trait Persist: Send {
 
     /// Makes all changes durable or none of them, and with them that revisions up to `reserved` may be given out.
     fn write(&mut self, changes: &[Change], reserved: Revision) -> Result<(), PersistError>;
+
+    /// Nothing will be written any more.
+    fn close(&mut self) -> Result<(), PersistError>;
 }
 
 /// A write to the disk failed.

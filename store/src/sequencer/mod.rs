@@ -78,6 +78,9 @@ impl Sequencer {
         if !self.lazy.is_empty() || self.reserved != self.state.revision {
             self.flush(self.state.revision);
         }
+        if let Err(error) = self.persist.close() {
+            self.fail(error);
+        }
         self.published.close();
     }
 

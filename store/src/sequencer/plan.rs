@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::mutation::{CommitError, Committed, Mutation, Op, Precondition};
-use crate::object::{Object, ObjectKey, Revision};
+use crate::object::{NewObject, Object, ObjectKey, Revision};
 use crate::ring::{Event, EventKind};
 use crate::state::State;
 
@@ -65,12 +65,8 @@ fn step(state: &State, mutation: Mutation) -> Result<Event, CommitError> {
             revision,
         }),
         (Op::Put(new), current) => {
-            if new.revision_at > new.json.len() {
-                return Err(CommitError::Malformed {
-                    key,
-                    revision_at: new.revision_at,
-                    len: new.json.len(),
-                });
+            if let Some(reason) = fault(&key, &new) {
+                return Err(CommitError::Malformed { key, reason });
             }
             let created = current.map_or(revision, |current| current.created);
             Ok(Event {
@@ -84,6 +80,21 @@ fn step(state: &State, mutation: Mutation) -> Result<Event, CommitError> {
                 revision,
             })
         }
+    }
+}
+
+/// The largest object: far above what the API lets in, far below what lengths on disk can say.
+const JSON_LEN_MAX: usize = 64 * 1024 * 1024;
+
+fn fault(key: &ObjectKey, new: &NewObject) -> Option<&'static str> {
+    if new.revision_at > new.json.len() {
+        Some("the revision's place lies outside of the object's bytes")
+    } else if new.json.len() > JSON_LEN_MAX {
+        Some("the object is larger than 64 MiB")
+    } else if key.resource.contains('\0') || key.path.contains('\0') {
+        Some("a key cannot contain a zero byte")
+    } else {
+        None
     }
 }
 
@@ -111,7 +122,7 @@ fn check(
 mod tests {
     use super::*;
     use crate::mutation::Durability;
-    use crate::object::{Attrs, NewObject};
+    use crate::object::Attrs;
 
     /// `+a` create, `=a` put, `~a` replace, `a@5` replace revision 5, `-a` delete, `-a@5` delete revision 5, `!a` malformed.
     fn parse(text: &str) -> Vec<Mutation> {

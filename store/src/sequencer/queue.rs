@@ -3,12 +3,13 @@
 //! When it is full, senders wait their turn (the semaphore is fair); nothing is dropped.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::mutation::{CommitError, Committed, Mutation};
+use crate::mutation::{CommitError, Committed, Mutation, Op};
 
 /// One write and where its outcome goes.
 #[derive(Debug)]
@@ -16,6 +17,9 @@ pub(crate) struct Request {
     pub(crate) mutation: Mutation,
     pub(crate) outcome_tx: oneshot::Sender<Result<Committed, CommitError>>,
 }
+
+/// Bytes after which a batch takes no further request: large objects are written a few at a time.
+const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -88,11 +92,17 @@ impl Queue {
                 None => self.filled.wait(&mut inner),
             }
         }
-        let len = inner.requests.len().min(max);
+        let len = batch_len(&inner.requests, max);
+
         let batch: Vec<Request> = inner.requests.drain(..len).collect();
         drop(inner);
         self.places.add_permits(len);
         Taken::Batch(batch)
+    }
+
+    /// Closes the queue and drops what waits in it when dropped: those who wait learn that nobody will answer.
+    pub(crate) fn abort_guard(self: &Arc<Self>) -> AbortGuard {
+        AbortGuard(Arc::clone(self))
     }
 
     /// Refuses further requests; those that wait in the queue are still carried out.
@@ -101,4 +111,29 @@ impl Queue {
         self.inner.lock().closing = true;
         self.filled.notify_one();
     }
+}
+
+/// See [`Queue::abort_guard`].
+#[derive(Debug)]
+pub(crate) struct AbortGuard(Arc<Queue>);
+
+impl Drop for AbortGuard {
+    fn drop(&mut self) {
+        self.0.close();
+        let requests = std::mem::take(&mut self.0.inner.lock().requests);
+        drop(requests);
+    }
+}
+
+fn batch_len(requests: &VecDeque<Request>, max: usize) -> usize {
+    let mut bytes = 0;
+    let fits = |request: &&Request| {
+        let fits = bytes < BATCH_BYTES_MAX;
+        bytes += match &request.mutation.op {
+            Op::Put(new) => new.json.len(),
+            Op::Delete => 0,
+        };
+        fits
+    };
+    requests.iter().take(max).take_while(fits).count()
 }

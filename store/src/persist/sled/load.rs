@@ -1,0 +1,154 @@
+//! Reads everything there is, checking each record by itself and all of them against the meta record.
+
+use std::sync::Arc;
+
+use super::record::{META_KEY, Meta, PartKey, Partial, fingerprint};
+use crate::object::{Indexer, Object, Revision};
+use crate::state::{Objects, State};
+
+/// Why reading ended early.
+#[derive(Debug)]
+pub(super) enum LoadError {
+    /// The database says so.
+    Database(sled::Error),
+    /// The records say so.
+    Damaged(String),
+}
+
+impl From<sled::Error> for LoadError {
+    fn from(error: sled::Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+/// All objects in the order of their keys, attributes still empty.
+pub(super) fn read_objects(db: &sled::Db) -> Result<Vec<Object>, LoadError> {
+    let mut objects = Vec::new();
+    let mut partial: Option<Partial> = None;
+    let mut resource: Arc<str> = Arc::from("");
+    for entry in db.iter() {
+        let (key, value) = entry?;
+        if *key == *META_KEY {
+            continue;
+        }
+        let part_key = PartKey::decode(&key).ok_or_else(|| {
+            LoadError::Damaged(format!(
+                "the key {:?} is none of ours",
+                String::from_utf8_lossy(&key)
+            ))
+        })?;
+        let PartKey {
+            resource: resource_name,
+            path,
+            part,
+        } = part_key;
+        let name = || format!("{resource_name}/{path}");
+        if part > 0 {
+            let ours = partial.as_mut().filter(|partial| {
+                &*partial.key.resource == resource_name && &*partial.key.path == path
+            });
+            if !ours.is_some_and(|partial| partial.add(part, &value)) {
+                return Err(LoadError::Damaged(format!(
+                    "part {part} of {} has no beginning",
+                    name()
+                )));
+            }
+            continue;
+        }
+        finish(partial.take(), &mut objects)?;
+        if &*resource != resource_name {
+            resource = Arc::from(resource_name);
+        }
+        let started = Partial::start(&resource, path, &value);
+        partial = Some(
+            started
+                .ok_or_else(|| LoadError::Damaged(format!("the record of {} is cut", name())))?,
+        );
+    }
+    finish(partial, &mut objects)?;
+    Ok(objects)
+}
+
+fn finish(partial: Option<Partial>, objects: &mut Vec<Object>) -> Result<(), LoadError> {
+    if let Some(partial) = partial {
+        let wrong =
+            |key| LoadError::Damaged(format!("the bytes of {key} do not match their checksum"));
+        objects.push(partial.finish().map_err(wrong)?);
+    }
+    Ok(())
+}
+
+/// Whether the objects are the ones that the meta record counts.
+pub(super) fn check(objects: &[Object], meta: &Meta) -> Result<(), LoadError> {
+    let digest = objects.iter().fold(0, |sum: u64, object| {
+        sum.wrapping_add(fingerprint(&object.key, object.revision))
+    });
+    if objects.len() as u64 != meta.count {
+        let text = format!(
+            "it holds {} objects where {} were written",
+            objects.len(),
+            meta.count
+        );
+        return Err(LoadError::Damaged(text));
+    }
+    if digest != meta.digest {
+        return Err(LoadError::Damaged(format!(
+            "some of its {} objects are older than what was written",
+            meta.count
+        )));
+    }
+    match objects
+        .iter()
+        .find(|object| object.revision > meta.reserved)
+    {
+        Some(object) => Err(LoadError::Damaged(format!(
+            "{} is from a revision that was never given out",
+            object.key
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Finds the attributes with all processors: it decodes every object, which is most of the time that opening takes.
+pub(super) fn index(objects: &mut [Object], indexer: &dyn Indexer) {
+    let workers = std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(8);
+    let share = objects.len().div_ceil(workers).max(256);
+    std::thread::scope(|scope| {
+        for objects in objects.chunks_mut(share) {
+            scope.spawn(move || {
+                for object in objects {
+                    object.attrs = indexer.attrs(&object.key, &object.json);
+                }
+            });
+        }
+    });
+}
+
+/// The state they make up.
+pub(super) fn state(objects: Vec<Object>, revision: Revision) -> State {
+    let mut state = State::new(revision);
+    let mut current: Option<(Arc<str>, Objects)> = None;
+    for object in objects {
+        let object = Arc::new(object);
+        let path = Arc::clone(&object.key.path);
+        match &mut current {
+            Some((resource, objects)) if *resource == object.key.resource => {
+                objects.insert(path, object);
+            }
+            _ => {
+                let resource = Arc::clone(&object.key.resource);
+                if let Some((resource, objects)) =
+                    current.replace((resource, Objects::unit(path, object)))
+                {
+                    state.set_resource(resource, objects);
+                }
+            }
+        }
+    }
+    if let Some((resource, objects)) = current {
+        state.set_resource(resource, objects);
+    }
+    state
+}

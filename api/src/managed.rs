@@ -46,7 +46,7 @@ pub struct Writer<'a> {
 
 impl Writer<'_> {
     fn time(&self) -> String {
-        self.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+        crate::meta::format_time(self.now)
     }
 }
 

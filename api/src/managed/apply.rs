@@ -212,11 +212,14 @@ fn apply_once(
         refuse_conflicts(&managed, &owner, &changed)?;
     }
     // After the comparison: the annotation follows the configuration, nobody applied it.
-    if writer.manager == last_applied::MANAGER {
-        last_applied::refresh(&mut merged, applied);
-    }
+    let annotated =
+        writer.manager == last_applied::MANAGER && last_applied::refresh(&mut merged, applied);
     let same_set = managed.get(&owner).is_some_and(|entry| *entry.set() == set);
-    if diff.is_empty() && same_set {
+    if let Some(live) = live.filter(|_| diff.is_empty() && same_set) {
+        // Not even the spelling of zero values may make this a write.
+        if !annotated {
+            return Ok(live.clone());
+        }
         set_managed_fields(&mut merged, stored_list);
         return Ok(merged);
     }

@@ -30,20 +30,21 @@ pub(super) fn owned(scope: Scope<'_>, live: &Value) -> Option<FieldSet> {
     )
 }
 
-/// Writes the configuration into the annotation if there is one; drops it if it grew too long.
-pub(super) fn refresh(merged: &mut Value, applied: &Value) {
+/// Writes the configuration into the annotation if there is one; drops it if it grew too long. Says
+/// whether it changed.
+pub(super) fn refresh(merged: &mut Value, applied: &Value) -> bool {
     let Some(annotations) = merged
         .pointer_mut("/metadata/annotations")
         .and_then(Value::as_object_mut)
     else {
-        return;
+        return false;
     };
     if annotations
         .get(ANNOTATION)
         .and_then(Value::as_str)
         .is_none_or(str::is_empty)
     {
-        return;
+        return false;
     }
     let mut configuration = applied.clone();
     if let Some(annotations) = configuration
@@ -53,15 +54,11 @@ pub(super) fn refresh(merged: &mut Value, applied: &Value) {
         annotations.remove(ANNOTATION);
     }
     // kubectl ends the text with a newline.
-    annotations.insert(
-        ANNOTATION.to_owned(),
-        Value::String(format!("{configuration}\n")),
-    );
-    let len: usize = annotations
-        .iter()
-        .map(|(key, value)| key.len() + value.as_str().map_or(0, str::len))
-        .sum();
-    if len > ANNOTATIONS_LEN_MAX {
+    let text = Value::String(format!("{configuration}\n"));
+    let before = annotations.insert(ANNOTATION.to_owned(), text);
+    let len = |(key, value): (&String, &Value)| key.len() + value.as_str().map_or(0, str::len);
+    if annotations.iter().map(len).sum::<usize>() > ANNOTATIONS_LEN_MAX {
         annotations.remove(ANNOTATION);
     }
+    annotations.get(ANNOTATION) != before.as_ref()
 }

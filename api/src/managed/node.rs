@@ -157,3 +157,16 @@ pub(super) fn always_present(field: &Field) -> bool {
                 Shape::Struct(_) | Shape::Quantity | Shape::IntOrString
             ))
 }
+
+/// True if Go's encoding of a struct leaves this value of the field out.
+pub(super) fn left_out_when_zero(field: &Field, value: &Value) -> bool {
+    let empty = match value {
+        Value::Null => true,
+        Value::Bool(value) => !value,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(map) => map.is_empty() && !matches!(field.shape, Shape::Struct(_)),
+    };
+    empty && !field.pointer && field.omit_empty && !always_present(field)
+}

@@ -284,6 +284,11 @@ fn applying_the_same_again_changes_nothing() {
     let applied = container(json!({"name": "c", "image": "a"}));
     let live = apply_as("alice", None, &applied, 0).unwrap();
     assert_eq!(apply_as("alice", Some(&live), &applied, 100).unwrap(), live);
+    // Go drops `paused: false` when the object is stored; it stays owned and is no change the next time.
+    let applied = deployment(json!({"paused": false, "replicas": 0}));
+    let mut live = apply_as("alice", None, &applied, 0).unwrap();
+    live["spec"].as_object_mut().unwrap().remove("paused");
+    assert_eq!(apply_as("alice", Some(&live), &applied, 100).unwrap(), live);
 }
 
 #[test]

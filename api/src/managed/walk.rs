@@ -6,7 +6,7 @@
 //! Comparing follows Go's view of the object, since that is what ownership was defined over: a struct that is not a pointer is
 //! there even when the JSON does not show it, so gaining its first field adds that field and not the struct.
 
-use super::node::{Node, always_present, item_element, stored_item_element};
+use super::node::{Node, always_present, item_element, left_out_when_zero, stored_item_element};
 use super::path::{PathElement, path_text};
 use super::set::FieldSet;
 use crate::schema::{Schema, TypeDef, TypeId};
@@ -201,15 +201,23 @@ impl Scope<'_> {
     ) {
         let (mut old_entries, mut new_entries) = (Entries::of(old), Entries::of(new));
         for field in &def.fields {
-            let here = (old_entries.at(&field.json), new_entries.at(&field.json));
+            let (mut old_value, mut new_value) =
+                (old_entries.at(&field.json), new_entries.at(&field.json));
+            // Between absent and a zero that Go leaves out there is no difference, whichever is written.
+            let absent = |value: Option<&Value>| value.is_none_or(|v| left_out_when_zero(field, v));
+            if absent(old_value) && absent(new_value) {
+                (old_value, new_value) = (None, None);
+            }
             let always = always_present(field);
-            if (here.0.is_none() && here.1.is_none() && !always) || self.skips(level, &field.json) {
+            if (old_value.is_none() && new_value.is_none() && !always)
+                || self.skips(level, &field.json)
+            {
                 continue;
             }
             let node = Node::of_field(self.schema, field);
             let (old, new) = (
-                Side::field(here.0, always, old),
-                Side::field(here.1, always, new),
+                Side::field(old_value, always, old),
+                Side::field(new_value, always, new),
             );
             self.part(
                 || PathElement::field(&field.json),

@@ -6,6 +6,7 @@
 //! controller: the aggregation of cluster roles.
 
 mod attributes;
+pub mod rbac;
 mod user;
 
 pub use attributes::{Attributes, Decision};

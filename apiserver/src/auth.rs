@@ -6,10 +6,20 @@
 //! controller: the aggregation of cluster roles.
 
 mod attributes;
+mod authenticator;
+mod authorizer;
+mod bound;
+mod impersonate;
+mod node;
 pub mod rbac;
+#[cfg(test)]
+mod tests;
+pub mod tokens;
 mod user;
 
 pub use attributes::{Attributes, Decision};
+pub use authenticator::{Authenticator, Verified};
+pub use authorizer::{Authorizer, forbidden};
 pub use user::{
     ANONYMOUS, AUTHENTICATED, MASTERS, NODE_PREFIX, NODES, Peer, SERVICE_ACCOUNT_PREFIX,
     UNAUTHENTICATED, UserInfo,

@@ -1,1 +1,3 @@
 //! What a new cluster contains before its first request.
+
+pub mod policy;

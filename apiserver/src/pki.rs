@@ -258,7 +258,6 @@ impl Pki {
         self.service_account_key.serialized_der()
     }
 
-    #[allow(dead_code, reason = "token checking lands next")]
     /// The public key of service account tokens as SubjectPublicKeyInfo DER.
     pub(crate) fn service_account_public(&self) -> Vec<u8> {
         self.service_account_key.subject_public_key_info()

@@ -1,0 +1,328 @@
+//! What a node may do: read what its own Pods need, and keep its own objects; nothing of another node.
+//!
+//! The thin form of upstream's node authorizer: instead of a graph it looks at the Pods of the namespace that are bound
+//! to the node, and remembers which Pod was the reason, so that the next question about the same object looks at one Pod.
+//! Which of its own objects a node may write, and how, is admission's part ([`crate::admission`]).
+
+use std::collections::HashMap;
+use std::fmt;
+
+use cox_api::selector::FieldSelector;
+use cox_store::{Object, Snapshot, Store};
+use parking_lot::Mutex;
+use serde_json::Value;
+
+use super::{Attributes, Decision};
+use crate::bootstrap::policy;
+
+/// Reasons remembered; above that the memory starts anew.
+const REASONS_LEN_MAX: usize = 16 * 1024;
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+
+/// Kinds that a node may see because a Pod on it refers to them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Referred {
+    Secret,
+    ConfigMap,
+    ServiceAccount,
+    Claim,
+}
+
+/// The authorizer of nodes.
+pub(super) struct NodeAuthorizer {
+    store: Store,
+    /// Which Pod (its path) was the reason last time, by node, kind and the object's path.
+    reasons: Mutex<HashMap<(String, Referred, String), String>>,
+}
+
+impl fmt::Debug for NodeAuthorizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeAuthorizer").finish_non_exhaustive()
+    }
+}
+
+impl NodeAuthorizer {
+    pub(super) fn new(store: Store) -> Self {
+        Self {
+            store,
+            reasons: Mutex::default(),
+        }
+    }
+
+    /// Whether the node may do what is asked.
+    pub(super) fn authorize(&self, node: &str, asked: &Attributes<'_>) -> Decision {
+        let yes = match (asked.group, asked.resource) {
+            ("", "secrets") => return self.read_referred(node, asked, Referred::Secret),
+            ("", "configmaps") => return self.read_referred(node, asked, Referred::ConfigMap),
+            ("", "persistentvolumeclaims") => return self.claim(node, asked),
+            ("", "persistentvolumes") => return self.volume(node, asked),
+            ("", "serviceaccounts") => return self.service_account(node, asked),
+            ("", "pods") => return self.pod(node, asked),
+            ("", "nodes") => own_node(node, asked),
+            ("coordination.k8s.io", "leases") => own_lease(node, asked),
+            ("storage.k8s.io", "csinodes") => own_csi_node(node, asked),
+            // Needs claims to be followed; comes with dynamic resource allocation.
+            ("resource.k8s.io", _) | ("storage.k8s.io", "volumeattachments") => false,
+            _ => policy::builtin()
+                .cluster_role("system:node")
+                .iter()
+                .any(|rule| rule.allows(asked)),
+        };
+        if yes {
+            Decision::Allow
+        } else {
+            Decision::Deny(String::new())
+        }
+    }
+
+    fn read_referred(&self, node: &str, asked: &Attributes<'_>, kind: Referred) -> Decision {
+        // A list or watch of a single object carries its name too, taken from the field selector.
+        if !matches!(asked.verb, "get" | "list" | "watch") || !asked.subresource.is_empty() {
+            return Decision::Deny("can only read resources of this type".to_owned());
+        }
+        self.related(node, asked, kind)
+    }
+
+    fn claim(&self, node: &str, asked: &Attributes<'_>) -> Decision {
+        let reads = asked.verb == "get" && matches!(asked.subresource, "" | "status");
+        let writes_status =
+            asked.subresource == "status" && matches!(asked.verb, "update" | "patch");
+        if !reads && !writes_status {
+            return Decision::Deny("can only get individual resources of this type".to_owned());
+        }
+        self.related(node, asked, Referred::Claim)
+    }
+
+    /// A volume may be read through the claim that it is bound to.
+    fn volume(&self, node: &str, asked: &Attributes<'_>) -> Decision {
+        let snapshot = self.store.snapshot();
+        let claim = snapshot
+            .get("persistentvolumes", asked.name)
+            .and_then(|object| {
+                let volume: Value = serde_json::from_slice(&object.json).ok()?;
+                let claim = &volume["spec"]["claimRef"];
+                Some((
+                    claim["namespace"].as_str()?.to_owned(),
+                    claim["name"].as_str()?.to_owned(),
+                ))
+            });
+        match claim {
+            Some((namespace, name)) if asked.verb == "get" && asked.subresource.is_empty() => {
+                let of_claim = Attributes {
+                    namespace: &namespace,
+                    name: &name,
+                    ..*asked
+                };
+                self.related(node, &of_claim, Referred::Claim)
+            }
+            _ => no_relationship(node),
+        }
+    }
+
+    fn service_account(&self, node: &str, asked: &Attributes<'_>) -> Decision {
+        match (asked.subresource, asked.verb) {
+            ("token", "create") | ("", "get") => {
+                self.related(node, asked, Referred::ServiceAccount)
+            }
+            _ => Decision::Deny(
+                "can only get service accounts and create tokens for individual service accounts"
+                    .to_owned(),
+            ),
+        }
+    }
+
+    fn pod(&self, node: &str, asked: &Attributes<'_>) -> Decision {
+        let allowed = match (asked.subresource, asked.verb) {
+            ("", "get") => {
+                let path = format!("{}/{}", asked.namespace, asked.name);
+                self.store
+                    .snapshot()
+                    .get("pods", &path)
+                    .is_some_and(|pod| is_on(&pod, node))
+            }
+            ("", "list" | "watch") => {
+                let selector = FieldSelector::parse(asked.field_selector).ok();
+                selector.is_some_and(|selector| selector.exact("spec.nodeName") == Some(node))
+            }
+            // Which Pods is admission's question.
+            ("", "create" | "delete") | ("eviction", "create") | ("status", "update" | "patch") => {
+                true
+            }
+            _ => false,
+        };
+        if allowed {
+            Decision::Allow
+        } else {
+            Decision::Deny(String::new())
+        }
+    }
+
+    /// Whether a Pod on the node refers to the object.
+    fn related(&self, node: &str, asked: &Attributes<'_>, kind: Referred) -> Decision {
+        if asked.namespace.is_empty() || asked.name.is_empty() {
+            return Decision::Deny("No Object name found".to_owned());
+        }
+        let snapshot = self.store.snapshot();
+        let key = (
+            node.to_owned(),
+            kind,
+            format!("{}/{}", asked.namespace, asked.name),
+        );
+        let remembered = self.reasons.lock().get(&key).cloned();
+        let refers = |pod: &Object| is_on(pod, node) && refers_to(pod, kind, asked.name);
+        if remembered
+            .is_some_and(|path| snapshot.get("pods", &path).is_some_and(|pod| refers(&pod)))
+        {
+            return Decision::Allow;
+        }
+        match find_pod(&snapshot, asked.namespace, refers) {
+            Some(path) => {
+                let mut reasons = self.reasons.lock();
+                if reasons.len() >= REASONS_LEN_MAX {
+                    reasons.clear();
+                }
+                reasons.insert(key, path);
+                Decision::Allow
+            }
+            None => no_relationship(node),
+        }
+    }
+}
+
+fn no_relationship(node: &str) -> Decision {
+    Decision::Deny(format!(
+        "no relationship found between node '{node}' and this object"
+    ))
+}
+
+fn find_pod(
+    snapshot: &Snapshot,
+    namespace: &str,
+    refers: impl Fn(&Object) -> bool,
+) -> Option<String> {
+    let prefix = format!("{namespace}/");
+    let found = snapshot
+        .range("pods", &prefix, None)
+        .find(|pod| refers(pod));
+    found.map(|pod| pod.key.path.to_string())
+}
+
+/// Whether the Pod is bound to the node, told by its selectable fields: nothing is decoded.
+fn is_on(pod: &Object, node: &str) -> bool {
+    pod.attrs
+        .fields
+        .iter()
+        .any(|(field, value)| &**field == "spec.nodeName" && &**value == node)
+}
+
+fn refers_to(pod: &Object, kind: Referred, name: &str) -> bool {
+    let Ok(pod) = serde_json::from_slice::<Value>(&pod.json) else {
+        return false;
+    };
+    let spec = &pod["spec"];
+    match kind {
+        Referred::ServiceAccount => spec["serviceAccountName"] == name,
+        Referred::Secret => {
+            named(&spec["imagePullSecrets"], name)
+                || in_volumes(spec, kind, name)
+                || in_env(spec, kind, name)
+        }
+        Referred::ConfigMap => in_volumes(spec, kind, name) || in_env(spec, kind, name),
+        Referred::Claim => in_volumes(spec, kind, name) || is_ephemeral_claim(&pod, name),
+    }
+}
+
+fn items(list: &Value) -> impl Iterator<Item = &Value> {
+    list.as_array().into_iter().flatten()
+}
+
+fn named(list: &Value, name: &str) -> bool {
+    items(list).any(|one| one["name"] == name)
+}
+
+fn in_volumes(spec: &Value, kind: Referred, name: &str) -> bool {
+    items(&spec["volumes"]).any(|volume| match kind {
+        Referred::Secret => {
+            volume["secret"]["secretName"] == name
+                || items(&volume["projected"]["sources"])
+                    .any(|source| source["secret"]["name"] == name)
+                || [
+                    "azureFile",
+                    "scaleIO",
+                    "flexVolume",
+                    "cephfs",
+                    "rbd",
+                    "iscsi",
+                    "storageos",
+                ]
+                .iter()
+                .any(|driver| {
+                    volume[driver]["secretName"] == name
+                        || volume[driver]["secretRef"]["name"] == name
+                })
+                || volume["csi"]["nodePublishSecretRef"]["name"] == name
+        }
+        Referred::ConfigMap => {
+            volume["configMap"]["name"] == name
+                || items(&volume["projected"]["sources"])
+                    .any(|source| source["configMap"]["name"] == name)
+        }
+        Referred::Claim => volume["persistentVolumeClaim"]["claimName"] == name,
+        Referred::ServiceAccount => false,
+    })
+}
+
+/// The claim of an ephemeral volume is named after its Pod.
+fn is_ephemeral_claim(pod: &Value, name: &str) -> bool {
+    let pod_name = pod["metadata"]["name"].as_str().unwrap_or_default();
+    items(&pod["spec"]["volumes"]).any(|volume| {
+        volume["ephemeral"].is_object()
+            && volume["name"]
+                .as_str()
+                .is_some_and(|volume| name == format!("{pod_name}-{volume}"))
+    })
+}
+
+fn in_env(spec: &Value, kind: Referred, name: &str) -> bool {
+    let (key_ref, whole_ref) = match kind {
+        Referred::Secret => ("secretKeyRef", "secretRef"),
+        Referred::ConfigMap => ("configMapKeyRef", "configMapRef"),
+        Referred::ServiceAccount | Referred::Claim => return false,
+    };
+    ["containers", "initContainers", "ephemeralContainers"]
+        .iter()
+        .flat_map(|list| items(&spec[list]))
+        .any(|container| {
+            items(&container["env"]).any(|env| env["valueFrom"][key_ref]["name"] == name)
+                || items(&container["envFrom"]).any(|env| env[whole_ref]["name"] == name)
+        })
+}
+
+fn own_node(node: &str, asked: &Attributes<'_>) -> bool {
+    let own = asked.name == node;
+    match (asked.subresource, asked.verb) {
+        ("", "create") => asked.name.is_empty() || own,
+        ("", "get" | "list" | "watch" | "update" | "patch") | ("status", "update" | "patch") => own,
+        _ => false,
+    }
+}
+
+fn own_lease(node: &str, asked: &Attributes<'_>) -> bool {
+    let own = asked.name == node;
+    asked.namespace == LEASE_NAMESPACE
+        && asked.subresource.is_empty()
+        && match asked.verb {
+            "create" => asked.name.is_empty() || own,
+            "get" | "update" | "patch" | "delete" => own,
+            _ => false,
+        }
+}
+
+fn own_csi_node(node: &str, asked: &Attributes<'_>) -> bool {
+    let own = asked.name == node;
+    match (asked.subresource, asked.verb) {
+        ("", "create") => asked.name.is_empty() || own,
+        ("", "get" | "update" | "patch" | "delete") => own,
+        _ => false,
+    }
+}

@@ -1,0 +1,1 @@
+//! Tokens, certificates, impersonation and nodes.

@@ -14,5 +14,6 @@ pub mod quantity;
 pub mod schema;
 pub mod selector;
 pub mod status;
+pub mod strategy;
 mod text;
 pub mod validation;

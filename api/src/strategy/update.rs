@@ -1,0 +1,232 @@
+//! Preparing updates: each endpoint changes its own part, everything else is what is stored.
+
+use super::{Generation, copy_field, generation_of, has_status_endpoint, take_from};
+use crate::meta;
+use crate::schema::Resource;
+use serde_json::Value;
+
+/// Metadata that only the server writes; clients that leave it out mean no change.
+const SERVER_METADATA: [&str; 4] = [
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "uid",
+];
+
+/// An update of the main endpoint: status stays, generation counts.
+pub fn prepare_update(resource: &Resource, new: &mut Value, old: &Value) {
+    keep_server_metadata(new, old);
+    if has_status_endpoint(resource) {
+        copy_field(new, old, "status");
+    }
+    match (resource.group.as_str(), resource.plural.as_str()) {
+        // Namespaces are finalized through their own endpoint only.
+        ("", "namespaces") => copy_spec_field(new, old, "finalizers"),
+        ("", "services") => keep_allocated(new, old),
+        ("apiextensions.k8s.io", "customresourcedefinitions") => {
+            super::create::record_stored_version(new)
+        }
+        _ => {}
+    }
+    count_generation(resource, new, old);
+}
+
+/// An update through `/status`: only status is new, and metadata as far as upstream lets it.
+pub fn prepare_status_update(resource: &Resource, new: &mut Value, old: &Value) {
+    keep_server_metadata(new, old);
+    let fields: Vec<String> = new
+        .as_object()
+        .into_iter()
+        .chain(old.as_object())
+        .flat_map(|o| o.keys().cloned())
+        .collect();
+    for field in fields {
+        if !matches!(
+            field.as_str(),
+            "metadata" | "status" | "apiVersion" | "kind"
+        ) {
+            copy_field(new, old, &field);
+        }
+    }
+    meta::set(new, "generation", meta_field(old, "generation"));
+    match (resource.group.as_str(), resource.plural.as_str()) {
+        ("", "pods") => {
+            // Old kubelets corrupt owner references here, and deletion does not begin here.
+            meta::set(new, "ownerReferences", meta_field(old, "ownerReferences"));
+            keep_qos_class(new, old);
+        }
+        ("apps", "deployments" | "daemonsets" | "statefulsets") => {
+            meta::set(new, "labels", meta_field(old, "labels"))
+        }
+        _ if super::is_custom(resource) => {
+            // Custom resources take nothing but status here.
+            let managed = meta_field(new, "managedFields");
+            copy_field(new, old, "metadata");
+            meta::set(new, "managedFields", managed);
+        }
+        _ => {}
+    }
+}
+
+/// An update through a Pod's `/ephemeralcontainers`: only those are new.
+pub fn prepare_ephemeral_containers_update(new: &mut Value, old: &Value) {
+    let containers = new.pointer("/spec/ephemeralContainers").cloned();
+    let (resource_version, managed) = (
+        meta_field(new, "resourceVersion"),
+        meta_field(new, "managedFields"),
+    );
+    *new = old.clone();
+    meta::set(new, "resourceVersion", resource_version);
+    meta::set(new, "managedFields", managed);
+    if let Some(spec) = new.get_mut("spec").and_then(Value::as_object_mut) {
+        match containers {
+            Some(containers) => spec.insert("ephemeralContainers".to_owned(), containers),
+            None => spec.remove("ephemeralContainers"),
+        };
+    }
+    bump_if_changed(new, old, new.get("spec") != old.get("spec"));
+}
+
+/// An update through a Namespace's `/finalize`: only the finalizers in its spec are new.
+pub fn prepare_namespace_finalize(new: &mut Value, old: &Value) {
+    keep_server_metadata(new, old);
+    copy_field(new, old, "status");
+}
+
+fn meta_field(object: &Value, field: &str) -> Value {
+    meta::metadata(object)
+        .and_then(|m| m.get(field))
+        .cloned()
+        .unwrap_or(Value::Null)
+}
+
+fn keep_server_metadata(new: &mut Value, old: &Value) {
+    for field in SERVER_METADATA {
+        if meta_field(new, field).is_null() {
+            meta::set(new, field, meta_field(old, field));
+        }
+    }
+    // Creation time is not negotiable; upstream overwrites it silently for old clients that truncate it.
+    meta::set(
+        new,
+        "creationTimestamp",
+        meta_field(old, "creationTimestamp"),
+    );
+}
+
+fn count_generation(resource: &Resource, new: &mut Value, old: &Value) {
+    let kind = generation_of(resource);
+    if kind == Generation::None {
+        meta::set(new, "generation", meta_field(old, "generation"));
+        return;
+    }
+    let annotations = kind == Generation::SpecAndAnnotations
+        && meta_field(new, "annotations") != meta_field(old, "annotations");
+    let changed = annotations || body_differs(resource, new, old);
+    bump_if_changed(new, old, changed);
+}
+
+fn bump_if_changed(new: &mut Value, old: &Value, changed: bool) {
+    let generation = meta::generation(old) + i64::from(changed);
+    meta::set(
+        new,
+        "generation",
+        if generation == 0 {
+            Value::Null
+        } else {
+            Value::from(generation)
+        },
+    );
+}
+
+/// Do they differ in anything but type, metadata and (where it has its own endpoint) status?
+fn body_differs(resource: &Resource, new: &Value, old: &Value) -> bool {
+    let status_apart = has_status_endpoint(resource);
+    let body = |object: &Value| -> Vec<(String, Value)> {
+        let fields = object.as_object().into_iter().flatten();
+        let kept = fields.filter(|(name, _)| {
+            !matches!(name.as_str(), "apiVersion" | "kind" | "metadata")
+                && !(status_apart && *name == "status")
+        });
+        kept.map(|(name, value)| (name.clone(), value.clone()))
+            .collect()
+    };
+    body(new) != body(old)
+}
+
+fn copy_spec_field(new: &mut Value, old: &Value, field: &str) {
+    let Some(spec) = new.get_mut("spec").and_then(Value::as_object_mut) else {
+        return;
+    };
+    match old.get("spec").and_then(|spec| take_from(spec, field)) {
+        Some(value) => {
+            spec.insert(field.to_owned(), value);
+        }
+        None => {
+            spec.remove(field);
+        }
+    }
+}
+
+fn keep_qos_class(new: &mut Value, old: &Value) {
+    if let (Some(status), Some(class)) = (
+        new.get_mut("status").and_then(Value::as_object_mut),
+        old.pointer("/status/qosClass"),
+    ) {
+        status.entry("qosClass").or_insert_with(|| class.clone());
+    }
+}
+
+/// A Service that leaves out what was allocated for it keeps it.
+fn keep_allocated(new: &mut Value, old: &Value) {
+    let kind = |object: &Value| {
+        object
+            .pointer("/spec/type")
+            .and_then(Value::as_str)
+            .unwrap_or("ClusterIP")
+            .to_owned()
+    };
+    if kind(new) == "ExternalName" || kind(old) == "ExternalName" {
+        return;
+    }
+    let (same_ports, needs_ports) = (
+        kind(new) == kind(old),
+        matches!(kind(new).as_str(), "NodePort" | "LoadBalancer"),
+    );
+    let Some(spec) = new.get_mut("spec").and_then(Value::as_object_mut) else {
+        return;
+    };
+    for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+        if let Some(value) = old.get("spec").and_then(|spec| take_from(spec, field)) {
+            spec.entry(field).or_insert(value);
+        }
+    }
+    if !(same_ports || needs_ports) {
+        return;
+    }
+    let old_ports = old
+        .pointer("/spec/ports")
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
+    for port in spec
+        .get_mut("ports")
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+    {
+        let same = |other: &&Value| {
+            other.get("port") == port.get("port") && other.get("protocol") == port.get("protocol")
+        };
+        if let Some(node_port) = old_ports
+            .iter()
+            .find(same)
+            .and_then(|p| p.get("nodePort"))
+            .cloned()
+            && needs_ports
+            && let Some(port) = port.as_object_mut()
+        {
+            port.entry("nodePort").or_insert(node_port);
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! NodeRestriction: a node writes its own Node, its own Lease and the status of its own Pods, and asks for tokens of its
+//! own Pods only.
+
+use cox_api::meta;
+use cox_api::status::ApiStatus;
+use cox_store::Snapshot;
+use serde_json::Value;
+
+use super::{Operation, Request, is_mirror_pod, items, stored};
+
+/// Labels that tell a node's place or trust, which a node must not claim for itself.
+const RESTRICTED_LABELS: &str = "node-restriction.kubernetes.io/";
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+
+pub(super) fn validate(request: &Request<'_>, snapshot: &Snapshot) -> Result<(), ApiStatus> {
+    let Some(node) = request.user.node_name() else {
+        return Ok(());
+    };
+    let outcome = match (
+        request.resource.group.as_str(),
+        request.resource.plural.as_str(),
+    ) {
+        ("", "pods") => pod(node, request, snapshot),
+        ("", "nodes") => own_node(node, request),
+        ("", "serviceaccounts") => token(node, request, snapshot),
+        ("coordination.k8s.io", "leases") => lease(node, request),
+        ("storage.k8s.io", "csinodes") if named(request) != node => {
+            Err("can only access CSINode with the same name as the requesting node".to_owned())
+        }
+        _ => Ok(()),
+    };
+    outcome.map_err(|why| request.forbidden(why))
+}
+
+fn named<'a>(request: &'a Request<'_>) -> &'a str {
+    match (request.name, &request.object) {
+        ("", Some(object)) => meta::name(object),
+        (name, _) => name,
+    }
+}
+
+fn pod(node: &str, request: &Request<'_>, snapshot: &Snapshot) -> Result<(), String> {
+    let is_own = |pod: &Value| pod["spec"]["nodeName"] == node;
+    match (request.operation, request.subresource) {
+        (Operation::Create, "") => {
+            let Some(pod) = &request.object else {
+                return Ok(());
+            };
+            if !is_mirror_pod(pod) {
+                return Err(format!(
+                    "pod does not have \"kubernetes.io/config.mirror\" annotation, node {node:?} can only create mirror pods"
+                ));
+            }
+            if is_own(pod) {
+                Ok(())
+            } else {
+                Err(format!(
+                    "node {node:?} can only create pods with spec.nodeName set to itself"
+                ))
+            }
+        }
+        (Operation::Update, "status") if request.old.is_some_and(is_own) => Ok(()),
+        (Operation::Update, "status") => Err(format!(
+            "node {node:?} can only update pod status for pods with spec.nodeName set to itself"
+        )),
+        (Operation::Delete, "") if request.old.is_some_and(is_own) => Ok(()),
+        (Operation::Delete, "") => Err(format!(
+            "node {node:?} can only delete pods with spec.nodeName set to itself"
+        )),
+        (Operation::Create, "eviction") => {
+            let path = format!("{}/{}", request.namespace, named(request));
+            if stored(snapshot, "pods", &path).is_some_and(|pod| is_own(&pod)) {
+                Ok(())
+            } else {
+                Err(format!(
+                    "node {node:?} can only evict pods with spec.nodeName set to itself"
+                ))
+            }
+        }
+        (operation, subresource) => Err(format!(
+            "unexpected operation {operation:?} on pods subresource {subresource:?}, node {node:?} may not"
+        )),
+    }
+}
+
+fn own_node(node: &str, request: &Request<'_>) -> Result<(), String> {
+    let name = named(request);
+    if name != node {
+        return Err(format!(
+            "node {node:?} is not allowed to modify node {name:?}"
+        ));
+    }
+    let Some(new) = &request.object else {
+        return Ok(());
+    };
+    if request.operation == Operation::Create {
+        return match meta::labels(new).find(|(key, _)| key.contains(RESTRICTED_LABELS)) {
+            Some((key, _)) => Err(format!(
+                "node {node:?} is not allowed to set the following labels: {key}"
+            )),
+            None if meta::owner_references(new).next().is_some() => Err(format!(
+                "node {node:?} is not allowed to set ownerReferences"
+            )),
+            None => Ok(()),
+        };
+    }
+    let (Operation::Update, Some(old)) = (request.operation, request.old) else {
+        return Ok(());
+    };
+    if !items(&new["spec"]["taints"]).eq(items(&old["spec"]["taints"])) {
+        return Err(format!("node {node:?} is not allowed to modify taints"));
+    }
+    if new["metadata"]["ownerReferences"] != old["metadata"]["ownerReferences"] {
+        return Err(format!(
+            "node {node:?} is not allowed to modify ownerReferences"
+        ));
+    }
+    let restricted = |object: &Value| -> Vec<(String, String)> {
+        let mut all: Vec<_> = meta::labels(object)
+            .filter(|(key, _)| key.contains(RESTRICTED_LABELS))
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect();
+        all.sort();
+        all
+    };
+    if restricted(new) == restricted(old) {
+        Ok(())
+    } else {
+        Err(format!(
+            "is not allowed to modify labels: {RESTRICTED_LABELS}"
+        ))
+    }
+}
+
+fn lease(node: &str, request: &Request<'_>) -> Result<(), String> {
+    if request.namespace != LEASE_NAMESPACE {
+        return Err(format!(
+            "can only access leases in the {LEASE_NAMESPACE:?} system namespace"
+        ));
+    }
+    if named(request) != node {
+        return Err(
+            "can only access node lease with the same name as the requesting node".to_owned(),
+        );
+    }
+    Ok(())
+}
+
+fn token(node: &str, request: &Request<'_>, snapshot: &Snapshot) -> Result<(), String> {
+    if request.operation != Operation::Create || request.subresource != "token" {
+        return Ok(());
+    }
+    let Some(asked) = &request.object else {
+        return Ok(());
+    };
+    let reference = &asked["spec"]["boundObjectRef"];
+    let text = |field: &str| reference[field].as_str().unwrap_or_default();
+    if text("kind") != "Pod" || text("apiVersion") != "v1" || text("name").is_empty() {
+        return Err("node requested token not bound to a pod".to_owned());
+    }
+    if text("uid").is_empty() {
+        return Err("node requested token with a pod binding without a uid".to_owned());
+    }
+    let pod = stored(
+        snapshot,
+        "pods",
+        &format!("{}/{}", request.namespace, text("name")),
+    )
+    .ok_or_else(|| format!("pod {:?} not found", text("name")))?;
+    if meta::uid(&pod) != text("uid") {
+        return Err(
+            "the UID in the bound object reference does not match the UID in record".to_owned(),
+        );
+    }
+    if pod["spec"]["nodeName"] != node {
+        return Err("node requested token bound to a pod scheduled on a different node".to_owned());
+    }
+    Ok(())
+}

@@ -1,0 +1,1 @@
+//! Each plugin by a table of requests.

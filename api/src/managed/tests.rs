@@ -240,7 +240,8 @@ fn removed_items_go_and_foreign_ones_stay() {
 
 #[test]
 fn list_order_follows_the_configuration_around_foreign_items() {
-    let cases: &[(&str, &[&str], &[&str], &[&str])] = &[
+    type Names = &'static [&'static str];
+    let cases: &[(&str, Names, Names, Names)] = &[
         ("applied only: appended", &["a"], &["a", "b"], &["a", "b"]),
         (
             "new item goes before the shared one it precedes",

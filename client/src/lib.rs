@@ -22,7 +22,7 @@ mod testing;
 
 pub use clock::{Clock, SystemClock, TestClock};
 pub use connect::{ConnectError, from_kubeconfig, in_process};
-pub use informer::{Cached, Change, Informer, Informers, Subscription};
+pub use informer::{Cached, Change, Informer, Informers, Sink, Source, Subscription, reflect};
 
 /// Any error, as the runner and the controllers pass it around.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

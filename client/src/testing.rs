@@ -28,6 +28,8 @@ struct State {
     revision: u64,
     objects: BTreeMap<String, Value>,
     watchers: Vec<(String, mpsc::UnboundedSender<Bytes>)>,
+    /// What watches from an older revision get first.
+    history: Vec<(u64, String, Bytes)>,
     /// Requests seen: method and path with query.
     requests: Vec<String>,
     /// Answer watches from a revision with 410 Gone, once.
@@ -93,7 +95,7 @@ impl State {
             .is_some_and(|last| last.ends_with('s'))
             && !self.objects.contains_key(path);
         match parts.method {
-            Method::GET if query.contains("watch=true") => self.watch(path),
+            Method::GET if query.contains("watch=true") => self.watch(path, query),
             Method::GET if collection => self.list(path),
             Method::GET => self
                 .objects
@@ -139,11 +141,23 @@ impl State {
         ok(&json!({ "metadata": { "resourceVersion": self.revision.to_string() }, "items": items }))
     }
 
-    fn watch(&mut self, path: &str) -> Response<Answer> {
+    fn watch(&mut self, path: &str, query: &str) -> Response<Answer> {
         if std::mem::take(&mut self.gone_once) {
             return failure(410, "Expired");
         }
         let (lines_tx, lines_rx) = mpsc::unbounded_channel();
+        let from = query
+            .split('&')
+            .find_map(|pair| pair.strip_prefix("resourceVersion="))
+            .unwrap_or("0");
+        let from: u64 = from.parse().unwrap();
+        for (_, _, line) in self
+            .history
+            .iter()
+            .filter(|(revision, at, _)| *revision > from && is_in(at, path))
+        {
+            lines_tx.send(line.clone()).unwrap();
+        }
         self.watchers.push((path.to_owned(), lines_tx));
         Response::new(Answer::Stream(lines_rx))
     }

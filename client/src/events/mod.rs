@@ -152,3 +152,6 @@ pub fn reference<K: kube::Resource<DynamicType = ()>>(object: &K) -> ObjectRefer
         .clone_from(&object.meta().resource_version);
     reference
 }
+
+#[cfg(test)]
+mod tests;

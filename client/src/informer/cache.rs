@@ -2,12 +2,14 @@
 //! Locks guard plain data only and are never held across an await.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use kube::Resource;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
+use super::reflect::number;
 use super::subscription::{Change, Mailbox, Subscription};
 
 /// The cache and its audience.
@@ -16,6 +18,8 @@ pub(super) struct Shared<K> {
     cache: RwLock<Cache<K>>,
     audience: Mutex<Audience<K>>,
     synced_tx: watch::Sender<bool>,
+    /// Everything up to here is in the cache.
+    revision: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -63,6 +67,7 @@ impl<K> Default for Shared<K> {
                 closed: false,
             }),
             synced_tx: watch::Sender::new(false),
+            revision: AtomicU64::new(0),
         }
     }
 }
@@ -94,9 +99,19 @@ impl<K: Resource> Shared<K> {
         }
     }
 
+    pub(super) fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Acquire)
+    }
+
+    pub(super) fn progress(&self, revision: u64) {
+        self.revision.fetch_max(revision, Ordering::AcqRel);
+    }
+
     pub(super) fn apply(&self, object: K) {
+        let revision = revision_of(&object);
         let new = Arc::new(object);
         let old = self.cache.write().insert(new.clone());
+        self.progress(revision);
         self.tell(replaced(old, new));
     }
 
@@ -107,11 +122,12 @@ impl<K: Resource> Shared<K> {
             .cache
             .write()
             .remove(namespace, meta.name.as_deref().unwrap_or_default());
+        self.progress(revision_of(object));
         self.tell(gone.map(Change::Deleted));
     }
 
     /// Takes a whole list. The first one is announced as one `Resync`, later ones as what is different.
-    pub(super) fn replace(&self, objects: Vec<K>) {
+    pub(super) fn replace(&self, objects: Vec<K>, revision: u64) {
         let mut next = Cache::default();
         for object in objects {
             next.insert(Arc::new(object));
@@ -119,6 +135,7 @@ impl<K: Resource> Shared<K> {
         // Held while the first list is announced, so that a subscriber is told of it exactly once.
         let audience = self.audience.lock();
         let before = std::mem::replace(&mut *self.cache.write(), next);
+        self.progress(revision);
         if self.is_synced() {
             let changes = self.read(|now| differences(&before, now));
             drop(audience);
@@ -236,6 +253,16 @@ impl<K: Resource> Cache<K> {
         }
         Some(object)
     }
+}
+
+fn revision_of<K: Resource>(object: &K) -> u64 {
+    number(
+        object
+            .meta()
+            .resource_version
+            .as_deref()
+            .unwrap_or_default(),
+    )
 }
 
 fn controller_uid<K: Resource>(object: &K) -> &str {

@@ -52,7 +52,7 @@ fn subscribers_hear_one_resync_first_and_then_each_change() {
     let shared = Shared::default();
     let mut early = shared.subscribe(10);
     assert_eq!(drain(&mut early), [""; 0], "nothing before the first list");
-    shared.replace(vec![config_map("a", "1", 1, None)]);
+    shared.replace(vec![config_map("a", "1", 1, None)], 0);
     let mut late = shared.subscribe(10);
     shared.apply(config_map("b", "2", 2, None));
     assert_eq!(
@@ -71,7 +71,7 @@ fn subscribers_hear_one_resync_first_and_then_each_change() {
 #[test]
 fn a_slow_subscriber_gets_one_resync_instead_of_what_it_missed() {
     let shared = Shared::default();
-    shared.replace(Vec::new());
+    shared.replace(Vec::new(), 0);
     let mut slow = shared.subscribe(2);
     assert_eq!(drain(&mut slow), ["resync"]);
     for version in 1..=5 {
@@ -90,14 +90,17 @@ fn a_second_list_is_told_as_what_is_different() {
         config_map("gone", "2", 2, None),
         config_map("reborn", "3", 3, None),
     ];
-    shared.replace(base);
+    shared.replace(base, 3);
     let mut subscription = shared.subscribe(10);
     assert_eq!(drain(&mut subscription), ["resync"]);
-    shared.replace(vec![
-        config_map("same", "1", 1, None),
-        config_map("reborn", "4", 9, None),
-        config_map("new", "5", 8, None),
-    ]);
+    shared.replace(
+        vec![
+            config_map("same", "1", 1, None),
+            config_map("reborn", "4", 9, None),
+            config_map("new", "5", 8, None),
+        ],
+        9,
+    );
     let mut seen = drain(&mut subscription);
     let reborn = (
         seen.iter().position(|s| s == "-reborn@3"),
@@ -114,10 +117,14 @@ fn a_second_list_is_told_as_what_is_different() {
 #[test]
 fn objects_are_found_by_namespace_and_controller_and_the_index_follows_changes() {
     let shared = Shared::default();
-    shared.replace(vec![
-        config_map("a", "1", 1, Some("owner")),
-        config_map("b", "2", 2, None),
-    ]);
+    shared.replace(
+        vec![
+            config_map("a", "1", 1, Some("owner")),
+            config_map("b", "2", 2, None),
+        ],
+        2,
+    );
+    assert_eq!(shared.revision(), 2);
     let names = |uid: &str| {
         shared.read(|cache| {
             cache

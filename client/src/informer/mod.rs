@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::tasks::TaskScope;
 use cache::Shared;
+pub use reflect::{Sink, Source, reflect};
 pub use subscription::{Change, Subscription};
 
 /// A kind that can be cached: known at compile time, decodable, shareable.
@@ -98,17 +99,48 @@ impl Informers {
             shared: Arc::new(Shared::default()),
         };
         started.insert(key, Box::new(informer.clone()));
-        let source = reflect::Source {
-            client: self.inner.client.clone(),
+        let source = Source {
+            api: kube::Api::<K>::all(self.inner.client.clone()),
             field_selector: field_selector.map(Into::into),
         };
-        let cancel = self.inner.scope.cancellation().clone();
-        self.inner.scope.spawn(
-            "informer",
-            reflect::run(source, informer.shared.clone(), cancel),
+        let (shared, cancel) = (
+            informer.shared.clone(),
+            self.inner.scope.cancellation().clone(),
         );
+        self.inner.scope.spawn("informer", async move {
+            reflect(&source, &CacheSink(&shared), &cancel).await;
+            shared.close();
+        });
         informer
     }
+}
+
+/// Writes a reflector's findings into a cache.
+struct CacheSink<'a, K>(&'a Shared<K>);
+
+impl<K: Cached> Sink<K> for CacheSink<'_, K> {
+    fn replace(&self, mut objects: Vec<K>, revision: u64) {
+        objects.iter_mut().for_each(drop_managed_fields);
+        self.0.replace(objects, revision);
+    }
+
+    fn apply(&self, mut object: K) {
+        drop_managed_fields(&mut object);
+        self.0.apply(object);
+    }
+
+    fn delete(&self, object: K) {
+        self.0.delete(&object);
+    }
+
+    fn progress(&self, revision: u64) {
+        self.0.progress(revision);
+    }
+}
+
+/// Nobody inside reads them, and they are often half of an object.
+fn drop_managed_fields<K: Cached>(object: &mut K) {
+    object.meta_mut().managed_fields = None;
 }
 
 /// The cached objects of one kind. Cheap to clone.
@@ -163,6 +195,13 @@ impl<K: Cached> Informer<K> {
         self.shared.read(|cache| cache.controlled_by(namespace, ""))
     }
 
+    /// Everything that happened to this kind up to this resourceVersion is in the cache. A controller that wrote at revision
+    /// `r` sees its own write once `revision() >= r`.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.shared.revision()
+    }
+
     /// How many objects are cached.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -201,3 +240,6 @@ impl<K: Cached> Informer<K> {
         self.shared.is_synced()
     }
 }
+
+#[cfg(test)]
+mod tests;

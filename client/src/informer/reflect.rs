@@ -1,76 +1,151 @@
-//! Keeps a cache current: list, then watch from the list's version; resume after a broken watch, list again after 410 Gone
-//! (all done by kube's watcher), and pause between failures.
+//! Keeps something current with the objects of a kind: list, then watch from the list's version; resume a broken watch where
+//! it ended, list again after 410 Gone, pause between failures.
+//!
+//! kube's own watcher is not used because it retries for ever where a server answers 410 to the watch request itself (it
+//! expects an ERROR event), and because it hides bookmarks, which [`Sink`] needs to know how far it has seen.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
-use kube::Api;
-use kube::runtime::watcher::{self, Event};
+use futures::{StreamExt, TryStreamExt};
+use kube::api::{ListParams, WatchParams};
+use kube::core::WatchEvent;
+use kube::{Api, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-
-use super::Cached;
-use super::cache::Shared;
 
 const BACKOFF_FIRST: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
+/// The server ends a watch after this time; it is then resumed.
+const WATCH_SECS: u32 = 290;
+/// A watch that is silent for so much longer is dead: its end got lost.
+const WATCH_SPARE: Duration = Duration::from_secs(10);
+const PAGE_LEN: u32 = 500;
 
-/// Where the objects come from.
-pub(super) struct Source {
-    pub(super) client: kube::Client,
-    pub(super) field_selector: Option<String>,
+/// Takes what a reflector sees, in order.
+pub trait Sink<K>: Send + Sync {
+    /// The whole collection as of `revision`.
+    fn replace(&self, objects: Vec<K>, revision: u64);
+    /// An object was created or changed.
+    fn apply(&self, object: K);
+    /// An object was deleted; this is its last state.
+    fn delete(&self, object: K);
+    /// Everything up to `revision` was delivered.
+    fn progress(&self, revision: u64);
 }
 
-/// Runs until cancelled.
-pub(super) async fn run<K: Cached>(
-    source: Source,
-    shared: Arc<Shared<K>>,
-    cancel: CancellationToken,
-) {
-    let config = watcher::Config {
-        field_selector: source.field_selector,
-        ..watcher::Config::default()
-    };
-    let mut events = std::pin::pin!(watcher::watcher(Api::<K>::all(source.client), config));
-    let mut listed = Vec::new();
+/// What to follow.
+#[derive(Clone, Debug)]
+pub struct Source<K> {
+    /// The collection.
+    pub api: Api<K>,
+    /// Only objects that match.
+    pub field_selector: Option<String>,
+}
+
+/// Keeps `sink` current until `cancel` is cancelled.
+pub async fn reflect<K, S>(source: &Source<K>, sink: &S, cancel: &CancellationToken)
+where
+    K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
+    S: Sink<K>,
+{
+    let mut version = None;
     let mut pause = BACKOFF_FIRST;
     loop {
-        let event = tokio::select! {
-            // Nothing is lost: the cache ends with the task.
-            () = cancel.cancelled() => break,
-            event = events.next() => event,
+        let started = Instant::now();
+        let result = tokio::select! {
+            // The sink ends with its task.
+            () = cancel.cancelled() => return,
+            result = follow(source, sink, &mut version) => result,
         };
+        if result.is_ok() && started.elapsed() > BACKOFF_MAX {
+            pause = BACKOFF_FIRST;
+            continue;
+        }
+        if let Err(error) = result {
+            if crate::has_code(&error, 410) {
+                version = None;
+            }
+            let collection = source.api.resource_url();
+            tracing::debug!(collection, error = %crate::runner::chain(&error), "Watch failed and will be resumed");
+        }
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+        // A server that is away for long is asked less and less often; one that served for a while is asked at once.
+        let served = started.elapsed() > pause + BACKOFF_MAX;
+        pause = if served {
+            BACKOFF_FIRST
+        } else {
+            (pause * 2).min(BACKOFF_MAX)
+        };
+    }
+}
+
+/// Lists unless `version` says where to go on, then watches until the watch ends.
+async fn follow<K, S>(
+    source: &Source<K>,
+    sink: &S,
+    version: &mut Option<String>,
+) -> Result<(), kube::Error>
+where
+    K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
+    S: Sink<K>,
+{
+    let from = match version {
+        Some(from) => from.clone(),
+        None => {
+            let (objects, listed) = list(source).await?;
+            sink.replace(objects, number(&listed));
+            version.insert(listed).clone()
+        }
+    };
+    let mut params = WatchParams::default().timeout(WATCH_SECS);
+    params.field_selector.clone_from(&source.field_selector);
+    let mut events = source.api.watch(&params, &from).await?.boxed();
+    let silence_max = Duration::from_secs(u64::from(WATCH_SECS)) + WATCH_SPARE;
+    loop {
+        let Ok(event) = tokio::time::timeout(silence_max, events.try_next()).await else {
+            return Ok(());
+        };
+        let Some(event) = event? else { return Ok(()) };
         match event {
-            Some(Ok(event)) => {
-                pause = BACKOFF_FIRST;
-                take(event, &shared, &mut listed);
+            WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                *version = object.resource_version();
+                sink.apply(object);
             }
-            Some(Err(error)) => {
-                tracing::debug!(kind = %K::kind(&()), error = %crate::runner::chain(&error), "Watch failed and will be resumed");
-                tokio::select! {
-                    () = cancel.cancelled() => break,
-                    () = tokio::time::sleep(pause) => {}
-                }
-                pause = (pause * 2).min(BACKOFF_MAX);
+            WatchEvent::Deleted(object) => {
+                *version = object.resource_version();
+                sink.delete(object);
             }
-            None => break,
+            WatchEvent::Bookmark(bookmark) => {
+                sink.progress(number(&bookmark.metadata.resource_version));
+                *version = Some(bookmark.metadata.resource_version);
+            }
+            WatchEvent::Error(status) => return Err(kube::Error::Api(status.boxed())),
         }
     }
-    shared.close();
 }
 
-fn take<K: Cached>(event: Event<K>, shared: &Shared<K>, listed: &mut Vec<K>) {
-    match event {
-        Event::Init => listed.clear(),
-        Event::InitApply(object) => listed.push(without_managed_fields(object)),
-        Event::InitDone => shared.replace(std::mem::take(listed)),
-        Event::Apply(object) => shared.apply(without_managed_fields(object)),
-        Event::Delete(object) => shared.delete(&object),
+async fn list<K>(source: &Source<K>) -> Result<(Vec<K>, String), kube::Error>
+where
+    K: Resource + Clone + DeserializeOwned + std::fmt::Debug,
+{
+    let mut params = ListParams::default().limit(PAGE_LEN);
+    params.field_selector.clone_from(&source.field_selector);
+    let mut objects = Vec::new();
+    loop {
+        let page = source.api.list(&params).await?;
+        objects.extend(page.items);
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params.continue_token = Some(token),
+            None => return Ok((objects, page.metadata.resource_version.unwrap_or_default())),
+        }
     }
 }
 
-/// Nobody inside reads them, and they are often half of an object.
-fn without_managed_fields<K: Cached>(mut object: K) -> K {
-    object.meta_mut().managed_fields = None;
-    object
+/// A resourceVersion as a number, 0 when it is none. They are comparable within a cluster (KEP-5504).
+pub(super) fn number(version: &str) -> u64 {
+    version.parse().unwrap_or_default()
 }

@@ -3,7 +3,7 @@ use crate::TestClock;
 use crate::testing::FakeServer;
 
 fn config(identity: &str) -> Config {
-    Config::new("kube-system", "boss", identity)
+    Config::new("kube-system", "chief", identity)
 }
 
 fn clock() -> Arc<TestClock> {
@@ -59,10 +59,15 @@ async fn the_second_candidate_takes_over_when_the_first_one_stops_renewing() {
         CancellationToken::new(),
         |_| std::future::pending::<()>(),
     ));
-    let path = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/boss";
-    while server.get(path).is_none() {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    let path = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/chief";
+    let held = async {
+        while server.get(path).is_none() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), held)
+        .await
+        .expect("the lease is taken");
     let died = Instant::now();
     first.abort();
     let ended = lead(
@@ -89,7 +94,7 @@ async fn the_second_candidate_takes_over_when_the_first_one_stops_renewing() {
 #[tokio::test(start_paused = true)]
 async fn a_leader_whose_lease_was_taken_stops_its_work() {
     let server = FakeServer::default();
-    let path = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/boss";
+    let path = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/chief";
     let thief = server.clone();
     let ended = lead(
         server.client(),

@@ -1,1 +1,124 @@
-//! placeholder
+//! The controllers of the control plane, one folder each over the shared runner of `cox-client`: they read shared informers,
+//! decide with pure functions (`plan.rs`, `status.rs`) and write through the API server (`effects.rs`).
+//!
+//! Inputs: [`Config`], [`Deps`]. Tasks: one scope that holds all of them, ended by the token. A settled cluster causes no
+//! writes. No controller talks to another one, to a node or to a store.
+
+#![warn(missing_docs)]
+
+mod context;
+mod pod;
+mod replicaset;
+mod root_ca;
+mod serviceaccount;
+#[cfg(test)]
+mod testing;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cox_client::tasks::TaskScope;
+use cox_client::{Clock, Informers};
+use tokio_util::sync::CancellationToken;
+
+use context::Context;
+
+/// How long controllers may take to stop.
+const STOP_DEADLINE: Duration = Duration::from_secs(15);
+
+/// What the controllers are told. [`Config::new`] has upstream's values.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The cluster CA in PEM, published in each namespace.
+    pub root_ca_pem: String,
+    /// A node that was not heard of for so long is Unknown.
+    pub node_monitor_grace: Duration,
+    /// Finished Pods beyond this number are deleted, oldest first; 0 keeps all.
+    pub terminated_pods_max: usize,
+    /// How long a node must be gone before its Pods are deleted.
+    pub orphaned_pod_quarantine: Duration,
+}
+
+impl Config {
+    /// Upstream's values.
+    #[must_use]
+    pub fn new(root_ca_pem: impl Into<String>) -> Self {
+        Self {
+            root_ca_pem: root_ca_pem.into(),
+            node_monitor_grace: Duration::from_secs(50),
+            terminated_pods_max: 12_500,
+            orphaned_pod_quarantine: Duration::from_secs(40),
+        }
+    }
+}
+
+/// Makes the client of one controller, given its service account's name in `kube-system`, such as `replicaset-controller`.
+pub type ClientFor = Arc<dyn Fn(&str) -> kube::Client + Send + Sync>;
+
+/// What the controllers work with.
+#[derive(Clone)]
+pub struct Deps {
+    /// Reads: one cache per kind for the whole process.
+    pub informers: Informers,
+    /// Writes: a client per controller, so that each acts with its own identity.
+    pub client_for: ClientFor,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Deps {
+    /// All controllers share one client and so one identity.
+    #[must_use]
+    pub fn new(client: kube::Client, informers: Informers, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            informers,
+            client_for: Arc::new(move |_| client.clone()),
+            clock,
+        }
+    }
+}
+
+impl fmt::Debug for Deps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Deps")
+            .field("informers", &self.informers)
+            .field("clock", &self.clock)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why the controllers ended other than as told.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// These did not stop in time and were aborted.
+    #[error("controllers did not stop in time: {}", .0.join(", "))]
+    Late(Vec<&'static str>),
+}
+
+/// Runs all controllers until `cancel` is cancelled.
+pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) -> Result<(), RunError> {
+    let scope = TaskScope::new("controllers", &cancel);
+    let context = |service_account, component| {
+        Context::new(&deps, service_account, component, scope.cancellation())
+    };
+    let sa = context("service-account-controller", "serviceaccount-controller");
+    scope.spawn("serviceaccount", serviceaccount::run(sa));
+    let root_ca = context("root-ca-cert-publisher", "root-ca-cert-publisher");
+    scope.spawn(
+        "root-ca-cert-publisher",
+        root_ca::run(root_ca, config.root_ca_pem.clone()),
+    );
+    scope.spawn(
+        "replicaset",
+        replicaset::run(context("replicaset-controller", "replicaset-controller")),
+    );
+    tracing::info!("Controllers started");
+    cancel.cancelled().await;
+    let late = scope.shutdown(STOP_DEADLINE).await;
+    if late.is_empty() {
+        Ok(())
+    } else {
+        Err(RunError::Late(late))
+    }
+}

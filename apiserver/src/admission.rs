@@ -15,6 +15,8 @@ mod taint_nodes;
 mod tests;
 mod toleration_seconds;
 
+pub(crate) use node_restriction::check_token as check_node_token;
+
 use cox_api::meta;
 use cox_api::schema::Resource;
 use cox_api::status::ApiStatus;
@@ -105,6 +107,17 @@ impl Admission {
         Self { store, authorizer }
     }
 
+    /// Whether any plugin looks at such a request; where none does the caller need not put one together.
+    pub fn handles(&self, operation: Operation, resource: &Resource, _subresource: &str) -> bool {
+        // NamespaceLifecycle looks at whatever is made or changed in a namespace, and at namespaces that are to go.
+        let by_namespace = match operation {
+            Operation::Create | Operation::Update => resource.namespaced,
+            Operation::Delete => resource.group.is_empty() && resource.plural == "namespaces",
+            Operation::Connect => false,
+        };
+        by_namespace || looks_at(resource)
+    }
+
     /// Changes the object as the plugins want it.
     ///
     /// # Errors
@@ -128,6 +141,18 @@ impl Admission {
         runtime_class::validate(request, &snapshot)?;
         rbac_escalation::validate(request, &self.authorizer)
     }
+}
+
+/// The resources that plugins beside NamespaceLifecycle look at.
+fn looks_at(resource: &Resource) -> bool {
+    matches!(
+        (resource.group.as_str(), resource.plural.as_str()),
+        ("", "pods" | "nodes" | "serviceaccounts")
+            | ("scheduling.k8s.io", "priorityclasses")
+            | ("rbac.authorization.k8s.io", _)
+            | ("coordination.k8s.io", "leases")
+            | ("storage.k8s.io", "csinodes")
+    )
 }
 
 /// The mutating plugins, in upstream's order.

@@ -5,6 +5,7 @@
 //! Outputs: a [`UserInfo`], a [`Decision`], review objects. It never writes to the store, with one exception that is a
 //! controller: the aggregation of cluster roles.
 
+pub mod aggregation;
 mod attributes;
 mod authenticator;
 mod authorizer;
@@ -12,8 +13,10 @@ mod bound;
 mod impersonate;
 mod node;
 pub mod rbac;
+pub mod reviews;
 #[cfg(test)]
 mod tests;
+mod token_request;
 pub mod tokens;
 mod user;
 

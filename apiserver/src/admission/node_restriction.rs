@@ -147,12 +147,21 @@ fn lease(node: &str, request: &Request<'_>) -> Result<(), String> {
 }
 
 fn token(node: &str, request: &Request<'_>, snapshot: &Snapshot) -> Result<(), String> {
-    if request.operation != Operation::Create || request.subresource != "token" {
-        return Ok(());
+    match (&request.object, request.operation, request.subresource) {
+        (Some(asked), Operation::Create, "token") => {
+            check_token(node, request.namespace, asked, snapshot)
+        }
+        _ => Ok(()),
     }
-    let Some(asked) = &request.object else {
-        return Ok(());
-    };
+}
+
+/// Whether a node may ask for this token: it must be bound to a Pod that runs on it.
+pub(crate) fn check_token(
+    node: &str,
+    namespace: &str,
+    asked: &Value,
+    snapshot: &Snapshot,
+) -> Result<(), String> {
     let reference = &asked["spec"]["boundObjectRef"];
     let text = |field: &str| reference[field].as_str().unwrap_or_default();
     if text("kind") != "Pod" || text("apiVersion") != "v1" || text("name").is_empty() {
@@ -161,12 +170,8 @@ fn token(node: &str, request: &Request<'_>, snapshot: &Snapshot) -> Result<(), S
     if text("uid").is_empty() {
         return Err("node requested token with a pod binding without a uid".to_owned());
     }
-    let pod = stored(
-        snapshot,
-        "pods",
-        &format!("{}/{}", request.namespace, text("name")),
-    )
-    .ok_or_else(|| format!("pod {:?} not found", text("name")))?;
+    let pod = stored(snapshot, "pods", &format!("{namespace}/{}", text("name")))
+        .ok_or_else(|| format!("pod {:?} not found", text("name")))?;
     if meta::uid(&pod) != text("uid") {
         return Err(
             "the UID in the bound object reference does not match the UID in record".to_owned(),

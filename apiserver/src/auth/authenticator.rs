@@ -72,6 +72,11 @@ impl Authenticator {
         &self.key
     }
 
+    /// The store that tokens are compared with.
+    pub(super) fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// The audiences that the API server answers to.
     pub fn audiences(&self) -> &[String] {
         &self.audiences

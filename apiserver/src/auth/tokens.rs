@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+pub use super::token_request::create;
 use crate::pki::Pki;
 
 /// Who issues the tokens, and the audience that the API server itself is.

@@ -18,6 +18,7 @@ mod ring;
 mod sequencer;
 mod state;
 mod store;
+mod trim;
 mod watch;
 
 pub use mutation::{CommitError, Committed, Durability, Mutation, Op, Precondition};

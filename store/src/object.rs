@@ -57,8 +57,8 @@ pub trait Indexer: Send + Sync {
     fn attrs(&self, key: &ObjectKey, json: &[u8]) -> Attrs;
 }
 
-/// One version of one object. Never changes.
-#[derive(Debug, PartialEq, Eq)]
+/// One version of one object. Never changes. Its bytes are not shown by `Debug`: they may be a Secret.
+#[derive(PartialEq, Eq)]
 pub struct Object {
     /// Its name.
     pub key: ObjectKey,
@@ -72,6 +72,18 @@ pub struct Object {
     pub revision_at: usize,
     /// What selectors look at.
     pub attrs: Attrs,
+}
+
+impl fmt::Debug for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Object({}@{}, {} bytes)",
+            self.key,
+            self.revision,
+            self.json.len()
+        )
+    }
 }
 
 impl Object {
@@ -90,8 +102,8 @@ impl Object {
     }
 }
 
-/// An encoded object that has no revision yet.
-#[derive(Clone, Debug, Default)]
+/// An encoded object that has no revision yet. Its bytes are not shown by `Debug`: they may be a Secret.
+#[derive(Clone, Default)]
 pub struct NewObject {
     /// The bytes without the digits of the revision.
     pub json: Vec<u8>,
@@ -99,6 +111,12 @@ pub struct NewObject {
     pub revision_at: usize,
     /// What selectors look at.
     pub attrs: Attrs,
+}
+
+impl fmt::Debug for NewObject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NewObject({} bytes)", self.json.len())
+    }
 }
 
 impl NewObject {

@@ -95,6 +95,7 @@ impl Store {
             Backend::Sled { dir } => Box::new(Sled::open(dir.clone())?),
         };
         let loaded = persist.load(&*indexer)?;
+        crate::trim::release_free_memory();
         let ring_limits = RingLimits {
             events_max: config.ring_events_max,
             bytes_max: config.ring_bytes_max,

@@ -93,7 +93,6 @@ impl Queue {
             }
         }
         let len = batch_len(&inner.requests, max);
-
         let batch: Vec<Request> = inner.requests.drain(..len).collect();
         drop(inner);
         self.places.add_permits(len);

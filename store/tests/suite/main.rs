@@ -2,6 +2,7 @@
 
 #![allow(
     clippy::tests_outside_test_module,
+    clippy::unwrap_used,
     unreachable_pub,
     reason = "this crate is nothing but tests"
 )]

@@ -19,6 +19,11 @@ use super::{Attributes, Decision, MASTERS, UserInfo};
 use index::{Index, Source};
 pub use rule::PolicyRule;
 
+/// Whether `held` grants all that `asked` grants.
+pub fn covers(held: &[PolicyRule], asked: &PolicyRule) -> bool {
+    rule::uncovered(held, std::slice::from_ref(asked)).is_empty()
+}
+
 /// The RBAC authorizer.
 pub struct Rbac {
     store: Store,

@@ -304,7 +304,7 @@ mod tests {
             policy.cluster_role_bindings.len(),
             policy.role_bindings.len(),
         );
-        assert_eq!(counts, (71, 7, 50, 7));
+        assert_eq!(counts, (69, 7, 50, 7));
         for binding in &policy.cluster_role_bindings {
             assert!(
                 policy

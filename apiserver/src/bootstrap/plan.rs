@@ -1,0 +1,324 @@
+//! Which writes a start needs: compares what a cluster must hold with a snapshot. Pure; a settled cluster needs none.
+//!
+//! Objects of the bootstrap policy are reconciled as upstream does: what is missing in them is added, what somebody added
+//! stays, and one whose annotation `rbac.authorization.kubernetes.io/autoupdate` is not `true` is left alone. Other
+//! objects are made once; only what follows from how the server was started (addresses, the CA) is kept current.
+
+use std::net::{IpAddr, SocketAddr};
+
+use cox_api::meta;
+use cox_store::Snapshot;
+use serde_json::{Value, json};
+
+use super::policy;
+use crate::auth::rbac::PolicyRule;
+
+const RBAC: &str = "rbac.authorization.k8s.io";
+const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
+/// The address of the `kubernetes` Service: the first of the service range.
+pub const SERVICE_IP: &str = "10.96.0.1";
+/// The label of nodes that can run Wasm containers; their kubelets set it.
+pub const WASM_NODE_LABEL: &str = "coxswain.dev/wasm";
+const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
+
+/// What the plan depends on beside the store.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where the API server is reached from inside the cluster.
+    pub advertise: SocketAddr,
+    /// The CA that client certificates are issued by.
+    pub ca_pem: String,
+}
+
+/// One object to be written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Write {
+    /// Its group.
+    pub group: &'static str,
+    /// Its resource.
+    pub plural: &'static str,
+    /// The object as it is to be.
+    pub object: Value,
+}
+
+/// A resource and where the store keeps it.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    group: &'static str,
+    plural: &'static str,
+    prefix: &'static str,
+}
+
+impl Place {
+    const fn new(group: &'static str, plural: &'static str) -> Self {
+        Self {
+            group,
+            plural,
+            prefix: plural,
+        }
+    }
+
+    fn write(self, object: Value) -> Write {
+        Write {
+            group: self.group,
+            plural: self.plural,
+            object,
+        }
+    }
+}
+
+/// All writes that are needed.
+pub fn plan(snapshot: &Snapshot, settings: &Settings) -> Vec<Write> {
+    let mut writes = Vec::new();
+    for name in NAMESPACES {
+        let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        writes.extend(absent(snapshot, Place::new("", "namespaces"), object));
+    }
+    writes.extend(plan_policy(snapshot));
+    for object in priority_classes() {
+        writes.extend(absent(
+            snapshot,
+            Place::new("scheduling.k8s.io", "priorityclasses"),
+            object,
+        ));
+    }
+    writes.extend(absent(
+        snapshot,
+        Place::new("node.k8s.io", "runtimeclasses"),
+        wasm_class(),
+    ));
+    writes.extend(current(
+        snapshot,
+        Place::new("", "configmaps"),
+        &client_ca(settings),
+        &["/data/client-ca-file"],
+    ));
+    let services = Place {
+        group: "",
+        plural: "services",
+        prefix: "services/specs",
+    };
+    writes.extend(current(
+        snapshot,
+        services,
+        &service(settings),
+        &["/spec/ports/0/targetPort"],
+    ));
+    let slices = Place::new("discovery.k8s.io", "endpointslices");
+    writes.extend(current(
+        snapshot,
+        slices,
+        &endpoints(settings),
+        &["/endpoints/0/addresses", "/ports/0/port"],
+    ));
+    writes
+}
+
+fn path(object: &Value) -> String {
+    match meta::namespace(object) {
+        "" => meta::name(object).to_owned(),
+        namespace => format!("{namespace}/{}", meta::name(object)),
+    }
+}
+
+fn read(snapshot: &Snapshot, place: Place, object: &Value) -> Option<Value> {
+    serde_json::from_slice(&snapshot.get(place.prefix, &path(object))?.json).ok()
+}
+
+/// A write where there is no such object.
+fn absent(snapshot: &Snapshot, place: Place, object: Value) -> Option<Write> {
+    snapshot
+        .get(place.prefix, &path(&object))
+        .is_none()
+        .then(|| place.write(object))
+}
+
+/// A write where there is no such object, or where it differs from `object` in one of the places `pointers`.
+fn current(snapshot: &Snapshot, place: Place, object: &Value, pointers: &[&str]) -> Option<Write> {
+    let Some(existing) = read(snapshot, place, object) else {
+        return Some(place.write(object.clone()));
+    };
+    let mut next = existing.clone();
+    for pointer in pointers {
+        let wanted = object.pointer(pointer).cloned().unwrap_or_default();
+        match next.pointer_mut(pointer) {
+            Some(value) => *value = wanted,
+            // Somebody took the part away that this stands in: the whole object is wanted back.
+            None => return Some(place.write(object.clone())),
+        }
+    }
+    (next != existing).then(|| place.write(next))
+}
+
+fn plan_policy(snapshot: &Snapshot) -> Vec<Write> {
+    let policy = policy::builtin();
+    let mut writes = Vec::new();
+    for (place, kind, roles) in [
+        (
+            Place::new(RBAC, "clusterroles"),
+            "ClusterRole",
+            &policy.cluster_roles,
+        ),
+        (Place::new(RBAC, "roles"), "Role", &policy.roles),
+    ] {
+        writes.extend(
+            roles
+                .iter()
+                .filter_map(|role| reconcile(snapshot, place, role.object(kind), add_rules)),
+        );
+    }
+    for (place, kind, bindings) in [
+        (
+            Place::new(RBAC, "clusterrolebindings"),
+            "ClusterRoleBinding",
+            &policy.cluster_role_bindings,
+        ),
+        (
+            Place::new(RBAC, "rolebindings"),
+            "RoleBinding",
+            &policy.role_bindings,
+        ),
+    ] {
+        writes.extend(
+            bindings
+                .iter()
+                .filter_map(|one| reconcile(snapshot, place, one.object(kind), add_subjects)),
+        );
+    }
+    writes
+}
+
+/// A write where the object is absent, or where `add` finds something to add to it.
+fn reconcile(
+    snapshot: &Snapshot,
+    place: Place,
+    wanted: Value,
+    add: fn(&mut Value, &Value),
+) -> Option<Write> {
+    let Some(existing) = read(snapshot, place, &wanted) else {
+        return Some(place.write(wanted));
+    };
+    if meta::annotation(&existing, AUTOUPDATE) != Some("true") {
+        return None;
+    }
+    let mut next = existing.clone();
+    for (key, value) in meta::labels(&wanted) {
+        next["metadata"]["labels"][key] = value.into();
+    }
+    add(&mut next, &wanted);
+    (next != existing).then(|| place.write(next))
+}
+
+fn add_rules(next: &mut Value, wanted: &Value) {
+    if wanted["aggregationRule"].is_object() {
+        // Its rules are the aggregation's to write.
+        if next["aggregationRule"] != wanted["aggregationRule"]
+            && !next["aggregationRule"].is_object()
+        {
+            next["aggregationRule"] = wanted["aggregationRule"].clone();
+        }
+        return;
+    }
+    let parse = |role: &Value| -> Vec<PolicyRule> {
+        serde_json::from_value(role["rules"].clone()).unwrap_or_default()
+    };
+    let held = parse(next);
+    let missing = parse(wanted)
+        .into_iter()
+        .filter(|rule| !crate::auth::rbac::covers(&held, rule));
+    let missing: Vec<Value> = missing.map(|rule| json!(rule)).collect();
+    if !missing.is_empty() {
+        append(&mut next["rules"], missing);
+    }
+}
+
+fn add_subjects(next: &mut Value, wanted: &Value) {
+    let same = |one: &Value, other: &Value| {
+        ["kind", "name", "namespace"]
+            .iter()
+            .all(|field| one[field].as_str() == other[field].as_str())
+    };
+    let empty = Vec::new();
+    let present = next["subjects"].as_array().unwrap_or(&empty);
+    let wanted = wanted["subjects"].as_array().unwrap_or(&empty);
+    let missing: Vec<Value> = wanted
+        .iter()
+        .filter(|subject| !present.iter().any(|one| same(one, subject)))
+        .cloned()
+        .collect();
+    if !missing.is_empty() {
+        append(&mut next["subjects"], missing);
+    }
+}
+
+fn append(list: &mut Value, more: Vec<Value>) {
+    match list {
+        Value::Array(all) => all.extend(more),
+        other => *other = Value::Array(more),
+    }
+}
+
+fn priority_classes() -> [Value; 2] {
+    let class = |name: &str, value: i64, description: &str| {
+        json!({
+            "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name},
+            "value": value, "description": description,
+        })
+    };
+    [
+        class(
+            "system-cluster-critical",
+            2_000_000_000,
+            "The cluster needs these pods, on whichever node.",
+        ),
+        class(
+            "system-node-critical",
+            2_000_001_000,
+            "Their node needs these pods; they go nowhere else.",
+        ),
+    ]
+}
+
+fn wasm_class() -> Value {
+    json!({
+        "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "wasm"}, "handler": "wasm",
+        "scheduling": {"nodeSelector": {WASM_NODE_LABEL: "true"}},
+    })
+}
+
+fn client_ca(settings: &Settings) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"namespace": "kube-system", "name": "extension-apiserver-authentication"},
+        "data": {"client-ca-file": settings.ca_pem},
+    })
+}
+
+fn service(settings: &Settings) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"namespace": "default", "name": "kubernetes",
+            "labels": {"component": "apiserver", "provider": "kubernetes"}},
+        "spec": {
+            "type": "ClusterIP", "clusterIP": SERVICE_IP, "clusterIPs": [SERVICE_IP],
+            "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack", "sessionAffinity": "None",
+            "internalTrafficPolicy": "Cluster",
+            "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": settings.advertise.port()}],
+        },
+    })
+}
+
+fn endpoints(settings: &Settings) -> Value {
+    let family = match settings.advertise.ip() {
+        IpAddr::V4(_) => "IPv4",
+        IpAddr::V6(_) => "IPv6",
+    };
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"namespace": "default", "name": "kubernetes",
+            "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "addressType": family,
+        "endpoints": [{"addresses": [settings.advertise.ip().to_string()], "conditions": {"ready": true}}],
+        "ports": [{"name": "https", "port": settings.advertise.port(), "protocol": "TCP"}],
+    })
+}

@@ -15,6 +15,8 @@ mod last_applied;
 mod merge;
 mod node;
 mod path;
+#[cfg(test)]
+mod properties;
 mod set;
 #[cfg(test)]
 mod tests;

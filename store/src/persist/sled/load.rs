@@ -1,8 +1,13 @@
 //! Reads everything there is, checking each record by itself and all of them against the meta record.
+//!
+//! The bytes are first put into slabs and copied to their own places once sled has forgotten what it read: allocated
+//! between sled's pages, they would keep the heap as large as both together.
 
 use std::sync::Arc;
 
 use super::record::{META_KEY, Meta, PartKey, Partial, fingerprint};
+use bytes::{Bytes, BytesMut};
+
 use crate::object::{Indexer, Object, Revision};
 use crate::state::{Objects, State};
 
@@ -23,7 +28,7 @@ impl From<sled::Error> for LoadError {
 
 /// All objects in the order of their keys, attributes still empty.
 pub(super) fn read_objects(db: &sled::Db) -> Result<Vec<Object>, LoadError> {
-    let mut objects = Vec::new();
+    let mut objects = Slabs::default();
     let mut partial: Option<Partial> = None;
     let mut resource: Arc<str> = Arc::from("");
     for entry in db.iter() {
@@ -66,10 +71,30 @@ pub(super) fn read_objects(db: &sled::Db) -> Result<Vec<Object>, LoadError> {
         );
     }
     finish(partial, &mut objects)?;
-    Ok(objects)
+    Ok(objects.objects)
 }
 
-fn finish(partial: Option<Partial>, objects: &mut Vec<Object>) -> Result<(), LoadError> {
+const SLAB_LEN: usize = 1024 * 1024;
+
+/// Objects whose bytes lie in a few large pieces of memory.
+#[derive(Default)]
+struct Slabs {
+    objects: Vec<Object>,
+    slab: BytesMut,
+}
+
+impl Slabs {
+    fn push(&mut self, mut object: Object) {
+        if self.slab.capacity() < object.json.len() {
+            self.slab = BytesMut::with_capacity(object.json.len().max(SLAB_LEN));
+        }
+        self.slab.extend_from_slice(&object.json);
+        object.json = self.slab.split().freeze();
+        self.objects.push(object);
+    }
+}
+
+fn finish(partial: Option<Partial>, objects: &mut Slabs) -> Result<(), LoadError> {
     if let Some(partial) = partial {
         let wrong =
             |key| LoadError::Damaged(format!("the bytes of {key} do not match their checksum"));
@@ -126,11 +151,12 @@ pub(super) fn index(objects: &mut [Object], indexer: &dyn Indexer) {
     });
 }
 
-/// The state they make up.
+/// The state they make up, each object with bytes of its own.
 pub(super) fn state(objects: Vec<Object>, revision: Revision) -> State {
     let mut state = State::new(revision);
     let mut current: Option<(Arc<str>, Objects)> = None;
-    for object in objects {
+    for mut object in objects {
+        object.json = Bytes::copy_from_slice(&object.json);
         let object = Arc::new(object);
         let path = Arc::clone(&object.key.path);
         match &mut current {

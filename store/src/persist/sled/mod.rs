@@ -15,6 +15,9 @@ use open::Opened;
 use record::{META_KEY, Meta, fingerprint, part_key, part_value, parts};
 use witness::Witness;
 
+/// Above this many objects, what sled has read is worth its time to be forgotten.
+const DROP_CACHE_LEN: usize = 1000;
+
 /// An open folder.
 #[derive(Debug)]
 pub(crate) struct Sled {
@@ -57,7 +60,7 @@ impl Sled {
     }
 
     fn read_meta(&self) -> Result<Option<Meta>, OpenError> {
-        let value = open::guarded(|| self.opened.db.get(META_KEY));
+        let value = open::guarded(|| self.opened.db().get(META_KEY));
         match value.map_err(|error| open::database_error(&self.dir, error))? {
             Some(value) => {
                 let meta = Meta::decode(&value).ok_or_else(|| {
@@ -65,7 +68,7 @@ impl Sled {
                 })?;
                 Ok(Some(meta))
             }
-            None if self.opened.used || !self.opened.db.is_empty() => Err(open::damaged(
+            None if self.opened.used || !self.opened.db().is_empty() => Err(open::damaged(
                 &self.dir,
                 "its meta record is missing".into(),
             )),
@@ -92,7 +95,7 @@ impl Sled {
     }
 
     fn apply(&self, batch: sled::Batch) -> Result<(), PersistError> {
-        let db = &self.opened.db;
+        let db = self.opened.db();
         open::guarded(|| db.apply_batch(batch).and_then(|()| db.flush())).map_err(|error| {
             PersistError::Database {
                 dir: self.dir.clone(),
@@ -122,7 +125,7 @@ impl Persist for Sled {
         };
         self.check_witness(&meta)?;
         let objects = open::guarded(|| {
-            Ok(load::read_objects(&self.opened.db).and_then(|objects| {
+            Ok(load::read_objects(self.opened.db()).and_then(|objects| {
                 load::check(&objects, &meta)?;
                 Ok(objects)
             }))
@@ -134,6 +137,9 @@ impl Persist for Sled {
                 return Err(open::database_error(&self.dir, error));
             }
         };
+        if objects.len() > DROP_CACHE_LEN {
+            self.opened.drop_cache(&self.dir)?;
+        }
         load::index(&mut objects, indexer);
         if !self.opened.used {
             open::mark_used(&self.dir)?;

@@ -26,7 +26,7 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 /// An open folder.
 #[derive(Debug)]
 pub(super) struct Opened {
-    pub(super) db: sled::Db,
+    db: Option<sled::Db>,
     /// The database's file, for a barrier that sled does not make.
     pub(super) file: File,
     pub(super) file_path: PathBuf,
@@ -34,6 +34,22 @@ pub(super) struct Opened {
     pub(super) used: bool,
     /// Held until dropped.
     pub(super) _lock: File,
+}
+
+impl Opened {
+    pub(super) fn db(&self) -> &sled::Db {
+        self.db
+            .as_ref()
+            .expect("taken out only while it is opened again")
+    }
+
+    /// Lets the database go and opens it again. sled evicts pages only after tens of uses, so reading each of them once
+    /// leaves all of them in its memory, whatever its capacity.
+    pub(super) fn drop_cache(&mut self, dir: &Path) -> Result<(), OpenError> {
+        self.db = None;
+        self.db = Some(open_database(dir)?);
+        Ok(())
+    }
 }
 
 /// Opens or makes the folder.
@@ -52,7 +68,7 @@ pub(super) fn open(dir: &Path) -> Result<Opened, OpenError> {
         sync_dir(parent)?;
     }
     Ok(Opened {
-        db,
+        db: Some(db),
         file,
         file_path,
         used,

@@ -8,6 +8,7 @@ mod create;
 mod fields;
 mod qos;
 mod scale;
+mod secret;
 #[cfg(test)]
 mod tests;
 mod update;

@@ -18,6 +18,7 @@ pub fn prepare_create(resource: &Resource, object: &mut Value) {
     reset_status(resource, object);
     match (resource.group.as_str(), resource.plural.as_str()) {
         ("", "namespaces") => add_namespace_finalizer(object),
+        ("", "secrets") => super::secret::merge_string_data(object),
         ("batch", "jobs") => own_job_selector(object),
         ("apiextensions.k8s.io", "customresourcedefinitions") => record_stored_version(object),
         _ => {}

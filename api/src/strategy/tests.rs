@@ -195,3 +195,14 @@ fn qos_follows_requests_and_limits() {
         );
     }
 }
+
+#[test]
+fn string_data_becomes_data() {
+    let mut secret =
+        json!({"metadata": {}, "stringData": {"a": "hi"}, "data": {"a": "eA==", "b": "eQ=="}});
+    prepare_create(resource("", "secrets"), &mut secret);
+    assert_eq!(
+        secret,
+        json!({"metadata": {}, "data": {"a": "aGk=", "b": "eQ=="}})
+    );
+}

@@ -22,6 +22,7 @@ pub fn prepare_update(resource: &Resource, new: &mut Value, old: &Value) {
     match (resource.group.as_str(), resource.plural.as_str()) {
         // Namespaces are finalized through their own endpoint only.
         ("", "namespaces") => copy_spec_field(new, old, "finalizers"),
+        ("", "secrets") => super::secret::merge_string_data(new),
         ("", "services") => keep_allocated(new, old),
         ("apiextensions.k8s.io", "customresourcedefinitions") => {
             super::create::record_stored_version(new)

@@ -1,0 +1,171 @@
+//! Nodes, Namespaces, RuntimeClasses, PriorityClasses, Leases.
+
+use super::FieldError;
+use super::node::{Errors, Node};
+use super::{resources, scheduling};
+use crate::names;
+use std::collections::HashSet;
+
+/// Users' priorities end here; above are the system's.
+const USER_PRIORITY_MAX: i64 = 1_000_000_000;
+const SYSTEM_CLASSES: [(&str, i64); 2] = [
+    ("system-node-critical", 2_000_001_000),
+    ("system-cluster-critical", 2_000_000_000),
+];
+
+/// Rules of a Node.
+pub(super) fn node(node: &Node<'_>, errors: &mut Errors) {
+    let (spec, status) = (node.get("spec"), node.get("status"));
+    taints(&spec, errors);
+    for cidr in spec.items("podCIDRs") {
+        cidr.all_invalid(names::cidr(cidr.as_text()), errors);
+    }
+    if spec.len("podCIDRs") > 2 {
+        spec.get("podCIDRs").invalid(
+            "may specify no more than one CIDR for each IP family",
+            errors,
+        );
+    }
+    for list in ["capacity", "allocatable"] {
+        resources::amounts(&status, list, errors);
+    }
+    let mut seen = HashSet::new();
+    for address in status.items("addresses") {
+        if !seen.insert((address.text("type"), address.text("address"))) {
+            address.duplicate(errors);
+        }
+    }
+}
+
+fn taints(spec: &Node<'_>, errors: &mut Errors) {
+    let mut seen = HashSet::new();
+    for taint in spec.items("taints") {
+        let (key, value) = (taint.get("key"), taint.get("value"));
+        key.all_invalid(names::qualified_name(key.as_text()), errors);
+        value.all_invalid(names::label_value(value.as_text()), errors);
+        taint
+            .get("effect")
+            .one_of(&["NoSchedule", "PreferNoSchedule", "NoExecute"], errors);
+        if !seen.insert((taint.text("key"), taint.text("effect"))) {
+            errors.push(FieldError::duplicate(taint.path(), taint.value.clone()));
+        }
+    }
+}
+
+/// What of a Node may not change once it is set.
+pub(super) fn node_update(new: &Node<'_>, old: &Node<'_>, errors: &mut Errors) {
+    let (spec, before) = (new.get("spec"), old.get("spec"));
+    if before.len("podCIDRs") > 0 && spec.value.get("podCIDRs") != before.value.get("podCIDRs") {
+        spec.get("podCIDRs").forbidden(
+            "node updates may not change podCIDR except from \"\" to valid",
+            errors,
+        );
+    }
+    if !before.text("providerID").is_empty() && spec.text("providerID") != before.text("providerID")
+    {
+        spec.get("providerID").forbidden(
+            "node updates may not change providerID except from \"\" to valid",
+            errors,
+        );
+    }
+}
+
+/// Rules of a Namespace.
+pub(super) fn namespace(namespace: &Node<'_>, errors: &mut Errors) {
+    let spec = namespace.get("spec");
+    for finalizer in spec.items("finalizers") {
+        finalizer.all_invalid(names::qualified_name(finalizer.as_text()), errors);
+        if !finalizer.as_text().contains('/') && finalizer.as_text() != "kubernetes" {
+            finalizer.invalid(
+                "name is neither a standard finalizer name nor is it fully qualified",
+                errors,
+            );
+        }
+    }
+}
+
+/// Rules of a RuntimeClass.
+pub(super) fn runtime_class(class: &Node<'_>, errors: &mut Errors) {
+    let handler = class.get("handler");
+    handler.all_invalid(names::dns_label(handler.as_text()), errors);
+    if let Some(overhead) = class.some("overhead") {
+        resources::amounts(&overhead, "podFixed", errors);
+    }
+    if let Some(scheduling) = class.some("scheduling") {
+        super::meta::labels(
+            scheduling.value.get("nodeSelector"),
+            "scheduling.nodeSelector",
+            errors,
+        );
+        let mut seen: Vec<&serde_json::Value> = Vec::new();
+        for toleration in scheduling.items("tolerations") {
+            scheduling::toleration(&toleration, errors);
+            if seen.contains(&toleration.value) {
+                toleration.duplicate(errors);
+            }
+            seen.push(toleration.value);
+        }
+    }
+}
+
+/// A field that never changes.
+pub(super) fn immutable(field: &str, new: &Node<'_>, old: &Node<'_>, errors: &mut Errors) {
+    if new.value.get(field) != old.value.get(field) {
+        new.get(field).invalid("field is immutable", errors);
+    }
+}
+
+/// Rules of a PriorityClass.
+pub(super) fn priority_class(class: &Node<'_>, errors: &mut Errors) {
+    let metadata = class.get("metadata");
+    let (name, value) = (metadata.text("name"), class.int("value").unwrap_or(0));
+    if name.starts_with("system-") {
+        match SYSTEM_CLASSES.iter().find(|(system, _)| *system == name) {
+            None => metadata.get("name").forbidden("priority class names with 'system-' prefix are reserved for system use only. error: unknown system priority class", errors),
+            Some((_, expected)) if *expected != value => {
+                metadata.get("name").forbidden(format!("priority class names with 'system-' prefix are reserved for system use only. error: value of {name} PriorityClass must be {expected}"), errors);
+            }
+            Some(_) => {}
+        }
+    } else if value > USER_PRIORITY_MAX {
+        class.get("value").forbidden(
+            format!("maximum allowed value of a user defined priority is {USER_PRIORITY_MAX}"),
+            errors,
+        );
+    }
+    class
+        .get("preemptionPolicy")
+        .one_of(&["Never", "PreemptLowerPriority"], errors);
+}
+
+/// Value and policy of a PriorityClass never change: Pods carry copies.
+pub(super) fn priority_class_update(new: &Node<'_>, old: &Node<'_>, errors: &mut Errors) {
+    if new.int("value").unwrap_or(0) != old.int("value").unwrap_or(0) {
+        new.get("value")
+            .forbidden("may not be changed in an update.", errors);
+    }
+    if new.text("preemptionPolicy") != old.text("preemptionPolicy") {
+        new.get("preemptionPolicy")
+            .invalid("field is immutable", errors);
+    }
+}
+
+/// Rules of a Lease.
+pub(super) fn lease(lease: &Node<'_>, errors: &mut Errors) {
+    let spec = lease.get("spec");
+    if spec
+        .int("leaseDurationSeconds")
+        .is_some_and(|secs| secs <= 0)
+    {
+        spec.get("leaseDurationSeconds")
+            .invalid("must be greater than 0", errors);
+    }
+    spec.non_negative(&["leaseTransitions"], errors);
+}
+
+/// Rules of a ServiceAccount.
+pub(super) fn service_account(account: &Node<'_>, errors: &mut Errors) {
+    for secret in account.items("imagePullSecrets") {
+        secret.need("name", errors);
+    }
+}

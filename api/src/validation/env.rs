@@ -1,0 +1,156 @@
+//! Environment variables and where their values come from.
+
+use super::FieldError;
+use super::node::{Errors, Node};
+use crate::names;
+
+/// What `fieldRef` may name in an environment variable.
+const ENV_FIELDS: [&str; 9] = [
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+    "spec.nodeName",
+    "spec.serviceAccountName",
+    "status.hostIP",
+    "status.hostIPs",
+    "status.podIP",
+    "status.podIPs",
+];
+/// What `fieldRef` may name in a downward API volume.
+pub(super) const VOLUME_FIELDS: [&str; 5] = [
+    "metadata.annotations",
+    "metadata.labels",
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+];
+const RESOURCE_FIELDS: [&str; 6] = [
+    "limits.cpu",
+    "limits.ephemeral-storage",
+    "limits.memory",
+    "requests.cpu",
+    "requests.ephemeral-storage",
+    "requests.memory",
+];
+const ONE_SOURCE: &str = "may not have more than one field specified at a time";
+
+/// Rules of a container's `env` and `envFrom`.
+pub(super) fn all(container: &Node<'_>, errors: &mut Errors) {
+    for variable in container.items("env") {
+        if variable.need("name", errors) {
+            let name = variable.get("name");
+            name.all_invalid(names::env_var_name(name.as_text()), errors);
+        }
+        if let Some(source) = variable.some("valueFrom") {
+            value_from(&variable, &source, errors);
+        }
+    }
+    for source in container.items("envFrom") {
+        env_from(&source, errors);
+    }
+}
+
+fn value_from(variable: &Node<'_>, source: &Node<'_>, errors: &mut Errors) {
+    let known = [
+        "fieldRef",
+        "resourceFieldRef",
+        "configMapKeyRef",
+        "secretKeyRef",
+        "fileKeyRef",
+    ];
+    let set: Vec<&str> = known.into_iter().filter(|name| source.has(name)).collect();
+    match set.len() {
+        0 => errors.push(FieldError::invalid(source.path(), "", "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`")),
+        _ if !variable.text("value").is_empty() => errors.push(FieldError::invalid(source.path(), "", "may not be specified when `value` is not empty")),
+        1 => {}
+        _ => errors.push(FieldError::invalid(source.path(), "", ONE_SOURCE)),
+    }
+    for name in set {
+        let reference = source.get(name);
+        match name {
+            "fieldRef" => field_ref(&reference, &ENV_FIELDS, errors),
+            "resourceFieldRef" => resource_field_ref(&reference, false, errors),
+            "fileKeyRef" => {
+                reference.need("volumeName", errors);
+                reference.need("path", errors);
+                reference.need("key", errors);
+            }
+            _ => key_ref(&reference, errors),
+        }
+    }
+}
+
+/// A key of a ConfigMap or Secret.
+fn key_ref(reference: &Node<'_>, errors: &mut Errors) {
+    let name = reference.get("name");
+    name.all_invalid(names::dns_subdomain(name.as_text()), errors);
+    if reference.need("key", errors) {
+        let key = reference.get("key");
+        key.all_invalid(names::config_key(key.as_text()), errors);
+    }
+}
+
+/// A field of the Pod.
+pub(super) fn field_ref(reference: &Node<'_>, fields: &[&str], errors: &mut Errors) {
+    if !reference.need("apiVersion", errors) || !reference.need("fieldPath", errors) {
+        return;
+    }
+    let path = reference.get("fieldPath");
+    if let Some((base, subscript)) = path
+        .as_text()
+        .strip_suffix("']")
+        .and_then(|p| p.split_once("['"))
+    {
+        match base {
+            "metadata.labels" => path.all_invalid(names::qualified_name(subscript), errors),
+            "metadata.annotations" => {
+                path.all_invalid(names::qualified_name(&subscript.to_lowercase()), errors)
+            }
+            _ => path.invalid("does not support subscript", errors),
+        }
+        return;
+    }
+    if !fields.contains(&path.as_text()) {
+        path.not_supported(fields, errors);
+    }
+}
+
+/// An amount of a container's resources.
+pub(super) fn resource_field_ref(reference: &Node<'_>, in_volume: bool, errors: &mut Errors) {
+    if in_volume {
+        reference.need("containerName", errors);
+    }
+    if reference.need("resource", errors) {
+        let resource = reference.get("resource");
+        let text = resource.as_text();
+        if !RESOURCE_FIELDS.contains(&text)
+            && !text.starts_with("limits.hugepages-")
+            && !text.starts_with("requests.hugepages-")
+        {
+            resource.not_supported(&RESOURCE_FIELDS, errors);
+        }
+    }
+}
+
+fn env_from(source: &Node<'_>, errors: &mut Errors) {
+    let prefix = source.get("prefix");
+    if !prefix.as_text().is_empty() {
+        prefix.all_invalid(names::env_var_name(prefix.as_text()), errors);
+    }
+    match (source.has("configMapRef"), source.has("secretRef")) {
+        (false, false) => errors.push(FieldError::invalid(
+            source.path(),
+            "",
+            "must specify one of: `configMapRef` or `secretRef`",
+        )),
+        (true, true) => errors.push(FieldError::invalid(source.path(), "", ONE_SOURCE)),
+        _ => {}
+    }
+    for reference in ["configMapRef", "secretRef"]
+        .into_iter()
+        .filter_map(|name| source.some(name))
+    {
+        let name = reference.get("name");
+        name.all_invalid(names::dns_subdomain(name.as_text()), errors);
+    }
+}

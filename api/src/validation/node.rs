@@ -1,0 +1,224 @@
+//! A cursor over the value under validation that knows its path, so that rules read as they are written in the docs.
+
+use super::FieldError;
+use serde_json::Value;
+use std::fmt::Write;
+
+/// Complaints found so far.
+pub(super) type Errors = Vec<FieldError>;
+
+/// A place in the object. Paths are rendered only for complaints.
+#[derive(Clone, Copy)]
+pub(super) struct Node<'a> {
+    /// What is there; null if nothing.
+    pub(super) value: &'a Value,
+    parent: Option<&'a Node<'a>>,
+    step: Step<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum Step<'a> {
+    Root,
+    Field(&'a str),
+    Item(&'a str, usize),
+    Key(&'a str, &'a str),
+}
+
+static NULL: Value = Value::Null;
+
+impl<'a> Node<'a> {
+    /// The object itself.
+    pub(super) fn root(value: &'a Value) -> Node<'a> {
+        Node {
+            value,
+            parent: None,
+            step: Step::Root,
+        }
+    }
+
+    /// A field, there or not.
+    pub(super) fn get(&'a self, field: &'a str) -> Node<'a> {
+        Node {
+            value: self.value.get(field).unwrap_or(&NULL),
+            parent: Some(self),
+            step: Step::Field(field),
+        }
+    }
+
+    /// A field, if it is there.
+    pub(super) fn some(&'a self, field: &'a str) -> Option<Node<'a>> {
+        Some(self.get(field)).filter(|node| !node.value.is_null())
+    }
+
+    /// The items of a list field.
+    pub(super) fn items(&'a self, field: &'a str) -> impl Iterator<Item = Node<'a>> {
+        let list = self.value.get(field).and_then(Value::as_array);
+        list.into_iter()
+            .flatten()
+            .enumerate()
+            .map(move |(at, value)| Node {
+                value,
+                parent: Some(self),
+                step: Step::Item(field, at),
+            })
+    }
+
+    /// The entries of a map field.
+    pub(super) fn entries(&'a self, field: &'a str) -> impl Iterator<Item = (&'a str, Node<'a>)> {
+        let map = self.value.get(field).and_then(Value::as_object);
+        map.into_iter().flatten().map(move |(key, value)| {
+            (
+                key.as_str(),
+                Node {
+                    value,
+                    parent: Some(self),
+                    step: Step::Key(field, key),
+                },
+            )
+        })
+    }
+
+    /// Is the field there?
+    pub(super) fn has(&self, field: &str) -> bool {
+        self.value.get(field).is_some_and(|value| !value.is_null())
+    }
+
+    /// How many items or entries a field has.
+    pub(super) fn len(&self, field: &str) -> usize {
+        match self.value.get(field) {
+            Some(Value::Array(items)) => items.len(),
+            Some(Value::Object(entries)) => entries.len(),
+            _ => 0,
+        }
+    }
+
+    /// A string field, empty if absent.
+    pub(super) fn text(&self, field: &str) -> &'a str {
+        self.value.get(field).and_then(Value::as_str).unwrap_or("")
+    }
+
+    /// A number field.
+    pub(super) fn int(&self, field: &str) -> Option<i64> {
+        self.value.get(field)?.as_i64()
+    }
+
+    /// A flag, false if absent.
+    pub(super) fn flag(&self, field: &str) -> bool {
+        self.value
+            .get(field)
+            .and_then(Value::as_bool)
+            .unwrap_or(false)
+    }
+
+    /// This string, empty if it is none.
+    pub(super) fn as_text(&self) -> &'a str {
+        self.value.as_str().unwrap_or("")
+    }
+
+    /// The path from the root.
+    pub(super) fn path(&self) -> String {
+        let mut out = self.parent.map_or_else(String::new, |parent| parent.path());
+        let (Step::Field(name) | Step::Item(name, _) | Step::Key(name, _)) = self.step else {
+            return out;
+        };
+        if !out.is_empty() {
+            out.push('.');
+        }
+        out.push_str(name);
+        let written = match self.step {
+            Step::Item(_, at) => write!(out, "[{at}]"),
+            Step::Key(_, key) => write!(out, "[{key}]"),
+            Step::Root | Step::Field(_) => Ok(()),
+        };
+        written.expect("writing to a String cannot fail");
+        out
+    }
+
+    /// This must be there.
+    pub(super) fn required(&self, detail: &str, errors: &mut Errors) {
+        errors.push(FieldError::required(self.path(), detail));
+    }
+
+    /// This is malformed.
+    pub(super) fn invalid(&self, detail: impl Into<String>, errors: &mut Errors) {
+        errors.push(FieldError::invalid(self.path(), self.value.clone(), detail));
+    }
+
+    /// This must not be.
+    pub(super) fn forbidden(&self, detail: impl Into<String>, errors: &mut Errors) {
+        errors.push(FieldError::forbidden(self.path(), detail));
+    }
+
+    /// This appears twice.
+    pub(super) fn duplicate(&self, errors: &mut Errors) {
+        errors.push(FieldError::duplicate(self.path(), self.value.clone()));
+    }
+
+    /// Every complaint about the format of this.
+    pub(super) fn all_invalid(&self, details: Vec<String>, errors: &mut Errors) {
+        for detail in details {
+            self.invalid(detail, errors);
+        }
+    }
+
+    /// Complains unless this string is one of the values; empty is missing.
+    pub(super) fn one_of(&self, supported: &[&str], errors: &mut Errors) {
+        match self.as_text() {
+            "" => self.required("", errors),
+            text if supported.contains(&text) => {}
+            _ => self.not_supported(supported, errors),
+        }
+    }
+
+    /// The same, but absent is fine.
+    pub(super) fn one_of_if_set(&self, supported: &[&str], errors: &mut Errors) {
+        if !self.as_text().is_empty() {
+            self.one_of(supported, errors);
+        }
+    }
+
+    /// This is none of the values.
+    pub(super) fn not_supported(&self, supported: &[&str], errors: &mut Errors) {
+        errors.push(FieldError::not_supported(
+            self.path(),
+            self.value.clone(),
+            supported,
+        ));
+    }
+
+    /// Complains if a number field is below zero.
+    pub(super) fn non_negative(&self, fields: &[&str], errors: &mut Errors) {
+        for field in fields {
+            if self.int(field).is_some_and(|number| number < 0) {
+                self.get(field)
+                    .invalid("must be greater than or equal to 0", errors);
+            }
+        }
+    }
+
+    /// Complains if a number field is there and outside the range.
+    pub(super) fn in_range(&self, field: &str, low: i64, high: i64, errors: &mut Errors) {
+        if self
+            .int(field)
+            .is_some_and(|number| !(low..=high).contains(&number))
+        {
+            self.get(field).invalid(
+                format!("must be between {low} and {high}, inclusive"),
+                errors,
+            );
+        }
+    }
+
+    /// Complains if a field is missing or empty.
+    pub(super) fn need(&self, field: &str, errors: &mut Errors) -> bool {
+        let missing = match self.value.get(field) {
+            None | Some(Value::Null) => true,
+            Some(Value::String(text)) => text.is_empty(),
+            Some(_) => false,
+        };
+        if missing {
+            self.get(field).required("", errors);
+        }
+        !missing
+    }
+}

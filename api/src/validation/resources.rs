@@ -1,0 +1,122 @@
+//! Compute resources: names, quantities, requests within limits.
+
+use super::node::{Errors, Node};
+use crate::names;
+use crate::quantity::Quantity;
+
+const AT_LEAST_ZERO: &str = "must be greater than or equal to 0";
+/// What a container may ask for without a domain in the name.
+const CONTAINER_RESOURCES: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
+
+fn is_huge_page(name: &str) -> bool {
+    name.starts_with("hugepages-")
+}
+
+/// A name with a domain of its own: a device plugin's.
+fn is_extended(name: &str) -> bool {
+    name.contains('/')
+        && !name
+            .split('/')
+            .next()
+            .unwrap_or("")
+            .ends_with("kubernetes.io")
+        && !name.starts_with("requests.")
+}
+
+/// Only these may be promised twice.
+fn overcommits(name: &str) -> bool {
+    !name.contains('/') && !is_huge_page(name)
+        || name.contains("kubernetes.io/") && !is_huge_page(name)
+}
+
+fn container_resource_name(name: &str) -> Vec<String> {
+    let problems = names::qualified_name(name);
+    if !problems.is_empty() {
+        return problems;
+    }
+    if name.contains('/') || is_huge_page(name) || CONTAINER_RESOURCES.contains(&name) {
+        return Vec::new();
+    }
+    vec![
+        "must be a standard resource type or fully qualified".to_owned(),
+        "must be a standard resource for containers".to_owned(),
+    ]
+}
+
+fn quantity(node: &Node<'_>) -> Option<Quantity> {
+    node.as_text().parse().ok()
+}
+
+/// One amount: not negative, whole where halves make no sense.
+fn amount(name: &str, node: &Node<'_>, errors: &mut Errors) -> Option<Quantity> {
+    let amount = quantity(node)?;
+    if amount.is_negative() {
+        node.invalid(AT_LEAST_ZERO, errors);
+    }
+    if (is_extended(name) || is_huge_page(name)) && !amount.is_integer() {
+        node.invalid("must be an integer", errors);
+    }
+    Some(amount)
+}
+
+/// Rules of a container's `resources`.
+pub(super) fn requirements(resources: &Node<'_>, errors: &mut Errors) {
+    let (mut huge_pages, mut cpu_or_memory) = (false, false);
+    for list in ["limits", "requests"] {
+        for (name, node) in resources.entries(list) {
+            for problem in container_resource_name(name) {
+                errors.push(super::FieldError::invalid(node.path(), name, problem));
+            }
+            amount(name, &node, errors);
+            huge_pages |= is_huge_page(name);
+            cpu_or_memory |= matches!(name, "cpu" | "memory");
+        }
+    }
+    within_limits(resources, errors);
+    if huge_pages && !cpu_or_memory {
+        resources.forbidden("HugePages require cpu or memory", errors);
+    }
+}
+
+fn within_limits(resources: &Node<'_>, errors: &mut Errors) {
+    for (name, request) in resources.entries("requests") {
+        let Some(asked) = quantity(&request) else {
+            continue;
+        };
+        let limits = resources.get("limits");
+        let limit = limits.get(name);
+        let Some(most) = quantity(&limit) else {
+            if !overcommits(name) {
+                let path = format!("{}[{name}]", limits.path());
+                errors.push(super::FieldError::required(
+                    path,
+                    "Limit must be set for non overcommitable resources",
+                ));
+            }
+            continue;
+        };
+        let relation = if !overcommits(name) && asked != most {
+            "equal to"
+        } else if overcommits(name) && asked > most {
+            "less than or equal to"
+        } else {
+            continue;
+        };
+        let detail = format!("must be {relation} {name} limit of {most}");
+        errors.push(super::FieldError::invalid(
+            resources.get("requests").path(),
+            asked.to_string(),
+            detail,
+        ));
+    }
+}
+
+/// A list of amounts outside containers: overhead, capacity.
+pub(super) fn amounts(parent: &Node<'_>, field: &str, errors: &mut Errors) {
+    for (name, node) in parent.entries(field) {
+        for problem in names::qualified_name(name) {
+            errors.push(super::FieldError::invalid(node.path(), name, problem));
+        }
+        amount(name, &node, errors);
+    }
+}

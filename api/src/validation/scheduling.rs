@@ -1,0 +1,150 @@
+//! Where a Pod may run: affinity, tolerations, spread.
+
+use super::node::{Errors, Node};
+use super::selector::{label_selector, node_selector, node_selector_term};
+use crate::names;
+use std::collections::HashSet;
+
+/// Rules of `spec.affinity`, `spec.tolerations` and `spec.topologySpreadConstraints`.
+pub(super) fn all(spec: &Node<'_>, errors: &mut Errors) {
+    if let Some(affinity) = spec.some("affinity") {
+        node_affinity(&affinity.get("nodeAffinity"), errors);
+        pod_affinity(&affinity.get("podAffinity"), errors);
+        pod_affinity(&affinity.get("podAntiAffinity"), errors);
+    }
+    for toleration in spec.items("tolerations") {
+        self::toleration(&toleration, errors);
+    }
+    spread(spec, errors);
+}
+
+fn weight(term: &Node<'_>, errors: &mut Errors) {
+    if !(1..=100).contains(&term.int("weight").unwrap_or(0)) {
+        term.get("weight")
+            .invalid("must be in the range 1-100", errors);
+    }
+}
+
+fn node_affinity(affinity: &Node<'_>, errors: &mut Errors) {
+    if let Some(required) = affinity.some("requiredDuringSchedulingIgnoredDuringExecution") {
+        node_selector(&required, errors);
+    }
+    for term in affinity.items("preferredDuringSchedulingIgnoredDuringExecution") {
+        weight(&term, errors);
+        node_selector_term(&term.get("preference"), errors);
+    }
+}
+
+fn pod_affinity(affinity: &Node<'_>, errors: &mut Errors) {
+    for term in affinity.items("requiredDuringSchedulingIgnoredDuringExecution") {
+        pod_affinity_term(&term, errors);
+    }
+    for weighted in affinity.items("preferredDuringSchedulingIgnoredDuringExecution") {
+        weight(&weighted, errors);
+        pod_affinity_term(&weighted.get("podAffinityTerm"), errors);
+    }
+}
+
+fn pod_affinity_term(term: &Node<'_>, errors: &mut Errors) {
+    for selector in ["labelSelector", "namespaceSelector"]
+        .into_iter()
+        .filter_map(|name| term.some(name))
+    {
+        label_selector(&selector, errors);
+    }
+    for namespace in term.items("namespaces") {
+        namespace.all_invalid(names::dns_label(namespace.as_text()), errors);
+    }
+    topology_key(term, errors);
+}
+
+fn topology_key(parent: &Node<'_>, errors: &mut Errors) {
+    let key = parent.get("topologyKey");
+    if key.as_text().is_empty() {
+        key.required("can not be empty", errors);
+    } else {
+        key.all_invalid(names::qualified_name(key.as_text()), errors);
+    }
+}
+
+/// Rules of one toleration, also in RuntimeClasses.
+pub(super) fn toleration(toleration: &Node<'_>, errors: &mut Errors) {
+    let (key, operator, effect) = (
+        toleration.get("key"),
+        toleration.get("operator"),
+        toleration.get("effect"),
+    );
+    if key.as_text().is_empty() {
+        if operator.as_text() != "Exists" {
+            operator.invalid("operator must be Exists when `key` is empty, which means \"match all values and all keys\"", errors);
+        }
+    } else {
+        key.all_invalid(names::qualified_name(key.as_text()), errors);
+    }
+    if toleration.has("tolerationSeconds") && effect.as_text() != "NoExecute" {
+        effect.invalid(
+            "effect must be 'NoExecute' when `tolerationSeconds` is set",
+            errors,
+        );
+    }
+    let value = toleration.get("value");
+    match operator.as_text() {
+        "" | "Equal" => value.all_invalid(names::label_value(value.as_text()), errors),
+        "Exists" if !value.as_text().is_empty() => {
+            errors.push(super::FieldError::invalid(
+                operator.path(),
+                value.value.clone(),
+                "value must be empty when `operator` is 'Exists'",
+            ));
+        }
+        "Exists" => {}
+        "Lt" | "Gt" if value.as_text().parse::<i64>().is_err() => {
+            value.invalid("must be an integer when `operator` is 'Lt' or 'Gt'", errors)
+        }
+        "Lt" | "Gt" => {}
+        _ => operator.not_supported(&["Equal", "Exists"], errors),
+    }
+    effect.one_of_if_set(&["NoSchedule", "PreferNoSchedule", "NoExecute"], errors);
+}
+
+fn spread(spec: &Node<'_>, errors: &mut Errors) {
+    let mut taken = HashSet::new();
+    for constraint in spec.items("topologySpreadConstraints") {
+        if constraint.int("maxSkew").unwrap_or(0) <= 0 {
+            constraint
+                .get("maxSkew")
+                .invalid("must be greater than zero", errors);
+        }
+        topology_key(&constraint, errors);
+        constraint
+            .get("whenUnsatisfiable")
+            .one_of(&["DoNotSchedule", "ScheduleAnyway"], errors);
+        if let Some(least) = constraint.int("minDomains") {
+            if least <= 0 {
+                constraint
+                    .get("minDomains")
+                    .invalid("must be greater than zero", errors);
+            }
+            if constraint.text("whenUnsatisfiable") == "ScheduleAnyway" {
+                constraint.get("minDomains").invalid("can only use minDomains if whenUnsatisfiable=DoNotSchedule, not ScheduleAnyway", errors);
+            }
+        }
+        for policy in ["nodeAffinityPolicy", "nodeTaintsPolicy"] {
+            constraint
+                .get(policy)
+                .one_of_if_set(&["Honor", "Ignore"], errors);
+        }
+        let pair = format!(
+            "{{{}, {}}}",
+            constraint.text("topologyKey"),
+            constraint.text("whenUnsatisfiable")
+        );
+        if !taken.insert(pair.clone()) {
+            let path = format!("{}.{{topologyKey, whenUnsatisfiable}}", constraint.path());
+            errors.push(super::FieldError::duplicate(path, pair));
+        }
+        if let Some(selector) = constraint.some("labelSelector") {
+            label_selector(&selector, errors);
+        }
+    }
+}

@@ -1,0 +1,709 @@
+use super::*;
+use crate::{codec, defaults, schema};
+use serde_json::json;
+
+fn resource(group: &str, plural: &str) -> &'static Resource {
+    schema::builtin().resource(group, "v1", plural).unwrap()
+}
+
+/// Decodes and defaults, as the server does before it validates.
+fn prepared(resource: &Resource, body: &Value) -> Value {
+    let mut value = codec::canonicalize(schema::builtin(), resource.type_id, body.clone())
+        .unwrap()
+        .value;
+    defaults::apply(resource, &mut value);
+    value
+}
+
+fn texts(errors: &[FieldError]) -> Vec<String> {
+    errors.iter().map(ToString::to_string).collect()
+}
+
+/// Changes made to a valid object: a JSON pointer and what to put there (null removes).
+type Change = (&'static str, Value);
+
+fn with(base: &Value, changes: &[Change]) -> Value {
+    let mut value = base.clone();
+    for (pointer, new) in changes {
+        let (parent, field) = pointer.rsplit_once('/').unwrap();
+        match value
+            .pointer_mut(parent)
+            .unwrap_or_else(|| panic!("{parent}"))
+        {
+            Value::Object(object) if new.is_null() => {
+                object.remove(field);
+            }
+            Value::Object(object) => {
+                object.insert(field.to_owned(), new.clone());
+            }
+            Value::Array(items) if field == "-" => items.push(new.clone()),
+            Value::Array(items) => items[field.parse::<usize>().unwrap()] = new.clone(),
+            other => panic!("{pointer} in {other}"),
+        }
+    }
+    value
+}
+
+/// One rule: the change that breaks it and every complaint expected.
+fn check_create(resource: &Resource, base: &Value, cases: &[(&[Change], &[&str])]) {
+    assert_eq!(
+        texts(&create(resource, &prepared(resource, base))),
+        [""; 0],
+        "the base object is valid"
+    );
+    for (changes, expected) in cases {
+        let found = create(resource, &prepared(resource, &with(base, changes)));
+        assert_eq!(texts(&found), *expected, "{changes:?}");
+    }
+}
+
+fn pod() -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "namespace": "n", "labels": {}},
+        "spec": {"containers": [{"name": "c", "image": "i", "ports": [{"containerPort": 80}], "env": [{"name": "E"}], "resources": {"limits": {}, "requests": {}}, "volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
+            "volumes": [{"name": "v", "emptyDir": {}}]}})
+}
+
+#[test]
+fn metadata_rules_hold_for_every_kind() {
+    let long = "x".repeat(64);
+    let cases: &[(&[Change], &[&str])] = &[
+        (
+            &[("/metadata/name", json!("A"))],
+            &[
+                "metadata.name: Invalid value: \"A\": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')",
+            ],
+        ),
+        (
+            &[("/metadata/name", json!(null))],
+            &["metadata.name: Required value: name or generateName is required"],
+        ),
+        (
+            &[("/metadata/namespace", json!(null))],
+            &["metadata.namespace: Required value"],
+        ),
+        (
+            &[("/metadata/labels", json!({"a": long}))],
+            &[
+                "metadata.labels[a]: Invalid value: \"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\": must be no more than 63 bytes",
+            ],
+        ),
+        (
+            &[("/metadata/annotations", json!({"a": "x".repeat(300_000)}))],
+            &["metadata.annotations: Too long: may not be more than 262144 bytes"],
+        ),
+        (
+            &[(
+                "/metadata/ownerReferences",
+                json!([{"apiVersion": "v1", "kind": "Pod", "name": "o", "uid": ""}]),
+            )],
+            &["metadata.ownerReferences[0].uid: Invalid value: \"\": must not be empty"],
+        ),
+    ];
+    check_create(
+        resource("", "configmaps"),
+        &json!({"metadata": {"name": "a", "namespace": "n"}}),
+        cases,
+    );
+    let namespaced = json!({"metadata": {"name": "a", "namespace": "n"}});
+    assert_eq!(
+        texts(&create(resource("", "namespaces"), &namespaced)),
+        ["metadata.namespace: Forbidden: not allowed on this type"]
+    );
+}
+
+#[test]
+fn immutable_metadata_stays() {
+    let old = json!({"metadata": {"name": "a", "namespace": "n", "uid": "u", "finalizers": ["x/y"], "deletionTimestamp": "2024-01-01T00:00:00Z"}});
+    let new = with(
+        &old,
+        &[
+            ("/metadata/uid", json!("v")),
+            ("/metadata/finalizers", json!(["x/y", "x/z"])),
+        ],
+    );
+    assert_eq!(
+        texts(&update(resource("", "configmaps"), &new, &old)),
+        [
+            "metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers []string{\"x/z\"}",
+            "metadata.uid: Invalid value: \"v\": field is immutable",
+        ]
+    );
+    let lease = json!({"metadata": {"name": "a", "namespace": "n"}});
+    assert_eq!(
+        texts(&update(
+            resource("coordination.k8s.io", "leases"),
+            &lease,
+            &lease
+        )),
+        ["metadata.resourceVersion: Invalid value: \"\": must be specified for an update"]
+    );
+}
+
+#[test]
+fn pod_containers_are_checked() {
+    check_create(
+        resource("", "pods"),
+        &pod(),
+        &[
+            (
+                &[("/spec/containers", json!([]))],
+                &["spec.containers: Required value"],
+            ),
+            (
+                &[("/spec/containers/0/name", json!(null))],
+                &["spec.containers[0].name: Required value"],
+            ),
+            (
+                &[("/spec/containers/0/image", json!(null))],
+                &["spec.containers[0].image: Required value"],
+            ),
+            (
+                &[("/spec/containers/0/image", json!(" i"))],
+                &[
+                    "spec.containers[0].image: Invalid value: \" i\": must not have leading or trailing whitespace",
+                ],
+            ),
+            (
+                &[("/spec/containers/-", json!({"name": "c", "image": "i"}))],
+                &["spec.containers[1].name: Duplicate value: \"c\""],
+            ),
+            (
+                &[("/spec/containers/0/imagePullPolicy", json!("x"))],
+                &[
+                    "spec.containers[0].imagePullPolicy: Unsupported value: \"x\": supported values: \"Always\", \"IfNotPresent\", \"Never\"",
+                ],
+            ),
+            (
+                &[("/spec/containers/0/ports/0/containerPort", json!(70000))],
+                &[
+                    "spec.containers[0].ports[0].containerPort: Invalid value: 70000: must be between 1 and 65535, inclusive",
+                ],
+            ),
+            (
+                &[("/spec/containers/0/ports/0/protocol", json!("X"))],
+                &[
+                    "spec.containers[0].ports[0].protocol: Unsupported value: \"X\": supported values: \"SCTP\", \"TCP\", \"UDP\"",
+                ],
+            ),
+            (
+                &[("/spec/containers/0/env/0/name", json!("a=b"))],
+                &[
+                    "spec.containers[0].env[0].name: Invalid value: \"a=b\": a valid environment variable name must consist only of printable ASCII characters other than '='",
+                ],
+            ),
+            (
+                &[(
+                    "/spec/containers/0/env/0/valueFrom",
+                    json!({"fieldRef": {"fieldPath": "spec.x"}}),
+                )],
+                &[
+                    "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: Unsupported value: \"spec.x\": supported values: \"metadata.name\", \"metadata.namespace\", \"metadata.uid\", \"spec.nodeName\", \"spec.serviceAccountName\", \"status.hostIP\", \"status.hostIPs\", \"status.podIP\", \"status.podIPs\"",
+                ],
+            ),
+            (
+                &[("/spec/containers/0/volumeMounts/0/name", json!("w"))],
+                &["spec.containers[0].volumeMounts[0].name: Not found: \"w\""],
+            ),
+            (
+                &[("/spec/containers/0/volumeMounts/0/subPath", json!("a/../b"))],
+                &[
+                    "spec.containers[0].volumeMounts[0].subPath: Invalid value: \"a/../b\": must not contain '..'",
+                ],
+            ),
+            (
+                &[
+                    ("/spec/containers/0/resources/limits", json!({"cpu": "1"})),
+                    ("/spec/containers/0/resources/requests", json!({"cpu": "2"})),
+                ],
+                &[
+                    "spec.containers[0].resources.requests: Invalid value: \"2\": must be less than or equal to cpu limit of 1",
+                ],
+            ),
+            (
+                &[(
+                    "/spec/containers/0/resources/requests",
+                    json!({"memory": "-1"}),
+                )],
+                &[
+                    "spec.containers[0].resources.requests[memory]: Invalid value: \"-1\": must be greater than or equal to 0",
+                ],
+            ),
+            (
+                &[("/spec/containers/0/livenessProbe", json!({}))],
+                &["spec.containers[0].livenessProbe: Required value: must specify a handler type"],
+            ),
+            (
+                &[(
+                    "/spec/containers/0/livenessProbe",
+                    json!({"tcpSocket": {"port": 0}, "successThreshold": 2}),
+                )],
+                &[
+                    "spec.containers[0].livenessProbe.tcpSocket.port: Invalid value: 0: must be between 1 and 65535, inclusive",
+                    "spec.containers[0].livenessProbe.successThreshold: Invalid value: 2: must be 1",
+                ],
+            ),
+            (
+                &[(
+                    "/spec/initContainers",
+                    json!([{"name": "i", "image": "i", "readinessProbe": {"exec": {"command": ["x"]}}}]),
+                )],
+                &[
+                    "spec.initContainers[0].readinessProbe: Forbidden: may not be set for init containers without restartPolicy=Always",
+                ],
+            ),
+            (
+                &[(
+                    "/spec/ephemeralContainers",
+                    json!([{"name": "e", "image": "i"}]),
+                )],
+                &["spec.ephemeralContainers: Forbidden: cannot be set on create"],
+            ),
+            (
+                &[(
+                    "/spec/containers/0/securityContext",
+                    json!({"runAsUser": -1}),
+                )],
+                &[
+                    "spec.containers[0].securityContext.runAsUser: Invalid value: -1: must be between 0 and 2147483647, inclusive",
+                ],
+            ),
+        ],
+    );
+}
+
+#[test]
+fn pod_specs_are_checked() {
+    check_create(
+        resource("", "pods"),
+        &pod(),
+        &[
+            (
+                &[("/spec/restartPolicy", json!("x"))],
+                &[
+                    "spec.restartPolicy: Unsupported value: \"x\": supported values: \"Always\", \"OnFailure\", \"Never\"",
+                ],
+            ),
+            (
+                &[("/spec/activeDeadlineSeconds", json!(0))],
+                &[
+                    "spec.activeDeadlineSeconds: Invalid value: 0: must be between 1 and 2147483647, inclusive",
+                ],
+            ),
+            (
+                &[("/spec/volumes/-", json!({"name": "v", "emptyDir": {}}))],
+                &["spec.volumes[1].name: Duplicate value: \"v\""],
+            ),
+            (
+                &[(
+                    "/spec/volumes/-",
+                    json!({"name": "w", "emptyDir": {}, "secret": {"secretName": "s"}}),
+                )],
+                &["spec.volumes[1].secret: Forbidden: may not specify more than 1 volume type"],
+            ),
+            (
+                &[("/spec/volumes/-", json!({"name": "w", "secret": {}}))],
+                &["spec.volumes[1].secret.secretName: Required value"],
+            ),
+            (
+                &[(
+                    "/spec/volumes/-",
+                    json!({"name": "w", "configMap": {"name": "c", "defaultMode": 512}}),
+                )],
+                &[
+                    "spec.volumes[1].configMap.defaultMode: Invalid value: 512: must be a number between 0 and 0777 (octal), both inclusive",
+                ],
+            ),
+            (
+                &[(
+                    "/spec/volumes/-",
+                    json!({"name": "w", "projected": {"sources": [{}]}}),
+                )],
+                &[
+                    "spec.volumes[1].projected.sources[0]: Required value: must specify a volume type",
+                ],
+            ),
+            (
+                &[(
+                    "/spec/tolerations",
+                    json!([{"effect": "x", "operator": "Exists"}]),
+                )],
+                &[
+                    "spec.tolerations[0].effect: Unsupported value: \"x\": supported values: \"NoSchedule\", \"PreferNoSchedule\", \"NoExecute\"",
+                ],
+            ),
+            (
+                &[(
+                    "/spec/affinity",
+                    json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {}}}),
+                )],
+                &[
+                    "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms: Required value: must have at least one node selector term",
+                ],
+            ),
+            (
+                &[(
+                    "/spec/topologySpreadConstraints",
+                    json!([{"maxSkew": 0, "topologyKey": "z", "whenUnsatisfiable": "DoNotSchedule"}]),
+                )],
+                &[
+                    "spec.topologySpreadConstraints[0].maxSkew: Invalid value: 0: must be greater than zero",
+                ],
+            ),
+            (
+                &[
+                    ("/spec/hostNetwork", json!(true)),
+                    ("/spec/containers/0/ports/0/hostPort", json!(81)),
+                ],
+                &[
+                    "spec.containers[0].ports[0].containerPort: Invalid value: 80: must match `hostPort` when `hostNetwork` is true",
+                ],
+            ),
+            (
+                &[("/spec/hostAliases", json!([{"ip": "x"}]))],
+                &[
+                    "spec.hostAliases[0].ip: Invalid value: \"x\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+                ],
+            ),
+            (
+                &[("/spec/dnsPolicy", json!("None"))],
+                &[
+                    "spec.dnsConfig: Required value: must provide `dnsConfig` when `dnsPolicy` is None",
+                ],
+            ),
+            (
+                &[("/spec/priorityClassName", json!("A"))],
+                &[
+                    "spec.priorityClassName: Invalid value: \"A\": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')",
+                ],
+            ),
+        ],
+    );
+}
+
+#[test]
+fn of_a_pod_only_few_fields_change() {
+    let pods = resource("", "pods");
+    let old = prepared(
+        pods,
+        &with(
+            &pod(),
+            &[
+                (
+                    "/spec/tolerations",
+                    json!([{"key": "a", "operator": "Exists"}]),
+                ),
+                ("/spec/activeDeadlineSeconds", json!(10)),
+            ],
+        ),
+    );
+    for (changes, expected) in [
+        (vec![("/spec/containers/0/image", json!("j"))], None),
+        (vec![("/spec/activeDeadlineSeconds", json!(5))], None),
+        (
+            vec![(
+                "/spec/tolerations/-",
+                json!({"key": "b", "operator": "Exists"}),
+            )],
+            None,
+        ),
+        (vec![("/metadata/labels", json!({"a": "b"}))], None),
+        (
+            vec![("/spec/activeDeadlineSeconds", json!(50))],
+            Some(
+                "spec.activeDeadlineSeconds: Invalid value: 50: must be less than or equal to previous value",
+            ),
+        ),
+        (
+            vec![("/spec/tolerations", json!([]))],
+            Some(
+                "spec.tolerations: Forbidden: existing toleration can not be modified except its tolerationSeconds",
+            ),
+        ),
+        (
+            vec![("/spec/containers/-", json!({"name": "d", "image": "i"}))],
+            Some("spec.containers: Forbidden: pod updates may not add or remove containers"),
+        ),
+        (
+            vec![("/spec/nodeName", json!("x"))],
+            Some(
+                "spec: Forbidden: pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)\n  spec.nodeName differs\n",
+            ),
+        ),
+        (
+            vec![("/spec/containers/0/image", json!(null))],
+            Some("spec.containers[0].image: Required value"),
+        ),
+    ] {
+        let found = update(pods, &with(&old, &changes), &old);
+        assert_eq!(
+            texts(&found),
+            expected.into_iter().collect::<Vec<_>>(),
+            "{changes:?}"
+        );
+    }
+}
+
+fn deployment() -> Value {
+    json!({"metadata": {"name": "a", "namespace": "n"}, "spec": {"selector": {"matchLabels": {"app": "a"}}, "strategy": {},
+        "template": {"metadata": {"labels": {"app": "a"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}})
+}
+
+#[test]
+fn deployments_are_checked() {
+    let deployments = resource("apps", "deployments");
+    check_create(
+        deployments,
+        &deployment(),
+        &[
+            (
+                &[("/spec/replicas", json!(-1))],
+                &["spec.replicas: Invalid value: -1: must be greater than or equal to 0"],
+            ),
+            (
+                &[("/spec/selector", json!(null))],
+                &["spec.selector: Required value"],
+            ),
+            (
+                &[("/spec/selector", json!({}))],
+                &["spec.selector: Invalid value: {}: empty selector is invalid for deployment"],
+            ),
+            (
+                &[("/spec/selector/matchLabels/app", json!("b"))],
+                &[
+                    "spec.template.metadata.labels: Invalid value: {\"app\":\"a\"}: `selector` does not match template `labels`",
+                ],
+            ),
+            (
+                &[("/spec/strategy", json!({"type": "x"}))],
+                &[
+                    "spec.strategy.type: Unsupported value: \"x\": supported values: \"Recreate\", \"RollingUpdate\"",
+                ],
+            ),
+            (
+                &[(
+                    "/spec/strategy",
+                    json!({"type": "Recreate", "rollingUpdate": {}}),
+                )],
+                &[
+                    "spec.strategy.rollingUpdate: Forbidden: may not be specified when strategy `type` is 'Recreate'",
+                ],
+            ),
+            (
+                &[(
+                    "/spec/strategy",
+                    json!({"rollingUpdate": {"maxSurge": 0, "maxUnavailable": "0%"}}),
+                )],
+                &[
+                    "spec.strategy.rollingUpdate.maxUnavailable: Invalid value: \"0%\": may not be 0 when `maxSurge` is 0",
+                ],
+            ),
+            (
+                &[("/spec/template/spec/restartPolicy", json!("Never"))],
+                &[
+                    "spec.template.spec.restartPolicy: Unsupported value: \"Never\": supported values: \"Always\"",
+                ],
+            ),
+            (
+                &[("/spec/template/spec/containers/0/image", json!(null))],
+                &["spec.template.spec.containers[0].image: Required value"],
+            ),
+            (
+                &[
+                    ("/spec/progressDeadlineSeconds", json!(5)),
+                    ("/spec/minReadySeconds", json!(5)),
+                ],
+                &[
+                    "spec.progressDeadlineSeconds: Invalid value: 5: must be greater than minReadySeconds",
+                ],
+            ),
+        ],
+    );
+    let old = prepared(deployments, &deployment());
+    let new = with(
+        &old,
+        &[
+            ("/spec/selector/matchLabels/b", json!("c")),
+            ("/spec/template/metadata/labels/b", json!("c")),
+        ],
+    );
+    assert_eq!(
+        texts(&update(deployments, &new, &old)),
+        [
+            "spec.selector: Invalid value: {\"matchLabels\":{\"app\":\"a\",\"b\":\"c\"}}: field is immutable"
+        ]
+    );
+}
+
+#[test]
+fn config_maps_and_secrets_are_checked() {
+    let maps = resource("", "configmaps");
+    let base = json!({"metadata": {"name": "a", "namespace": "n"}, "data": {"a": "b"}});
+    check_create(
+        maps,
+        &base,
+        &[
+            (
+                &[("/data", json!({"a b": ""}))],
+                &[
+                    "data[a b]: Invalid value: \"a b\": a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name', or 'KEY_NAME', or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')",
+                ],
+            ),
+            (
+                &[("/binaryData", json!({"a": "eA=="}))],
+                &["data[a]: Invalid value: \"a\": duplicate of key present in binaryData"],
+            ),
+        ],
+    );
+    let frozen = with(&base, &[("/immutable", json!(true))]);
+    assert_eq!(
+        texts(&update(
+            maps,
+            &with(&base, &[("/data/a", json!("c"))]),
+            &frozen
+        )),
+        [
+            "immutable: Forbidden: field is immutable when `immutable` is set",
+            "data: Forbidden: field is immutable when `immutable` is set"
+        ]
+    );
+    let secrets = resource("", "secrets");
+    let base = json!({"metadata": {"name": "a", "namespace": "n"}, "data": {}});
+    check_create(
+        secrets,
+        &base,
+        &[
+            (
+                &[("/type", json!("kubernetes.io/tls"))],
+                &[
+                    "data[tls.crt]: Required value",
+                    "data[tls.key]: Required value",
+                ],
+            ),
+            (
+                &[
+                    ("/type", json!("kubernetes.io/dockerconfigjson")),
+                    ("/data", json!({".dockerconfigjson": "eA=="})),
+                ],
+                &[
+                    "data[.dockerconfigjson]: Invalid value: \"<secret contents redacted>\": expected value at line 1 column 1",
+                ],
+            ),
+            (
+                &[("/type", json!("kubernetes.io/service-account-token"))],
+                &["metadata.annotations[kubernetes.io/service-account.name]: Required value"],
+            ),
+        ],
+    );
+    let old = prepared(secrets, &base);
+    assert_eq!(
+        texts(&update(
+            secrets,
+            &with(&old, &[("/type", json!("x"))]),
+            &old
+        )),
+        ["type: Invalid value: \"x\": field is immutable"]
+    );
+}
+
+#[test]
+fn cluster_kinds_are_checked() {
+    check_create(
+        resource("", "nodes"),
+        &json!({"metadata": {"name": "a"}, "spec": {}}),
+        &[
+            (
+                &[("/spec/taints", json!([{"key": "a", "effect": "x"}]))],
+                &[
+                    "spec.taints[0].effect: Unsupported value: \"x\": supported values: \"NoSchedule\", \"PreferNoSchedule\", \"NoExecute\"",
+                ],
+            ),
+            (
+                &[("/spec/podCIDRs", json!(["x"]))],
+                &[
+                    "spec.podCIDRs[0]: Invalid value: \"x\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+                ],
+            ),
+        ],
+    );
+    check_create(
+        resource("node.k8s.io", "runtimeclasses"),
+        &json!({"metadata": {"name": "a"}, "handler": "wasm"}),
+        &[(
+            &[("/handler", json!("a.b"))],
+            &["handler: Invalid value: \"a.b\": must not contain dots"],
+        )],
+    );
+    check_create(
+        resource("scheduling.k8s.io", "priorityclasses"),
+        &json!({"metadata": {"name": "a"}, "value": 1}),
+        &[
+            (
+                &[("/value", json!(2_000_000_000))],
+                &[
+                    "value: Forbidden: maximum allowed value of a user defined priority is 1000000000",
+                ],
+            ),
+            (
+                &[
+                    ("/metadata/name", json!("system-node-critical")),
+                    ("/value", json!(2_000_001_000)),
+                ],
+                &[],
+            ),
+        ],
+    );
+    check_create(
+        resource("rbac.authorization.k8s.io", "clusterroles"),
+        &json!({"metadata": {"name": "system:a"}, "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}]}),
+        &[
+            (
+                &[("/rules/0/verbs", json!([]))],
+                &["rules[0].verbs: Required value: verbs must contain at least one value"],
+            ),
+            (
+                &[("/rules/0/nonResourceURLs", json!(["/x"]))],
+                &[
+                    "rules[0].nonResourceURLs: Invalid value: [\"/x\"]: rules cannot apply to both regular resources and non-resource URLs",
+                ],
+            ),
+        ],
+    );
+    check_create(
+        resource("rbac.authorization.k8s.io", "rolebindings"),
+        &json!({"metadata": {"name": "a", "namespace": "n"}, "roleRef": {"kind": "Role", "name": "r"}, "subjects": [{"kind": "User", "name": "u"}]}),
+        &[
+            (
+                &[("/roleRef/kind", json!("x"))],
+                &[
+                    "roleRef.kind: Unsupported value: \"x\": supported values: \"Role\", \"ClusterRole\"",
+                ],
+            ),
+            (
+                &[("/subjects/0/kind", json!("x"))],
+                &[
+                    "subjects[0].kind: Unsupported value: \"x\": supported values: \"ServiceAccount\", \"User\", \"Group\"",
+                ],
+            ),
+        ],
+    );
+}
+
+#[test]
+fn a_finished_container_that_may_not_restart_stays_finished() {
+    let pods = resource("", "pods");
+    let mut old = prepared(
+        pods,
+        &with(&pod(), &[("/spec/restartPolicy", json!("Never"))]),
+    );
+    old["status"] =
+        json!({"containerStatuses": [{"name": "c", "state": {"terminated": {"exitCode": 1}}}]});
+    let mut new = old.clone();
+    assert_eq!(texts(&update_status(pods, &new, &old)), [""; 0]);
+    new["status"] = json!({"containerStatuses": [{"name": "c", "state": {"running": {}}}]});
+    assert_eq!(
+        texts(&update_status(pods, &new, &old)),
+        [
+            "status.containerStatuses[0].state: Forbidden: may not be transitioned to non-terminated state"
+        ]
+    );
+}

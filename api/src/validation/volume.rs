@@ -1,0 +1,261 @@
+//! Volumes of a Pod: one source each, and what each source needs.
+
+use super::FieldError;
+use super::container::{descending_path, no_backsteps};
+use super::env;
+use super::node::{Errors, Node};
+use crate::names;
+use crate::quantity::Quantity;
+use std::collections::HashSet;
+
+/// Rules of `spec.volumes`; answers the names that mounts may use.
+pub(super) fn all<'a>(spec: &'a Node<'a>, errors: &mut Errors) -> HashSet<&'a str> {
+    let mut names_taken = HashSet::new();
+    for volume in spec.items("volumes") {
+        source(&volume, errors);
+        if volume.need("name", errors) {
+            let name = volume.get("name");
+            let problems = names::dns_label(name.as_text());
+            if problems.is_empty() && !names_taken.insert(volume.text("name")) {
+                name.duplicate(errors);
+            }
+            name.all_invalid(problems, errors);
+        }
+    }
+    names_taken
+}
+
+fn source(volume: &Node<'_>, errors: &mut Errors) {
+    let sources = volume
+        .value
+        .as_object()
+        .into_iter()
+        .flat_map(|v| v.keys())
+        .filter(|key| *key != "name");
+    let mut found = 0;
+    for name in sources {
+        let source = volume.get(name);
+        if source.value.is_null() {
+            continue;
+        }
+        found += 1;
+        if found > 1 {
+            source.forbidden("may not specify more than 1 volume type", errors);
+        } else {
+            one(name, &source, errors);
+        }
+    }
+    if found == 0 {
+        volume.required("must specify a volume type", errors);
+    }
+}
+
+/// Fields that a source cannot do without, besides what `one` looks at.
+const NEEDED: &[(&str, &[&str])] = &[
+    ("hostPath", &["path"]),
+    ("nfs", &["server", "path"]),
+    ("persistentVolumeClaim", &["claimName"]),
+    ("secret", &["secretName"]),
+    ("gcePersistentDisk", &["pdName"]),
+    ("awsElasticBlockStore", &["volumeID"]),
+    ("gitRepo", &["repository"]),
+    ("iscsi", &["targetPortal", "iqn"]),
+    ("rbd", &["image"]),
+    ("cinder", &["volumeID"]),
+    ("azureFile", &["secretName", "shareName"]),
+    ("azureDisk", &["diskName", "diskURI"]),
+    ("vsphereVolume", &["volumePath"]),
+    ("photonPersistentDisk", &["pdID"]),
+    ("portworxVolume", &["volumeID"]),
+    ("quobyte", &["registry", "volume"]),
+    ("glusterfs", &["endpoints", "path"]),
+    ("flexVolume", &["driver"]),
+    ("scaleIO", &["gateway", "system", "volumeName"]),
+    ("csi", &["driver"]),
+    ("ephemeral", &["volumeClaimTemplate"]),
+    ("configMap", &["name"]),
+];
+
+fn one(name: &str, source: &Node<'_>, errors: &mut Errors) {
+    let needed = NEEDED
+        .iter()
+        .find(|(source, _)| *source == name)
+        .map_or(&[][..], |(_, fields)| fields);
+    for field in needed {
+        source.need(field, errors);
+    }
+    match name {
+        "hostPath" => {
+            no_backsteps(&source.get("path"), errors);
+            source.get("type").one_of_if_set(
+                &[
+                    "BlockDevice",
+                    "CharDevice",
+                    "Directory",
+                    "DirectoryOrCreate",
+                    "File",
+                    "FileOrCreate",
+                    "Socket",
+                ],
+                errors,
+            );
+        }
+        "emptyDir" => {
+            let limit = source.get("sizeLimit");
+            if limit
+                .as_text()
+                .parse::<Quantity>()
+                .is_ok_and(|q| q.is_negative())
+            {
+                limit.forbidden("SizeLimit field must be a valid resource quantity", errors);
+            }
+        }
+        "nfs" if !source.text("path").is_empty() && !source.text("path").starts_with('/') => source
+            .get("path")
+            .invalid("must be an absolute path", errors),
+        "secret" | "configMap" => {
+            mode(source, "defaultMode", errors);
+            key_items(source, errors);
+        }
+        "downwardAPI" => {
+            mode(source, "defaultMode", errors);
+            downward_items(source, errors);
+        }
+        "projected" => projected(source, errors),
+        "image" => {
+            source
+                .get("pullPolicy")
+                .one_of_if_set(&["Always", "IfNotPresent", "Never"], errors);
+        }
+        "gitRepo" => descending_path(&source.get("directory"), errors),
+        "csi" if !source.text("driver").is_empty() => source.get("driver").all_invalid(
+            names::dns_subdomain(&source.text("driver").to_lowercase()),
+            errors,
+        ),
+        _ => {}
+    }
+}
+
+fn mode(parent: &Node<'_>, field: &str, errors: &mut Errors) {
+    if parent
+        .int(field)
+        .is_some_and(|mode| !(0..=0o777).contains(&mode))
+    {
+        parent.get(field).invalid(
+            "must be a number between 0 and 0777 (octal), both inclusive",
+            errors,
+        );
+    }
+}
+
+/// A file's path below the volume's root.
+fn file_path(item: &Node<'_>, errors: &mut Errors) {
+    if item.need("path", errors) {
+        let path = item.get("path");
+        descending_path(&path, errors);
+        if path.as_text().starts_with("..")
+            && !path.as_text().starts_with("../")
+            && path.as_text() != ".."
+        {
+            path.invalid("must not start with '..'", errors);
+        }
+    }
+}
+
+fn key_items(source: &Node<'_>, errors: &mut Errors) {
+    for item in source.items("items") {
+        item.need("key", errors);
+        file_path(&item, errors);
+        mode(&item, "mode", errors);
+    }
+}
+
+fn downward_items(source: &Node<'_>, errors: &mut Errors) {
+    for item in source.items("items") {
+        file_path(&item, errors);
+        match (item.some("fieldRef"), item.some("resourceFieldRef")) {
+            (Some(field), resource) => {
+                env::field_ref(&field, &env::VOLUME_FIELDS, errors);
+                if resource.is_some() {
+                    item.invalid(
+                        "fieldRef and resourceFieldRef can not be specified simultaneously",
+                        errors,
+                    );
+                }
+            }
+            (None, Some(resource)) => env::resource_field_ref(&resource, true, errors),
+            (None, None) => {
+                item.required("one of fieldRef and resourceFieldRef is required", errors)
+            }
+        }
+        mode(&item, "mode", errors);
+    }
+}
+
+fn projected(volume: &Node<'_>, errors: &mut Errors) {
+    mode(volume, "defaultMode", errors);
+    let mut paths: HashSet<String> = HashSet::new();
+    for source in volume.items("sources") {
+        let mut found = 0;
+        for name in [
+            "secret",
+            "configMap",
+            "downwardAPI",
+            "serviceAccountToken",
+            "clusterTrustBundle",
+            "podCertificate",
+        ] {
+            let Some(projection) = source.some(name) else {
+                continue;
+            };
+            found += 1;
+            if found > 1 {
+                projection.forbidden("may not specify more than 1 volume type per source", errors);
+                continue;
+            }
+            projection_rules(name, &projection, errors);
+            for path in projection
+                .items("items")
+                .map(|item| item.text("path"))
+                .chain([projection.text("path")])
+            {
+                if !path.is_empty() && !paths.insert(path.to_owned()) {
+                    errors.push(FieldError::invalid(
+                        source.path(),
+                        path,
+                        "conflicting duplicate paths",
+                    ));
+                }
+            }
+        }
+        if found == 0 {
+            source.required("must specify a volume type", errors);
+        }
+    }
+}
+
+fn projection_rules(name: &str, projection: &Node<'_>, errors: &mut Errors) {
+    match name {
+        "secret" | "configMap" => {
+            projection.need("name", errors);
+            key_items(projection, errors);
+        }
+        "downwardAPI" => downward_items(projection, errors),
+        "serviceAccountToken" => {
+            let secs = projection.int("expirationSeconds").unwrap_or(3600);
+            if secs < 600 {
+                projection
+                    .get("expirationSeconds")
+                    .invalid("may not specify a duration less than 10 minutes", errors);
+            } else if secs > 1 << 32 {
+                projection.get("expirationSeconds").invalid(
+                    "may not specify a duration larger than 2^32 seconds",
+                    errors,
+                );
+            }
+            file_path(projection, errors);
+        }
+        "clusterTrustBundle" => file_path(projection, errors),
+        _ => {}
+    }
+}

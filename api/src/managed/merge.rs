@@ -19,7 +19,8 @@ pub(super) fn merge(schema: &Schema, node: Node<'_>, live: &mut Value, applied: 
             Value::Object(applied),
         ) => {
             for (name, value) in applied {
-                if value.is_null() {
+                // Null clears a field; in a map it is a value like others.
+                if value.is_null() && !matches!(node, Node::Map(_)) {
                     live.remove(name);
                 } else if let Some(present) = live.get_mut(name) {
                     merge(schema, node.of_entry(schema, name), present, value);

@@ -154,7 +154,13 @@ pub(super) fn always_present(field: &Field) -> bool {
         || (!field.pointer
             && matches!(
                 field.shape,
-                Shape::Struct(_) | Shape::Quantity | Shape::IntOrString
+                // All of these are structs in Go; a zero time is written as null.
+                Shape::Struct(_)
+                    | Shape::Quantity
+                    | Shape::IntOrString
+                    | Shape::Time
+                    | Shape::MicroTime
+                    | Shape::Duration
             ))
 }
 

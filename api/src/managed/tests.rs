@@ -383,6 +383,35 @@ fn what_clients_send_as_managed_fields() {
 }
 
 #[test]
+fn a_status_write_owns_conditions_one_by_one() {
+    let live = update_as("m", None, deployment(json!({"replicas": 3})), 0);
+    let mut new = live.clone();
+    let at = "2026-01-01T00:00:00Z";
+    new["status"] =
+        json!({"conditions": [{"type": "Available", "status": "True", "lastTransitionTime": at}]});
+    let status = Writer {
+        subresource: "status",
+        ..writer("controller", 1)
+    };
+    record_update(builtin(), deployment_type(), Some(&live), &mut new, &status);
+    // Go writes zero times as null, so upstream lists lastUpdateTime though nobody set it.
+    assert_eq!(
+        owners(&new)[1],
+        concat!(
+            r#"controller/status Update 1 {"f:status":{"f:conditions":{".":{},"k:{\"type\":\"Available\"}":{".":{},"#,
+            r#""f:lastTransitionTime":{},"f:lastUpdateTime":{},"f:status":{},"f:type":{}}}}}"#
+        )
+    );
+}
+
+#[test]
+fn null_in_a_configuration_clears_a_field() {
+    let live = apply_as("a", None, &deployment(json!({"replicas": 3})), 0).unwrap();
+    let live = apply_as("a", Some(&live), &deployment(json!({"replicas": null})), 1).unwrap();
+    assert_eq!(live["spec"].get("replicas"), None);
+}
+
+#[test]
 fn after_a_reset_the_first_apply_finds_an_owner() {
     let live = deployment(json!({"replicas": 3}));
     let error = apply_as("alice", Some(&live), &deployment(json!({"replicas": 4})), 1).unwrap_err();

@@ -7,6 +7,7 @@
 #![warn(missing_docs)]
 
 mod context;
+mod deployment;
 mod pod;
 mod replicaset;
 mod root_ca;
@@ -112,6 +113,10 @@ pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) -> Resul
     scope.spawn(
         "replicaset",
         replicaset::run(context("replicaset-controller", "replicaset-controller")),
+    );
+    scope.spawn(
+        "deployment",
+        deployment::run(context("deployment-controller", "deployment-controller")),
     );
     tracing::info!("Controllers started");
     cancel.cancelled().await;

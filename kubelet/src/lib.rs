@@ -6,6 +6,17 @@
 //! only through CRI.
 
 pub mod config;
+pub mod cri;
+pub mod dispatch;
+pub mod logs;
+pub mod node;
 pub mod pod;
+mod run;
+mod server;
+pub mod sources;
+pub mod volumes;
+pub mod worker;
 
 pub use config::Config;
+pub use run::{Deps, Handle, RunError, prepare, run};
+pub use server::ServerError;

@@ -6,6 +6,7 @@
 
 pub mod backoff;
 pub mod containers;
+pub mod fields;
 pub mod history;
 pub mod plan;
 pub mod status;

@@ -1,0 +1,224 @@
+//! Security contexts of the Pod and the container as one message. Pure: fields are passed on, the runtime enforces them.
+
+use crate::pod::containers::spec;
+use cox_cri::v1;
+use k8s_openapi::api::core::v1::{Container, Pod, SELinuxOptions, SeccompProfile};
+
+/// Paths that a container does not see unless it asks for an unmasked /proc.
+const MASKED: [&str; 10] = [
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/sys/firmware",
+];
+/// Paths that a container may only read.
+const READ_ONLY: [&str; 5] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
+
+/// The namespaces that a Pod shares with the host or within itself.
+#[must_use]
+pub fn namespaces(pod: &Pod) -> v1::NamespaceOption {
+    let spec = spec(pod);
+    let host = |asked: Option<bool>| {
+        if asked.unwrap_or(false) {
+            v1::NamespaceMode::Node
+        } else {
+            v1::NamespaceMode::Pod
+        }
+    };
+    let pid = if spec.host_pid.unwrap_or(false) {
+        v1::NamespaceMode::Node
+    } else if spec.share_process_namespace.unwrap_or(false) {
+        v1::NamespaceMode::Pod
+    } else {
+        v1::NamespaceMode::Container
+    };
+    v1::NamespaceOption {
+        network: host(spec.host_network).into(),
+        pid: pid.into(),
+        ipc: host(spec.host_ipc).into(),
+        ..v1::NamespaceOption::default()
+    }
+}
+
+fn int(value: Option<i64>) -> Option<v1::Int64Value> {
+    value.map(|value| v1::Int64Value { value })
+}
+
+fn selinux(options: Option<&SELinuxOptions>) -> Option<v1::SeLinuxOption> {
+    let options = options?;
+    Some(v1::SeLinuxOption {
+        user: options.user.clone().unwrap_or_default(),
+        role: options.role.clone().unwrap_or_default(),
+        r#type: options.type_.clone().unwrap_or_default(),
+        level: options.level.clone().unwrap_or_default(),
+    })
+}
+
+fn seccomp(profile: Option<&SeccompProfile>) -> v1::SecurityProfile {
+    use v1::security_profile::ProfileType;
+    let Some(profile) = profile else {
+        return v1::SecurityProfile {
+            profile_type: ProfileType::Unconfined.into(),
+            ..Default::default()
+        };
+    };
+    let kind = match profile.type_.as_str() {
+        "RuntimeDefault" => ProfileType::RuntimeDefault,
+        "Localhost" => ProfileType::Localhost,
+        _ => ProfileType::Unconfined,
+    };
+    v1::SecurityProfile {
+        profile_type: kind.into(),
+        localhost_ref: profile.localhost_profile.clone().unwrap_or_default(),
+    }
+}
+
+/// The Pod's supplemental groups, its fsGroup among them.
+fn groups(pod: &Pod) -> Vec<i64> {
+    let context = spec(pod).security_context.as_ref();
+    let listed = context
+        .and_then(|context| context.supplemental_groups.clone())
+        .unwrap_or_default();
+    listed
+        .into_iter()
+        .chain(context.and_then(|context| context.fs_group))
+        .collect()
+}
+
+/// The sandbox's part.
+#[must_use]
+pub fn of_sandbox(pod: &Pod) -> v1::LinuxSandboxSecurityContext {
+    let context = spec(pod).security_context.as_ref();
+    let privileged = |container: &Container| {
+        container
+            .security_context
+            .as_ref()
+            .and_then(|security| security.privileged)
+            .unwrap_or(false)
+    };
+    v1::LinuxSandboxSecurityContext {
+        namespace_options: Some(namespaces(pod)),
+        selinux_options: selinux(context.and_then(|context| context.se_linux_options.as_ref())),
+        run_as_user: int(context.and_then(|context| context.run_as_user)),
+        run_as_group: int(context.and_then(|context| context.run_as_group)),
+        supplemental_groups: groups(pod),
+        privileged: crate::pod::containers::all(pod).any(privileged),
+        seccomp: Some(seccomp(
+            context.and_then(|context| context.seccomp_profile.as_ref()),
+        )),
+        ..v1::LinuxSandboxSecurityContext::default()
+    }
+}
+
+/// The container's part; its own fields win over the Pod's.
+#[must_use]
+pub fn of_container(pod: &Pod, container: &Container) -> v1::LinuxContainerSecurityContext {
+    let outer = spec(pod).security_context.as_ref();
+    let own = container.security_context.as_ref();
+    let privileged = own.and_then(|own| own.privileged).unwrap_or(false);
+    let unmasked = privileged || own.and_then(|own| own.proc_mount.as_deref()) == Some("Unmasked");
+    let paths = |paths: &[&str]| {
+        if unmasked {
+            Vec::new()
+        } else {
+            paths.iter().map(|&path| path.to_owned()).collect()
+        }
+    };
+    let capabilities = own
+        .and_then(|own| own.capabilities.as_ref())
+        .map(|capabilities| v1::Capability {
+            add_capabilities: capabilities.add.clone().unwrap_or_default(),
+            drop_capabilities: capabilities.drop.clone().unwrap_or_default(),
+            add_ambient_capabilities: Vec::new(),
+        });
+    let user = own
+        .and_then(|own| own.run_as_user)
+        .or(outer.and_then(|outer| outer.run_as_user));
+    let group = own
+        .and_then(|own| own.run_as_group)
+        .or(outer.and_then(|outer| outer.run_as_group));
+    let escalation = own
+        .and_then(|own| own.allow_privilege_escalation)
+        .unwrap_or(true);
+    v1::LinuxContainerSecurityContext {
+        capabilities,
+        privileged,
+        namespace_options: Some(namespaces(pod)),
+        selinux_options: selinux(
+            own.and_then(|own| own.se_linux_options.as_ref())
+                .or(outer.and_then(|outer| outer.se_linux_options.as_ref())),
+        ),
+        run_as_user: int(user),
+        run_as_group: int(group),
+        readonly_rootfs: own
+            .and_then(|own| own.read_only_root_filesystem)
+            .unwrap_or(false),
+        supplemental_groups: groups(pod),
+        no_new_privs: !escalation,
+        masked_paths: paths(&MASKED),
+        readonly_paths: paths(&READ_ONLY),
+        seccomp: Some(seccomp(
+            own.and_then(|own| own.seccomp_profile.as_ref())
+                .or(outer.and_then(|outer| outer.seccomp_profile.as_ref())),
+        )),
+        ..v1::LinuxContainerSecurityContext::default()
+    }
+}
+
+/// Why the container may not run as asked, in upstream's words.
+#[must_use]
+pub fn refusal(pod: &Pod, container: &Container) -> Option<String> {
+    let outer = spec(pod).security_context.as_ref();
+    let own = container.security_context.as_ref();
+    let non_root = own
+        .and_then(|own| own.run_as_non_root)
+        .or(outer.and_then(|outer| outer.run_as_non_root));
+    let user = own
+        .and_then(|own| own.run_as_user)
+        .or(outer.and_then(|outer| outer.run_as_user));
+    (non_root == Some(true) && user == Some(0)).then(|| {
+        format!(
+            "container's runAsUser breaks non-root policy (pod: \"{}\", container: {})",
+            crate::pod::containers::display(pod),
+            container.name
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_container_wins_over_the_pod() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({ "metadata": {"name": "p"}, "spec": {
+            "securityContext": {"runAsUser": 1, "runAsGroup": 2, "fsGroup": 3, "supplementalGroups": [4], "runAsNonRoot": true},
+            "containers": [
+                {"name": "a", "securityContext": {"runAsUser": 0, "allowPrivilegeEscalation": false}},
+                {"name": "b", "securityContext": {"privileged": true}}
+            ]}}))
+        .unwrap();
+        let containers = &pod.spec.as_ref().unwrap().containers;
+        let a = of_container(&pod, &containers[0]);
+        assert_eq!(a.run_as_user.unwrap().value, 0);
+        assert_eq!(a.run_as_group.unwrap().value, 2);
+        assert_eq!(a.supplemental_groups, [4, 3]);
+        assert!(a.no_new_privs && !a.masked_paths.is_empty());
+        assert!(refusal(&pod, &containers[0]).is_some());
+        let b = of_container(&pod, &containers[1]);
+        assert!(b.privileged && b.masked_paths.is_empty());
+        assert!(refusal(&pod, &containers[1]).is_none());
+    }
+}

@@ -1,0 +1,445 @@
+//! Brings Pods, mirrors and news of the runtime to the workers, and starts a worker for each Pod that has none.
+//!
+//! In: the informer over this node's Pods, the static folder, the runtime's event stream. Runs: one task for the API's side and
+//! the folder, one for the runtime's events, one per Pod. It decides nothing about a Pod but that it exists.
+
+use crate::cri::observe::{self, FoundPod};
+use crate::pod::PodUid;
+use crate::pod::plan::previous_container;
+use crate::pod::view::PodView;
+use crate::sources::{manifest, mirror};
+use crate::worker::{Actor, Mailbox, Shared, Start};
+use cox_client::tasks::TaskScope;
+use cox_client::{Change, Informer};
+use futures::future::BoxFuture;
+use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+/// How often the static folder is read.
+const FOLDER_EVERY: Duration = Duration::from_secs(20);
+/// First and longest wait before the runtime is asked for its events again.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
+/// A Pod with a worker.
+#[derive(Clone, Debug)]
+struct Known {
+    mailbox: Arc<Mailbox>,
+    pod: Arc<Pod>,
+    is_static: bool,
+    /// Only the runtime knows it: it is being cleaned away.
+    is_orphan: bool,
+    /// The status as the worker sees it, which is newer than the API server's.
+    status: watch::Receiver<Option<Arc<PodStatus>>>,
+}
+
+/// All Pods of the node.
+#[derive(Debug)]
+pub struct Dispatcher {
+    shared: Arc<Shared>,
+    pods: Informer<Pod>,
+    known: Mutex<HashMap<PodUid, Known>>,
+    /// Pods that the runtime runs and no worker has taken over yet.
+    found: Mutex<HashMap<PodUid, FoundPod>>,
+    scope: TaskScope,
+    left: Notify,
+    /// The node stops: no Pod is started any more.
+    stopping: AtomicBool,
+    /// Whether the runtime answers.
+    runtime_up: watch::Sender<bool>,
+}
+
+impl Dispatcher {
+    /// A dispatcher that does nothing yet.
+    #[must_use]
+    pub fn new(shared: Arc<Shared>, pods: Informer<Pod>, cancel: &CancellationToken) -> Arc<Self> {
+        Arc::new(Self {
+            shared,
+            pods,
+            known: Mutex::default(),
+            found: Mutex::default(),
+            scope: TaskScope::new("pod-workers", cancel),
+            left: Notify::new(),
+            stopping: AtomicBool::new(false),
+            runtime_up: watch::Sender::new(false),
+        })
+    }
+
+    /// Whether the runtime answers, as it changes.
+    #[must_use]
+    pub fn runtime_up(&self) -> watch::Receiver<bool> {
+        self.runtime_up.subscribe()
+    }
+
+    /// The Pods that have a worker, as their newest objects.
+    #[must_use]
+    pub fn pods(&self) -> Vec<Arc<Pod>> {
+        self.lock()
+            .values()
+            .filter(|known| !known.is_orphan)
+            .map(|known| known.pod.clone())
+            .collect()
+    }
+
+    /// The Pod of a namespace and name.
+    #[must_use]
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        let is_it = |pod: &Pod| {
+            pod.metadata.namespace.as_deref() == Some(namespace)
+                && pod.metadata.name.as_deref() == Some(name)
+        };
+        self.lock()
+            .values()
+            .find(|known| !known.is_orphan && is_it(&known.pod))
+            .map(|known| known.pod.clone())
+    }
+
+    /// The newest status of a Pod.
+    #[must_use]
+    pub fn status_of(&self, pod: &Pod) -> Option<Arc<PodStatus>> {
+        self.lock().get(&uid(pod))?.status.borrow().clone()
+    }
+
+    /// Completes when the given attempt of a container runs no more.
+    pub fn ended(&self, pod: &Pod, container: &str, attempt: i32) -> BoxFuture<'static, ()> {
+        let Some(mut status) = self.lock().get(&uid(pod)).map(|known| known.status.clone()) else {
+            return Box::pin(std::future::ready(()));
+        };
+        let container = container.to_owned();
+        Box::pin(async move {
+            let is_over = |status: &Option<Arc<PodStatus>>| {
+                let found = status
+                    .as_ref()
+                    .and_then(|status| previous_container(status, &container));
+                found.is_none_or(|found| {
+                    found.restart_count > attempt
+                        || found
+                            .state
+                            .as_ref()
+                            .is_none_or(|state| state.running.is_none())
+                })
+            };
+            // An error means that the worker has ended, and the container with it.
+            if status.wait_for(is_over).await.is_err() {
+                tracing::trace!(container, "Worker of a followed log ended");
+            }
+        })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PodUid, Known>> {
+        self.known
+            .lock()
+            .expect("no panic happens while this lock is held")
+    }
+
+    /// Follows the API server and the static folder until cancelled. The runtime's events have to run beside it.
+    pub async fn run_sources(self: Arc<Self>, cancel: CancellationToken) {
+        let mut up = self.runtime_up();
+        tokio::select! {
+            // Both only wait.
+            waited = up.wait_for(|up| *up) => if waited.is_err() { return },
+            () = cancel.cancelled() => return,
+        }
+        drop(up);
+        let mut changes = self.pods.subscribe();
+        let mut folder = tokio::time::interval(FOLDER_EVERY);
+        folder.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut reported = HashSet::new();
+        loop {
+            tokio::select! {
+                // A change is taken only when it is returned.
+                change = changes.next() => match change {
+                    Some(change) => self.take(change),
+                    None => return,
+                },
+                // A tick that is missed comes with the next call.
+                _ = folder.tick() => self.read_folder(&mut reported).await,
+                () = cancel.cancelled() => return,
+            }
+        }
+    }
+
+    fn take(self: &Arc<Self>, change: Change<Pod>) {
+        match change {
+            Change::Resync => self.resync(),
+            Change::Applied { new, .. } => self.deliver(new),
+            Change::Deleted(pod) => self.object_gone(&pod),
+        }
+    }
+
+    /// The cache is complete: deliver all of it, and find out who is gone.
+    fn resync(self: &Arc<Self>) {
+        let pods = self.pods.list();
+        let here: HashSet<PodUid> = pods.iter().map(|pod| uid(pod)).collect();
+        for pod in pods {
+            self.deliver(pod);
+        }
+        for (uid, known) in self.lock().iter() {
+            if !known.is_static && !known.is_orphan && !here.contains(uid) {
+                known.mailbox.put(|mail| mail.gone = true);
+            }
+        }
+        self.clear_orphans();
+    }
+
+    fn deliver(self: &Arc<Self>, pod: Arc<Pod>) {
+        if mirror::is_mirror(&pod) {
+            self.mirror_changed(&pod, Some(pod.clone()));
+            return;
+        }
+        let uid = uid(&pod);
+        if let Some(known) = self.lock().get_mut(&uid) {
+            known.pod = pod.clone();
+            known.mailbox.put(|mail| mail.pod = Some(pod));
+            return;
+        }
+        self.start(uid, pod, false, false);
+    }
+
+    fn object_gone(&self, pod: &Pod) {
+        if mirror::is_mirror(pod) {
+            self.mirror_changed(pod, None);
+            return;
+        }
+        if let Some(known) = self.lock().get(&uid(pod)) {
+            known.mailbox.put(|mail| {
+                mail.pod = Some(Arc::new(pod.clone()));
+                mail.gone = true;
+            });
+        }
+    }
+
+    fn mirror_changed(&self, pod: &Pod, mirror: Option<Arc<Pod>>) {
+        for known in self
+            .lock()
+            .values()
+            .filter(|known| known.is_static && same_name(&known.pod, pod))
+        {
+            known.mailbox.put(|mail| {
+                mail.mirror_gone = mirror.is_none();
+                mail.mirror.clone_from(&mirror);
+            });
+        }
+    }
+
+    /// Starts a worker; what the runtime already runs of the Pod goes with it.
+    fn start(self: &Arc<Self>, uid: PodUid, pod: Arc<Pod>, is_static: bool, is_orphan: bool) {
+        if self.stopping.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut found = self
+            .found
+            .lock()
+            .expect("no panic happens while this lock is held");
+        let view = found
+            .remove(&uid)
+            .map(|found| found.view)
+            .unwrap_or_default();
+        drop(found);
+        let mailbox = Arc::new(Mailbox::default());
+        let (status_tx, status) = watch::channel(None);
+        let known = Known {
+            mailbox: mailbox.clone(),
+            pod: pod.clone(),
+            is_static,
+            is_orphan,
+            status,
+        };
+        self.lock().insert(uid, known);
+        if is_orphan {
+            mailbox.put(|mail| mail.gone = true);
+        }
+        let actor = Actor::new(
+            self.shared.clone(),
+            Start {
+                pod,
+                is_static,
+                view,
+                mailbox,
+                status_tx,
+            },
+        );
+        let dispatcher = Arc::downgrade(self);
+        let cancel = self.scope.cancellation().clone();
+        self.scope.spawn("pod", async move {
+            let uid = Box::pin(actor.run(cancel)).await;
+            if let Some(dispatcher) = dispatcher.upgrade() {
+                dispatcher.lock().remove(&uid);
+                dispatcher.left.notify_waiters();
+            }
+        });
+    }
+
+    /// Pods in the runtime that nobody wants: they get a worker that ends them.
+    fn clear_orphans(self: &Arc<Self>) {
+        let orphans: Vec<(PodUid, FoundPod)> = {
+            let found = self
+                .found
+                .lock()
+                .expect("no panic happens while this lock is held");
+            found
+                .iter()
+                .map(|(uid, pod)| (uid.clone(), pod.clone()))
+                .collect()
+        };
+        for (uid, found) in orphans {
+            tracing::info!(
+                namespace = found.namespace,
+                name = found.name,
+                uid = uid.as_str(),
+                "Orphaned Pod is removed"
+            );
+            let pod = Pod {
+                metadata: ObjectMeta {
+                    name: Some(found.name),
+                    namespace: Some(found.namespace),
+                    uid: Some(uid.0.clone()),
+                    ..ObjectMeta::default()
+                },
+                spec: Some(PodSpec::default()),
+                status: None,
+            };
+            self.start(uid, Arc::new(pod), false, true);
+        }
+    }
+
+    async fn read_folder(self: &Arc<Self>, reported: &mut HashSet<String>) {
+        let Some(dir) = self.shared.config.static_pod_dir.clone() else {
+            return;
+        };
+        let node = self.shared.config.node_name.clone();
+        let read = tokio::task::spawn_blocking(move || manifest::read_folder(&dir, &node));
+        let Ok(folder) = read.await else { return };
+        let problems: HashSet<String> = folder.errors.iter().map(ToString::to_string).collect();
+        for problem in problems.difference(reported) {
+            tracing::warn!(problem, "Static manifest is left out");
+        }
+        *reported = problems;
+        let here: HashSet<PodUid> = folder.pods.iter().map(uid).collect();
+        for (uid, known) in self.lock().iter() {
+            if known.is_static && !here.contains(uid) {
+                known.mailbox.put(|mail| mail.gone = true);
+            }
+        }
+        for pod in folder.pods {
+            let uid = uid(&pod);
+            if !self.lock().contains_key(&uid) {
+                let pod = Arc::new(pod);
+                self.start(uid, pod.clone(), true, false);
+                if let Some(known) = self.pods.get(
+                    pod.metadata.namespace.as_deref(),
+                    pod.metadata.name.as_deref().unwrap_or_default(),
+                ) {
+                    self.mirror_changed(&pod, Some(known));
+                }
+            }
+        }
+    }
+
+    /// Follows the runtime's events until cancelled; lists everything at start and after each gap.
+    pub async fn run_events(self: Arc<Self>, cancel: CancellationToken) {
+        let mut wait = RECONNECT.0;
+        loop {
+            let followed = tokio::select! {
+                // Dropping it at the end of everything loses nothing that is needed.
+                followed = self.follow_events() => followed,
+                () = cancel.cancelled() => return,
+            };
+            let was_up = self.runtime_up.send_replace(false);
+            match followed {
+                Ok(()) => tracing::warn!("Runtime ended its event stream"),
+                Err(error) if was_up => tracing::warn!(%error, "Runtime is gone"),
+                Err(error) => tracing::debug!(%error, "Runtime does not answer"),
+            }
+            wait = if was_up {
+                RECONNECT.0
+            } else {
+                (wait * 2).min(RECONNECT.1)
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = cancel.cancelled() => return,
+            }
+        }
+    }
+
+    async fn follow_events(self: &Arc<Self>) -> Result<(), crate::cri::client::CriError> {
+        let info = self.shared.runtime.version().await?;
+        // A restarted runtime has the same name: the first answer stands.
+        self.shared.runtime_name.get_or_init(|| info.name);
+        // First the stream, then the list: what happens in between is in both, and merging it twice changes nothing.
+        let mut events = self.shared.runtime.events().await?;
+        let listing = observe::all_pods(&self.shared.runtime).await?;
+        self.take_listing(listing);
+        self.runtime_up.send_replace(true);
+        loop {
+            match events.message().await {
+                Ok(Some(event)) => self.take_event(&event),
+                Ok(None) => return Ok(()),
+                Err(status) => {
+                    tracing::debug!(%status, "Event stream failed");
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn take_listing(self: &Arc<Self>, mut listing: HashMap<PodUid, FoundPod>) {
+        for (uid, known) in self.lock().iter() {
+            let view = listing
+                .remove(uid)
+                .map_or_else(PodView::default, |found| found.view);
+            known.mailbox.put(|mail| mail.listing = Some(view));
+        }
+        *self
+            .found
+            .lock()
+            .expect("no panic happens while this lock is held") = listing;
+        if self.pods.is_synced() {
+            self.clear_orphans();
+        }
+    }
+
+    fn take_event(&self, event: &cox_cri::v1::ContainerEventResponse) {
+        let Some(news) = observe::news(event) else {
+            return;
+        };
+        if let Some(known) = self.lock().get(&news.uid) {
+            known.mailbox.put_news(news);
+        }
+    }
+
+    /// Ends all Pods by their grace and waits for the last one; the objects stay, so that the next start runs them again. From
+    /// now on no Pod is started.
+    ///
+    /// # Cancel safety
+    /// Dropping it stops the waiting only: the Pods go on ending.
+    pub async fn stop_pods(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        for known in self.lock().values() {
+            known.mailbox.put(|mail| mail.node_stops = true);
+        }
+        loop {
+            let mut left = std::pin::pin!(self.left.notified());
+            // From here on no wake-up is missed.
+            left.as_mut().enable();
+            if self.lock().is_empty() {
+                return;
+            }
+            left.await;
+        }
+    }
+}
+
+fn uid(pod: &Pod) -> PodUid {
+    PodUid(pod.metadata.uid.clone().unwrap_or_default())
+}
+
+fn same_name(a: &Pod, b: &Pod) -> bool {
+    a.metadata.namespace == b.metadata.namespace && a.metadata.name == b.metadata.name
+}

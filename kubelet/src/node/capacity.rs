@@ -1,0 +1,172 @@
+//! What the machine has and how much of it is left, from /proc, /sys and the file system. Parsing is pure.
+
+use crate::pod::fields::NodeAllocatable;
+use std::path::Path;
+
+/// Memory that Pods do not get: below it upstream's kubelet would evict.
+const MEMORY_KEPT: u64 = 100 << 20;
+
+/// What does not change while the machine runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Machine {
+    pub cpus: usize,
+    pub memory_bytes: u64,
+    pub disk_bytes: u64,
+    pub machine_id: String,
+    pub system_uuid: String,
+    pub boot_id: String,
+    pub kernel_version: String,
+    pub os_image: String,
+    pub architecture: &'static str,
+}
+
+/// What is left at this moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    pub memory_available: Option<u64>,
+    /// Free and total bytes of the data folder's file system.
+    pub disk: Option<(u64, u64)>,
+    /// Processes and their limit.
+    pub pids: Option<(u64, u64)>,
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(path)
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
+}
+
+/// A line of /proc/meminfo in bytes.
+fn meminfo(text: &str, key: &str) -> Option<u64> {
+    let line = text
+        .lines()
+        .find(|line| line.split(':').next() == Some(key))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// The quoted or bare value of a key in /etc/os-release.
+fn os_release(text: &str, key: &str) -> Option<String> {
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))?;
+    Some(line.trim_matches('"').to_owned())
+}
+
+/// Total and free bytes of a file system.
+fn disk(path: &Path) -> Option<(u64, u64)> {
+    let stats = rustix::fs::statvfs(path).ok()?;
+    Some((
+        stats.f_bavail * stats.f_frsize,
+        stats.f_blocks * stats.f_frsize,
+    ))
+}
+
+/// The smallest memory limit of the cgroups that we may be in.
+fn cgroup_limit() -> Option<u64> {
+    let limits = [
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+    ];
+    limits
+        .into_iter()
+        .filter_map(|path| read(path).parse().ok())
+        .min()
+}
+
+impl Machine {
+    /// Looks at the machine.
+    #[must_use]
+    pub fn read(data_dir: &Path) -> Self {
+        let memory = meminfo(&read("/proc/meminfo"), "MemTotal").unwrap_or(0);
+        let machine_id = read("/etc/machine-id");
+        let uuid = read("/sys/class/dmi/id/product_uuid");
+        Self {
+            cpus: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            memory_bytes: cgroup_limit().map_or(memory, |limit| limit.min(memory)),
+            disk_bytes: disk(data_dir).map_or(0, |(_, total)| total),
+            system_uuid: if uuid.is_empty() {
+                machine_id.clone()
+            } else {
+                uuid
+            },
+            machine_id,
+            boot_id: read("/proc/sys/kernel/random/boot_id"),
+            kernel_version: read("/proc/sys/kernel/osrelease"),
+            os_image: os_release(&read("/etc/os-release"), "PRETTY_NAME")
+                .unwrap_or_else(|| "Linux".to_owned()),
+            architecture: match std::env::consts::ARCH {
+                "x86_64" => "amd64",
+                "aarch64" => "arm64",
+                other => other,
+            },
+        }
+    }
+
+    /// What Pods may have of it.
+    #[must_use]
+    pub fn allocatable(&self) -> NodeAllocatable {
+        let int = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        let memory = self
+            .memory_bytes
+            .saturating_sub(MEMORY_KEPT)
+            .max(self.memory_bytes / 2);
+        NodeAllocatable {
+            cpu_millis: i64::try_from(self.cpus).unwrap_or(1) * 1000,
+            memory_bytes: int(memory),
+            ephemeral_bytes: int(self.disk_bytes / 10 * 9),
+        }
+    }
+}
+
+impl Load {
+    /// Looks at the machine.
+    #[must_use]
+    pub fn read(data_dir: &Path) -> Self {
+        let running = read("/proc/loadavg");
+        let running = running
+            .split_whitespace()
+            .nth(3)
+            .and_then(|pair| pair.split_once('/')?.1.parse().ok());
+        let limit = read("/proc/sys/kernel/pid_max").parse().ok();
+        Self {
+            memory_available: meminfo(&read("/proc/meminfo"), "MemAvailable"),
+            disk: disk(data_dir),
+            pids: running.zip(limit),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parses_what_linux_writes() {
+        let text = "MemTotal:        8040228 kB\nMemFree:  1 kB\nMemAvailable:    6543210 kB\n";
+        assert_eq!(meminfo(text, "MemTotal"), Some(8_040_228 * 1024));
+        assert_eq!(meminfo(text, "MemAvailable"), Some(6_543_210 * 1024));
+        assert_eq!(meminfo(text, "Swap"), None);
+        let text = "NAME=\"Debian\"\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n";
+        assert_eq!(
+            os_release(text, "PRETTY_NAME").as_deref(),
+            Some("Debian GNU/Linux 12 (bookworm)")
+        );
+    }
+
+    #[test]
+    fn a_small_machine_keeps_half_of_its_memory_for_pods() {
+        let machine = |memory_bytes| Machine {
+            memory_bytes,
+            cpus: 2,
+            ..Machine::default()
+        };
+        assert_eq!(machine(64 << 20).allocatable().memory_bytes, 32 << 20);
+        assert_eq!(
+            machine(1 << 30).allocatable().memory_bytes,
+            (1 << 30) - (100 << 20)
+        );
+        assert_eq!(machine(1 << 30).allocatable().cpu_millis, 2000);
+    }
+}

@@ -1,0 +1,488 @@
+//! The Node object and its status as they ought to be, and the patch between two statuses. Pure.
+
+use super::RuntimeFacts;
+use super::capacity::{Load, Machine};
+use crate::config::Config;
+use cox_cri::v1;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints,
+    NodeRuntimeHandler, NodeSpec, NodeStatus, NodeSystemInfo, Taint,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+
+/// The Kubernetes version that this kubelet behaves as.
+pub const KUBELET_VERSION: &str = "v1.36.2+cox";
+/// Label of nodes that run Wasm; RuntimeClass `wasm` selects it.
+pub const WASM_LABEL: &str = "coxswain.dev/wasm";
+/// Below these the node reports pressure.
+const MEMORY_LOW: u64 = 100 << 20;
+const DISK_LOW_PERCENT: u64 = 10;
+/// A large disk with this much left is not called full, whatever the share.
+const DISK_ENOUGH: u64 = 2 << 30;
+const PIDS_LOW_PERCENT: u64 = 5;
+/// Images that a status lists; the largest ones, as upstream.
+const IMAGES_MAX: usize = 50;
+/// Names of one image that a status lists.
+const IMAGE_NAMES_MAX: usize = 5;
+
+/// The Node without its status.
+#[must_use]
+pub fn node(config: &Config, machine: &Machine, facts: &RuntimeFacts) -> Node {
+    let mut labels = BTreeMap::from([
+        (
+            "kubernetes.io/hostname".to_owned(),
+            config.node_name.clone(),
+        ),
+        ("kubernetes.io/os".to_owned(), "linux".to_owned()),
+        (
+            "kubernetes.io/arch".to_owned(),
+            machine.architecture.to_owned(),
+        ),
+        ("beta.kubernetes.io/os".to_owned(), "linux".to_owned()),
+        (
+            "beta.kubernetes.io/arch".to_owned(),
+            machine.architecture.to_owned(),
+        ),
+    ]);
+    if facts.handlers.iter().any(|handler| handler == "wasm") {
+        labels.insert(WASM_LABEL.to_owned(), "true".to_owned());
+    }
+    labels.extend(config.labels.clone());
+    let taints: Vec<Taint> = config
+        .taints
+        .iter()
+        .filter_map(|text| taint(text))
+        .collect();
+    Node {
+        metadata: ObjectMeta {
+            name: Some(config.node_name.clone()),
+            labels: Some(labels),
+            ..ObjectMeta::default()
+        },
+        spec: Some(NodeSpec {
+            pod_cidr: config.pod_cidr.clone(),
+            pod_cidrs: config.pod_cidr.clone().map(|cidr| vec![cidr]),
+            taints: (!taints.is_empty()).then_some(taints),
+            ..NodeSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// Reads `key=value:Effect` or `key:Effect`.
+fn taint(text: &str) -> Option<Taint> {
+    let (left, effect) = text.rsplit_once(':')?;
+    let (key, value) = left
+        .split_once('=')
+        .map_or((left, None), |(key, value)| (key, Some(value.to_owned())));
+    Some(Taint {
+        key: key.to_owned(),
+        value,
+        effect: effect.to_owned(),
+        time_added: None,
+    })
+}
+
+/// The whole status. Times of conditions that did not turn are taken from `previous`.
+#[must_use]
+pub fn build(
+    config: &Config,
+    machine: &Machine,
+    load: &Load,
+    facts: &RuntimeFacts,
+    port: u16,
+    previous: Option<&NodeStatus>,
+    now: Timestamp,
+) -> NodeStatus {
+    let allocatable = machine.allocatable();
+    let bytes = |value: u64| Quantity(value.to_string());
+    let ki = |value: u64| Quantity(format!("{}Ki", value / 1024));
+    let capacity = |memory: u64, disk: Quantity| {
+        BTreeMap::from([
+            ("cpu".to_owned(), Quantity(machine.cpus.to_string())),
+            ("memory".to_owned(), ki(memory)),
+            ("ephemeral-storage".to_owned(), disk),
+            ("pods".to_owned(), Quantity(config.max_pods.to_string())),
+        ])
+    };
+    let address = |kind: &str, address: String| NodeAddress {
+        type_: kind.to_owned(),
+        address,
+    };
+    NodeStatus {
+        addresses: Some(vec![
+            address("InternalIP", config.node_ip.to_string()),
+            address("Hostname", config.node_name.clone()),
+        ]),
+        capacity: Some(capacity(machine.memory_bytes, ki(machine.disk_bytes))),
+        allocatable: Some(capacity(
+            allocatable.memory_bytes.unsigned_abs(),
+            bytes(allocatable.ephemeral_bytes.unsigned_abs()),
+        )),
+        conditions: Some(conditions(load, facts, previous, now)),
+        daemon_endpoints: Some(NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint {
+                port: i32::from(port),
+            }),
+        }),
+        images: (!facts.images.is_empty()).then(|| facts.images.clone()),
+        node_info: Some(NodeSystemInfo {
+            architecture: machine.architecture.to_owned(),
+            boot_id: machine.boot_id.clone(),
+            container_runtime_version: facts.version.clone(),
+            kernel_version: machine.kernel_version.clone(),
+            kube_proxy_version: String::new(),
+            kubelet_version: KUBELET_VERSION.to_owned(),
+            machine_id: machine.machine_id.clone(),
+            operating_system: "linux".to_owned(),
+            os_image: machine.os_image.clone(),
+            system_uuid: machine.system_uuid.clone(),
+            swap: None,
+        }),
+        runtime_handlers: (!facts.handlers.is_empty()).then(|| {
+            let handler = |name: &String| NodeRuntimeHandler {
+                name: Some(name.clone()),
+                features: None,
+            };
+            facts.handlers.iter().map(handler).collect()
+        }),
+        ..NodeStatus::default()
+    }
+}
+
+/// Images as a status lists them: the largest first.
+#[must_use]
+pub fn images(images: &[v1::Image]) -> Vec<ContainerImage> {
+    let mut sorted: Vec<_> = images.iter().collect();
+    sorted.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.id.cmp(&b.id)));
+    let image = |image: &v1::Image| ContainerImage {
+        names: Some(
+            image
+                .repo_digests
+                .iter()
+                .chain(&image.repo_tags)
+                .take(IMAGE_NAMES_MAX)
+                .cloned()
+                .collect(),
+        ),
+        size_bytes: i64::try_from(image.size).ok(),
+    };
+    sorted.into_iter().take(IMAGES_MAX).map(image).collect()
+}
+
+fn conditions(
+    load: &Load,
+    facts: &RuntimeFacts,
+    previous: Option<&NodeStatus>,
+    now: Timestamp,
+) -> Vec<NodeCondition> {
+    let memory = load
+        .memory_available
+        .is_some_and(|available| available < MEMORY_LOW);
+    let disk = load
+        .disk
+        .is_some_and(|(free, total)| free * 100 < total * DISK_LOW_PERCENT && free < DISK_ENOUGH);
+    let pids = load
+        .pids
+        .is_some_and(|(used, limit)| limit.saturating_sub(used) * 100 < limit * PIDS_LOW_PERCENT);
+    let pressure = |kind, under, bad: (&str, &str), good: (&str, &str)| {
+        let (reason, message) = if under { bad } else { good };
+        condition(kind, under, reason, message, previous, now)
+    };
+    vec![
+        pressure(
+            "MemoryPressure",
+            memory,
+            (
+                "KubeletHasInsufficientMemory",
+                "kubelet has insufficient memory available",
+            ),
+            (
+                "KubeletHasSufficientMemory",
+                "kubelet has sufficient memory available",
+            ),
+        ),
+        pressure(
+            "DiskPressure",
+            disk,
+            ("KubeletHasDiskPressure", "kubelet has disk pressure"),
+            ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        ),
+        pressure(
+            "PIDPressure",
+            pids,
+            (
+                "KubeletHasInsufficientPID",
+                "kubelet has insufficient PID available",
+            ),
+            (
+                "KubeletHasSufficientPID",
+                "kubelet has sufficient PID available",
+            ),
+        ),
+        match &facts.problem {
+            None => condition(
+                "Ready",
+                true,
+                "KubeletReady",
+                "kubelet is posting ready status",
+                previous,
+                now,
+            ),
+            Some(problem) => condition("Ready", false, "KubeletNotReady", problem, previous, now),
+        },
+    ]
+}
+
+fn condition(
+    kind: &str,
+    holds: bool,
+    reason: &str,
+    message: &str,
+    previous: Option<&NodeStatus>,
+    now: Timestamp,
+) -> NodeCondition {
+    let status = if holds { "True" } else { "False" };
+    let known = previous
+        .and_then(|status| status.conditions.as_ref())
+        .into_iter()
+        .flatten()
+        .find(|c| c.type_ == kind);
+    let turned = known
+        .filter(|known| known.status == status)
+        .and_then(|known| known.last_transition_time.clone());
+    NodeCondition {
+        type_: kind.to_owned(),
+        status: status.to_owned(),
+        reason: Some(reason.to_owned()),
+        message: Some(message.to_owned()),
+        last_heartbeat_time: Some(Time(now)),
+        last_transition_time: turned.or(Some(Time(now))),
+    }
+}
+
+/// The status fields that differ. Heartbeat times alone are no difference unless the write is due.
+#[must_use]
+pub fn diff(
+    current: Option<&NodeStatus>,
+    wanted: &NodeStatus,
+    is_due: bool,
+) -> Option<Map<String, Value>> {
+    let current = as_object(current);
+    let wanted = as_object(Some(wanted));
+    let mut changes = Map::new();
+    for (key, value) in &wanted {
+        let known = current.get(key);
+        let differs = if key == "conditions" {
+            is_due || conditions_differ(known, value)
+        } else {
+            known != Some(value)
+        };
+        if differs {
+            changes.insert(key.clone(), value.clone());
+        }
+    }
+    (!changes.is_empty()).then_some(changes)
+}
+
+fn as_object(status: Option<&NodeStatus>) -> Map<String, Value> {
+    match status.map(serde_json::to_value) {
+        Some(Ok(Value::Object(object))) => object,
+        _ => Map::new(),
+    }
+}
+
+/// Whether a condition of ours says something else; those of others (NetworkUnavailable) are not looked at.
+fn conditions_differ(known: Option<&Value>, wanted: &Value) -> bool {
+    let known = known
+        .and_then(Value::as_array)
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    wanted.as_array().into_iter().flatten().any(|condition| {
+        let same = known
+            .iter()
+            .find(|known| known["type"] == condition["type"]);
+        same.is_none_or(|same| {
+            ["status", "reason", "message"]
+                .iter()
+                .any(|key| same[key] != condition[key])
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> Config {
+        let mut config = Config::new(
+            "node-1",
+            "127.0.0.1".parse().unwrap(),
+            "/data".into(),
+            "/cri".into(),
+        );
+        config.taints = vec![
+            "a=b:NoSchedule".into(),
+            "c:NoExecute".into(),
+            "nonsense".into(),
+        ];
+        config
+    }
+
+    fn machine() -> Machine {
+        Machine {
+            cpus: 2,
+            memory_bytes: 1 << 30,
+            disk_bytes: 10 << 30,
+            architecture: "amd64",
+            ..Machine::default()
+        }
+    }
+
+    fn at(secs: i64) -> Timestamp {
+        Timestamp::from_second(secs).unwrap()
+    }
+
+    fn ready(facts: &RuntimeFacts) -> (String, String) {
+        let status = build(
+            &config(),
+            &machine(),
+            &Load::default(),
+            facts,
+            10250,
+            None,
+            at(0),
+        );
+        let ready = status
+            .conditions
+            .unwrap()
+            .into_iter()
+            .find(|c| c.type_ == "Ready")
+            .unwrap();
+        (ready.status, ready.reason.unwrap())
+    }
+
+    #[test]
+    fn labels_and_taints() {
+        let facts = RuntimeFacts {
+            handlers: vec![String::new(), "wasm".into()],
+            ..RuntimeFacts::default()
+        };
+        let node = node(&config(), &machine(), &facts);
+        let labels = node.metadata.labels.unwrap();
+        assert_eq!(labels["kubernetes.io/hostname"], "node-1");
+        assert_eq!(labels[WASM_LABEL], "true");
+        let taints = node.spec.unwrap().taints.unwrap();
+        let shown: Vec<_> = taints
+            .iter()
+            .map(|t| (t.key.as_str(), t.value.as_deref(), t.effect.as_str()))
+            .collect();
+        assert_eq!(
+            shown,
+            [("a", Some("b"), "NoSchedule"), ("c", None, "NoExecute")]
+        );
+    }
+
+    #[test]
+    fn ready_follows_the_runtime() {
+        assert_eq!(
+            ready(&RuntimeFacts::default()),
+            ("True".into(), "KubeletReady".into())
+        );
+        let down = RuntimeFacts {
+            problem: Some("container runtime is down".into()),
+            ..RuntimeFacts::default()
+        };
+        assert_eq!(ready(&down), ("False".into(), "KubeletNotReady".into()));
+    }
+
+    #[test]
+    fn pressure_table() {
+        let gib = 1_u64 << 30;
+        let cases = [
+            ("nothing known", Load::default(), ""),
+            (
+                "little memory",
+                Load {
+                    memory_available: Some(1 << 20),
+                    ..Load::default()
+                },
+                "MemoryPressure",
+            ),
+            (
+                "a full disk",
+                Load {
+                    disk: Some((gib / 2, 100 * gib)),
+                    ..Load::default()
+                },
+                "DiskPressure",
+            ),
+            (
+                "a large disk with enough left",
+                Load {
+                    disk: Some((5 * gib, 100 * gib)),
+                    ..Load::default()
+                },
+                "",
+            ),
+            (
+                "few processes left",
+                Load {
+                    pids: Some((990, 1000)),
+                    ..Load::default()
+                },
+                "PIDPressure",
+            ),
+        ];
+        for (name, load, expected) in cases {
+            let conditions = conditions(&load, &RuntimeFacts::default(), None, at(0));
+            let under: Vec<_> = conditions
+                .iter()
+                .filter(|c| c.type_ != "Ready" && c.status == "True")
+                .collect();
+            let under: Vec<_> = under.into_iter().map(|c| c.type_.as_str()).collect();
+            assert_eq!(under.join(" "), expected, "case: {name}");
+        }
+    }
+
+    #[test]
+    fn a_settled_node_is_written_only_when_due() {
+        let facts = RuntimeFacts::default();
+        let first = build(
+            &config(),
+            &machine(),
+            &Load::default(),
+            &facts,
+            10250,
+            None,
+            at(0),
+        );
+        let later = build(
+            &config(),
+            &machine(),
+            &Load::default(),
+            &facts,
+            10250,
+            Some(&first),
+            at(60),
+        );
+        assert_eq!(diff(Some(&first), &later, false), None);
+        assert_eq!(
+            diff(Some(&first), &later, true)
+                .unwrap()
+                .keys()
+                .collect::<Vec<_>>(),
+            ["conditions"]
+        );
+        let turned = later.conditions.unwrap()[3].last_transition_time.clone();
+        assert_eq!(
+            turned,
+            Some(Time(at(0))),
+            "an unchanged condition keeps its time"
+        );
+    }
+}

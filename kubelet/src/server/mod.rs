@@ -1,0 +1,261 @@
+//! The kubelet's HTTPS server, asked by the API server: logs, health, Pods, metrics.
+//!
+//! Every connection shows a client certificate of the cluster's authority; only the API server's identity and `system:masters`
+//! get answers, apart from `/healthz`.
+
+mod logs;
+pub(crate) mod tls;
+
+use crate::config::Config;
+use crate::dispatch::Dispatcher;
+use bytes::Bytes;
+use cox_client::Clock;
+use futures::stream::BoxStream;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::body::{Frame, Incoming};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+/// Connections at the same time; more wait in the listener's queue.
+const CONNECTIONS_MAX: usize = 1024;
+/// How long a client may take for the TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+/// The server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// A certificate or key cannot be used.
+    #[error("the certificates of the kubelet's server cannot be used")]
+    Tls(#[from] tls::TlsError),
+    /// The address cannot be had.
+    #[error("address {addr} cannot be listened on")]
+    Listen {
+        /// Which.
+        addr: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A server that is bound and does not answer yet.
+pub(crate) struct Server {
+    listener: TcpListener,
+    addr: SocketAddr,
+    tls: TlsAcceptor,
+    routes: Arc<Routes>,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server")
+            .field("addr", &self.addr)
+            .finish_non_exhaustive()
+    }
+}
+
+pub(crate) struct Routes {
+    pub(crate) config: Config,
+    pub(crate) dispatcher: Arc<Dispatcher>,
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+impl Server {
+    /// Binds the address.
+    pub(crate) async fn bind(
+        config: &Config,
+        dispatcher: Arc<Dispatcher>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, ServerError> {
+        let tls = tls::acceptor(config)?;
+        let listen = |source| ServerError::Listen {
+            addr: config.listen,
+            source,
+        };
+        let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
+        let addr = listener.local_addr().map_err(listen)?;
+        let routes = Arc::new(Routes {
+            config: config.clone(),
+            dispatcher,
+            clock,
+        });
+        Ok(Self {
+            listener,
+            addr,
+            tls,
+            routes,
+        })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Answers until cancelled.
+    pub(crate) async fn run(self, cancel: CancellationToken) {
+        let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let scope = cox_client::tasks::TaskScope::new("kubelet-server", &cancel);
+        loop {
+            let accepted = tokio::select! {
+                // A connection is taken only when it is returned.
+                accepted = self.listener.accept() => accepted,
+                () = cancel.cancelled() => return,
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of file descriptors, most likely: give others time to close some.
+                    tracing::warn!(%error, "Connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let Ok(slot) = slots.clone().acquire_owned().await else {
+                return;
+            };
+            let (tls, routes) = (self.tls.clone(), self.routes.clone());
+            scope.spawn("connection", async move {
+                if let Err(error) = serve(stream, tls, routes).await {
+                    tracing::debug!(error, "Connection ended");
+                }
+                drop(slot);
+            });
+        }
+    }
+}
+
+async fn serve(stream: TcpStream, tls: TlsAcceptor, routes: Arc<Routes>) -> Result<(), String> {
+    stream
+        .set_nodelay(true)
+        .map_err(|error| error.to_string())?;
+    let stream = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await;
+    let stream = stream
+        .map_err(|_| "no TLS handshake".to_owned())?
+        .map_err(|error| error.to_string())?;
+    let peer = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(|chain| chain.first())
+        .map(tls::peer);
+    let allowed = peer.is_some_and(|peer| peer.is_some_and(|peer| peer.may_ask()));
+    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let routes = routes.clone();
+        async move { Ok::<_, Infallible>(routes.answer(&request, allowed).await) }
+    });
+    let builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .serve_connection(TokioIo::new(stream), service)
+        .await
+        .map_err(|error| error.to_string())
+}
+
+impl Routes {
+    async fn answer(&self, request: &Request<Incoming>, allowed: bool) -> Response<Body> {
+        let path = request.uri().path();
+        if path == "/healthz" {
+            return text(StatusCode::OK, "ok");
+        }
+        if !allowed {
+            return text(
+                StatusCode::FORBIDDEN,
+                "Forbidden: only the API server may ask the kubelet",
+            );
+        }
+        if request.method() != Method::GET {
+            return text(StatusCode::METHOD_NOT_ALLOWED, "405 method not allowed");
+        }
+        let parts: Vec<&str> = path.split('/').skip(1).collect();
+        match parts.as_slice() {
+            ["containerLogs", namespace, pod, container] => {
+                self.container_logs(
+                    namespace,
+                    pod,
+                    container,
+                    request.uri().query().unwrap_or_default(),
+                )
+                .await
+            }
+            ["pods" | "pods/"] => self.pods(),
+            ["runningpods"] | ["runningpods", ""] => self.pods(),
+            ["metrics"] => self.metrics(),
+            _ => text(StatusCode::NOT_FOUND, "404 page not found"),
+        }
+    }
+
+    fn pods(&self) -> Response<Body> {
+        let pods = self.dispatcher.pods();
+        let pods: Vec<&k8s_openapi::api::core::v1::Pod> = pods.iter().map(Arc::as_ref).collect();
+        let list = serde_json::json!({ "kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods });
+        let mut response = text(StatusCode::OK, &list.to_string());
+        let json = http::HeaderValue::from_static("application/json");
+        response
+            .headers_mut()
+            .insert(http::header::CONTENT_TYPE, json);
+        response
+    }
+
+    fn metrics(&self) -> Response<Body> {
+        let pods = self.dispatcher.pods();
+        let running = pods.iter().filter(|pod| {
+            pod.status
+                .as_ref()
+                .is_some_and(|status| status.phase.as_deref() == Some("Running"))
+        });
+        let node = &self.config.node_name;
+        let lines = format!(
+            "# HELP kubelet_node_name [STABLE] The node's name. The count is always 1.\n\
+             # TYPE kubelet_node_name gauge\n\
+             kubelet_node_name{{node=\"{node}\"}} 1\n\
+             # HELP kubelet_desired_pods The number of pods the kubelet is being instructed to run.\n\
+             # TYPE kubelet_desired_pods gauge\n\
+             kubelet_desired_pods {}\n\
+             # HELP kubelet_running_pods Number of pods that have a running pod sandbox\n\
+             # TYPE kubelet_running_pods gauge\n\
+             kubelet_running_pods {}\n",
+            pods.len(),
+            running.count(),
+        );
+        text(StatusCode::OK, &lines)
+    }
+}
+
+/// A short answer.
+pub(crate) fn text(status: StatusCode, body: &str) -> Response<Body> {
+    let body = Full::new(Bytes::from(body.to_owned()))
+        .map_err(|never| match never {})
+        .boxed_unsync();
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let plain = http::HeaderValue::from_static("text/plain; charset=utf-8");
+    response
+        .headers_mut()
+        .insert(http::header::CONTENT_TYPE, plain);
+    response
+}
+
+/// An answer that comes piece by piece.
+pub(crate) fn stream(chunks: BoxStream<'static, io::Result<Bytes>>) -> Response<Body> {
+    use futures::StreamExt;
+    let body = StreamBody::new(chunks.map(|chunk| chunk.map(Frame::data)));
+    let mut response = Response::new(BodyExt::boxed_unsync(body));
+    let plain = http::HeaderValue::from_static("text/plain; charset=utf-8");
+    response
+        .headers_mut()
+        .insert(http::header::CONTENT_TYPE, plain);
+    response
+}

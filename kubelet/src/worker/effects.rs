@@ -1,0 +1,426 @@
+//! Carries out one step of a plan. One match, no decisions: what an outcome means is decided in the actor's fold.
+
+use super::events::PodEvents;
+use super::shared::Shared;
+use crate::cri::client::CriError;
+use crate::cri::container_config::{Resolved, container_config};
+use crate::cri::env::EnvSources;
+use crate::cri::images::{Found, Missing};
+use crate::cri::sandbox_config::{log_dir, sandbox_config};
+use crate::cri::{env, observe, security};
+use crate::pod::containers::{named, spec_hash};
+use crate::pod::fields::PodAddresses;
+use crate::pod::history::{ImageState, ResolvedImage};
+use crate::pod::plan::PodNetwork;
+use crate::pod::view::{ContainerPhase, ContainerView, SandboxView};
+use crate::pod::{ContainerId, SandboxId};
+use cox_client::events::EventType;
+use cox_cri::v1;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container, Pod};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What came of a step.
+#[derive(Debug)]
+pub enum Outcome {
+    Volumes(Result<Option<Timestamp>, String>),
+    Image {
+        container: String,
+        result: Result<Found, Missing>,
+    },
+    Sandbox(Result<MadeSandbox, String>),
+    Started {
+        container: String,
+        result: Result<ContainerView, NotStarted>,
+    },
+    Stopped {
+        id: ContainerId,
+        result: Result<Option<ContainerView>, String>,
+    },
+    SandboxStopped {
+        id: SandboxId,
+        result: Result<(), String>,
+    },
+    ContainerRemoved {
+        id: ContainerId,
+        result: Result<(), String>,
+    },
+    SandboxRemoved {
+        id: SandboxId,
+        result: Result<(), String>,
+    },
+    Unmounted(Result<(), String>),
+}
+
+/// A sandbox that was just made.
+#[derive(Debug)]
+pub struct MadeSandbox {
+    pub view: SandboxView,
+    pub network: PodNetwork,
+}
+
+/// Why a container did not come up.
+#[derive(Debug)]
+pub struct NotStarted {
+    pub reason: &'static str,
+    pub message: String,
+    /// It was made, but did not start.
+    pub made: Option<ContainerView>,
+}
+
+/// What the steps of one Pod need to know about it.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    pub shared: Arc<Shared>,
+    pub pod: Arc<Pod>,
+    pub events: PodEvents,
+    pub addresses: PodAddresses,
+}
+
+impl Subject {
+    /// Makes or refreshes the volumes.
+    pub async fn volumes(self) -> Outcome {
+        let now = self.shared.clock.now();
+        let result = self
+            .shared
+            .volumes
+            .sync(&self.pod, &self.addresses, now)
+            .await;
+        Outcome::Volumes(result.map_err(|error| error.to_string()))
+    }
+
+    /// Gets the image of a container onto the node.
+    pub async fn image(self, name: String) -> Outcome {
+        let result = self.resolve_image(&name).await;
+        match &result {
+            Ok(found) => self.tell_pulled(&name, found),
+            Err(missing) => self.tell_missing(&name, missing),
+        }
+        Outcome::Image {
+            container: name,
+            result,
+        }
+    }
+
+    async fn resolve_image(&self, name: &str) -> Result<Found, Missing> {
+        let failed = |message: String| Missing {
+            reason: "ErrImagePull",
+            message,
+        };
+        let container =
+            named(&self.pod, name).ok_or_else(|| failed(format!("container {name} is gone")))?;
+        let handler = self.shared.handler(&self.pod).await.map_err(failed)?;
+        let secrets = self.shared.pull_secrets(&self.pod).await;
+        let sandbox = self.sandbox_message(0, PodNetwork::Namespace);
+        let image = container.image.clone().unwrap_or_default();
+        let pulling = || {
+            self.events.container(
+                name,
+                EventType::Normal,
+                "Pulling",
+                format!("Pulling image \"{image}\""),
+            );
+        };
+        self.shared
+            .images
+            .resolve(container, &handler, &secrets, sandbox, pulling)
+            .await
+    }
+
+    fn image_name(&self, container: &str) -> String {
+        named(&self.pod, container)
+            .and_then(|container| container.image.clone())
+            .unwrap_or_default()
+    }
+
+    fn tell_pulled(&self, name: &str, found: &Found) {
+        let image = self.image_name(name);
+        let message = match found.pulled {
+            None => format!(
+                "Container image \"{image}\" already present on machine and can be accessed by the pod"
+            ),
+            Some((took, bytes)) => {
+                let took = took_text(took);
+                format!(
+                    "Successfully pulled image \"{image}\" in {took} ({took} including waiting). Image size: {bytes} bytes."
+                )
+            }
+        };
+        self.events
+            .container(name, EventType::Normal, "Pulled", message);
+    }
+
+    fn tell_missing(&self, name: &str, missing: &Missing) {
+        let image = self.image_name(name);
+        let warn = |reason: &str, message: String| {
+            self.events
+                .container(name, EventType::Warning, reason, message)
+        };
+        match missing.reason {
+            "ErrImagePull" => warn(
+                "Failed",
+                format!("Failed to pull image \"{image}\": {}", missing.message),
+            ),
+            "ErrImageNeverPull" => warn("ErrImageNeverPull", missing.message.clone()),
+            "InvalidImageName" => warn("InspectFailed", missing.message.clone()),
+            _ => warn("Failed", missing.message.clone()),
+        }
+        warn("Failed", format!("Error: {}", missing.reason));
+    }
+
+    fn sandbox_message(&self, attempt: u32, network: PodNetwork) -> v1::PodSandboxConfig {
+        sandbox_config(
+            &self.shared.config,
+            &self.pod,
+            attempt,
+            network,
+            &self.shared.resolv_conf,
+        )
+    }
+
+    /// Makes the sandbox.
+    pub async fn create_sandbox(self, attempt: u32, network: PodNetwork) -> Outcome {
+        let result = self.try_create_sandbox(attempt, network).await;
+        if let Err(message) = &result {
+            let message = format!("Failed to create pod sandbox: {message}");
+            self.events
+                .pod(EventType::Warning, "FailedCreatePodSandBox", message);
+        }
+        Outcome::Sandbox(result.map(|view| MadeSandbox { view, network }))
+    }
+
+    async fn try_create_sandbox(
+        &self,
+        attempt: u32,
+        network: PodNetwork,
+    ) -> Result<SandboxView, String> {
+        let _permit = self.shared.starts.acquire().await;
+        let handler = self.shared.handler(&self.pod).await?;
+        let dir = log_dir(&self.shared.config, &self.pod);
+        tokio::fs::create_dir_all(&dir)
+            .await
+            .map_err(|error| format!("log folder {}: {error}", dir.display()))?;
+        let runtime = &self.shared.runtime;
+        let id = runtime
+            .run_sandbox(self.sandbox_message(attempt, network), &handler)
+            .await
+            .map_err(text)?;
+        let status = runtime.sandbox_status(&id).await.map_err(text)?;
+        Ok(observe::sandbox(&status))
+    }
+
+    /// Makes and starts a container.
+    pub async fn start(
+        self,
+        sandbox: SandboxId,
+        network: PodNetwork,
+        container: String,
+        attempt: u32,
+        image: ImageState,
+    ) -> Outcome {
+        let result = self
+            .try_start(&sandbox, network, &container, attempt, image)
+            .await;
+        if let Err(failure) = &result {
+            let message = format!("Error: {}", failure.message);
+            self.events
+                .container(&container, EventType::Warning, "Failed", message);
+        }
+        Outcome::Started { container, result }
+    }
+
+    async fn try_start(
+        &self,
+        sandbox: &SandboxId,
+        network: PodNetwork,
+        name: &str,
+        attempt: u32,
+        image: ImageState,
+    ) -> Result<ContainerView, NotStarted> {
+        let config_error = |message: String| NotStarted {
+            reason: "CreateContainerConfigError",
+            message,
+            made: None,
+        };
+        let container = named(&self.pod, name)
+            .ok_or_else(|| config_error(format!("container {name} is gone")))?;
+        let ImageState::Resolved(image) = image else {
+            return Err(config_error("the image is not resolved".into()));
+        };
+        if let Some(refusal) = security::refusal(&self.pod, container) {
+            return Err(config_error(refusal));
+        }
+        let sources = self.env_sources(container).await.map_err(config_error)?;
+        let variables = env::environment(&self.pod, container, &sources).map_err(config_error)?;
+        let mounts = self
+            .shared
+            .volumes
+            .mounts(&self.pod, container, &variables)
+            .map_err(config_error)?;
+        let logs = log_dir(&self.shared.config, &self.pod).join(name);
+        tokio::fs::create_dir_all(&logs)
+            .await
+            .map_err(|error| config_error(format!("log folder {}: {error}", logs.display())))?;
+        let resolved = Resolved {
+            attempt,
+            image: &image,
+            env: variables,
+            mounts,
+            node_memory: self.shared.allocatable.memory_bytes,
+        };
+        let config = container_config(&self.pod, container, resolved);
+        let _permit = self.shared.starts.acquire().await;
+        let made = self
+            .shared
+            .runtime
+            .create_container(sandbox, config, self.sandbox_message(0, network))
+            .await
+            .map_err(|error| NotStarted {
+                reason: "CreateContainerError",
+                message: error.to_string(),
+                made: None,
+            })?;
+        let view = self.view(&made, sandbox, container, attempt, &image);
+        self.events.container(
+            name,
+            EventType::Normal,
+            "Created",
+            format!("Container created"),
+        );
+        if let Err(error) = self.shared.runtime.start_container(&made).await {
+            return Err(NotStarted {
+                reason: "RunContainerError",
+                message: error.to_string(),
+                made: Some(view),
+            });
+        }
+        self.events.container(
+            name,
+            EventType::Normal,
+            "Started",
+            format!("Container started"),
+        );
+        let started_at = self.shared.clock.now();
+        Ok(ContainerView {
+            state: ContainerPhase::Running { started_at },
+            ..view
+        })
+    }
+
+    fn view(
+        &self,
+        id: &ContainerId,
+        sandbox: &SandboxId,
+        container: &Container,
+        attempt: u32,
+        image: &ResolvedImage,
+    ) -> ContainerView {
+        ContainerView {
+            id: id.clone(),
+            sandbox: sandbox.clone(),
+            name: container.name.clone(),
+            attempt,
+            state: ContainerPhase::Created,
+            created_at: self.shared.clock.now(),
+            image: container.image.clone().unwrap_or_default(),
+            image_ref: image.image_ref.clone(),
+            image_id: image.image_id.clone(),
+            spec_hash: spec_hash(container),
+        }
+    }
+
+    async fn env_sources(&self, container: &Container) -> Result<EnvSources, String> {
+        let namespace = self.pod.metadata.namespace.as_deref().unwrap_or_default();
+        let needs = env::needs(container);
+        let mut sources = EnvSources {
+            services: self.shared.services_of(namespace).await,
+            addresses: self.addresses.clone(),
+            allocatable: self.shared.allocatable,
+            ..EnvSources::default()
+        };
+        for name in needs.config_maps {
+            if let Some(map) = self
+                .shared
+                .volumes
+                .config_maps
+                .get(namespace, &name)
+                .await?
+            {
+                sources.config_maps.insert(name, map);
+            }
+        }
+        for name in needs.secrets {
+            if let Some(secret) = self.shared.volumes.secrets.get(namespace, &name).await? {
+                sources.secrets.insert(name, secret);
+            }
+        }
+        Ok(sources)
+    }
+
+    /// Stops a container and looks how it ended.
+    pub async fn stop(self, id: ContainerId, sandbox: SandboxId, grace_secs: i64) -> Outcome {
+        let runtime = &self.shared.runtime;
+        let result = match runtime.stop_container(&id, grace_secs).await {
+            Ok(()) => match runtime.container_status(&id).await {
+                Ok(status) => Ok(Some(observe::container(&sandbox, &status))),
+                Err(error) if error.is_not_found() => Ok(None),
+                Err(error) => Err(text(error)),
+            },
+            Err(error) => Err(text(error)),
+        };
+        Outcome::Stopped { id, result }
+    }
+
+    /// Stops a sandbox.
+    pub async fn stop_sandbox(self, id: SandboxId) -> Outcome {
+        let result = self.shared.runtime.stop_sandbox(&id).await.map_err(text);
+        Outcome::SandboxStopped { id, result }
+    }
+
+    /// Removes a dead container and its log.
+    pub async fn remove_container(self, id: ContainerId, name: String, attempt: u32) -> Outcome {
+        let result = self
+            .shared
+            .runtime
+            .remove_container(&id)
+            .await
+            .map_err(text);
+        if result.is_ok() {
+            let log = log_dir(&self.shared.config, &self.pod).join(format!("{name}/{attempt}.log"));
+            crate::logs::rotate::remove_all(&log).await;
+        }
+        Outcome::ContainerRemoved { id, result }
+    }
+
+    /// Removes a sandbox.
+    pub async fn remove_sandbox(self, id: SandboxId) -> Outcome {
+        let result = self.shared.runtime.remove_sandbox(&id).await.map_err(text);
+        Outcome::SandboxRemoved { id, result }
+    }
+
+    /// Deletes the volumes.
+    pub async fn unmount(self) -> Outcome {
+        let uid = self.pod.metadata.uid.clone().unwrap_or_default();
+        Outcome::Unmounted(
+            self.shared
+                .volumes
+                .remove(&uid)
+                .await
+                .map_err(|error| error.to_string()),
+        )
+    }
+}
+
+fn text(error: CriError) -> String {
+    error.to_string()
+}
+
+/// A duration as Go prints it, to the millisecond.
+fn took_text(took: Duration) -> String {
+    if took < Duration::from_secs(1) {
+        format!("{}ms", took.as_millis())
+    } else {
+        format!("{:.3}s", took.as_secs_f64())
+    }
+}

@@ -1,0 +1,110 @@
+//! What all Pod workers of a node share.
+
+use crate::config::Config;
+use crate::cri::client::Runtime;
+use crate::cri::images::Images;
+use crate::pod::fields::NodeAllocatable;
+use crate::pod::status::NodeFacts;
+use crate::volumes::Volumes;
+use cox_client::events::Recorder;
+use cox_client::{Clock, Informer};
+use k8s_openapi::api::core::v1::{Pod, Secret, Service};
+use k8s_openapi::api::node::v1::RuntimeClass;
+use std::sync::{Arc, OnceLock};
+use tokio::sync::Semaphore;
+
+/// Shared by all workers; each field is safe to use from any of them.
+#[derive(Debug)]
+pub struct Shared {
+    pub config: Config,
+    pub client: ClientHandle,
+    pub runtime: Runtime,
+    pub images: Images,
+    pub volumes: Volumes,
+    pub services: Informer<Service>,
+    pub runtime_classes: Informer<RuntimeClass>,
+    pub clock: Arc<dyn Clock>,
+    pub recorder: Recorder,
+    /// Bounds sandboxes and containers that are starting.
+    pub starts: Semaphore,
+    /// Bounds writes to the API server.
+    pub writes: Semaphore,
+    /// The runtime's name, once it answered.
+    pub runtime_name: OnceLock<String>,
+    /// The host's resolver configuration.
+    pub resolv_conf: String,
+    pub allocatable: NodeAllocatable,
+}
+
+/// A client that can be shown in debug output.
+#[derive(Clone)]
+pub struct ClientHandle(pub kube::Client);
+
+impl std::fmt::Debug for ClientHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Client")
+    }
+}
+
+impl Shared {
+    /// What of the node shows in a Pod's status.
+    #[must_use]
+    pub fn node_facts(&self) -> NodeFacts {
+        NodeFacts {
+            host_ip: self.config.node_ip.to_string(),
+            runtime_name: self
+                .runtime_name
+                .get()
+                .cloned()
+                .unwrap_or_else(|| "cri".to_owned()),
+        }
+    }
+
+    /// The runtime's handler for a Pod, by its runtime class.
+    pub async fn handler(&self, pod: &Pod) -> Result<String, String> {
+        let name = crate::pod::containers::spec(pod)
+            .runtime_class_name
+            .as_deref();
+        let Some(name) = name.filter(|name| !name.is_empty()) else {
+            return Ok(String::new());
+        };
+        self.runtime_classes.synced().await;
+        match self.runtime_classes.get(None, name) {
+            Some(class) => Ok(class.handler.clone()),
+            None => Err(format!(
+                "failed to get RuntimeClass: runtimeclass.node.k8s.io \"{name}\" not found"
+            )),
+        }
+    }
+
+    /// The services that a Pod's environment shows.
+    pub async fn services_of(&self, namespace: &str) -> Vec<Arc<Service>> {
+        self.services.synced().await;
+        let mut services = self.services.list_in(namespace);
+        if namespace != "default" {
+            services.extend(self.services.get(Some("default"), "kubernetes"));
+        }
+        services
+    }
+
+    /// The Pod's pull secrets; one that does not exist is left out, as upstream does.
+    pub async fn pull_secrets(&self, pod: &Pod) -> Vec<Arc<Secret>> {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let mut secrets = Vec::new();
+        for reference in crate::pod::containers::spec(pod)
+            .image_pull_secrets
+            .iter()
+            .flatten()
+        {
+            match self.volumes.secrets.get(namespace, &reference.name).await {
+                Ok(secret) => secrets.extend(secret),
+                Err(error) => tracing::debug!(
+                    secret = reference.name,
+                    error,
+                    "Pull secret is not to be had"
+                ),
+            }
+        }
+        secrets
+    }
+}

@@ -1,0 +1,162 @@
+//! `CreateContainer`: finds the image's program, prepares its context, checks what can be checked before it runs.
+
+use std::sync::Arc;
+
+use cox_cri::v1::{ContainerConfig, ContainerEventType, LinuxContainerResources};
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use super::{Container, Guest, Live, Phase, Record, mounts, reservation, spec, stats};
+use crate::clock::now_nanos;
+use crate::engine::account::Account;
+use crate::engine::memory::MemoryAccount;
+use crate::engine::{GuestContext, ProgramKind};
+use crate::error::VerbError;
+use crate::ids::ContainerId;
+use crate::images::Image;
+use crate::sandbox::Sandbox;
+use crate::shim::Shim;
+
+impl Shim {
+    pub(crate) async fn create_container(
+        &self,
+        sandbox: &str,
+        config: ContainerConfig,
+    ) -> Result<ContainerId, VerbError> {
+        let sandbox = self.sandbox(sandbox)?;
+        if !sandbox.is_ready() {
+            return Err(VerbError::SandboxNotReady(sandbox.id.to_string()));
+        }
+        let id = ContainerId::random();
+        let name = reservation(&config, &sandbox);
+        let reserved = self.names.reserve("container", &name, id.as_str())?;
+        let wanted = config
+            .image
+            .as_ref()
+            .map(|image| image.image.as_str())
+            .unwrap_or_default();
+        let image = self
+            .images
+            .find(wanted)
+            .ok_or_else(|| VerbError::NoImage(wanted.to_owned()))?;
+        let record = Record {
+            phase: Phase::Created,
+            sandbox: sandbox.id.to_string(),
+            created_at: now_nanos(),
+            image_id: image.id.to_string(),
+            image_ref: image
+                .digests
+                .first()
+                .cloned()
+                .unwrap_or_else(|| image.id.to_string()),
+        };
+        // Written first: a shim that dies in the middle finds the folder, staged files included, and removes it.
+        self.container_state.create(id.as_str(), &config, &record)?;
+        let made = self.prepare(&id, &sandbox, config, image, record).await;
+        let container = match made {
+            Ok(container) => container,
+            Err(err) => {
+                self.container_state.remove(id.as_str())?;
+                return Err(err);
+            }
+        };
+        self.insert_container(Arc::clone(&container));
+        reserved.keep();
+        tracing::info!(container = %id, sandbox = %sandbox.id, name = container.name(), "Container is created");
+        self.emit(
+            ContainerEventType::ContainerCreatedEvent,
+            id.as_str(),
+            &sandbox,
+        );
+        Ok(id)
+    }
+
+    async fn prepare(
+        &self,
+        id: &ContainerId,
+        sandbox: &Arc<Sandbox>,
+        config: ContainerConfig,
+        image: Arc<Image>,
+        record: Record,
+    ) -> Result<Arc<Container>, VerbError> {
+        if config.tty {
+            return Err(VerbError::Unsupported(
+                "a Wasm container has no terminal (tty: true)".into(),
+            ));
+        }
+        let (wasm, args) = spec::program(&image, &config.command, &config.args)?;
+        let program = self.images.program(&image, &wasm).await?;
+        if program.kind() == ProgramKind::Http {
+            spec::http_port(&config.annotations)?;
+        }
+        let staging = self.container_state.path(id.as_str()).join("files");
+        let (preopens, staged) = mounts::prepare(&config.mounts, &staging)?;
+        let (account, memory) = (Arc::new(Account::new()), Arc::new(MemoryAccount::default()));
+        let context = GuestContext {
+            args,
+            env: spec::environment(&image, &config, &sandbox.config.hostname),
+            cwd: spec::working_dir(&image, &config),
+            preopens,
+            network: Arc::clone(&sandbox.network),
+            account: Arc::clone(&account),
+            memory: Arc::clone(&memory),
+        };
+        let resources = config
+            .linux
+            .as_ref()
+            .and_then(|linux| linux.resources.clone())
+            .unwrap_or_default();
+        let guest = Guest {
+            image,
+            program,
+            context: Arc::new(context),
+            staged,
+        };
+        let container = Container {
+            id: id.clone(),
+            sandbox: Arc::clone(sandbox),
+            config,
+            record: Mutex::new(record),
+            account,
+            memory,
+            resources: Mutex::new(LinuxContainerResources::default()),
+            guest: Some(guest),
+            live: Mutex::new(Live::default()),
+            exited: CancellationToken::new(),
+            cpu_sample: Mutex::new(stats::CpuSample::default()),
+        };
+        container.apply(&resources);
+        Ok(Arc::new(container))
+    }
+}
+
+impl Container {
+    /// A container that the shim finds again after its own restart: over, whatever it was.
+    pub(crate) fn recovered(
+        id: ContainerId,
+        sandbox: Arc<Sandbox>,
+        config: ContainerConfig,
+        record: Record,
+    ) -> Arc<Self> {
+        let resources = config
+            .linux
+            .as_ref()
+            .and_then(|linux| linux.resources.clone())
+            .unwrap_or_default();
+        let exited = CancellationToken::new();
+        exited.cancel();
+        Arc::new(Self {
+            id,
+            sandbox,
+            config,
+            record: Mutex::new(record),
+            account: Arc::new(Account::new()),
+            memory: Arc::new(MemoryAccount::default()),
+            resources: Mutex::new(resources),
+            guest: None,
+            live: Mutex::new(Live::default()),
+            exited,
+            cpu_sample: Mutex::new(stats::CpuSample::default()),
+        })
+    }
+}

@@ -1,0 +1,73 @@
+//! `ExecSync`: another instance in the container's context, with the same mounts, environment, network and limits.
+//!
+//! The command's first word names a Wasm file of the image; in an image that is a single component, the component itself runs,
+//! with the whole command as its `argv`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cox_cri::v1::ExecSyncResponse;
+
+use super::spec;
+use super::start::exit_of;
+use crate::engine::ProgramKind;
+use crate::engine::command::{self, Run};
+use crate::error::VerbError;
+use crate::logs::{Capture, LogStream};
+use crate::shim::Shim;
+
+impl Shim {
+    pub(crate) async fn exec_sync(
+        &self,
+        id: &str,
+        cmd: Vec<String>,
+        timeout_secs: i64,
+    ) -> Result<ExecSyncResponse, VerbError> {
+        let container = self.container(id)?;
+        let guest = container.guest.as_ref().filter(|_| container.is_running());
+        let guest =
+            guest.ok_or_else(|| VerbError::Invalid(format!("container {id} is not running")))?;
+        if cmd.is_empty() {
+            return Err(VerbError::Invalid("the command is empty".into()));
+        }
+        let (wasm, args) = spec::program(&guest.image, &cmd, &[])?;
+        let program = self.images.program(&guest.image, &wasm).await?;
+        if program.kind() == ProgramKind::Http {
+            return Err(VerbError::Unsupported(format!(
+                "{} is a wasi:http component: it has no command to execute",
+                guest.image.name()
+            )));
+        }
+        // A command that times out, or whose caller goes away, ends; the container goes on.
+        let kill = container.account.kill_token().child_token();
+        let _ends_with_this_call = kill.clone().drop_guard();
+        let (out, err) = (Capture::default(), Capture::default());
+        let run = Run {
+            program,
+            context: Arc::clone(&guest.context),
+            args,
+            stdout: LogStream::captured(&out),
+            stderr: LogStream::captured(&err),
+            kill,
+        };
+        let running = command::run(Arc::clone(&self.engine), run);
+        let outcome = match u64::try_from(timeout_secs) {
+            Ok(secs) if secs > 0 => tokio::time::timeout(Duration::from_secs(secs), running)
+                .await
+                .map_err(|_| {
+                    VerbError::Timeout(format!("command {cmd:?} timed out after {secs} s"))
+                })?,
+            _ => running.await,
+        };
+        let exit = exit_of(outcome);
+        let mut stderr = err.take();
+        if !exit.message.is_empty() {
+            stderr.extend_from_slice(format!("{}\n", exit.message).as_bytes());
+        }
+        Ok(ExecSyncResponse {
+            stdout: out.take(),
+            stderr,
+            exit_code: exit.code,
+        })
+    }
+}

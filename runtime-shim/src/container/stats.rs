@@ -1,0 +1,102 @@
+//! `ContainerStats`: run time by the guest threads' clocks, memory by what the guest's memories and tables hold.
+
+use cox_cri::v1::{ContainerAttributes, ContainerStats, CpuUsage, MemoryUsage, UInt64Value};
+
+use super::Container;
+use crate::clock::now_nanos;
+use crate::error::VerbError;
+use crate::shim::Shim;
+
+/// Samples closer together than this tell the rate of the one before.
+const SAMPLE_NANOS_MIN: i64 = 100_000_000;
+
+/// The last look at the run time, from which the rate is told.
+#[derive(Debug, Default)]
+pub(crate) struct CpuSample {
+    at: i64,
+    used: u64,
+    nano_cores: u64,
+}
+
+impl CpuSample {
+    /// Billionths of a core since the last look.
+    fn rate(&mut self, now: i64, used: u64) -> u64 {
+        let passed = now - self.at;
+        if self.at != 0 && passed >= SAMPLE_NANOS_MIN {
+            let nanos = u128::from(used.saturating_sub(self.used)) * 1_000_000_000;
+            self.nano_cores =
+                u64::try_from(nanos / u128::from(passed.unsigned_abs())).unwrap_or(u64::MAX);
+        }
+        if self.at == 0 || passed >= SAMPLE_NANOS_MIN {
+            (self.at, self.used) = (now, used);
+        }
+        self.nano_cores
+    }
+}
+
+impl Container {
+    pub(crate) fn stats(&self) -> ContainerStats {
+        let timestamp = now_nanos();
+        let used = self.account.cpu_nanos();
+        let memory = Some(UInt64Value {
+            value: self.memory.used(),
+        });
+        let available = self
+            .memory
+            .limit()
+            .checked_sub(self.memory.used())
+            .map(|value| UInt64Value { value });
+        ContainerStats {
+            attributes: Some(ContainerAttributes {
+                id: self.id.to_string(),
+                metadata: self.config.metadata.clone(),
+                labels: self.config.labels.clone(),
+                annotations: self.config.annotations.clone(),
+            }),
+            cpu: Some(CpuUsage {
+                timestamp,
+                usage_core_nano_seconds: Some(UInt64Value { value: used }),
+                usage_nano_cores: Some(UInt64Value {
+                    value: self.cpu_sample.lock().rate(timestamp, used),
+                }),
+                psi: None,
+            }),
+            memory: Some(MemoryUsage {
+                timestamp,
+                working_set_bytes: memory,
+                available_bytes: available,
+                usage_bytes: memory,
+                rss_bytes: memory,
+                ..MemoryUsage::default()
+            }),
+            writable_layer: None,
+            swap: None,
+            io: None,
+        }
+    }
+}
+
+impl Shim {
+    pub(crate) fn container_stats(&self, id: &str) -> Result<ContainerStats, VerbError> {
+        Ok(self.container(id)?.stats())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_is_told_between_looks() {
+        let mut sample = CpuSample::default();
+        let second = 1_000_000_000;
+        assert_eq!(sample.rate(second, 0), 0, "the first look");
+        assert_eq!(sample.rate(2 * second, 500_000_000), 500_000_000);
+        assert_eq!(
+            sample.rate(2 * second + 1, 600_000_000),
+            500_000_000,
+            "too soon for a new one"
+        );
+        assert_eq!(sample.rate(4 * second, 500_000_000), 0);
+    }
+}

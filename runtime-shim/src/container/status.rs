@@ -1,0 +1,104 @@
+//! `ContainerStatus`.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use cox_cri::v1::{ContainerResources, ContainerState, ContainerStatus, ContainerStatusResponse};
+
+use super::{Container, Exit, Phase};
+use crate::error::VerbError;
+use crate::shim::Shim;
+
+impl Phase {
+    pub(super) fn to_cri(&self) -> ContainerState {
+        match self {
+            Self::Created | Self::Starting => ContainerState::ContainerCreated,
+            Self::Running { .. } | Self::Stopping { .. } => ContainerState::ContainerRunning,
+            Self::Exited { .. } => ContainerState::ContainerExited,
+        }
+    }
+}
+
+impl Container {
+    pub(crate) fn status(&self) -> ContainerStatus {
+        let record = self.record();
+        let none = Exit {
+            code: 0,
+            reason: String::new(),
+            message: String::new(),
+        };
+        let (started_at, finished_at, exit) = match &record.phase {
+            Phase::Created | Phase::Starting => (0, 0, none),
+            Phase::Running { started_at } | Phase::Stopping { started_at } => {
+                (*started_at, 0, none)
+            }
+            Phase::Exited {
+                started_at,
+                finished_at,
+                exit,
+            } => (*started_at, *finished_at, exit.clone()),
+        };
+        let dir = &self.sandbox.config.log_directory;
+        let log_path = if dir.is_empty() || self.config.log_path.is_empty() {
+            String::new()
+        } else {
+            Path::new(dir)
+                .join(&self.config.log_path)
+                .display()
+                .to_string()
+        };
+        ContainerStatus {
+            id: self.id.to_string(),
+            metadata: self.config.metadata.clone(),
+            state: record.phase.to_cri().into(),
+            created_at: record.created_at,
+            started_at,
+            finished_at,
+            exit_code: exit.code,
+            image: self.config.image.clone(),
+            image_ref: record.image_ref,
+            reason: exit.reason,
+            message: exit.message,
+            labels: self.config.labels.clone(),
+            annotations: self.config.annotations.clone(),
+            mounts: self.config.mounts.clone(),
+            log_path,
+            resources: Some(ContainerResources {
+                linux: Some(self.resources.lock().clone()),
+                windows: None,
+            }),
+            image_id: record.image_id,
+            user: None,
+            stop_signal: self.config.stop_signal,
+        }
+    }
+}
+
+impl Shim {
+    pub(crate) fn container_status(
+        &self,
+        id: &str,
+        verbose: bool,
+    ) -> Result<ContainerStatusResponse, VerbError> {
+        let container = self.container(id)?;
+        let mut info = HashMap::new();
+        if verbose {
+            let (requests, traps) = container
+                .service()
+                .map_or((0, 0), |service| service.counts());
+            let text = serde_json::json!({
+                "program": container.guest.as_ref().map(|guest| guest.program.kind().as_str()),
+                "listens": container.service().map(|service| service.addr().to_string()),
+                "requests": requests,
+                "failedRequests": traps,
+                "cpuNanos": container.account.cpu_nanos(),
+                "memoryBytes": container.memory.used(),
+            });
+            info.insert("info".to_owned(), text.to_string());
+        }
+        Ok(ContainerStatusResponse {
+            status: Some(container.status()),
+            info,
+        })
+    }
+}

@@ -1,0 +1,234 @@
+//! From the buffers of all containers to their files: one thread, files open only while they are written.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+/// Framed bytes that one container may have waiting; beyond, its guests wait.
+const BUFFER_BYTES_MAX: usize = 64 << 10;
+/// Files kept open for the next write.
+const OPEN_FILES_MAX: usize = 64;
+/// Containers that may wait for the writer at once; a further one's bytes wait until it asks again.
+const QUEUE_LEN_MAX: usize = 4 << 10;
+
+/// The writer's handle; the thread ends when the last one and all logs are gone.
+#[derive(Clone, Debug)]
+pub(crate) struct LogWriter {
+    jobs: SyncSender<Job>,
+}
+
+#[derive(Debug)]
+enum Job {
+    Write(Arc<ContainerLog>),
+    /// Close, so that the next write opens the path anew; tell when done.
+    Reopen(Arc<ContainerLog>, oneshot::Sender<std::io::Result<()>>),
+    /// Everything before this is written; forget the file.
+    Close(Arc<ContainerLog>, oneshot::Sender<()>),
+}
+
+/// The log of one container.
+#[derive(Debug)]
+pub(crate) struct ContainerLog {
+    path: Option<PathBuf>,
+    state: Mutex<State>,
+    jobs: SyncSender<Job>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    buffer: Vec<u8>,
+    queued: bool,
+    waiting: Vec<Waker>,
+    /// The file cannot be written: bytes are dropped rather than stopping the guest forever.
+    failed: bool,
+}
+
+impl LogWriter {
+    pub(crate) fn start() -> std::io::Result<Self> {
+        let (jobs, queue) = sync_channel(QUEUE_LEN_MAX);
+        std::thread::Builder::new()
+            .name("container-logs".into())
+            .spawn(move || Files::default().run(&queue))?;
+        Ok(Self { jobs })
+    }
+
+    /// A log that is written to `path`; without one it is thrown away. The file is made now, since the kubelet may look for it
+    /// before the guest writes.
+    pub(crate) fn open(&self, path: Option<PathBuf>) -> std::io::Result<Arc<ContainerLog>> {
+        if let Some(path) = &path {
+            open(path)?;
+        }
+        Ok(Arc::new(ContainerLog {
+            path,
+            state: Mutex::default(),
+            jobs: self.jobs.clone(),
+        }))
+    }
+}
+
+fn open(path: &Path) -> std::io::Result<File> {
+    let mut options = std::fs::OpenOptions::new();
+    options.create(true).append(true);
+    options.open(path).or_else(|err| match path.parent() {
+        Some(parent) if err.kind() == std::io::ErrorKind::NotFound => {
+            std::fs::create_dir_all(parent)?;
+            options.open(path)
+        }
+        _ => Err(err),
+    })
+}
+
+impl ContainerLog {
+    /// Runs `frame` on the buffer and has it written.
+    pub(crate) fn append(self: &Arc<Self>, frame: impl FnOnce(&mut Vec<u8>)) {
+        let mut state = self.state.lock();
+        frame(&mut state.buffer);
+        if self.path.is_none() || state.failed {
+            state.buffer.clear();
+        }
+        let wanted = !state.buffer.is_empty() && !state.queued;
+        state.queued |= wanted;
+        drop(state);
+        if wanted
+            && let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
+                self.jobs.try_send(Job::Write(Arc::clone(self)))
+        {
+            // The bytes stay in the buffer; the next append or the close asks again.
+            self.state.lock().queued = false;
+        }
+    }
+
+    /// Bytes that may be written now without waiting.
+    pub(crate) fn room(&self) -> usize {
+        BUFFER_BYTES_MAX.saturating_sub(self.state.lock().buffer.len())
+    }
+
+    /// Ready when there is room again.
+    pub(crate) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.state.lock();
+        if state.buffer.len() < BUFFER_BYTES_MAX {
+            return Poll::Ready(());
+        }
+        if !state
+            .waiting
+            .iter()
+            .any(|waker| waker.will_wake(cx.waker()))
+        {
+            state.waiting.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Follows a rotation: the next line goes to a new file at the path.
+    pub(crate) async fn reopen(self: &Arc<Self>) -> std::io::Result<()> {
+        let (done, wait) = oneshot::channel();
+        self.send(Job::Reopen(Arc::clone(self), done)).await?;
+        wait.await.map_err(std::io::Error::other)?
+    }
+
+    /// Writes everything that was appended, then closes the file.
+    pub(crate) async fn close(self: &Arc<Self>) {
+        let (done, wait) = oneshot::channel();
+        if self.send(Job::Close(Arc::clone(self), done)).await.is_err() || wait.await.is_err() {
+            tracing::warn!("The log writer is gone");
+        }
+    }
+
+    /// Waits for a place in the queue off the async threads.
+    async fn send(&self, job: Job) -> std::io::Result<()> {
+        let job = match self.jobs.try_send(job) {
+            Ok(()) => return Ok(()),
+            Err(TrySendError::Disconnected(_)) => {
+                return Err(std::io::Error::other("the log writer is gone"));
+            }
+            Err(TrySendError::Full(job)) => job,
+        };
+        let jobs = self.jobs.clone();
+        tokio::task::spawn_blocking(move || jobs.send(job).map_err(std::io::Error::other))
+            .await
+            .map_err(std::io::Error::other)?
+    }
+}
+
+/// The open files, most recently used last.
+#[derive(Default)]
+struct Files {
+    open: VecDeque<(PathBuf, File)>,
+}
+
+impl Files {
+    fn run(&mut self, queue: &Receiver<Job>) {
+        while let Ok(job) = queue.recv() {
+            match job {
+                Job::Write(log) => self.write(&log),
+                Job::Reopen(log, done) => {
+                    self.write(&log);
+                    let reopened = self.reopen(&log);
+                    // The one who asked may have gone.
+                    drop(done.send(reopened));
+                }
+                Job::Close(log, done) => {
+                    self.write(&log);
+                    if let Some(path) = &log.path {
+                        self.forget(path);
+                    }
+                    drop(done.send(()));
+                }
+            }
+        }
+    }
+
+    fn write(&mut self, log: &ContainerLog) {
+        let bytes = {
+            let mut state = log.state.lock();
+            state.queued = false;
+            std::mem::take(&mut state.buffer)
+        };
+        let written = match (&log.path, bytes.is_empty()) {
+            (Some(path), false) => self.file(path).and_then(|mut file| file.write_all(&bytes)),
+            _ => Ok(()),
+        };
+        let mut state = log.state.lock();
+        if let Err(err) = written
+            && !std::mem::replace(&mut state.failed, true)
+        {
+            tracing::warn!(error = %err, path = ?log.path, "A container log cannot be written, its lines are lost");
+        }
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        waiting.into_iter().for_each(Waker::wake);
+    }
+
+    fn reopen(&mut self, log: &ContainerLog) -> std::io::Result<()> {
+        let Some(path) = &log.path else { return Ok(()) };
+        self.forget(path);
+        open(path)?;
+        log.state.lock().failed = false;
+        Ok(())
+    }
+
+    fn file(&mut self, path: &Path) -> std::io::Result<&File> {
+        if let Some(at) = self.open.iter().position(|(open, _)| open == path) {
+            let found = self.open.remove(at).expect("position is within the list");
+            self.open.push_back(found);
+        } else {
+            let file = open(path)?;
+            if self.open.len() >= OPEN_FILES_MAX {
+                self.open.pop_front();
+            }
+            self.open.push_back((path.to_owned(), file));
+        }
+        Ok(&self.open.back().expect("pushed just now").1)
+    }
+
+    fn forget(&mut self, path: &Path) {
+        self.open.retain(|(open, _)| open != path);
+    }
+}

@@ -1,0 +1,146 @@
+//! Pod addresses: which are free, by node range.
+
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+
+use parking_lot::Mutex;
+
+/// An IPv4 range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cidr {
+    base: u32,
+    prefix: u32,
+}
+
+/// A text that is not an IPv4 range.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0:?} is not an IPv4 range such as 127.64.0.0/18")]
+pub struct CidrError(String);
+
+impl FromStr for Cidr {
+    type Err = CidrError;
+
+    fn from_str(text: &str) -> Result<Self, CidrError> {
+        let parsed = text.split_once('/').and_then(|(base, prefix)| {
+            let base: Ipv4Addr = base.parse().ok()?;
+            let prefix: u32 = prefix
+                .parse()
+                .ok()
+                .filter(|prefix| (1..=32).contains(prefix))?;
+            Some((u32::from(base), prefix))
+        });
+        let (base, prefix) = parsed.ok_or_else(|| CidrError(text.to_owned()))?;
+        let cidr = Self { base, prefix };
+        Ok(Self {
+            base: base & cidr.mask(),
+            prefix,
+        })
+    }
+}
+
+impl Cidr {
+    fn mask(self) -> u32 {
+        u32::MAX << (32 - self.prefix)
+    }
+
+    pub(crate) fn contains(self, ip: Ipv4Addr) -> bool {
+        u32::from(ip) & self.mask() == self.base
+    }
+
+    /// Addresses without the first (the network) and the last (broadcast).
+    fn hosts(self) -> std::ops::RangeInclusive<u32> {
+        self.base + 1..=(self.base | !self.mask()).saturating_sub(1)
+    }
+}
+
+/// Hands out Pod addresses, each to one sandbox at a time, the longest free one first.
+#[derive(Debug)]
+pub(crate) struct AddressPool {
+    cidr: Cidr,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    taken: std::collections::HashSet<u32>,
+    /// Where the search goes on: addresses are reused late, so that a stale connection does not meet another Pod.
+    next: u32,
+}
+
+impl AddressPool {
+    pub(crate) fn new(cidr: Cidr) -> Self {
+        Self {
+            cidr,
+            state: Mutex::new(State {
+                next: *cidr.hosts().start(),
+                ..State::default()
+            }),
+        }
+    }
+
+    /// The next free address, or `None` when all are taken.
+    pub(crate) fn take(&self) -> Option<Ipv4Addr> {
+        let hosts = self.cidr.hosts();
+        let mut state = self.state.lock();
+        let count = hosts.end().checked_sub(*hosts.start())?.saturating_add(1);
+        for _ in 0..count {
+            let candidate = if hosts.contains(&state.next) {
+                state.next
+            } else {
+                *hosts.start()
+            };
+            state.next = candidate.wrapping_add(1);
+            if state.taken.insert(candidate) {
+                return Some(candidate.into());
+            }
+        }
+        None
+    }
+
+    /// Takes a given address again after a restart; false when it is taken or outside the range.
+    pub(crate) fn reserve(&self, ip: Ipv4Addr) -> bool {
+        self.cidr.contains(ip) && self.state.lock().taken.insert(ip.into())
+    }
+
+    pub(crate) fn give_back(&self, ip: Ipv4Addr) {
+        self.state.lock().taken.remove(&u32::from(ip));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_go_round_and_run_out() {
+        let pool = AddressPool::new("127.64.0.0/30".parse().unwrap());
+        let (first, second) = (pool.take().unwrap(), pool.take().unwrap());
+        assert_eq!(
+            (first, second),
+            (Ipv4Addr::new(127, 64, 0, 1), Ipv4Addr::new(127, 64, 0, 2))
+        );
+        assert_eq!(pool.take(), None);
+        pool.give_back(first);
+        assert_eq!(pool.take(), Some(first));
+        assert!(!pool.reserve(second), "still taken");
+        assert!(!pool.reserve(Ipv4Addr::new(10, 0, 0, 1)), "outside");
+    }
+
+    #[test]
+    fn ranges_are_parsed() {
+        for (text, good) in [
+            ("127.64.0.0/18", true),
+            ("127.64.0.0", false),
+            ("::/8", false),
+            ("1.2.3.4/33", false),
+            ("", false),
+        ] {
+            assert_eq!(text.parse::<Cidr>().is_ok(), good, "{text}");
+        }
+        let cidr: Cidr = "127.64.5.6/18".parse().unwrap();
+        assert!(
+            cidr.contains(Ipv4Addr::new(127, 64, 63, 255))
+                && !cidr.contains(Ipv4Addr::new(127, 64, 64, 0))
+        );
+    }
+}

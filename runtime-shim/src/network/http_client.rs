@@ -1,0 +1,190 @@
+//! Outgoing requests of guests (wasi:http/outgoing-handler): the Pod's names, addresses and source, one connection per request.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use http::Uri;
+use http::uri::Scheme;
+use http_body_util::BodyExt;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpSocket, TcpStream};
+use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
+
+use super::PodNetwork;
+use super::resolver::ResolveError;
+
+/// Where the guest sets no timeout.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// The wasi:http client of one instance.
+pub(crate) struct PodHttp {
+    network: Arc<PodNetwork>,
+}
+
+type Io = Box<dyn Future<Output = Result<(), Error>> + Send>;
+type Response = http::Response<WasiBody>;
+
+impl PodHttp {
+    pub(crate) fn new(network: Arc<PodNetwork>) -> Self {
+        Self { network }
+    }
+}
+
+impl WasiHttpHooks for PodHttp {
+    fn send_request(
+        &mut self,
+        request: http::Request<WasiBody>,
+        options: Option<RequestOptions>,
+        _processed: Io,
+    ) -> Box<dyn Future<Output = Result<(Response, Io), Error>> + Send> {
+        let network = Arc::clone(&self.network);
+        Box::new(async move { send(&network, request, options.unwrap_or_default()).await })
+    }
+}
+
+async fn send(
+    network: &PodNetwork,
+    request: http::Request<WasiBody>,
+    options: RequestOptions,
+) -> Result<(Response, Io), Error> {
+    let uri = request.uri().clone();
+    let connected = connect(network, &uri);
+    let stream = tokio::time::timeout(options.connect_timeout.unwrap_or(PATIENCE), connected)
+        .await
+        .map_err(|_| Error::ConnectionTimeout)??;
+    if uri.scheme() == Some(&Scheme::HTTPS) {
+        let host = uri.host().ok_or(Error::HttpRequestUriInvalid)?;
+        let stream = secure(host, stream).await?;
+        exchange(request, stream, options).await
+    } else {
+        exchange(request, stream, options).await
+    }
+}
+
+async fn connect(network: &PodNetwork, uri: &Uri) -> Result<TcpStream, Error> {
+    let host = uri.host().ok_or(Error::HttpRequestUriInvalid)?;
+    let port = uri
+        .port_u16()
+        .unwrap_or(if uri.scheme() == Some(&Scheme::HTTPS) {
+            443
+        } else {
+            80
+        });
+    let found = network
+        .resolver()
+        .resolve(host)
+        .await
+        .map_err(|err| match err {
+            ResolveError::BadName => Error::HttpRequestUriInvalid,
+            ResolveError::NotFound => dns_error("name not found"),
+            ResolveError::Unreachable => Error::DnsTimeout,
+        })?;
+    let mut last = dns_error("no address");
+    for ip in found {
+        let Ok(remote) = network.map_remote(SocketAddr::new(ip, port)) else {
+            last = Error::DestinationIpProhibited;
+            continue;
+        };
+        match dial(network, remote).await {
+            Ok(stream) => return Ok(stream),
+            Err(err) => last = Error::Connect(err),
+        }
+    }
+    Err(last)
+}
+
+async fn dial(network: &PodNetwork, remote: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = if remote.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    if let Some(source) = network.source_for(remote) {
+        socket.bind(source)?;
+    }
+    let stream = socket.connect(remote).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+fn dns_error(rcode: &str) -> Error {
+    Error::DnsError {
+        rcode: Some(rcode.to_owned()),
+        info_code: None,
+    }
+}
+
+async fn secure(
+    host: &str,
+    stream: TcpStream,
+) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static, Error> {
+    let name = rustls::pki_types::ServerName::try_from(host.to_owned())
+        .map_err(|_| Error::HttpRequestUriInvalid)?;
+    let connector = tokio_rustls::TlsConnector::from(tls_config()?);
+    connector.connect(name, stream).await.map_err(Error::Tls)
+}
+
+/// TLS with the system's roots, read once.
+fn tls_config() -> Result<Arc<rustls::ClientConfig>, Error> {
+    static CONFIG: OnceLock<Option<Arc<rustls::ClientConfig>>> = OnceLock::new();
+    let made = CONFIG.get_or_init(|| {
+        let mut roots = rustls::RootCertStore::empty();
+        let (added, ignored) =
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        tracing::debug!(added, ignored, "Read the system's certificate authorities");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .ok()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Some(Arc::new(config))
+    });
+    made.clone().ok_or(Error::ConfigurationError)
+}
+
+async fn exchange(
+    mut request: http::Request<WasiBody>,
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    options: RequestOptions,
+) -> Result<(Response, Io), Error> {
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    // Scheme and authority are for proxies; a server gets the path alone.
+    let path = request
+        .uri()
+        .path_and_query()
+        .map_or("/", |path| path.as_str());
+    *request.uri_mut() = path.parse().map_err(|_| Error::HttpRequestUriInvalid)?;
+    let mut connection = Box::pin(connection);
+    let mut ended = false;
+    let answered = async {
+        let sent = sender.send_request(request);
+        tokio::pin!(sent);
+        tokio::select! {
+            response = &mut sent => response.map_err(Error::from),
+            closed = &mut connection => {
+                // Not to be polled again; the response may have come in its last moment.
+                ended = true;
+                match closed {
+                    Err(err) => Err(Error::from(err)),
+                    Ok(()) => sent.await.map_err(Error::from),
+                }
+            }
+        }
+    };
+    let response = tokio::time::timeout(options.first_byte_timeout.unwrap_or(PATIENCE), answered)
+        .await
+        .map_err(|_| Error::ConnectionReadTimeout)??;
+    let io = async move {
+        if ended {
+            Ok(())
+        } else {
+            connection.await.map_err(Error::from)
+        }
+    };
+    let response = response.map(|body| body.map_err(Error::from).boxed_unsync());
+    Ok((response, Box::new(io)))
+}

@@ -1,0 +1,240 @@
+//! The Pods' network as guests see it: one seam between what a guest asks for and the sockets of the host.
+//!
+//! *Virtual* network (design D8): no namespace; each Pod has an address of the node's range, which is loopback on Linux, so nothing
+//! has to be set up and no rights are needed. A guest that binds `0.0.0.0` or `localhost` listens on its Pod's address alone; what
+//! it connects to sees the Pod's address as the source; `localhost` is its own Pod. The host's own loopback services are out of
+//! reach, except those that the configuration names. *Host* network (`hostNetwork: true`) maps nothing.
+
+mod addresses;
+mod dns;
+mod http_client;
+mod resolver;
+mod sockets;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use wasmtime_wasi::WasiCtxBuilder;
+use wasmtime_wasi::sockets::SocketAddrUse;
+
+pub use addresses::CidrError;
+pub(crate) use addresses::{AddressPool, Cidr};
+pub(crate) use http_client::PodHttp;
+pub(crate) use resolver::{DnsConfig, Resolver};
+pub(crate) use sockets::shadow_sockets;
+
+/// Which addresses are Pods, and which of the host's own are open to them.
+#[derive(Debug, Default)]
+pub(crate) struct Policy {
+    pub(crate) cluster: Vec<Cidr>,
+    pub(crate) host_services: Vec<SocketAddr>,
+}
+
+/// Where a Pod's sockets live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// The Pod's own address in the virtual network.
+    Virtual(Ipv4Addr),
+    /// The host's network, unmapped.
+    Host,
+}
+
+/// The network of one sandbox.
+#[derive(Debug)]
+pub(crate) struct PodNetwork {
+    place: Place,
+    policy: Arc<Policy>,
+    resolver: Resolver,
+}
+
+/// A guest asked for an address that is not its to use.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub(crate) enum Refused {
+    #[error("{0} is not an address of this Pod")]
+    Bind(IpAddr),
+    #[error("{0} belongs to the host, not to a Pod")]
+    HostLoopback(SocketAddr),
+}
+
+impl PodNetwork {
+    pub(crate) fn new(place: Place, policy: Arc<Policy>, resolver: Resolver) -> Self {
+        Self {
+            place,
+            policy,
+            resolver,
+        }
+    }
+
+    /// The Pod's address; none of its own in the host's network.
+    pub(crate) fn pod_ip(&self) -> Option<Ipv4Addr> {
+        match self.place {
+            Place::Virtual(ip) => Some(ip),
+            Place::Host => None,
+        }
+    }
+
+    pub(crate) fn resolver(&self) -> &Resolver {
+        &self.resolver
+    }
+
+    /// The address to listen on when the guest asks for `wanted`.
+    pub(crate) fn map_bind(&self, wanted: SocketAddr) -> Result<SocketAddr, Refused> {
+        let Place::Virtual(ip) = self.place else {
+            return Ok(wanted);
+        };
+        match wanted.ip() {
+            IpAddr::V4(asked)
+                if asked.is_unspecified() || asked == Ipv4Addr::LOCALHOST || asked == ip =>
+            {
+                Ok(SocketAddr::new(ip.into(), wanted.port()))
+            }
+            // The Pod has no IPv6 address: `[::]` would be every address of the host.
+            other => Err(Refused::Bind(other)),
+        }
+    }
+
+    /// The address to talk to when the guest asks for `wanted`.
+    pub(crate) fn map_remote(&self, wanted: SocketAddr) -> Result<SocketAddr, Refused> {
+        let Place::Virtual(ip) = self.place else {
+            return Ok(wanted);
+        };
+        let canonical = SocketAddr::new(wanted.ip().to_canonical(), wanted.port());
+        if self.policy.host_services.contains(&canonical) {
+            return Ok(wanted);
+        }
+        match canonical.ip() {
+            IpAddr::V4(asked) if asked == Ipv4Addr::LOCALHOST => {
+                Ok(SocketAddr::new(ip.into(), wanted.port()))
+            }
+            IpAddr::V4(asked) if asked.is_unspecified() => Err(Refused::HostLoopback(wanted)),
+            IpAddr::V4(asked)
+                if asked.is_loopback()
+                    && !self.policy.cluster.iter().any(|cidr| cidr.contains(asked)) =>
+            {
+                Err(Refused::HostLoopback(wanted))
+            }
+            IpAddr::V6(asked) if asked.is_loopback() || asked.is_unspecified() => {
+                Err(Refused::HostLoopback(wanted))
+            }
+            IpAddr::V4(_) | IpAddr::V6(_) => Ok(wanted),
+        }
+    }
+
+    /// The source to bind before talking to `remote` (already mapped): the Pod's address, for what is local to the node.
+    pub(crate) fn source_for(&self, remote: SocketAddr) -> Option<SocketAddr> {
+        match (self.place, remote.ip()) {
+            (Place::Virtual(ip), IpAddr::V4(remote)) if remote.is_loopback() => {
+                Some(SocketAddr::new(ip.into(), 0))
+            }
+            _ => None,
+        }
+    }
+
+    /// Gives a guest its sockets. The check behind them is the second line: the mapping in [`sockets`] comes first.
+    pub(crate) fn grant(self: &Arc<Self>, wasi: &mut WasiCtxBuilder) {
+        let network = Arc::clone(self);
+        wasi.allow_tcp(true)
+            .allow_udp(true)
+            .allow_ip_name_lookup(true)
+            .socket_addr_check(move |addr, purpose| {
+                let allowed = network.allows(addr, purpose);
+                Box::pin(async move { allowed })
+            });
+    }
+
+    fn allows(&self, addr: SocketAddr, purpose: SocketAddrUse) -> bool {
+        match purpose {
+            // Port 0 of the unspecified address is the implicit bind of a connect.
+            SocketAddrUse::TcpBind | SocketAddrUse::UdpBind => {
+                (addr.ip().is_unspecified() && addr.port() == 0) || self.map_bind(addr) == Ok(addr)
+            }
+            SocketAddrUse::TcpListen => self.map_bind(addr) == Ok(addr),
+            SocketAddrUse::TcpConnect | SocketAddrUse::UdpSend => self.map_remote(addr) == Ok(addr),
+            SocketAddrUse::TcpAccept | SocketAddrUse::UdpReceive => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod() -> PodNetwork {
+        let policy = Policy {
+            cluster: vec!["127.64.0.0/10".parse().unwrap()],
+            host_services: vec!["127.0.0.1:6443".parse().unwrap()],
+        };
+        PodNetwork::new(
+            Place::Virtual(Ipv4Addr::new(127, 64, 0, 7)),
+            Arc::new(policy),
+            Resolver::default(),
+        )
+    }
+
+    #[test]
+    fn binding() {
+        let pod = pod();
+        for (case, wanted, expected) in [
+            (
+                "any address is the Pod's",
+                "0.0.0.0:80",
+                Some("127.64.0.7:80"),
+            ),
+            (
+                "localhost is the Pod's",
+                "127.0.0.1:80",
+                Some("127.64.0.7:80"),
+            ),
+            ("its own", "127.64.0.7:80", Some("127.64.0.7:80")),
+            ("another Pod's", "127.64.0.8:80", None),
+            ("the host's", "10.0.0.1:80", None),
+            ("every IPv6 address of the host", "[::]:80", None),
+        ] {
+            let mapped = pod.map_bind(wanted.parse().unwrap()).ok();
+            assert_eq!(
+                mapped,
+                expected.map(|text| text.parse().unwrap()),
+                "case: {case}"
+            );
+        }
+    }
+
+    #[test]
+    fn connecting() {
+        let pod = pod();
+        for (case, wanted, expected) in [
+            (
+                "localhost is the own Pod",
+                "127.0.0.1:80",
+                Some("127.64.0.7:80"),
+            ),
+            ("another Pod", "127.64.9.8:80", Some("127.64.9.8:80")),
+            ("outside", "93.184.216.34:80", Some("93.184.216.34:80")),
+            (
+                "a named service of the host",
+                "127.0.0.1:6443",
+                Some("127.0.0.1:6443"),
+            ),
+            ("the host's resolver", "127.0.0.53:53", None),
+            ("IPv6 loopback", "[::1]:80", None),
+            ("IPv4 loopback in disguise", "[::ffff:127.0.0.53]:53", None),
+        ] {
+            let mapped = pod.map_remote(wanted.parse().unwrap()).ok();
+            assert_eq!(
+                mapped,
+                expected.map(|text| text.parse().unwrap()),
+                "case: {case}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_source_is_the_pod_inside_the_node_only() {
+        let pod = pod();
+        assert_eq!(
+            pod.source_for("127.64.9.8:80".parse().unwrap()),
+            Some("127.64.0.7:0".parse().unwrap())
+        );
+        assert_eq!(pod.source_for("93.184.216.34:80".parse().unwrap()), None);
+    }
+}

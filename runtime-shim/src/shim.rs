@@ -1,0 +1,231 @@
+//! Everything one shim process knows: its parts, its sandboxes and containers, and how it finds them again after a restart.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use cox_cri::v1::{ContainerConfig, PodSandboxConfig};
+use parking_lot::RwLock;
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+
+use crate::clock::now_nanos;
+use crate::config::Config;
+use crate::container::{self, Container, Exit, Phase};
+use crate::engine::WasmEngine;
+use crate::engine::code::CodeCache;
+use crate::error::VerbError;
+use crate::events::Events;
+use crate::ids::{ContainerId, SandboxId};
+use crate::images::Images;
+use crate::logs::LogWriter;
+use crate::names::Names;
+use crate::network::{AddressPool, Cidr, Policy};
+use crate::sandbox::{self, Sandbox};
+use crate::server::RunError;
+use crate::state::{Recovered, StateDir};
+
+/// The shim. Verbs are methods in `sandbox/` and `container/`.
+pub(crate) struct Shim {
+    pub(crate) config: Arc<Config>,
+    pub(crate) engine: Arc<WasmEngine>,
+    pub(crate) images: Arc<Images>,
+    pub(crate) logs: LogWriter,
+    pub(crate) addresses: AddressPool,
+    pub(crate) policy: Arc<Policy>,
+    pub(crate) sandbox_state: StateDir,
+    pub(crate) container_state: StateDir,
+    pub(crate) sandboxes: RwLock<HashMap<SandboxId, Arc<Sandbox>>>,
+    pub(crate) containers: RwLock<HashMap<ContainerId, Arc<Container>>>,
+    /// The containers of each sandbox, so that no event walks all containers of the node.
+    members: RwLock<HashMap<SandboxId, Vec<Arc<Container>>>>,
+    pub(crate) names: Names,
+    pub(crate) events: Events,
+    /// Requests to wasi:http containers that run at the same time.
+    pub(crate) http_slots: Arc<Semaphore>,
+    /// Tasks that watch containers.
+    pub(crate) tasks: TaskTracker,
+}
+
+impl Shim {
+    /// Starts the engine, opens the stores and finds what an earlier shim left behind.
+    pub(crate) fn open(config: Config) -> Result<Arc<Self>, RunError> {
+        let config = Arc::new(config);
+        let cidr: Cidr = config.pod_cidr.parse()?;
+        let cluster = config
+            .cluster_pod_cidrs
+            .iter()
+            .map(|text| text.parse())
+            .collect::<Result<Vec<Cidr>, _>>()?;
+        let policy = Policy {
+            cluster: cluster.into_iter().chain([cidr]).collect(),
+            host_services: config.host_services.clone(),
+        };
+        let threads = match config.guest_threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
+        let engine = WasmEngine::start(threads, config.http_instances_max)?;
+        let code = CodeCache::open(
+            Arc::clone(&engine),
+            &config.root_dir,
+            config.compile_command.clone(),
+            config.compile_limits.clone(),
+        )
+        .map_err(|err| RunError::Images(err.to_string()))?;
+        let images =
+            Images::open(&config, code).map_err(|err| RunError::Images(err.to_string()))?;
+        let state = |kind| {
+            StateDir::open(&config.state_dir, kind).map_err(|err| RunError::State(err.to_string()))
+        };
+        let shim = Arc::new(Self {
+            sandbox_state: state("sandboxes")?,
+            container_state: state("containers")?,
+            http_slots: Arc::new(Semaphore::new(engine.http_instances_max() as usize)),
+            logs: LogWriter::start().map_err(RunError::Threads)?,
+            addresses: AddressPool::new(cidr),
+            policy: Arc::new(policy),
+            engine,
+            images: Arc::new(images),
+            config,
+            sandboxes: RwLock::default(),
+            containers: RwLock::default(),
+            members: RwLock::default(),
+            names: Names::default(),
+            events: Events::new(),
+            tasks: TaskTracker::new(),
+        });
+        shim.recover();
+        Ok(shim)
+    }
+
+    /// Reads back what an earlier shim wrote. Sandboxes of the virtual network are as good as before; guests ended with the
+    /// process, which their containers now say. What refers to nothing is removed.
+    fn recover(&self) {
+        for Recovered { id, config, state } in self
+            .sandbox_state
+            .recover::<PodSandboxConfig, sandbox::Record>()
+        {
+            let mut record: sandbox::Record = state;
+            if record.ip.is_some_and(|ip| !self.addresses.reserve(ip)) {
+                // The node's range has changed: the Pod needs a new sandbox.
+                record.phase = sandbox::Phase::NotReady;
+                record.ip = None;
+            }
+            let network = self.pod_network(&config, &record);
+            let sandbox = Sandbox::new(SandboxId::from(id.as_str()), config, network, record);
+            self.take_name("sandbox", &sandbox.reservation(), &id);
+            self.sandboxes.write().insert(sandbox.id.clone(), sandbox);
+        }
+        for Recovered { id, config, state } in self
+            .container_state
+            .recover::<ContainerConfig, container::Record>()
+        {
+            if let Err(err) = self.recover_container(&id, config, state) {
+                tracing::warn!(error = %err, container = id, "A container of an earlier shim could not be taken over");
+            }
+        }
+    }
+
+    fn recover_container(
+        &self,
+        id: &str,
+        config: ContainerConfig,
+        mut record: container::Record,
+    ) -> Result<(), VerbError> {
+        let Ok(sandbox) = self.sandbox(&record.sandbox) else {
+            return self.container_state.remove(id);
+        };
+        let started_at = match &record.phase {
+            Phase::Exited { started_at, .. }
+            | Phase::Running { started_at }
+            | Phase::Stopping { started_at } => *started_at,
+            Phase::Created | Phase::Starting => 0,
+        };
+        if !matches!(record.phase, Phase::Exited { .. }) {
+            let exit = Exit {
+                code: 137,
+                reason: "RuntimeRestarted".into(),
+                message: "the container runtime was restarted; Wasm containers end with it".into(),
+            };
+            record.phase = Phase::Exited {
+                started_at,
+                finished_at: now_nanos(),
+                exit,
+            };
+            self.container_state.save(id, &record)?;
+        }
+        let container = Container::recovered(ContainerId::from(id), sandbox, config, record);
+        self.take_name("container", &container.reservation(), id);
+        self.insert_container(container);
+        Ok(())
+    }
+
+    fn take_name(&self, what: &'static str, name: &str, id: &str) {
+        match self.names.reserve(what, name, id) {
+            Ok(reserved) => reserved.keep(),
+            Err(err) => tracing::warn!(error = %err, "A name was in use twice"),
+        }
+    }
+
+    /// A sandbox by id or by an unambiguous beginning of it.
+    pub(crate) fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>, VerbError> {
+        find(&self.sandboxes.read(), &SandboxId::from(id), |key| {
+            key.as_str().starts_with(id)
+        })
+        .ok_or_else(|| VerbError::NoSandbox(id.to_owned()))
+    }
+
+    /// A container by id or by an unambiguous beginning of it.
+    pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, VerbError> {
+        find(&self.containers.read(), &ContainerId::from(id), |key| {
+            key.as_str().starts_with(id)
+        })
+        .ok_or_else(|| VerbError::NoContainer(id.to_owned()))
+    }
+
+    /// The containers of a sandbox, oldest first.
+    pub(crate) fn containers_of(&self, sandbox: &SandboxId) -> Vec<Arc<Container>> {
+        self.members
+            .read()
+            .get(sandbox)
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn insert_container(&self, container: Arc<Container>) {
+        self.members
+            .write()
+            .entry(container.sandbox_id().clone())
+            .or_default()
+            .push(Arc::clone(&container));
+        self.containers
+            .write()
+            .insert(container.id.clone(), container);
+    }
+
+    pub(crate) fn forget_container(&self, container: &Container) {
+        self.containers.write().remove(&container.id);
+        let mut members = self.members.write();
+        if let Some(list) = members.get_mut(container.sandbox_id()) {
+            list.retain(|member| member.id != container.id);
+            if list.is_empty() {
+                members.remove(container.sandbox_id());
+            }
+        }
+    }
+}
+
+fn find<K: std::hash::Hash + Eq, V>(
+    map: &HashMap<K, Arc<V>>,
+    key: &K,
+    fits: impl Fn(&K) -> bool,
+) -> Option<Arc<V>> {
+    if let Some(found) = map.get(key) {
+        return Some(Arc::clone(found));
+    }
+    let mut found = map.iter().filter(|(key, _)| fits(key));
+    match (found.next(), found.next()) {
+        (Some((_, only)), None) => Some(Arc::clone(only)),
+        _ => None,
+    }
+}

@@ -3,6 +3,8 @@
 //! Input: objects in canonical form with defaults applied. Output: every complaint with upstream's field path, reason and
 //! message; nothing is changed. It never looks at other objects: that is admission's.
 
+mod annotations;
+mod claims;
 mod cluster;
 mod config;
 mod container;
@@ -10,10 +12,12 @@ mod env;
 mod error;
 mod meta;
 mod node;
+mod os;
 mod pod;
 mod probe;
 mod rbac;
 mod resources;
+mod restart;
 mod scheduling;
 mod security;
 mod selector;
@@ -59,8 +63,10 @@ pub fn update_status(resource: &Resource, new: &Value, old: &Value) -> Vec<Field
     match (resource.group.as_str(), resource.plural.as_str()) {
         ("", "pods") => pod::update_status(&root, &before, &mut errors),
         ("", "nodes") => cluster::node(&root, &mut errors),
+        ("", "namespaces") => cluster::namespace_status(&root, &mut errors),
         ("apps", "deployments" | "replicasets") | ("", "replicationcontrollers") => {
             workload::counts(&root.get("status"), &mut errors);
+            workload::collisions(&root.get("status"), &before.get("status"), &mut errors);
         }
         _ => {}
     }

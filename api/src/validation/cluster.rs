@@ -84,6 +84,31 @@ pub(super) fn namespace(namespace: &Node<'_>, errors: &mut Errors) {
     }
 }
 
+/// The phase of a Namespace follows from whether it is being deleted.
+pub(super) fn namespace_status(namespace: &Node<'_>, errors: &mut Errors) {
+    let status = namespace.get("status");
+    let deleting = namespace.get("metadata").has("deletionTimestamp");
+    let (phase, why) = if deleting {
+        (
+            "Terminating",
+            "may only be 'Terminating' if `deletionTimestamp` is not empty",
+        )
+    } else {
+        (
+            "Active",
+            "may only be 'Active' if `deletionTimestamp` is empty",
+        )
+    };
+    if status.text("phase") != phase {
+        // Upstream writes this path with a capital letter.
+        errors.push(FieldError::invalid(
+            "status.Phase",
+            status.text("phase"),
+            why,
+        ));
+    }
+}
+
 /// Rules of a RuntimeClass.
 pub(super) fn runtime_class(class: &Node<'_>, errors: &mut Errors) {
     let handler = class.get("handler");
@@ -97,13 +122,12 @@ pub(super) fn runtime_class(class: &Node<'_>, errors: &mut Errors) {
             "scheduling.nodeSelector",
             errors,
         );
-        let mut seen: Vec<&serde_json::Value> = Vec::new();
+        let mut seen = HashSet::new();
         for toleration in scheduling.items("tolerations") {
             scheduling::toleration(&toleration, errors);
-            if seen.contains(&toleration.value) {
+            if !seen.insert(toleration.value.to_string()) {
                 toleration.duplicate(errors);
             }
-            seen.push(toleration.value);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Containers: main, init and ephemeral.
 
 use super::node::{Errors, Node};
-use super::{FieldError, env, probe, resources, security};
+use super::{FieldError, env, probe, resources, restart, security};
 use crate::names;
 use std::collections::HashSet;
 
@@ -27,9 +27,7 @@ pub(super) fn all(spec: &Node<'_>, around: &Around<'_>, errors: &mut Errors) {
         common(&container, around, errors);
         unique_name(&container, &mut names_taken, errors);
         probe::all(&container, around.grace_secs, errors);
-        container
-            .get("restartPolicy")
-            .one_of_if_set(&["Always", "OnFailure", "Never"], errors);
+        restart::all(&container, errors);
     }
     for container in spec.items("initContainers") {
         common(&container, around, errors);
@@ -101,9 +99,7 @@ fn resource_claims(resources: &Node<'_>, known: &HashSet<&str>, errors: &mut Err
 }
 
 fn init(container: &Node<'_>, around: &Around<'_>, errors: &mut Errors) {
-    container
-        .get("restartPolicy")
-        .one_of_if_set(&["Always", "OnFailure", "Never"], errors);
+    restart::all(container, errors);
     if container.text("restartPolicy") == "Always" {
         probe::all(container, around.grace_secs, errors);
         return;

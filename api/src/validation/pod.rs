@@ -2,13 +2,16 @@
 
 use super::container::Around;
 use super::node::{Errors, Node};
-use super::{FieldError, container, resources, scheduling, security, volume};
+use super::{
+    FieldError, annotations, claims, container, os, resources, scheduling, security, volume,
+};
 use crate::names;
 use serde_json::{Map, Value};
 use std::collections::HashSet;
 
 /// Rules of a new Pod.
 pub(super) fn create(pod: &Node<'_>, errors: &mut Errors) {
+    annotations::pod(pod, errors);
     let root = pod.get("spec");
     spec(&root, errors);
     if root.len("ephemeralContainers") > 0 {
@@ -51,6 +54,7 @@ pub(super) fn spec(spec: &Node<'_>, errors: &mut Errors) {
         .items("resourceClaims")
         .map(|claim| claim.text("name"))
         .collect();
+    claims::all(spec, errors);
     let around = Around {
         volumes: &volumes,
         claims: &claims,
@@ -92,6 +96,7 @@ pub(super) fn spec(spec: &Node<'_>, errors: &mut Errors) {
     if let Some(os) = spec.some("os") {
         os.get("name").one_of(&["linux", "windows"], errors);
     }
+    os::all(spec, errors);
     if spec.value.get("hostUsers").and_then(Value::as_bool) == Some(false) {
         for field in ["hostNetwork", "hostPID", "hostIPC"]
             .into_iter()
@@ -192,6 +197,8 @@ const MUTABLE: &str = "`spec.containers[*].image`,`spec.initContainers[*].image`
 
 /// Rules of an update of a Pod's main endpoint.
 pub(super) fn update(new: &Node<'_>, old: &Node<'_>, errors: &mut Errors) {
+    annotations::pod(new, errors);
+    annotations::pod_update(new, old, errors);
     let (spec, before) = (new.get("spec"), old.get("spec"));
     for list in ["containers", "initContainers"] {
         if spec.len(list) != before.len(list) {
@@ -259,14 +266,15 @@ fn active_deadline(spec: &Node<'_>, before: &Node<'_>, errors: &mut Errors) {
 
 /// Tolerations may be added, and the seconds of one may change.
 fn added_tolerations(spec: &Node<'_>, before: &Node<'_>, errors: &mut Errors) {
+    // As text, since a long list would make comparing each with each slow.
     let without_secs = |toleration: &Value| {
         let mut toleration = toleration.clone();
         if let Some(object) = toleration.as_object_mut() {
             object.remove("tolerationSeconds");
         }
-        toleration
+        toleration.to_string()
     };
-    let new: Vec<Value> = spec
+    let new: HashSet<String> = spec
         .items("tolerations")
         .map(|t| without_secs(t.value))
         .collect();

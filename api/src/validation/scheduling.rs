@@ -52,10 +52,25 @@ fn pod_affinity_term(term: &Node<'_>, errors: &mut Errors) {
     {
         label_selector(&selector, errors);
     }
+    label_keys(term, "matchLabelKeys", errors);
+    label_keys(term, "mismatchLabelKeys", errors);
     for namespace in term.items("namespaces") {
         namespace.all_invalid(names::dns_label(namespace.as_text()), errors);
     }
     topology_key(term, errors);
+}
+
+/// Keys whose values come from the Pod's own labels; they refine a selector and are nothing without one.
+fn label_keys(parent: &Node<'_>, field: &str, errors: &mut Errors) {
+    if parent.len(field) > 0 && !parent.has("labelSelector") {
+        parent.get(field).forbidden(
+            "must not be specified when labelSelector is not set",
+            errors,
+        );
+    }
+    for key in parent.items(field) {
+        key.all_invalid(names::qualified_name(key.as_text()), errors);
+    }
 }
 
 fn topology_key(parent: &Node<'_>, errors: &mut Errors) {
@@ -134,6 +149,7 @@ fn spread(spec: &Node<'_>, errors: &mut Errors) {
                 .get(policy)
                 .one_of_if_set(&["Honor", "Ignore"], errors);
         }
+        label_keys(&constraint, "matchLabelKeys", errors);
         let pair = format!(
             "{{{}, {}}}",
             constraint.text("topologyKey"),

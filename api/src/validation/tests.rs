@@ -707,3 +707,160 @@ fn a_finished_container_that_may_not_restart_stays_finished() {
         ]
     );
 }
+
+#[test]
+fn parts_that_few_pods_use_are_checked() {
+    check_create(
+        resource("", "pods"),
+        &pod(),
+        &[
+            (
+                &[(
+                    "/metadata/annotations",
+                    json!({"kubernetes.io/config.mirror": "x"}),
+                )],
+                &[
+                    "metadata.annotations[kubernetes.io/config.mirror]: Invalid value: \"x\": must set spec.nodeName if mirror pod annotation is set",
+                ],
+            ),
+            (
+                &[(
+                    "/metadata/annotations",
+                    json!({"controller.kubernetes.io/pod-deletion-cost": "+1"}),
+                )],
+                &[
+                    "metadata.annotations[controller.kubernetes.io/pod-deletion-cost]: Invalid value: \"+1\": must be a 32bit integer",
+                ],
+            ),
+            (
+                &[(
+                    "/spec/resourceClaims",
+                    json!([{"name": "c", "resourceClaimName": "r"}, {"name": "c"}]),
+                )],
+                &[
+                    "spec.resourceClaims[1].name: Duplicate value: \"c\"",
+                    "spec.resourceClaims[1]: Invalid value: {\"name\":\"c\"}: must specify one of: `resourceClaimName`, `resourceClaimTemplateName`",
+                ],
+            ),
+            (
+                &[
+                    ("/spec/os", json!({"name": "windows"})),
+                    ("/spec/hostPID", json!(true)),
+                    (
+                        "/spec/containers/0/securityContext",
+                        json!({"privileged": true}),
+                    ),
+                ],
+                &[
+                    "spec.hostPID: Forbidden: cannot be set for a windows pod",
+                    "spec.containers[0].securityContext.privileged: Forbidden: cannot be set for a windows pod",
+                ],
+            ),
+            (
+                &[
+                    ("/spec/os", json!({"name": "linux"})),
+                    (
+                        "/spec/containers/0/securityContext",
+                        json!({"windowsOptions": {}}),
+                    ),
+                ],
+                &[
+                    "spec.containers[0].securityContext.windowsOptions: Forbidden: windows options cannot be set for a linux pod",
+                ],
+            ),
+            (
+                &[(
+                    "/spec/containers/0/restartPolicyRules",
+                    json!([{"action": "Restart"}]),
+                )],
+                &[
+                    "spec.containers[0].restartPolicy: Required value: must specify restartPolicy when restart rules are used",
+                    "spec.containers[0].restartPolicyRules[0].exitCodes: Required value: must be specified",
+                ],
+            ),
+            (
+                &[("/spec/volumes/-", json!({"name": "w", "image": {}}))],
+                &["spec.volumes[1].image.reference: Required value"],
+            ),
+            (
+                &[(
+                    "/spec/topologySpreadConstraints",
+                    json!([{"maxSkew": 1, "topologyKey": "z", "whenUnsatisfiable": "DoNotSchedule", "matchLabelKeys": ["a"]}]),
+                )],
+                &[
+                    "spec.topologySpreadConstraints[0].matchLabelKeys: Forbidden: must not be specified when labelSelector is not set",
+                ],
+            ),
+        ],
+    );
+}
+
+#[test]
+fn a_mirror_pod_stays_one() {
+    let pods = resource("", "pods");
+    let plain = prepared(pods, &with(&pod(), &[("/spec/nodeName", json!("node"))]));
+    let mirror = with(
+        &plain,
+        &[(
+            "/metadata/annotations",
+            json!({"kubernetes.io/config.mirror": "x"}),
+        )],
+    );
+    assert_eq!(texts(&update(pods, &mirror, &mirror)), [""; 0]);
+    assert_eq!(
+        texts(&update(pods, &mirror, &plain)),
+        [
+            "metadata.annotations[kubernetes.io/config.mirror]: Forbidden: may not add mirror pod annotation"
+        ]
+    );
+    assert_eq!(
+        texts(&update(pods, &plain, &mirror)),
+        [
+            "metadata.annotations[kubernetes.io/config.mirror]: Forbidden: may not remove or update mirror pod annotation"
+        ]
+    );
+}
+
+#[test]
+fn status_of_namespaces_and_deployments_is_checked() {
+    let namespaces = resource("", "namespaces");
+    let namespace = |phase: &str| json!({"metadata": {"name": "a", "resourceVersion": "1"}, "status": {"phase": phase}});
+    let old = namespace("Active");
+    assert_eq!(texts(&update_status(namespaces, &old, &old)), [""; 0]);
+    assert_eq!(
+        texts(&update_status(namespaces, &namespace("Terminating"), &old)),
+        [
+            "status.Phase: Invalid value: \"Terminating\": may only be 'Active' if `deletionTimestamp` is empty"
+        ]
+    );
+    let deployments = resource("apps", "deployments");
+    let status = |status: Value| {
+        with(
+            &prepared(deployments, &deployment()),
+            &[("/status", status)],
+        )
+    };
+    let old = status(json!({"collisionCount": 2}));
+    let cases = [
+        (
+            json!({"collisionCount": 3, "replicas": 2, "readyReplicas": 1}),
+            None,
+        ),
+        (
+            json!({}),
+            Some("status.collisionCount: Invalid value: 0: cannot be decremented"),
+        ),
+        (
+            json!({"collisionCount": 2, "replicas": 1, "readyReplicas": 2}),
+            Some("status.readyReplicas: Invalid value: 2: cannot be greater than status.replicas"),
+        ),
+    ];
+    for (new, expected) in cases {
+        let found = update_status(deployments, &status(new.clone()), &old);
+        assert_eq!(
+            texts(&found),
+            expected.into_iter().collect::<Vec<_>>(),
+            "{new}"
+        );
+    }
+}

@@ -123,6 +123,7 @@ fn one(name: &str, source: &Node<'_>, errors: &mut Errors) {
         }
         "projected" => projected(source, errors),
         "image" => {
+            source.need("reference", errors);
             source
                 .get("pullPolicy")
                 .one_of_if_set(&["Always", "IfNotPresent", "Never"], errors);

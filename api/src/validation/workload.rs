@@ -320,6 +320,19 @@ pub(super) fn job_update(new: &Node<'_>, old: &Node<'_>, errors: &mut Errors) {
     }
 }
 
+/// Names that collided once are not free again.
+pub(super) fn collisions(status: &Node<'_>, before: &Node<'_>, errors: &mut Errors) {
+    let count = |status: &Node<'_>| status.int("collisionCount").unwrap_or(0);
+    if count(status) < count(before) {
+        let path = status.get("collisionCount").path();
+        errors.push(FieldError::invalid(
+            path,
+            count(status),
+            "cannot be decremented",
+        ));
+    }
+}
+
 /// What of a DaemonSet or Deployment must be a number that makes sense in status.
 pub(super) fn counts(status: &Node<'_>, errors: &mut Errors) {
     status.non_negative(

@@ -39,7 +39,9 @@ fn pod(pod: &mut Object) {
         for list in ["containers", "initContainers"] {
             for container in items(spec, list) {
                 for port in items(container, "ports") {
-                    if let Some(number) = port.get("containerPort").cloned() {
+                    if let Some(number) = port.get("containerPort").cloned()
+                        && number != json!(0)
+                    {
                         set_default(port, "hostPort", || number);
                     }
                 }

@@ -1,3 +1,5 @@
+#![expect(clippy::too_many_lines, reason = "tables of cases")]
+
 use super::*;
 use crate::codec;
 use serde_json::json;

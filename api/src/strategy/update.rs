@@ -128,7 +128,7 @@ fn count_generation(resource: &Resource, new: &mut Value, old: &Value) {
 }
 
 fn bump_if_changed(new: &mut Value, old: &Value, changed: bool) {
-    let generation = meta::generation(old) + i64::from(changed);
+    let generation = meta::generation(old).saturating_add(i64::from(changed));
     meta::set(
         new,
         "generation",
@@ -146,8 +146,9 @@ fn body_differs(resource: &Resource, new: &Value, old: &Value) -> bool {
     let body = |object: &Value| -> Vec<(String, Value)> {
         let fields = object.as_object().into_iter().flatten();
         let kept = fields.filter(|(name, _)| {
-            !matches!(name.as_str(), "apiVersion" | "kind" | "metadata")
-                && !(status_apart && *name == "status")
+            let apart = matches!(name.as_str(), "apiVersion" | "kind" | "metadata")
+                || status_apart && *name == "status";
+            !apart
         });
         kept.map(|(name, value)| (name.clone(), value.clone()))
             .collect()

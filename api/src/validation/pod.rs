@@ -170,7 +170,7 @@ fn dns(spec: &Node<'_>, errors: &mut Errors) {
         // Underscores are not in RFC 1123, but resolvers take them.
         if !text.is_empty() {
             search.all_invalid(
-                names::dns_subdomain(&text.replace('_', "-").trim_matches('-').to_owned()),
+                names::dns_subdomain(text.replace('_', "-").trim_matches('-')),
                 errors,
             );
         }

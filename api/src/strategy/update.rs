@@ -3,7 +3,7 @@
 use super::{Generation, copy_field, generation_of, has_status_endpoint, take_from};
 use crate::meta;
 use crate::schema::Resource;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Metadata that only the server writes; clients that leave it out mean no change.
 const SERVER_METADATA: [&str; 4] = [
@@ -128,7 +128,7 @@ fn count_generation(resource: &Resource, new: &mut Value, old: &Value) {
 }
 
 fn bump_if_changed(new: &mut Value, old: &Value, changed: bool) {
-    let generation = meta::generation(old).saturating_add(i64::from(changed));
+    let generation = meta::generation(old) + i64::from(changed);
     meta::set(
         new,
         "generation",
@@ -143,17 +143,21 @@ fn bump_if_changed(new: &mut Value, old: &Value, changed: bool) {
 /// Do they differ in anything but type, metadata and (where it has its own endpoint) status?
 fn body_differs(resource: &Resource, new: &Value, old: &Value) -> bool {
     let status_apart = has_status_endpoint(resource);
-    let body = |object: &Value| -> Vec<(String, Value)> {
-        let fields = object.as_object().into_iter().flatten();
-        let kept = fields.filter(|(name, _)| {
-            let apart = matches!(name.as_str(), "apiVersion" | "kind" | "metadata")
-                || status_apart && *name == "status";
-            !apart
-        });
-        kept.map(|(name, value)| (name.clone(), value.clone()))
-            .collect()
+    let counts = |name: &str| match name {
+        "apiVersion" | "kind" | "metadata" => false,
+        "status" => !status_apart,
+        _ => true,
     };
-    body(new) != body(old)
+    let empty = Map::new();
+    let (new, old) = (
+        new.as_object().unwrap_or(&empty),
+        old.as_object().unwrap_or(&empty),
+    );
+    let differs = |(name, value): (&String, &Value)| counts(name) && old.get(name) != Some(value);
+    new.iter().any(differs)
+        || old
+            .keys()
+            .any(|name| counts(name) && !new.contains_key(name))
 }
 
 fn copy_spec_field(new: &mut Value, old: &Value, field: &str) {

@@ -529,3 +529,53 @@ fn manager_names_come_from_the_option_or_the_agent() {
     }
     assert_eq!(manager_name("", &"x".repeat(500)).len(), 128);
 }
+
+/// What a create of this object owns, as upstream's servers record it.
+fn created(kind: &str, object: Value) -> Value {
+    let schema = builtin();
+    let resource = schema.resource_of_kind("", "v1", kind).unwrap();
+    let decoded = crate::codec::canonicalize(schema, resource.type_id, object).unwrap();
+    let mut object = decoded.value;
+    crate::defaults::apply(resource, &mut object);
+    let core = Writer {
+        api_version: "v1",
+        ..writer("m", 0)
+    };
+    record_update(schema, resource.type_id, None, &mut object, &core);
+    object["metadata"]["managedFields"][0]["fieldsV1"].take()
+}
+
+#[test]
+fn creates_own_what_upstreams_own() {
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s", "labels": {"app": "web"}},
+        "spec": {"type": "NodePort", "selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]}});
+    let port = json!({".": {}, "f:port": {}, "f:protocol": {}, "f:targetPort": {}});
+    assert_eq!(
+        created("Service", service),
+        json!({"f:metadata": {"f:labels": {".": {}, "f:app": {}}},
+            "f:spec": {"f:externalTrafficPolicy": {}, "f:internalTrafficPolicy": {},
+                "f:ports": {".": {}, "k:{\"port\":80,\"protocol\":\"TCP\"}": port},
+                "f:selector": {}, "f:sessionAffinity": {}, "f:type": {}}})
+    );
+    let pod = json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "p", "finalizers": ["a/b"], "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "u"}]},
+        "spec": {"containers": [{"name": "c", "image": "i:1", "resources": {"limits": {"cpu": "1"}}}],
+            "tolerations": [{"operator": "Exists"}],
+            "volumes": [{"name": "v", "hostPath": {"path": "/x"}}]}});
+    assert_eq!(
+        created("Pod", pod),
+        json!({"f:metadata": {"f:finalizers": {".": {}, "v:\"a/b\"": {}}, "f:ownerReferences": {".": {}, "k:{\"uid\":\"u\"}": {}}},
+            "f:spec": {
+                "f:containers": {"k:{\"name\":\"c\"}": {".": {}, "f:image": {}, "f:imagePullPolicy": {}, "f:name": {},
+                    "f:resources": {".": {}, "f:limits": {".": {}, "f:cpu": {}}, "f:requests": {".": {}, "f:cpu": {}}},
+                    "f:terminationMessagePath": {}, "f:terminationMessagePolicy": {}}},
+                "f:dnsPolicy": {}, "f:enableServiceLinks": {}, "f:restartPolicy": {}, "f:schedulerName": {}, "f:securityContext": {},
+                "f:terminationGracePeriodSeconds": {}, "f:tolerations": {},
+                "f:volumes": {".": {}, "k:{\"name\":\"v\"}": {".": {}, "f:hostPath": {".": {}, "f:path": {}, "f:type": {}}, "f:name": {}}}}})
+    );
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "n", "labels": {"a": "b"}}});
+    assert_eq!(
+        created("Namespace", namespace),
+        json!({"f:metadata": {"f:labels": {".": {}, "f:a": {}, "f:kubernetes.io/metadata.name": {}}}})
+    );
+}

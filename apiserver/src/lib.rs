@@ -9,3 +9,6 @@ pub mod bootstrap;
 pub mod openapi;
 pub mod pki;
 pub mod request;
+
+#[cfg(test)]
+mod testing;

@@ -16,7 +16,7 @@ mod update;
 pub use create::prepare_create;
 pub use fields::selectable_fields;
 pub use qos::{Qos, qos_class};
-pub use scale::{get_scale, set_scale};
+pub use scale::{get_scale, scale_configuration, set_scale};
 pub use update::{
     prepare_ephemeral_containers_update, prepare_namespace_finalize, prepare_status_update,
     prepare_update,

@@ -383,6 +383,39 @@ fn what_clients_send_as_managed_fields() {
 }
 
 #[test]
+fn a_scale_is_applied_to_the_object_it_scales() {
+    let live = apply_as("alice", None, &deployment(json!({"replicas": 3})), 0).unwrap();
+    let scale = json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "web"}, "spec": {"replicas": 5}});
+    let applied = crate::strategy::scale_configuration(&live, &scale);
+    let through_scale = |force| ApplyOptions {
+        writer: Writer {
+            subresource: "scale",
+            ..writer("bob", 1)
+        },
+        force,
+    };
+    let run = |force| {
+        apply(
+            builtin(),
+            deployment_type(),
+            Some(&live),
+            &applied,
+            &through_scale(force),
+        )
+    };
+    assert_eq!(
+        run(false).unwrap_err().to_string(),
+        r#"Apply failed with 1 conflict: conflict with "alice": .spec.replicas"#
+    );
+    let scaled = run(true).unwrap();
+    assert_eq!(scaled["spec"]["replicas"], 5);
+    assert_eq!(
+        owners(&scaled),
+        [r#"bob/scale Apply 1 {"f:spec":{"f:replicas":{}}}"#]
+    );
+}
+
+#[test]
 fn a_status_write_owns_conditions_one_by_one() {
     let live = update_as("m", None, deployment(json!({"replicas": 3})), 0);
     let mut new = live.clone();

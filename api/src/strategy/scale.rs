@@ -45,6 +45,18 @@ pub fn set_scale(resource: &Resource, object: &mut Value, scale: &Value) {
     }
 }
 
+/// An applied Scale as a configuration of the object itself, so that ownership of the replicas is kept where the object's is:
+/// apply it to the object through the subresource `scale`.
+pub fn scale_configuration(object: &Value, scale: &Value) -> Value {
+    let mut metadata = meta::metadata(scale).cloned().unwrap_or_default();
+    metadata.retain(|field, _| matches!(field.as_str(), "name" | "namespace"));
+    let mut spec = Map::new();
+    if let Some(replicas) = scale.pointer("/spec/replicas") {
+        spec.insert("replicas".to_owned(), replicas.clone());
+    }
+    json!({"apiVersion": object["apiVersion"], "kind": object["kind"], "metadata": metadata, "spec": spec})
+}
+
 fn selector_text(resource: &Resource, object: &Value) -> String {
     let selector = object.pointer("/spec/selector").unwrap_or(&Value::Null);
     if resource.plural == "replicationcontrollers" {

@@ -228,7 +228,8 @@ fn apply_once(
         .iter_mut()
         .filter(|entry| !entry.owner.same(&owner))
     {
-        let left = entry.set().difference(&changed).difference(&diff.removed);
+        let left = entry.set().recursive_difference(&changed);
+        let left = left.recursive_difference(&diff.removed);
         entry.replace_set(left);
     }
     own(&mut managed, owner, set, writer);
@@ -243,6 +244,12 @@ fn read_managed(scope: Scope<'_>, live: Option<&Value>, writer: &Writer<'_>) -> 
         return Managed::default();
     };
     let mut managed = Managed::read(live.pointer("/metadata/managedFields")).unwrap_or_default();
+    let root = Node::Struct(scope.schema.def(scope.type_id));
+    for entry in &mut managed.entries {
+        if let Some(set) = entry.set().with_leaves_of(scope.schema, root) {
+            entry.replace_set(set);
+        }
+    }
     if managed.is_empty() {
         let before = Writer {
             manager: BEFORE_FIRST_APPLY,

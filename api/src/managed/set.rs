@@ -1,9 +1,11 @@
 //! Field sets: which parts of an object someone owns, as a trie of path elements.
 //!
 //! Input and output: paths, other sets, and the fieldsV1 JSON form. An element may be a member itself, have members below it,
-//! or both; empty branches are never kept, so equal sets are equal values. It never looks at objects or schemas.
+//! or both; empty branches are never kept, so equal sets are equal values. It never looks at objects.
 
+use super::node::Node;
 use super::path::{PathElement, PathError};
+use crate::schema::Schema;
 use serde_json::{Map, Value};
 use std::cmp::Ordering;
 
@@ -140,6 +142,30 @@ impl FieldSet {
     /// Writes the fieldsV1 form.
     pub fn to_fields_v1(&self) -> Value {
         Value::Object(self.to_map(false))
+    }
+
+    /// The set with everything below the schema's leaves folded into them; none if nothing is below any.
+    /// Sets from before a field became atomic have such paths.
+    pub(super) fn with_leaves_of(&self, schema: &Schema, node: Node<'_>) -> Option<Self> {
+        let mut folded: Option<Self> = None;
+        for (at, entry) in self.entries.iter().enumerate() {
+            let child = match &entry.element {
+                PathElement::Field(name) => node.of_entry(schema, name),
+                _ => node.of_item(schema),
+            };
+            let is_leaf = matches!(child, Node::Leaf) && !entry.below.is_empty();
+            let below = if is_leaf {
+                Some(Self::new())
+            } else {
+                entry.below.with_leaves_of(schema, child)
+            };
+            if let Some(below) = below {
+                let set = folded.get_or_insert_with(|| self.clone());
+                set.entries[at].below = below;
+                set.entries[at].member |= is_leaf;
+            }
+        }
+        folded
     }
 
     pub(super) fn entries(&self) -> &[Entry] {

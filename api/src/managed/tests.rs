@@ -383,6 +383,26 @@ fn what_clients_send_as_managed_fields() {
 }
 
 #[test]
+fn owners_from_before_a_field_became_atomic_still_own_it() {
+    let mut live = deployment(json!({"selector": {"matchLabels": {"app": "web"}}}));
+    live["metadata"]["managedFields"] = json!([{"manager": "old", "operation": "Apply", "apiVersion": "apps/v1", "fieldsType": "FieldsV1",
+        "time": "2023-11-14T22:13:20Z", "fieldsV1": {"f:spec": {"f:selector": {"f:matchLabels": {"f:app": {}}}}}}]);
+    let applied = deployment(json!({"selector": {"matchLabels": {"app": "other"}}}));
+    assert_eq!(
+        apply_as("new", Some(&live), &applied, 1)
+            .unwrap_err()
+            .to_string(),
+        r#"Apply failed with 1 conflict: conflict with "old": .spec.selector"#
+    );
+    let mut changed = live.clone();
+    changed["spec"]["selector"]["matchLabels"]["app"] = json!("other");
+    assert_eq!(
+        owners(&update_as("m", Some(&live), changed, 1)),
+        [r#"m Update 1 {"f:spec":{"f:selector":{}}}"#]
+    );
+}
+
+#[test]
 fn a_scale_is_applied_to_the_object_it_scales() {
     let live = apply_as("alice", None, &deployment(json!({"replicas": 3})), 0).unwrap();
     let scale = json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "web"}, "spec": {"replicas": 5}});

@@ -92,7 +92,8 @@ pub(super) fn take_over(managed: &mut Managed, diff: Comparison, writer: &Writer
         added.union(&modified)
     };
     for entry in &mut managed.entries {
-        let mut set = entry.set().difference(&removed);
+        // What lies below a changed leaf is a remnant of a time when it was no leaf.
+        let mut set = entry.set().recursive_difference(&removed);
         if entry.owner.same(&owner) {
             set = set.union(&changed);
             let lost = entry.replace_set(set);
@@ -100,7 +101,7 @@ pub(super) fn take_over(managed: &mut Managed, diff: Comparison, writer: &Writer
                 entry.time = Some(writer.time());
             }
         } else {
-            entry.replace_set(set.difference(&changed));
+            entry.replace_set(set.recursive_difference(&changed));
         }
     }
     if managed.get(&owner).is_none() && !changed.is_empty() {

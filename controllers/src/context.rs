@@ -72,6 +72,7 @@ pub(crate) struct Loop<K> {
     queue: Queue<K>,
     feeds: Vec<BoxFuture<'static, ()>>,
     syncs: Vec<BoxFuture<'static, ()>>,
+    start: Option<Box<dyn FnOnce() + Send>>,
 }
 
 impl<K: Key> Loop<K> {
@@ -81,6 +82,7 @@ impl<K: Key> Loop<K> {
             queue: Queue::new(),
             feeds: Vec::new(),
             syncs: Vec::new(),
+            start: None,
         }
     }
 
@@ -109,6 +111,16 @@ impl<K: Key> Loop<K> {
             .push(Box::pin(async move { informer.synced().await }));
     }
 
+    /// Nothing is reconciled before this ends.
+    pub(crate) fn needs_future(&mut self, ready: impl Future<Output = ()> + Send + 'static) {
+        self.syncs.push(Box::pin(ready));
+    }
+
+    /// Called once, when everything that is needed is known.
+    pub(crate) fn on_start(&mut self, start: impl FnOnce() + Send + 'static) {
+        self.start = Some(Box::new(start));
+    }
+
     /// Runs something else beside the feeds, such as a timer that fills the queue.
     pub(crate) fn beside(&mut self, task: impl Future<Output = ()> + Send + 'static) {
         self.feeds.push(Box::pin(task));
@@ -129,6 +141,9 @@ impl<K: Key> Loop<K> {
             tokio::select! {
                 () = cancel.cancelled() => return,
                 _ = join_all(self.syncs) => {}
+            }
+            if let Some(start) = self.start {
+                start();
             }
             runner::run(self.name, workers, self.queue, reconcile, cancel.clone()).await;
         };

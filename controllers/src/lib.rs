@@ -8,6 +8,9 @@
 
 mod context;
 mod deployment;
+mod discovery;
+mod garbage_collector;
+mod namespace;
 mod pod;
 mod replicaset;
 mod root_ca;
@@ -118,6 +121,12 @@ pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) -> Resul
         "deployment",
         deployment::run(context("deployment-controller", "deployment-controller")),
     );
+    scope.spawn(
+        "namespace",
+        namespace::run(context("namespace-controller", "namespace-controller")),
+    );
+    let gc = context("generic-garbage-collector", "garbage-collector-controller");
+    scope.spawn("garbage-collector", garbage_collector::run(gc));
     tracing::info!("Controllers started");
     cancel.cancelled().await;
     let late = scope.shutdown(STOP_DEADLINE).await;

@@ -1,4 +1,5 @@
 //! Each plugin by a table of requests.
+#![allow(clippy::too_many_lines, reason = "the tables are the tests")]
 
 use std::time::Duration;
 

@@ -61,10 +61,10 @@ pub(super) fn check(
     Ok(holding)
 }
 
-fn objects<'a>(
-    bound: &'a Bound,
+fn objects(
+    bound: &Bound,
     inside: impl Fn(&str) -> String,
-) -> Vec<(&'static str, &'static str, String, &'a Reference)> {
+) -> Vec<(&'static str, &'static str, String, &Reference)> {
     let account = &bound.serviceaccount;
     let mut all = vec![(
         "serviceaccount",

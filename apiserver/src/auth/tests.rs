@@ -1,4 +1,5 @@
 //! Tokens and their attackers, certificates, anonymous requests, impersonation, nodes, reviews, aggregation.
+#![allow(clippy::too_many_lines, reason = "the tables are the tests")]
 
 mod access;
 mod credentials;

@@ -100,6 +100,36 @@ async fn a_settled_cluster_needs_no_write() {
 }
 
 #[tokio::test]
+async fn a_refused_write_ends_the_start_unless_the_server_is_of_use_without() {
+    let store = Store::open(Config::new(Backend::Memory), Arc::new(NoAttrs)).expect("a store");
+    for (refused, expected) in [
+        ("clusterroles", false),
+        ("namespaces", false),
+        ("endpointslices", true),
+        ("none", true),
+    ] {
+        let written = std::sync::atomic::AtomicUsize::new(0);
+        let settings = settings(6443);
+        let outcome = run(&store, &settings, |write| {
+            written.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let refuse = write.plural == refused;
+            async move {
+                if refuse {
+                    Err(cox_api::status::ApiStatus::bad_request("no"))
+                } else {
+                    Ok(())
+                }
+            }
+        });
+        assert_eq!(outcome.await.is_ok(), expected, "{refused}");
+        assert_eq!(
+            written.into_inner(),
+            plan(&store.snapshot(), &settings).len()
+        );
+    }
+}
+
+#[tokio::test]
 async fn another_port_moves_the_service() {
     let store = bootstrapped().await;
     let writes = plan(&store.snapshot(), &settings(7443));

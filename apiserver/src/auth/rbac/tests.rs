@@ -1,4 +1,5 @@
 //! What RBAC grants, revokes and refuses to escalate.
+#![allow(clippy::too_many_lines, reason = "the tables are the tests")]
 
 use std::sync::Arc;
 

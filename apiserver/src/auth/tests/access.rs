@@ -6,6 +6,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 
+/// A name, the headers, and the code that answers them.
+type Refused<'a> = (&'a str, &'a [(&'a str, &'a str)], u16);
+
 async fn grant(store: &cox_store::Store, user: &str, rules: Value) {
     let role = format!("role-of-{user}");
     put(
@@ -49,7 +52,7 @@ async fn impersonation_needs_a_right_for_each_header() {
     let robot = act(&[("Impersonate-User", "system:serviceaccount:ns:robot")]).expect("robot");
     assert!(robot.in_group("system:serviceaccounts:ns"));
 
-    let refused: &[(&str, &[(&str, &str)], u16)] = &[
+    let refused: &[Refused<'_>] = &[
         ("another user", &[("Impersonate-User", "root")], 403),
         (
             "a group beside",

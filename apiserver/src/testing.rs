@@ -9,7 +9,8 @@ use cox_store::{
 };
 use serde_json::Value;
 
-struct NoAttrs;
+/// For stores that are never read from disk.
+pub(crate) struct NoAttrs;
 
 impl Indexer for NoAttrs {
     fn attrs(&self, _: &ObjectKey, _: &[u8]) -> Attrs {

@@ -1,6 +1,8 @@
 //! NodeRestriction: a node writes its own Node, its own Lease and the status of its own Pods, and asks for tokens of its
 //! own Pods only.
 
+use std::collections::BTreeSet;
+
 use cox_api::meta;
 use cox_api::status::ApiStatus;
 use cox_store::Snapshot;
@@ -8,8 +10,22 @@ use serde_json::Value;
 
 use super::{Operation, Request, is_mirror_pod, items, stored};
 
-/// Labels that tell a node's place or trust, which a node must not claim for itself.
-const RESTRICTED_LABELS: &str = "node-restriction.kubernetes.io/";
+/// Labels in Kubernetes' own domains that a kubelet sets.
+const CLAIMED_LABELS: [&str; 11] = [
+    "beta.kubernetes.io/arch",
+    "beta.kubernetes.io/instance-type",
+    "beta.kubernetes.io/os",
+    "failure-domain.beta.kubernetes.io/region",
+    "failure-domain.beta.kubernetes.io/zone",
+    "kubernetes.io/arch",
+    "kubernetes.io/hostname",
+    "kubernetes.io/os",
+    "node.kubernetes.io/instance-type",
+    "topology.kubernetes.io/region",
+    "topology.kubernetes.io/zone",
+];
+/// Domains of which a kubelet sets any label.
+const CLAIMED_DOMAINS: [&str; 2] = ["kubelet.kubernetes.io", "node.kubernetes.io"];
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 
 pub(super) fn validate(request: &Request<'_>, snapshot: &Snapshot) -> Result<(), ApiStatus> {
@@ -94,15 +110,12 @@ fn own_node(node: &str, request: &Request<'_>) -> Result<(), String> {
         return Ok(());
     };
     if request.operation == Operation::Create {
-        return match meta::labels(new).find(|(key, _)| key.contains(RESTRICTED_LABELS)) {
-            Some((key, _)) => Err(format!(
-                "node {node:?} is not allowed to set the following labels: {key}"
-            )),
-            None if meta::owner_references(new).next().is_some() => Err(format!(
+        if meta::owner_references(new).next().is_some() {
+            return Err(format!(
                 "node {node:?} is not allowed to set ownerReferences"
-            )),
-            None => Ok(()),
-        };
+            ));
+        }
+        return allow_labels(node, "set", &own_labels(new));
     }
     let (Operation::Update, Some(old)) = (request.operation, request.old) else {
         return Ok(());
@@ -115,21 +128,46 @@ fn own_node(node: &str, request: &Request<'_>) -> Result<(), String> {
             "node {node:?} is not allowed to modify ownerReferences"
         ));
     }
-    let restricted = |object: &Value| -> Vec<(String, String)> {
-        let mut all: Vec<_> = meta::labels(object)
-            .filter(|(key, _)| key.contains(RESTRICTED_LABELS))
-            .map(|(key, value)| (key.to_owned(), value.to_owned()))
-            .collect();
-        all.sort();
-        all
-    };
-    if restricted(new) == restricted(old) {
-        Ok(())
-    } else {
-        Err(format!(
-            "is not allowed to modify labels: {RESTRICTED_LABELS}"
-        ))
+    let (before, after) = (own_labels(old), own_labels(new));
+    let changed: BTreeSet<(&str, &str)> = before.symmetric_difference(&after).copied().collect();
+    allow_labels(node, "modify", &changed)
+}
+
+fn own_labels(node: &Value) -> BTreeSet<(&str, &str)> {
+    meta::labels(node).collect()
+}
+
+/// Refuses labels that others trust to tell about a node: a node may claim facts about its machine, not its place or role.
+fn allow_labels(node: &str, verb: &str, labels: &BTreeSet<(&str, &str)>) -> Result<(), String> {
+    let mut refused: Vec<&str> = labels
+        .iter()
+        .map(|(key, _)| *key)
+        .filter(|key| !may_claim(key))
+        .collect();
+    refused.dedup();
+    if refused.is_empty() {
+        return Ok(());
     }
+    Err(format!(
+        "node {node:?} is not allowed to {verb} the following labels: {}",
+        refused.join(", ")
+    ))
+}
+
+/// Whether a kubelet may set the label. Outside of Kubernetes' own domains it may set any.
+fn may_claim(key: &str) -> bool {
+    let domain = key.split_once('/').map_or("", |(domain, _)| domain);
+    let below = |parent: &str| {
+        domain
+            .strip_suffix(parent)
+            .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    };
+    if below("node-restriction.kubernetes.io") {
+        return false;
+    }
+    CLAIMED_LABELS.contains(&key)
+        || CLAIMED_DOMAINS.iter().any(|one| below(one))
+        || !(below("kubernetes.io") || below("k8s.io"))
 }
 
 fn lease(node: &str, request: &Request<'_>) -> Result<(), String> {

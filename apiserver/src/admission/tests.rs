@@ -564,6 +564,46 @@ async fn nodes_write_their_own() {
             false,
         ),
         (
+            "facts about its machine",
+            create(
+                "nodes",
+                node(
+                    "n1",
+                    json!({"kubernetes.io/os": "linux", "coxswain.dev/wasm": "true"}),
+                ),
+            ),
+            true,
+        ),
+        (
+            "a role",
+            create(
+                "nodes",
+                node("n1", json!({"node-role.kubernetes.io/control-plane": ""})),
+            ),
+            false,
+        ),
+        (
+            "a changed label that tells trust",
+            update(
+                "nodes",
+                node("n1", json!({"a.node-restriction.kubernetes.io/x": "y"})),
+                node("n1", json!({"a.node-restriction.kubernetes.io/x": "z"})),
+            ),
+            false,
+        ),
+        (
+            "a label of an administrator that stays",
+            update(
+                "nodes",
+                node("n1", json!({"node-role.kubernetes.io/worker": ""})),
+                node(
+                    "n1",
+                    json!({"node-role.kubernetes.io/worker": "", "kubernetes.io/arch": "amd64"}),
+                ),
+            ),
+            true,
+        ),
+        (
             "a label that tells trust",
             create(
                 "nodes",

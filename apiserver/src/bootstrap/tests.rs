@@ -1,23 +1,10 @@
 //! What a start writes into an empty, a settled and a changed cluster.
 
-use std::sync::Arc;
-
-use cox_api::{codec, meta};
-use cox_store::{
-    Attrs, Backend, Config, Durability, Indexer, Mutation, NewObject, ObjectKey, Op, Precondition,
-    Store,
-};
+use cox_store::Store;
 use serde_json::{Value, json};
 
 use super::*;
-
-struct NoAttrs;
-
-impl Indexer for NoAttrs {
-    fn attrs(&self, _: &ObjectKey, _: &[u8]) -> Attrs {
-        Attrs::default()
-    }
-}
+use crate::testing::{put, store};
 
 fn settings(port: u16) -> Settings {
     Settings {
@@ -29,32 +16,12 @@ fn settings(port: u16) -> Settings {
 /// Writes as the registry would, without defaults.
 async fn execute(store: &Store, writes: &[Write]) {
     for write in writes {
-        let prefix = if write.plural == "services" {
-            "services/specs"
-        } else {
-            write.plural
-        };
-        let path = match meta::namespace(&write.object) {
-            "" => meta::name(&write.object).to_owned(),
-            namespace => format!("{namespace}/{}", meta::name(&write.object)),
-        };
-        let encoded = codec::encode_stored(&write.object);
-        let mutation = Mutation {
-            key: ObjectKey::new(prefix, path),
-            precondition: Precondition::None,
-            op: Op::Put(NewObject {
-                json: encoded.json,
-                revision_at: encoded.revision_at,
-                attrs: Attrs::default(),
-            }),
-            durability: Durability::Durable,
-        };
-        store.commit(mutation).await.expect("a write");
+        put(store, write.plural, &write.object).await;
     }
 }
 
 async fn bootstrapped() -> Store {
-    let store = Store::open(Config::new(Backend::Memory), Arc::new(NoAttrs)).expect("a store");
+    let store = store();
     execute(&store, &plan(&store.snapshot(), &settings(6443))).await;
     store
 }
@@ -101,7 +68,7 @@ async fn a_settled_cluster_needs_no_write() {
 
 #[tokio::test]
 async fn a_refused_write_ends_the_start_unless_the_server_is_of_use_without() {
-    let store = Store::open(Config::new(Backend::Memory), Arc::new(NoAttrs)).expect("a store");
+    let store = store();
     for (refused, expected) in [
         ("clusterroles", false),
         ("namespaces", false),

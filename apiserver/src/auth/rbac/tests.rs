@@ -3,56 +3,19 @@
 
 use std::sync::Arc;
 
-use cox_store::{
-    Attrs, Backend, Config, Durability, Indexer, Mutation, NewObject, ObjectKey, Op, Precondition,
-    Store,
-};
+use cox_store::{Backend, Config, Store};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::testing::{self, NoAttrs, remove, store};
 
-struct NoAttrs;
-
-impl Indexer for NoAttrs {
-    fn attrs(&self, _: &ObjectKey, _: &[u8]) -> Attrs {
-        Attrs::default()
-    }
-}
-
-fn store() -> Store {
-    Store::open(Config::new(Backend::Memory), Arc::new(NoAttrs)).expect("a store in memory")
-}
-
-async fn commit(store: &Store, resource: &str, path: &str, op: Op) {
-    let mutation = Mutation {
-        key: ObjectKey::new(resource, path),
-        precondition: Precondition::None,
-        op,
-        durability: Durability::Durable,
+/// Stores an object under a path.
+async fn put(store: &Store, plural: &str, path: &str, mut object: Value) {
+    object["metadata"] = match path.split_once('/') {
+        Some((namespace, name)) => json!({"namespace": namespace, "name": name}),
+        None => json!({"name": path}),
     };
-    store.commit(mutation).await.expect("a write");
-}
-
-async fn put(store: &Store, resource: &str, path: &str, mut object: Value) {
-    object["metadata"] = json!({"resourceVersion": ""});
-    let json = serde_json::to_vec(&object).expect("JSON");
-    let needle = br#""resourceVersion":""#;
-    let at = json
-        .windows(needle.len())
-        .position(|part| part == needle)
-        .expect("the hole")
-        + needle.len();
-    commit(
-        store,
-        resource,
-        path,
-        Op::Put(NewObject {
-            json,
-            revision_at: at,
-            attrs: Attrs::default(),
-        }),
-    )
-    .await;
+    testing::put(store, plural, &object).await;
 }
 
 fn rules(text: &str) -> Value {
@@ -363,7 +326,7 @@ async fn a_write_counts_from_its_acknowledgement() {
         "another subject took the binding over"
     );
     assert!(ask(&rbac, &UserInfo::new("joe", []), question).is_allowed());
-    commit(&store, "clusterrolebindings", "b", Op::Delete).await;
+    remove(&store, "clusterrolebindings", "b").await;
     assert!(
         !ask(&rbac, &UserInfo::new("joe", []), question).is_allowed(),
         "the binding is gone"

@@ -11,7 +11,9 @@ mod deployment;
 mod discovery;
 mod garbage_collector;
 mod namespace;
+mod node_lifecycle;
 mod pod;
+mod pod_gc;
 mod replicaset;
 mod root_ca;
 mod serviceaccount;
@@ -127,6 +129,13 @@ pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) -> Resul
     );
     let gc = context("generic-garbage-collector", "garbage-collector-controller");
     scope.spawn("garbage-collector", garbage_collector::run(gc));
+    let node = context("node-controller", "node-controller");
+    scope.spawn(
+        "node-lifecycle",
+        node_lifecycle::run(node, config.node_monitor_grace),
+    );
+    let pod_gc = context("pod-garbage-collector", "pod-garbage-collector");
+    scope.spawn("pod-garbage-collector", pod_gc::run(pod_gc, config.clone()));
     tracing::info!("Controllers started");
     cancel.cancelled().await;
     let late = scope.shutdown(STOP_DEADLINE).await;

@@ -93,13 +93,18 @@ fn annotations(pod: &Pod, container: &Container, attempt: u32) -> HashMap<String
         .termination_message_policy
         .as_deref()
         .unwrap_or("File");
-    HashMap::from([
+    let mut annotations = HashMap::from([
         (labels::CONTAINER_HASH.to_owned(), spec_hash(container)),
         (labels::RESTART_COUNT.to_owned(), attempt.to_string()),
         (labels::TERMINATION_PATH.to_owned(), path.to_owned()),
         (labels::TERMINATION_POLICY.to_owned(), policy.to_owned()),
         (labels::GRACE_PERIOD.to_owned(), grace_of(pod).to_string()),
-    ])
+    ]);
+    if let Some(ports) = container.ports.as_ref().filter(|ports| !ports.is_empty()) {
+        let ports = serde_json::to_string(ports).expect("ports are plain data");
+        annotations.insert(labels::PORTS.to_owned(), ports);
+    }
+    annotations
 }
 
 #[cfg(test)]

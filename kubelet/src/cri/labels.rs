@@ -16,6 +16,8 @@ pub const RESTART_COUNT: &str = "io.kubernetes.container.restartCount";
 pub const TERMINATION_PATH: &str = "io.kubernetes.container.terminationMessagePath";
 /// Annotation: whether the log stands in for missing last words.
 pub const TERMINATION_POLICY: &str = "io.kubernetes.container.terminationMessagePolicy";
+/// Annotation: the container's ports as JSON; a wasi:http component listens on the first one.
+pub const PORTS: &str = "io.kubernetes.container.ports";
 /// Annotation: the Pod's grace period.
 pub const GRACE_PERIOD: &str = "io.kubernetes.pod.terminationGracePeriod";
 /// Key of the verbose image status that says what an image holds: `wasm` or `oci`.

@@ -39,6 +39,9 @@ use tokio_util::sync::CancellationToken;
 /// The first status of a Pod that is still being made waits this long, so that a Pod that starts at once costs one write.
 const FIRST_STATUS_HELD: SignedDuration = SignedDuration::from_millis(20);
 
+/// A write to the API server that failed is tried again after this at the latest.
+const WRITE_RETRY_MAX: SignedDuration = SignedDuration::from_secs(10);
+
 /// What a worker starts with.
 #[derive(Debug)]
 pub struct Start {
@@ -194,7 +197,7 @@ impl Actor {
                 // `next` takes an outcome only when it returns it.
                 Some((target, done)) = self.running.next(), if !self.running.is_empty() => self.fold(target, done),
                 // The streams keep what was not taken.
-                Some(()) = self.followed.next(), if !self.followed.is_empty() => self.refresh = true,
+                Some(()) = self.followed.next(), if !self.followed.is_empty() => self.objects_changed(),
                 // Dropping a sleep forgets nothing.
                 () = nap => {}
                 () = cancel.cancelled() => return self.uid(),
@@ -240,6 +243,22 @@ impl Actor {
         }
     }
 
+    /// A config map or secret changed: files may be old, and what waited for it may go on at once.
+    fn objects_changed(&mut self) {
+        self.refresh = true;
+        let now = self.shared.clock.now();
+        if let Volumes::Failed(retry) = &mut self.history.volumes {
+            retry.not_before = now;
+        }
+        for history in self.history.containers.values_mut() {
+            if let Some(failure) = &mut history.start_failure
+                && failure.reason == "CreateContainerConfigError"
+            {
+                failure.retry.not_before = now;
+            }
+        }
+    }
+
     /// Takes in what came.
     fn read(&mut self, mail: Mail) {
         if let Some(pod) = mail.pod {
@@ -262,7 +281,9 @@ impl Actor {
         for container in mail.news.containers {
             self.view.merge_container(container);
         }
-        self.refresh |= mail.objects_changed;
+        if mail.objects_changed {
+            self.objects_changed();
+        }
         if mail.gone {
             self.object_gone = true;
             if !self.is_static {
@@ -734,7 +755,11 @@ impl Actor {
                     message,
                     "Effect failed"
                 );
-                let retry = Retry::after(self.retries.get(&target), message, now);
+                let mut retry = Retry::after(self.retries.get(&target), message, now);
+                if matches!(target, Target::Status | Target::Object | Target::Mirror) {
+                    let latest = now.saturating_add(WRITE_RETRY_MAX).unwrap_or(now);
+                    retry.not_before = retry.not_before.min(latest);
+                }
                 self.retries.insert(target, retry);
             }
             None => {
@@ -918,11 +943,15 @@ enum Turn {
     Until(Option<Timestamp>),
 }
 
-/// Each change of a followed object after the first state.
-fn changes<K: Clone + Send + Sync + 'static>(
-    states: tokio::sync::watch::Receiver<Known<K>>,
-) -> BoxStream {
-    WatchStream::from_changes(states).map(drop).boxed()
+/// Each change of a followed object after its first known state, which the first mount has seen.
+fn changes<K: Clone + Send + Sync + 'static>(states: watch::Receiver<Known<K>>) -> BoxStream {
+    let mut is_first = true;
+    let is_change = move |state: &Known<K>| {
+        let was_first = is_first;
+        is_first &= matches!(state, Known::Loading);
+        std::future::ready(!was_first)
+    };
+    WatchStream::new(states).filter(is_change).map(drop).boxed()
 }
 
 async fn remove_folder(dir: PathBuf) {

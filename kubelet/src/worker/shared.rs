@@ -11,7 +11,11 @@ use cox_client::{Clock, Informer};
 use k8s_openapi::api::core::v1::{Pod, Secret, Service};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use tokio::sync::Semaphore;
+
+/// How long a container waits for the first list of services.
+const SERVICES_WAIT: Duration = Duration::from_secs(5);
 
 /// Shared by all workers; each field is safe to use from any of them.
 #[derive(Debug)]
@@ -79,7 +83,13 @@ impl Shared {
 
     /// The services that a Pod's environment shows.
     pub async fn services_of(&self, namespace: &str) -> Vec<Arc<Service>> {
-        self.services.synced().await;
+        // A static Pod starts without the API server too, only without links.
+        if tokio::time::timeout(SERVICES_WAIT, self.services.synced())
+            .await
+            .is_err()
+        {
+            tracing::debug!(namespace, "Services are not known yet");
+        }
         let mut services = self.services.list_in(namespace);
         if namespace != "default" {
             services.extend(self.services.get(Some("default"), "kubernetes"));

@@ -1,1 +1,850 @@
+//! Plan tables. A Pod is `POLICY | init sidecar* | main main`; the runtime is words like `s0` (ready sandbox), `s0!` (not ready),
+//! `a#1+` (attempt 1 of a runs), `a#0=1` (ended with 1, ten seconds ago), `a#0=1@40` (ended at 40), `a#0.` (made, not started).
+//! It is second 100. Volumes are mounted and all images are Wasm unless the history says otherwise.
 
+use super::*;
+use crate::pod::history::{ContainerHistory, ResolvedImage, StartFailure};
+use crate::pod::view::{Exit, SandboxView};
+use serde_json::{Value, json};
+
+const NOW: i64 = 100;
+
+fn at(secs: i64) -> Timestamp {
+    Timestamp::from_second(secs).unwrap()
+}
+
+fn pod(text: &str) -> Pod {
+    let parts: Vec<&str> = text.split('|').map(str::trim).collect();
+    let container = |name: &str| match name.strip_suffix('*') {
+        Some(name) => {
+            json!({"name": name, "image": format!("img-{name}"), "restartPolicy": "Always"})
+        }
+        None => json!({"name": name, "image": format!("img-{name}")}),
+    };
+    let list = |text: &str| -> Vec<Value> { text.split_whitespace().map(container).collect() };
+    serde_json::from_value(json!({
+        "metadata": {"name": "p", "namespace": "n", "uid": "u", "generation": 1},
+        "spec": {"restartPolicy": parts[0], "initContainers": list(parts[1]), "containers": list(parts[2]),
+            "terminationGracePeriodSeconds": 30}}))
+    .unwrap()
+}
+
+fn state(text: &str) -> ContainerPhase {
+    match text.as_bytes().first() {
+        Some(b'+') => ContainerPhase::Running { started_at: at(50) },
+        Some(b'=') => {
+            let (code, end) = text[1..].split_once('@').unwrap_or((&text[1..], "90"));
+            ContainerPhase::Exited(Exit {
+                code: code.parse().unwrap(),
+                reason: String::new(),
+                message: String::new(),
+                started_at: None,
+                finished_at: at(end.parse().unwrap()),
+            })
+        }
+        _ => ContainerPhase::Created,
+    }
+}
+
+fn view(text: &str) -> PodView {
+    let mut view = PodView::default();
+    let mut sandbox = SandboxId::default();
+    for word in text.split_whitespace() {
+        if let Some(attempt) = word
+            .strip_prefix('s')
+            .filter(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+        {
+            let ready = !attempt.ends_with('!');
+            let attempt: u32 = attempt.trim_end_matches('!').parse().unwrap();
+            sandbox = SandboxId(format!("s{attempt}"));
+            let id = sandbox.clone();
+            view.merge_sandbox(SandboxView {
+                id,
+                attempt,
+                ready,
+                created_at: at(0),
+                ips: vec!["10.0.0.2".into()],
+            });
+            continue;
+        }
+        let (name, rest) = word.split_once('#').unwrap();
+        let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap();
+        let attempt: u32 = rest[..end].parse().unwrap();
+        view.merge_container(ContainerView {
+            id: ContainerId(format!("{name}#{attempt}")),
+            sandbox: sandbox.clone(),
+            name: name.to_owned(),
+            attempt,
+            state: state(&rest[end..]),
+            created_at: at(i64::from(attempt)),
+            image: format!("img-{name}"),
+            image_ref: "r".into(),
+            image_id: "r".into(),
+            spec_hash: String::new(),
+        });
+    }
+    view
+}
+
+fn wasm() -> ImageState {
+    ImageState::Resolved(ResolvedImage {
+        image_ref: "r".into(),
+        image_id: "r".into(),
+        kind: ImageKind::Wasm,
+    })
+}
+
+fn history(pod: &Pod) -> History {
+    let entry = |container: &Container| {
+        (
+            container.name.clone(),
+            ContainerHistory {
+                image: wasm(),
+                ..ContainerHistory::default()
+            },
+        )
+    };
+    History {
+        containers: all(pod).map(entry).collect(),
+        volumes: Volumes::Mounted,
+        ..History::default()
+    }
+}
+
+fn show(plan: &Plan) -> String {
+    let step = |step: &Step| match step {
+        Step::MountVolumes => "volumes".to_owned(),
+        Step::UnmountVolumes => "unmount".to_owned(),
+        Step::ResolveImage { container } => format!("image {container}"),
+        Step::CreateSandbox { attempt, network } => format!("sandbox {attempt} {network:?}"),
+        Step::StartContainer { container, attempt } => format!("start {container}#{attempt}"),
+        Step::StopContainer { id, grace_secs, .. } => format!("stop {id} {grace_secs}"),
+        Step::StopSandbox { id } => format!("stop {id}"),
+        Step::RemoveContainer { id } => format!("remove {id}"),
+        Step::RemoveSandbox { id } => format!("remove {id}"),
+    };
+    let mut words: Vec<String> = plan.steps.iter().map(step).collect();
+    words.extend(
+        plan.waiting
+            .iter()
+            .map(|(name, waiting)| format!("{name}: {}", waiting.reason)),
+    );
+    words.extend(plan.wake_at.map(|at| format!("wake {}", at.as_second())));
+    words.extend(plan.end.as_ref().map(|cause| match cause {
+        EndingCause::Failed { reason, .. } => format!("end {reason}"),
+        cause => format!("end {cause:?}"),
+    }));
+    if plan.gone {
+        words.push("gone".to_owned());
+    }
+    words.join(", ")
+}
+
+#[track_caller]
+fn check_with(
+    name: &str,
+    spec: &str,
+    runtime: &str,
+    expected: &str,
+    change: impl FnOnce(&mut Pod, &mut History),
+) {
+    let mut pod = pod(spec);
+    let mut history = history(&pod);
+    change(&mut pod, &mut history);
+    let view = view(runtime);
+    let plan = plan_pod(PlanInput {
+        pod: &pod,
+        view: &view,
+        history: &history,
+        previous: None,
+        now: at(NOW),
+    });
+    assert_eq!(show(&plan), expected, "case: {name}");
+}
+
+#[track_caller]
+fn check(name: &str, spec: &str, runtime: &str, expected: &str) {
+    check_with(name, spec, runtime, expected, |_, _| {});
+}
+
+#[test]
+fn from_nothing_to_running() {
+    check_with(
+        "everything is missing",
+        "Always || a b",
+        "",
+        "volumes, image a, image b",
+        |_, history| {
+            *history = History::default();
+        },
+    );
+    check_with(
+        "no sandbox before the volumes stand",
+        "Always || a",
+        "",
+        "volumes",
+        |_, history| {
+            history.volumes = Volumes::Absent;
+        },
+    );
+    check(
+        "a sandbox for Wasm alone is virtual",
+        "Always || a",
+        "",
+        "sandbox 0 Virtual",
+    );
+    check(
+        "the first main container",
+        "Always || a b",
+        "s0",
+        "start a#0",
+    );
+    check(
+        "one after the other",
+        "Always || a b",
+        "s0 a#0+",
+        "start b#0",
+    );
+    check("settled", "Always || a b", "s0 a#0+ b#0+", "");
+}
+
+#[test]
+fn the_network_follows_the_images() {
+    let oci = || {
+        ImageState::Resolved(ResolvedImage {
+            image_ref: "r".into(),
+            image_id: "r".into(),
+            kind: ImageKind::Oci,
+        })
+    };
+    let failed = |not_before| ImageState::Failed {
+        reason: "ErrImagePull".into(),
+        retry: Retry {
+            message: "no".into(),
+            failures: 1,
+            not_before: at(not_before),
+        },
+        failed_at: at(99),
+    };
+    check_with(
+        "one OCI container needs a namespace",
+        "Always || a b",
+        "",
+        "sandbox 0 Namespace",
+        |_, history| {
+            history.containers.get_mut("b").unwrap().image = oci();
+        },
+    );
+    check_with(
+        "the user may ask for a namespace",
+        "Always || a",
+        "",
+        "sandbox 0 Namespace",
+        |pod, _| {
+            pod.metadata.annotations = Some(BTreeMap::from([(
+                NETWORK_ANNOTATION.to_owned(),
+                "netns".to_owned(),
+            )]));
+        },
+    );
+    check_with(
+        "the host's network is not virtual",
+        "Always || a",
+        "",
+        "sandbox 0 Namespace",
+        |pod, _| {
+            pod.spec.as_mut().unwrap().host_network = Some(true);
+        },
+    );
+    check_with(
+        "no sandbox before every image was looked at",
+        "Always || a b",
+        "",
+        "image b",
+        |_, history| {
+            history.containers.get_mut("b").unwrap().image = ImageState::Unknown;
+        },
+    );
+    let shown = "sandbox 0 Virtual, b: ErrImagePull, wake 101";
+    check_with(
+        "a bad image does not keep the others",
+        "Always || a b",
+        "",
+        shown,
+        |_, history| {
+            history.containers.get_mut("b").unwrap().image = failed(110);
+        },
+    );
+    let shown = "a: ErrImagePull, wake 101";
+    check_with(
+        "nothing but a bad image: no sandbox",
+        "Always || a",
+        "",
+        shown,
+        |_, history| {
+            history.containers.get_mut("a").unwrap().image = failed(110);
+        },
+    );
+    let shown = "image a, a: ImagePullBackOff";
+    check_with(
+        "a bad image is tried again when due",
+        "Always || a",
+        "s0",
+        shown,
+        |_, history| {
+            let retry = Retry {
+                message: "no".into(),
+                failures: 1,
+                not_before: at(100),
+            };
+            history.containers.get_mut("a").unwrap().image = ImageState::Failed {
+                reason: "ErrImagePull".into(),
+                retry,
+                failed_at: at(90),
+            };
+        },
+    );
+}
+
+#[test]
+fn init_containers_run_in_order() {
+    check("the first one", "Always | i j | a", "s0", "start i#0");
+    check("it runs: wait", "Always | i j | a", "s0 i#0+", "");
+    check("the next one", "Always | i j | a", "s0 i#0=0", "start j#0");
+    check(
+        "then the main container",
+        "Always | i j | a",
+        "s0 i#0=0 j#0=0",
+        "start a#0",
+    );
+    check(
+        "a failed one starts again",
+        "Always | i | a",
+        "s0 i#0=1",
+        "start i#1",
+    );
+    check(
+        "or ends the Pod",
+        "Never | i | a",
+        "s0 i#0=1",
+        "end Finished",
+    );
+    check(
+        "they do not run again beside main containers",
+        "Always | i | a",
+        "s0 a#0+",
+        "",
+    );
+    check(
+        "a new sandbox runs them again",
+        "Always | i | a",
+        "s1",
+        "start i#0",
+    );
+}
+
+#[test]
+fn sidecars_start_before_what_follows_and_stay() {
+    check("the sidecar first", "Always | s* i | a", "s0", "start s#0");
+    check(
+        "then the next init container",
+        "Always | s* i | a",
+        "s0 s#0+",
+        "start i#0",
+    );
+    check(
+        "a sidecar that ended does not hold up what began",
+        "Always | s* i | a",
+        "s0 s#0=0 i#0+",
+        "start s#1",
+    );
+    check(
+        "it restarts beside main containers",
+        "Never | s* | a",
+        "s0 s#0=1 a#0+",
+        "start s#1",
+    );
+    check(
+        "it does not keep a finished Pod",
+        "Never | s* | a",
+        "s0 s#0+ a#0=0",
+        "end Finished",
+    );
+}
+
+#[test]
+fn restarts_follow_policy_and_back_off() {
+    check(
+        "Always, the first time at once",
+        "Always || a",
+        "s0 a#0=0",
+        "start a#1",
+    );
+    check(
+        "OnFailure after a failure",
+        "OnFailure || a",
+        "s0 a#0=1",
+        "start a#1",
+    );
+    check(
+        "OnFailure after a success",
+        "OnFailure || a",
+        "s0 a#0=0",
+        "end Finished",
+    );
+    check("Never", "Never || a", "s0 a#0=1", "end Finished");
+    check("one of two goes on", "Never || a b", "s0 a#0=1 b#0+", "");
+    let shown = "a: CrashLoopBackOff, wake 105";
+    check_with(
+        "the second time after ten seconds",
+        "Always || a",
+        "s0 a#1=1@95",
+        shown,
+        |_, history| {
+            history
+                .containers
+                .get_mut("a")
+                .unwrap()
+                .restarts
+                .advance(at(80), at(80));
+        },
+    );
+    check_with(
+        "and then it starts",
+        "Always || a",
+        "s0 a#1=1@90",
+        "start a#2",
+        |_, history| {
+            history
+                .containers
+                .get_mut("a")
+                .unwrap()
+                .restarts
+                .advance(at(80), at(80));
+        },
+    );
+    check_with(
+        "others are not held up",
+        "Always || a b",
+        "s0 a#1=1@95",
+        "start b#0, a: CrashLoopBackOff, wake 105",
+        |_, history| {
+            history
+                .containers
+                .get_mut("a")
+                .unwrap()
+                .restarts
+                .advance(at(80), at(80));
+        },
+    );
+    check(
+        "one that was made and never started is made anew",
+        "Always || a",
+        "s0 a#0.",
+        "start a#1",
+    );
+    let shown = "a: CreateContainerConfigError, wake 110";
+    check_with(
+        "a start that failed waits",
+        "Always || a",
+        "s0",
+        shown,
+        |_, history| {
+            let retry = Retry {
+                message: "configmap \"m\" not found".into(),
+                failures: 1,
+                not_before: at(110),
+            };
+            history.containers.get_mut("a").unwrap().start_failure = Some(StartFailure {
+                reason: "CreateContainerConfigError".into(),
+                retry,
+            });
+        },
+    );
+}
+
+#[test]
+fn dead_containers_are_cleared_away_but_the_last_one() {
+    check("two stay", "Always || a", "s0 a#0=1 a#1+", "");
+    check(
+        "the third goes",
+        "Always || a",
+        "s0 a#0=1 a#1=1 a#2+",
+        "remove a#0",
+    );
+}
+
+#[test]
+fn a_lost_sandbox_is_replaced() {
+    check(
+        "what still runs in it is stopped first",
+        "Always || a",
+        "s0! a#0+",
+        "stop a#0 30",
+    );
+    check("then it goes", "Always || a", "s0! a#0=137", "remove s0");
+    check_with(
+        "then the next one comes",
+        "Always || a",
+        "",
+        "sandbox 1 Virtual",
+        |_, history| history.sandboxes_made = 1,
+    );
+    check(
+        "a Pod that never restarts is over",
+        "Never || a b",
+        "s0! a#0=137",
+        "end Finished",
+    );
+    check(
+        "one that had done its work is over",
+        "OnFailure || a",
+        "s0! a#0=0",
+        "end Finished",
+    );
+    check(
+        "an old one beside the new is removed",
+        "Always || a",
+        "s0! s1 a#0+",
+        "remove s0",
+    );
+}
+
+#[test]
+fn the_published_status_remembers_what_the_runtime_forgot() {
+    let status = |state: Value| -> PodStatus {
+        serde_json::from_value(json!({"phase": "Running", "containerStatuses": [
+            {"name": "a", "image": "", "imageID": "", "ready": true, "restartCount": 2, "state": state}]}))
+        .unwrap()
+    };
+    let cases = [
+        (
+            "a lost container counts as failed",
+            "Always",
+            json!({"running": {}}),
+            "s0",
+            "start a#3",
+        ),
+        (
+            "a Pod that never restarts is over",
+            "Never",
+            json!({"running": {}}),
+            "",
+            "end Finished",
+        ),
+        (
+            "work that was done is not done again",
+            "OnFailure",
+            json!({"terminated": {"exitCode": 0}}),
+            "",
+            "end Finished",
+        ),
+        (
+            "one that never ran starts as it would have",
+            "Never",
+            json!({"waiting": {}}),
+            "s0",
+            "start a#2",
+        ),
+    ];
+    for (name, policy, state, runtime, expected) in cases {
+        let pod = pod(&format!("{policy} || a"));
+        let previous = status(state);
+        let (history, view) = (history(&pod), view(runtime));
+        let input = PlanInput {
+            pod: &pod,
+            view: &view,
+            history: &history,
+            previous: Some(&previous),
+            now: at(NOW),
+        };
+        assert_eq!(show(&plan_pod(input)), expected, "case: {name}");
+    }
+}
+
+#[test]
+fn a_deadline_ends_the_pod() {
+    for (secs, expected) in [(60, "wake 110"), (50, "end DeadlineExceeded")] {
+        let mut pod = pod("Always || a");
+        pod.spec.as_mut().unwrap().active_deadline_seconds = Some(secs);
+        let previous: PodStatus =
+            serde_json::from_value(json!({"startTime": "1970-01-01T00:00:50Z"})).unwrap();
+        let (history, view) = (history(&pod), view("s0 a#0+"));
+        let input = PlanInput {
+            pod: &pod,
+            view: &view,
+            history: &history,
+            previous: Some(&previous),
+            now: at(NOW),
+        };
+        assert_eq!(show(&plan_pod(input)), expected, "deadline {secs}");
+    }
+}
+
+#[track_caller]
+fn check_ending(name: &str, spec: &str, runtime: &str, cause: EndingCause, expected: &str) {
+    check_with(name, spec, runtime, expected, |_, history| {
+        history.ending = Some(Ending {
+            cause,
+            since: at(90),
+            grace_secs: 30,
+        });
+    });
+}
+
+#[test]
+fn ending_takes_everything_down_in_order() {
+    use EndingCause::{Deleted, Finished, NodeStops};
+    let spec = "Always | s* t* | a b";
+    check_ending(
+        "main containers together, with the grace that is left",
+        spec,
+        "s0 s#0+ t#0+ a#0+ b#0+",
+        Deleted,
+        "stop a#0 20, stop b#0 20",
+    );
+    check_ending(
+        "then the last sidecar",
+        spec,
+        "s0 s#0+ t#0+ a#0=0 b#0=0",
+        Deleted,
+        "stop t#0 20",
+    );
+    check_ending(
+        "then the first",
+        spec,
+        "s0 s#0+ t#0=0 a#0=0",
+        Deleted,
+        "stop s#0 20",
+    );
+    check_ending(
+        "then the sandbox",
+        spec,
+        "s0 s#0=0 a#0=0",
+        Deleted,
+        "stop s0",
+    );
+    check_ending(
+        "then all is removed",
+        spec,
+        "s0! a#0=0",
+        Deleted,
+        "remove s0, unmount",
+    );
+    check_ending(
+        "a finished Pod keeps its containers for their logs",
+        spec,
+        "s0! a#0=0",
+        Finished,
+        "unmount",
+    );
+    check_ending(
+        "a node that stops keeps the volumes",
+        spec,
+        "s0! a#0=0",
+        NodeStops,
+        "remove s0",
+    );
+    check_ending(
+        "a Pod that never began",
+        "Always || a",
+        "",
+        Deleted,
+        "unmount",
+    );
+    check_with(
+        "and then it is gone",
+        "Always || a",
+        "",
+        "gone",
+        |_, history| {
+            history.ending = Some(Ending {
+                cause: Deleted,
+                since: at(90),
+                grace_secs: 30,
+            });
+            history.volumes = Volumes::Removed;
+        },
+    );
+    check_with(
+        "no time left: two seconds all the same",
+        "Always || a",
+        "s0 a#0+",
+        "stop a#0 2",
+        |_, history| {
+            history.ending = Some(Ending {
+                cause: Deleted,
+                since: at(10),
+                grace_secs: 30,
+            });
+        },
+    );
+    check_with(
+        "unless the deletion says zero",
+        "Always || a",
+        "s0 a#0+",
+        "stop a#0 0",
+        |pod, history| {
+            pod.metadata.deletion_grace_period_seconds = Some(0);
+            history.ending = Some(Ending {
+                cause: Deleted,
+                since: at(90),
+                grace_secs: 0,
+            });
+        },
+    );
+}
+
+#[test]
+fn a_changed_definition_stops_the_container() {
+    let pod = pod("Always || a");
+    let mut view = view("s0 a#0+");
+    view.containers[0].spec_hash = "another".into();
+    let history = history(&pod);
+    let plan = plan_pod(PlanInput {
+        pod: &pod,
+        view: &view,
+        history: &history,
+        previous: None,
+        now: at(NOW),
+    });
+    assert_eq!(show(&plan), "stop a#0 30");
+}
+
+/// Carries a plan out in memory, the way a perfect runtime would.
+fn apply(step: &Step, view: &mut PodView, history: &mut History, code: i32) {
+    match step {
+        Step::MountVolumes => history.volumes = Volumes::Mounted,
+        Step::UnmountVolumes => history.volumes = Volumes::Removed,
+        Step::ResolveImage { container } => {
+            history
+                .containers
+                .entry(container.clone())
+                .or_default()
+                .image = wasm()
+        }
+        Step::CreateSandbox { attempt, .. } => {
+            history.sandboxes_made = attempt + 1;
+            let id = SandboxId(format!("s{attempt}"));
+            view.merge_sandbox(SandboxView {
+                id,
+                attempt: *attempt,
+                ready: true,
+                created_at: at(NOW),
+                ips: vec![],
+            });
+        }
+        Step::StartContainer { container, attempt } => {
+            let sandbox = view.ready_sandbox().unwrap().id.clone();
+            let init = container.starts_with('i');
+            let state = if init {
+                state("=0")
+            } else {
+                ContainerPhase::Running {
+                    started_at: at(NOW),
+                }
+            };
+            view.merge_container(ContainerView {
+                id: ContainerId(format!("{container}#{attempt}")),
+                sandbox,
+                name: container.clone(),
+                attempt: *attempt,
+                state,
+                created_at: at(NOW),
+                image: String::new(),
+                image_ref: String::new(),
+                image_id: String::new(),
+                spec_hash: String::new(),
+            });
+        }
+        Step::StopContainer { id, .. } => {
+            for container in view
+                .containers
+                .iter_mut()
+                .filter(|container| &container.id == id)
+            {
+                container.state = state(&format!("={code}"));
+            }
+        }
+        Step::StopSandbox { id } => {
+            for sandbox in view
+                .sandboxes
+                .iter_mut()
+                .filter(|sandbox| &sandbox.id == id)
+            {
+                sandbox.ready = false;
+            }
+        }
+        Step::RemoveContainer { id } => view.forget_container(id),
+        Step::RemoveSandbox { id } => view.forget_sandbox(id),
+    }
+}
+
+#[test]
+fn carrying_out_the_plan_ends_in_silence_from_any_beginning() {
+    let specs = [
+        "Always | i s* | a b",
+        "OnFailure | s* i | a",
+        "Never | i | a b",
+    ];
+    let beginnings = [
+        "",
+        "s0",
+        "s0!",
+        "s0! a#0+",
+        "s0 a#0+",
+        "s0 i#0=0 a#0=1",
+        "s0 a#0=1 a#1=1 a#2=0",
+        "s0! s1 s#0+ a#3.",
+    ];
+    for spec in specs {
+        for beginning in beginnings {
+            for deleted in [false, true] {
+                let pod = pod(spec);
+                let (mut view, mut history) = (view(beginning), History::default());
+                if deleted {
+                    history.ending = Some(Ending {
+                        cause: EndingCause::Deleted,
+                        since: at(NOW),
+                        grace_secs: 30,
+                    });
+                }
+                let mut rounds = 0;
+                loop {
+                    let plan = plan_pod(PlanInput {
+                        pod: &pod,
+                        view: &view,
+                        history: &history,
+                        previous: None,
+                        now: at(NOW),
+                    });
+                    if let Some(cause) = plan.end {
+                        history.ending = Some(Ending {
+                            cause,
+                            since: at(NOW),
+                            grace_secs: 30,
+                        });
+                    } else if plan.steps.is_empty() {
+                        assert_eq!(plan.gone, deleted, "{spec} from {beginning}: {view:?}");
+                        break;
+                    }
+                    for step in &plan.steps {
+                        apply(step, &mut view, &mut history, 0);
+                    }
+                    rounds += 1;
+                    assert!(
+                        rounds < 50,
+                        "{spec} from {beginning} does not settle: {}",
+                        show(&plan_pod(PlanInput {
+                            pod: &pod,
+                            view: &view,
+                            history: &history,
+                            previous: None,
+                            now: at(NOW)
+                        }))
+                    );
+                }
+            }
+        }
+    }
+}

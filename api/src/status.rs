@@ -119,6 +119,8 @@ pub struct Details {
     pub causes: Vec<Cause>,
     /// When to try again.
     pub retry_after_secs: Option<u32>,
+    /// Where a list whose revision is gone can go on; stands in the Status' metadata, not in its details.
+    pub continue_token: String,
 }
 
 /// A failure as the client sees it.
@@ -438,6 +440,9 @@ impl ApiStatus {
         });
         if let Some(details) = &self.details {
             status["details"] = details.to_value();
+            if !details.continue_token.is_empty() {
+                status["metadata"] = json!({ "continue": details.continue_token });
+            }
         }
         status
     }

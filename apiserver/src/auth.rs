@@ -16,7 +16,7 @@ pub mod rbac;
 pub mod reviews;
 #[cfg(test)]
 mod tests;
-mod token_request;
+pub mod token_request;
 pub mod tokens;
 mod user;
 

@@ -1,14 +1,44 @@
 //! The API server: HTTP, authentication, authorization, admission, one generic registry over all kinds, watch, discovery.
 //!
-//! Inputs are HTTP requests (over TLS, or in process through [`server`]'s tower service); the only state is in `cox-store`.
-//! Everything that differs between kinds comes from the tables and strategies of `cox-api`: this crate has no handler per kind.
+//! Inputs are HTTP requests (over TLS, or in process through [`LocalService`]); the only state is in `cox-store`. Everything
+//! that differs between kinds comes from the tables and strategies of `cox-api`: this crate has no handler per kind.
+//!
+//! ```text
+//! socket ─► server ─┐                       ┌─► verbs ─► registry ─► store
+//!                   ├─► api: who, may, what ┼─► subresources
+//! in process ───────┘                       └─► discovery, openapi, health, metrics
+//! ```
 
 pub mod admission;
+mod api;
 pub mod auth;
+pub mod body;
 pub mod bootstrap;
+mod call;
+mod content;
+mod convert;
+mod discovery;
+mod health;
+mod input;
+mod kubelet;
+mod metrics;
 pub mod openapi;
 pub mod pki;
+mod query;
+mod refuse;
+pub mod registry;
+mod render;
 pub mod request;
-
+mod route;
+mod selection;
+mod server;
+mod subresources;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
+mod verbs;
+
+pub use api::BODY_BYTES_MAX;
+pub use registry::{BuiltinIndexer, Registry};
+pub use server::{ApiServer, Config, Deps, LocalService, StartError, start};

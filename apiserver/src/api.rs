@@ -1,0 +1,399 @@
+//! The way of a request: limits, identity, permission, routing, and the record of what was answered.
+//!
+//! [`Api::handle`] is the one entry; sockets and in-process clients come through it alike. It owns no state of its own beyond
+//! counters: objects are the registry's. A panic in a handler answers 500 and costs nobody else anything.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use cox_api::status::ApiStatus;
+use futures::FutureExt;
+use http::request::Parts;
+use http::{HeaderValue, Request, Response};
+use http_body_util::BodyExt;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::Admission;
+use crate::auth::{Attributes, Authenticator, Authorizer, Peer, UserInfo};
+use crate::body::Body;
+use crate::call::Call;
+use crate::content;
+use crate::discovery::Discovery;
+use crate::health;
+use crate::kubelet::Kubelets;
+use crate::metrics::Metrics;
+use crate::openapi;
+use crate::pki::Pki;
+use crate::query::Query;
+use crate::refuse;
+use crate::registry::{Entry, Registry};
+use crate::render;
+use crate::request::{self, RequestInfo};
+use crate::route;
+
+/// Upstream's limit for request bodies.
+pub const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
+/// What is read and thrown away of a body over the limit, so that the client gets to read its answer.
+const DRAIN_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Requests that are answered at the same time; watches and log streams do not count.
+const IN_FLIGHT_MAX: usize = 600;
+/// Requests that may wait for that.
+const WAITING_MAX: usize = 10_000;
+
+/// What a request meets on its way. Shared by all connections and in-process clients.
+pub(crate) struct Api {
+    pub(crate) registry: Registry,
+    pub(crate) admission: Admission,
+    pub(crate) authn: Authenticator,
+    pub(crate) authz: Authorizer,
+    pub(crate) kubelets: Kubelets,
+    pub(crate) discovery: Discovery,
+    pub(crate) metrics: Metrics,
+    /// Bootstrapped.
+    pub(crate) ready: AtomicBool,
+    pub(crate) store_closed: AtomicBool,
+    /// Watches end when this is cancelled.
+    pub(crate) draining: CancellationToken,
+    request_timeout: Duration,
+    in_flight: Semaphore,
+    waiting: AtomicUsize,
+}
+
+impl std::fmt::Debug for Api {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Api")
+            .field("registry", &self.registry)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Api {
+    /// An API over a registry. `request_timeout` bounds everything but watches and streams.
+    pub(crate) fn new(
+        registry: Registry,
+        pki: &Arc<Pki>,
+        kubelets: Kubelets,
+        draining: CancellationToken,
+        request_timeout: Duration,
+    ) -> Self {
+        let authz = Authorizer::new(registry.store().clone());
+        Api {
+            admission: Admission::new(registry.store().clone(), authz.clone()),
+            authn: Authenticator::new(Arc::clone(pki), registry.store().clone()),
+            authz,
+            discovery: Discovery::new(registry.schema()),
+            registry,
+            kubelets,
+            metrics: Metrics::default(),
+            ready: AtomicBool::new(false),
+            store_closed: AtomicBool::new(false),
+            draining,
+            request_timeout,
+            in_flight: Semaphore::new(IN_FLIGHT_MAX),
+            waiting: AtomicUsize::new(0),
+        }
+    }
+
+    /// Answers a request. Never fails: what goes wrong is a Status.
+    pub(crate) async fn handle<B>(&self, request: Request<B>, peer: &Peer) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send,
+        B::Error: std::fmt::Display,
+    {
+        let answered = AssertUnwindSafe(self.answer(request, peer))
+            .catch_unwind()
+            .await;
+        answered.unwrap_or_else(|_| {
+            tracing::error!("A request handler panicked");
+            render::status_response(&ApiStatus::internal("the request could not be answered"))
+        })
+    }
+
+    async fn answer<B>(&self, request: Request<B>, peer: &Peer) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send,
+        B::Error: std::fmt::Display,
+    {
+        let begun = Instant::now();
+        let (parts, body) = request.into_parts();
+        let Some(path) = request::decode_path(parts.uri.path()) else {
+            return render::status_response(&refuse::bad_request("the path is not UTF-8"));
+        };
+        let raw_query = parts.uri.query().unwrap_or_default();
+        let query = match Query::parse(raw_query) {
+            Ok(query) => query,
+            Err(error) => return render::status_response(&refuse::bad_request(error.to_string())),
+        };
+        let info = RequestInfo::parse(&parts.method, &path, query.watch, query.name_selector());
+        let entry = if info.is_resource {
+            self.registry
+                .catalog()
+                .entry(info.group, info.version, info.resource)
+        } else {
+            None
+        };
+        let arrived = Arrived {
+            parts: &parts,
+            info: &info,
+            query: &query,
+            entry,
+        };
+        let response = match self.admitted(&arrived, body, peer).await {
+            Ok(response) => response,
+            Err(status) => render::status_response(&status),
+        };
+        self.metrics
+            .answered(&info, entry, response.status().as_u16(), begun.elapsed());
+        if content::takes_gzip(&parts.headers) {
+            render::compress(response)
+        } else {
+            response
+        }
+    }
+
+    /// Identity, permission, limits.
+    async fn admitted<B>(
+        &self,
+        arrived: &Arrived<'_>,
+        body: B,
+        peer: &Peer,
+    ) -> Result<Response<Body>, ApiStatus>
+    where
+        B: http_body::Body<Data = Bytes> + Send,
+        B::Error: std::fmt::Display,
+    {
+        let user = self.authn.authenticate(arrived.parts, peer)?;
+        let user = self.authz.impersonate(arrived.parts, &user)?;
+        self.authz.require(&arrived.attributes(&user))?;
+        if arrived.is_long_running() {
+            return self.dispatch(arrived, Bytes::new(), &user).await;
+        }
+        let _in_flight = self.metrics.request_started(arrived.is_mutating());
+        let _permit = self.permit().await?;
+        let work = async {
+            let body = if arrived.has_body() {
+                read_body(body).await?
+            } else {
+                Bytes::new()
+            };
+            self.dispatch(arrived, body, &user).await
+        };
+        match tokio::time::timeout(self.request_timeout, work).await {
+            Ok(answered) => answered,
+            Err(_) => Err(ApiStatus::timeout(
+                "request did not complete within the allotted timeout",
+                1,
+            )),
+        }
+    }
+
+    /// Waits until few enough requests are being answered; refuses when too many wait already.
+    async fn permit(&self) -> Result<SemaphorePermit<'_>, ApiStatus> {
+        if let Ok(permit) = self.in_flight.try_acquire() {
+            return Ok(permit);
+        }
+        if self.waiting.fetch_add(1, Ordering::Relaxed) >= WAITING_MAX {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            self.metrics.request_dropped();
+            return Err(ApiStatus::too_many_requests(
+                "too many requests, please try again later",
+                1,
+            ));
+        }
+        let waited = tokio::time::timeout(self.request_timeout, self.in_flight.acquire()).await;
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        match waited {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_)) | Err(_) => Err(ApiStatus::too_many_requests(
+                "too many requests, please try again later",
+                1,
+            )),
+        }
+    }
+
+    async fn dispatch(
+        &self,
+        arrived: &Arrived<'_>,
+        body: Bytes,
+        user: &UserInfo,
+    ) -> Result<Response<Body>, ApiStatus> {
+        let Arrived {
+            parts,
+            info,
+            query,
+            entry,
+        } = arrived;
+        if !info.is_resource {
+            return self.plain(parts, info.path, query);
+        }
+        let Some(entry) = *entry else {
+            return Err(ApiStatus::unknown_path());
+        };
+        let sub = match info.subresource {
+            "" => None,
+            name => Some(
+                entry
+                    .subresource(name)
+                    .ok_or_else(ApiStatus::unknown_path)?,
+            ),
+        };
+        if entry.resource.namespaced
+            && info.namespace.is_empty()
+            && !(info.is_collection() && info.verb != "create")
+        {
+            return Err(ApiStatus::unknown_path());
+        }
+        let form = content::accepted(&parts.headers)?;
+        let mut call = Call {
+            api: self,
+            entry,
+            sub,
+            info,
+            query,
+            headers: &parts.headers,
+            user,
+            form,
+            body,
+            now: self.registry.now(),
+            warnings: Vec::new(),
+        };
+        let answered = route::route(&mut call).await;
+        let mut response = match answered {
+            Ok(response) => response,
+            Err(status) => render::status_response(&status),
+        };
+        for warning in &call.warnings {
+            let text = format!("299 - {}", render::quoted(warning));
+            if let Ok(value) = HeaderValue::from_str(&text) {
+                response.headers_mut().append(http::header::WARNING, value);
+            }
+        }
+        Ok(response)
+    }
+
+    /// Paths that are no resources.
+    fn plain(
+        &self,
+        parts: &Parts,
+        path: &str,
+        query: &Query<'_>,
+    ) -> Result<Response<Body>, ApiStatus> {
+        if !matches!(parts.method, http::Method::GET | http::Method::HEAD) {
+            return Err(ApiStatus::method_not_allowed());
+        }
+        if path == "/metrics" {
+            let revision = self.registry.store().snapshot().revision().0;
+            return Ok(health::text(
+                http::StatusCode::OK,
+                self.metrics.render(revision),
+            ));
+        }
+        if path == "/version" || path == "/version/" {
+            return Ok(render::json_response(
+                http::StatusCode::OK,
+                render::to_bytes(&health::version()),
+            ));
+        }
+        if path.starts_with("/openapi/") {
+            let document = openapi::respond(path, &parts.headers);
+            return document
+                .map(|response| response.map(Body::from))
+                .ok_or_else(ApiStatus::unknown_path);
+        }
+        health::respond(self, path, query)
+            .or_else(|| self.discovery.respond(path, &parts.headers))
+            .ok_or_else(ApiStatus::unknown_path)
+    }
+}
+
+/// A request before anything is known about its sender.
+struct Arrived<'a> {
+    parts: &'a Parts,
+    info: &'a RequestInfo<'a>,
+    query: &'a Query<'a>,
+    entry: Option<&'static Entry>,
+}
+
+impl<'a> Arrived<'a> {
+    fn attributes(&self, user: &'a UserInfo) -> Attributes<'a> {
+        let info = self.info;
+        if !info.is_resource {
+            return Attributes::for_path(user, info.verb, info.path);
+        }
+        Attributes {
+            user,
+            verb: info.verb,
+            group: info.group,
+            version: info.version,
+            resource: info.resource,
+            subresource: info.subresource,
+            name: info.name,
+            namespace: info.namespace,
+            path: info.path,
+            field_selector: self.query.field_selector.as_deref().unwrap_or_default(),
+        }
+    }
+
+    fn is_long_running(&self) -> bool {
+        self.info.verb == "watch"
+            || matches!(
+                self.info.subresource,
+                "log" | "exec" | "attach" | "portforward" | "proxy"
+            )
+    }
+
+    fn is_mutating(&self) -> bool {
+        !matches!(self.info.verb, "get" | "list" | "head")
+    }
+
+    fn has_body(&self) -> bool {
+        !matches!(self.parts.method, http::Method::GET | http::Method::HEAD)
+    }
+}
+
+/// Reads a body up to the limit. What is over it is still read, to a point, and thrown away: a client that is still writing
+/// would otherwise not see the answer.
+async fn read_body<B>(body: B) -> Result<Bytes, ApiStatus>
+where
+    B: http_body::Body<Data = Bytes> + Send,
+    B::Error: std::fmt::Display,
+{
+    let mut body = std::pin::pin!(body);
+    let mut first = Bytes::new();
+    let mut rest = BytesMut::new();
+    let mut read = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame
+            .map_err(|error| refuse::bad_request(format!("the body could not be read: {error}")))?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        read += data.len();
+        if read > DRAIN_BYTES_MAX {
+            break;
+        }
+        if read > BODY_BYTES_MAX {
+            continue;
+        }
+        if first.is_empty() {
+            first = data;
+        } else {
+            if rest.is_empty() {
+                rest.extend_from_slice(&first);
+            }
+            rest.extend_from_slice(&data);
+        }
+    }
+    if read > BODY_BYTES_MAX {
+        return Err(ApiStatus::request_entity_too_large(BODY_BYTES_MAX));
+    }
+    Ok(if rest.is_empty() {
+        first
+    } else {
+        rest.freeze()
+    })
+}

@@ -1,0 +1,167 @@
+//! The way from the API server to a node's kubelet: HTTPS to the address and port in the Node's status, with a client
+//! certificate of the cluster.
+//!
+//! One connection per request, since these are log streams and the like; nothing is kept between them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use cox_api::status::ApiStatus;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::body::{Body, BodyError};
+use crate::pki::Pki;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+const KUBELET_PORT: u16 = 10250;
+/// The order in which upstream tries a node's addresses.
+const ADDRESS_TYPES: [&str; 5] = [
+    "Hostname",
+    "InternalDNS",
+    "InternalIP",
+    "ExternalDNS",
+    "ExternalIP",
+];
+/// The user that kubelets see; upstream's RBAC policy lets it do what the API server does on nodes.
+const USER: &str = "kube-apiserver-kubelet-client";
+const GROUP: &str = "system:masters";
+
+/// Connects to kubelets.
+#[derive(Clone, Debug)]
+pub(crate) struct Kubelets {
+    tls: Arc<ClientConfig>,
+}
+
+/// Why there is no way to kubelets.
+#[derive(Debug, thiserror::Error)]
+pub enum KubeletTlsError {
+    /// The client certificate could not be issued.
+    #[error("the client certificate for kubelets cannot be issued")]
+    Issue(#[from] crate::pki::PkiError),
+    /// It, or the cluster CA, cannot be used.
+    #[error("the client certificate for kubelets cannot be used")]
+    Tls(#[from] rustls::Error),
+    /// It is not PEM.
+    #[error("the client certificate for kubelets cannot be read")]
+    Pem(#[from] rustls::pki_types::pem::Error),
+}
+
+impl Kubelets {
+    /// A client that trusts the cluster's CA and shows a certificate issued by it.
+    pub(crate) fn new(pki: &Pki) -> Result<Self, KubeletTlsError> {
+        let pair = pki.issue_client(USER, &[GROUP])?;
+        let mut roots = rustls::RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(pki.ca_pem().as_bytes()) {
+            roots.add(certificate?)?;
+        }
+        let chain = CertificateDer::pem_slice_iter(pair.certificate.as_bytes())
+            .collect::<Result<Vec<_>, _>>()?;
+        let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes())?;
+        let tls =
+            ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_protocol_versions(&[&rustls::version::TLS13])?
+                .with_root_certificates(roots)
+                .with_client_auth_cert(chain, key)?;
+        Ok(Kubelets { tls: Arc::new(tls) })
+    }
+
+    /// GETs a path from the kubelet of a node and passes the answer on as it comes.
+    pub(crate) async fn get(
+        &self,
+        node: &Value,
+        path_and_query: &str,
+    ) -> Result<Response<Body>, ApiStatus> {
+        let name = node["metadata"]["name"].as_str().unwrap_or_default();
+        let unreachable = |why: String| {
+            ApiStatus::internal(format!("Get \"https://{name}{path_and_query}\": {why}"))
+        };
+        let (host, port) = endpoint(node)
+            .ok_or_else(|| unreachable("the node has published no address".to_owned()))?;
+        let sent = async {
+            let mut sender = self.connect(&host, port).await?;
+            let request = Request::get(path_and_query)
+                .header(http::header::HOST, format!("{host}:{port}"))
+                .body(Empty::<Bytes>::new())?;
+            let response: Response<Incoming> =
+                tokio::time::timeout(ANSWER_TIMEOUT, sender.send_request(request)).await??;
+            Ok::<_, BodyError>(response)
+        };
+        let response = sent.await.map_err(|error| unreachable(error.to_string()))?;
+        Ok(response.map(|body| Body::Proxied(body.map_err(BodyError::from).boxed_unsync())))
+    }
+
+    async fn connect(
+        &self,
+        host: &str,
+        port: u16,
+    ) -> Result<hyper::client::conn::http1::SendRequest<Empty<Bytes>>, BodyError> {
+        let name = ServerName::try_from(host.to_owned())?;
+        let opened = async {
+            let tcp = TcpStream::connect((host, port)).await?;
+            TlsConnector::from(Arc::clone(&self.tls))
+                .connect(name, tcp)
+                .await
+        };
+        let stream = tokio::time::timeout(CONNECT_TIMEOUT, opened).await??;
+        let (sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        // Ends when the answer has been read or its body is dropped, which drops the sender's side.
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "Connection to a kubelet ended");
+            }
+        });
+        Ok(sender)
+    }
+}
+
+/// Where a node's kubelet listens.
+fn endpoint(node: &Value) -> Option<(String, u16)> {
+    let addresses = node["status"]["addresses"].as_array()?;
+    let of = |kind: &str| {
+        addresses
+            .iter()
+            .find(|one| one["type"] == kind)
+            .and_then(|one| one["address"].as_str())
+            .filter(|text| !text.is_empty())
+    };
+    // A host name only helps when something resolves it; IP addresses come first here, unlike upstream's default.
+    let host = of("InternalIP").or_else(|| ADDRESS_TYPES.iter().find_map(|kind| of(kind)))?;
+    let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"]
+        .as_u64()
+        .and_then(|port| u16::try_from(port).ok());
+    Some((
+        host.to_owned(),
+        port.filter(|port| *port != 0).unwrap_or(KUBELET_PORT),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_nodes_status_says_where_its_kubelet_is() {
+        let node = json!({"status": {
+            "addresses": [{"type": "Hostname", "address": "n"}, {"type": "InternalIP", "address": "127.0.0.1"}],
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": 41234}},
+        }});
+        assert_eq!(endpoint(&node), Some(("127.0.0.1".to_owned(), 41234)));
+        let named = json!({"status": {"addresses": [{"type": "Hostname", "address": "n"}]}});
+        assert_eq!(endpoint(&named), Some(("n".to_owned(), KUBELET_PORT)));
+        assert_eq!(endpoint(&json!({"status": {}})), None);
+    }
+}

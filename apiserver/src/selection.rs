@@ -1,0 +1,86 @@
+//! Which objects a list or watch wants: label and field selectors over the attributes that travel with each object.
+
+use cox_api::selector::{FieldRequirement, FieldSelector, LabelSelector};
+use cox_api::status::ApiStatus;
+use cox_store::Object;
+
+use crate::query::Query;
+use crate::refuse;
+use crate::registry::Entry;
+
+/// A parsed pair of selectors.
+#[derive(Debug, Default)]
+pub(crate) struct Selection {
+    labels: Option<LabelSelector>,
+    fields: Vec<FieldRequirement>,
+}
+
+impl Selection {
+    /// Reads the selectors of a request; refuses labels of fields that the resource does not index.
+    pub(crate) fn parse(entry: &Entry, query: &Query<'_>) -> Result<Self, ApiStatus> {
+        let labels = match query.label_selector.as_deref() {
+            Some(text) => Some(LabelSelector::parse(text).map_err(|error| {
+                refuse::bad_request(format!("unable to parse requirement: {error}"))
+            })?),
+            None => None,
+        };
+        let mut fields = Vec::new();
+        if let Some(text) = query.field_selector.as_deref() {
+            let parsed = FieldSelector::parse(text)
+                .map_err(|error| refuse::bad_request(error.to_string()))?;
+            for requirement in &parsed.requirements {
+                if !entry.fields.contains(&requirement.field.as_str()) {
+                    return Err(refuse::bad_request(format!(
+                        "field label not supported: {}",
+                        requirement.field
+                    )));
+                }
+            }
+            fields = parsed.requirements;
+        }
+        Ok(Selection { labels, fields })
+    }
+
+    /// Wants everything.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.labels.is_none() && self.fields.is_empty()
+    }
+
+    /// The one name that can match, if the selector says so.
+    pub(crate) fn name(&self) -> Option<&str> {
+        self.fields
+            .iter()
+            .find(|field| field.equal && field.field == "metadata.name")
+            .map(|field| field.value.as_str())
+    }
+
+    /// Wants this object.
+    pub(crate) fn matches(&self, object: &Object) -> bool {
+        self.fields
+            .iter()
+            .all(|field| (field_of(object, &field.field) == field.value) == field.equal)
+            && self.labels.as_ref().is_none_or(|selector| {
+                selector.matches(
+                    object
+                        .attrs
+                        .labels
+                        .iter()
+                        .map(|(key, value)| (key.as_ref(), value.as_ref())),
+                )
+            })
+    }
+}
+
+fn field_of<'a>(object: &'a Object, name: &str) -> &'a str {
+    let path = &object.key.path;
+    match name {
+        "metadata.name" => path.rsplit_once('/').map_or(&**path, |(_, name)| name),
+        "metadata.namespace" => path.rsplit_once('/').map_or("", |(namespace, _)| namespace),
+        _ => object
+            .attrs
+            .fields
+            .iter()
+            .find(|(key, _)| **key == *name)
+            .map_or("", |(_, value)| value),
+    }
+}

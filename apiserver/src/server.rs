@@ -1,0 +1,232 @@
+//! The server as a whole: start, the socket, in-process service, orderly stop.
+//!
+//! [`start`] binds, bootstraps and serves; [`ApiServer::service`] is the same API without a socket. Tasks: one that accepts, one
+//! per connection, one that sweeps expired Events. They end when the token given to [`start`] is cancelled: intake stops,
+//! watches are closed, requests in flight get [`DRAIN_TIMEOUT`].
+
+mod connection;
+mod local;
+mod sweep;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use cox_api::status::ApiStatus;
+use cox_store::Store;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::api::Api;
+use crate::auth::{Peer, UserInfo, aggregation};
+use crate::bootstrap;
+use crate::kubelet::{KubeletTlsError, Kubelets};
+use crate::pki::{Pki, PkiError};
+use crate::registry::{Clock, Registry};
+
+pub use local::LocalService;
+
+/// How long requests in flight may take to finish when the server stops.
+pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How the server is set up. [`Config::new`] has the usual values.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to listen; port 0 picks one.
+    pub listen: SocketAddr,
+    /// The cluster's keys.
+    pub pki: Arc<Pki>,
+    /// Where the server is reached from inside the cluster; where it listens unless said otherwise.
+    pub advertise: Option<SocketAddr>,
+    /// Further names and addresses for the serving certificate.
+    pub extra_sans: Vec<String>,
+    /// Bound for requests other than watches and streams.
+    pub request_timeout: Duration,
+    /// How long Events are kept.
+    pub event_ttl: Duration,
+}
+
+impl Config {
+    /// The usual values.
+    #[must_use]
+    pub fn new(listen: SocketAddr, pki: Arc<Pki>) -> Self {
+        let (request_timeout, event_ttl) = (Duration::from_secs(60), Duration::from_secs(60 * 60));
+        Config {
+            listen,
+            pki,
+            advertise: None,
+            extra_sans: Vec::new(),
+            request_timeout,
+            event_ttl,
+        }
+    }
+}
+
+/// What the server is given.
+#[derive(Clone)]
+pub struct Deps {
+    /// Opened with [`crate::registry::BuiltinIndexer`].
+    pub store: Store,
+    /// The time.
+    pub clock: Clock,
+}
+
+impl Deps {
+    /// The system's clock over a store.
+    #[must_use]
+    pub fn new(store: Store) -> Self {
+        Deps {
+            store,
+            clock: Arc::new(jiff::Timestamp::now),
+        }
+    }
+}
+
+impl std::fmt::Debug for Deps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Deps")
+            .field("store", &self.store)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why the server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address is taken.
+    #[error("{0} is in use by another program: choose another port (0 picks a free one)")]
+    AddressInUse(SocketAddr),
+    /// The address cannot be used.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The serving certificate is no good.
+    #[error("the serving certificate cannot be used")]
+    Pki(#[from] PkiError),
+    /// There is no way to kubelets.
+    #[error(transparent)]
+    Kubelets(#[from] KubeletTlsError),
+    /// What every cluster contains could not be written.
+    #[error("the cluster's first objects cannot be written")]
+    Bootstrap(#[source] ApiStatus),
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct ApiServer {
+    api: Arc<Api>,
+    addr: SocketAddr,
+    cancel: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// Binds, bootstraps and serves until `cancel` is cancelled.
+pub async fn start(
+    config: Config,
+    deps: Deps,
+    cancel: CancellationToken,
+) -> Result<ApiServer, StartError> {
+    let listener = bind(config.listen).await?;
+    let addr = listener.local_addr().map_err(|source| StartError::Listen {
+        address: config.listen,
+        source,
+    })?;
+    let tls = config.pki.server_config(&config.extra_sans)?;
+    let kubelets = Kubelets::new(&config.pki)?;
+    let registry = Registry::with_clock(deps.store, deps.clock);
+    let draining = cancel.child_token();
+    let api = Arc::new(Api::new(
+        registry,
+        &config.pki,
+        kubelets,
+        draining,
+        config.request_timeout,
+    ));
+    let advertise = config.advertise.unwrap_or(addr);
+    let settings = bootstrap::Settings {
+        advertise,
+        ca_pem: config.pki.ca_pem().to_owned(),
+    };
+    let tasks = TaskTracker::new();
+    tasks.spawn(connection::accept(
+        Arc::clone(&api),
+        listener,
+        tls,
+        cancel.clone(),
+        tasks.clone(),
+    ));
+    tasks.spawn(aggregation::run(
+        api.registry.store().clone(),
+        cancel.clone(),
+    ));
+    tasks.spawn(sweep::expire_events(
+        api.registry.clone(),
+        config.event_ttl,
+        cancel.clone(),
+    ));
+    let registry = &api.registry;
+    bootstrap::run(registry.store(), &settings, |write| async move {
+        registry.put(write.group, write.plural, write.object).await
+    })
+    .await
+    .map_err(StartError::Bootstrap)?;
+    api.ready.store(true, Ordering::Release);
+    Ok(ApiServer {
+        api,
+        addr,
+        cancel,
+        tasks,
+    })
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| {
+        if source.kind() == std::io::ErrorKind::AddrInUse {
+            StartError::AddressInUse(address)
+        } else {
+            StartError::Listen { address, source }
+        }
+    })
+}
+
+impl ApiServer {
+    /// Where it listens.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// The API without a socket, as `user`.
+    #[must_use]
+    pub fn service(&self, user: UserInfo) -> LocalService {
+        LocalService::new(Arc::clone(&self.api), Peer::Local(Arc::new(user)))
+    }
+
+    /// The objects behind the API.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.api.registry
+    }
+
+    /// Waits until the server has been cancelled and its tasks are done. The store is the caller's to close.
+    pub async fn stopped(self) {
+        self.cancel.cancelled().await;
+        self.tasks.close();
+        if tokio::time::timeout(DRAIN_TIMEOUT * 2, self.tasks.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                late = self.tasks.len(),
+                "Tasks of the API server did not end in time"
+            );
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Subresources that are more than an update of a part: scale, binding, eviction, logs, tokens; and the resources that are
+//! questions and never stored.
+
+mod binding;
+mod eviction;
+mod log;
+mod reviews;
+mod scale;
+
+use cox_api::status::ApiStatus;
+use http::Response;
+
+use crate::body::Body;
+use crate::call::Call;
+use crate::verbs::{patch, read, write};
+
+/// Answers a request for a subresource.
+pub(crate) async fn route(call: &mut Call<'_>) -> Result<Response<Body>, ApiStatus> {
+    match (call.sub_name(), call.info.verb) {
+        ("scale", "get") => scale::get(call),
+        ("scale", "update") => scale::update(call).await,
+        ("scale", "patch") => scale::patch(call).await,
+        ("binding", "create") => binding::create(call).await,
+        ("eviction", "create") => eviction::create(call).await,
+        ("token", "create") => reviews::create_token(call),
+        ("log", "get") => log::get(call).await,
+        ("exec" | "attach" | "portforward" | "proxy", _) => {
+            Err(ApiStatus::service_unavailable(format!(
+                "{} is not served by this version of the server",
+                call.sub_name()
+            )))
+        }
+        (_, "get") => read::get(call),
+        (_, "update") => write::update(call).await,
+        (_, "patch") => patch::patch(call).await,
+        _ => Err(ApiStatus::method_not_allowed()),
+    }
+}
+
+/// The resource is never stored: creating one asks a question or does something else.
+pub(crate) fn is_virtual(call: &Call<'_>) -> bool {
+    let resource = call.entry.resource;
+    matches!(
+        resource.group.as_str(),
+        "authentication.k8s.io" | "authorization.k8s.io"
+    ) || (resource.group.is_empty()
+        && matches!(resource.plural.as_str(), "bindings" | "componentstatuses"))
+}
+
+/// Answers a request for such a resource.
+pub(crate) async fn create_virtual(call: &mut Call<'_>) -> Result<Response<Body>, ApiStatus> {
+    match call.entry.resource.plural.as_str() {
+        "bindings" => binding::create(call).await,
+        // Upstream answers these from health checks of parts that this server does not have apart from itself.
+        "componentstatuses" if call.info.verb == "list" => read::list(call),
+        "componentstatuses" => read::get(call),
+        _ => reviews::create(call),
+    }
+}

@@ -1,0 +1,151 @@
+use super::*;
+
+const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io";
+const METADATA: &str = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io";
+const METADATA_LIST: &str = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io";
+
+#[tokio::test]
+async fn tables_are_made_for_objects_and_lists() {
+    let server = Server::with_namespace().await;
+    server.post(CONFIG_MAPS, &config_map("c")).await.ok(201);
+    for path in [CONFIG_MAPS.to_owned(), format!("{CONFIG_MAPS}/c")] {
+        let table = server.get_as(&path, TABLE).await.ok(200);
+        assert_eq!(
+            (table["kind"].as_str(), table["apiVersion"].as_str()),
+            (Some("Table"), Some("meta.k8s.io/v1"))
+        );
+        assert_eq!(
+            table["columnDefinitions"][0]["name"], "Name",
+            "case: {path}"
+        );
+        let row = table["rows"].as_array().unwrap().last().unwrap();
+        assert_eq!(row["cells"][0], "c", "case: {path}");
+        assert_eq!(row["object"]["kind"], "PartialObjectMetadata");
+        assert_eq!(row["object"]["metadata"]["name"], "c");
+        assert!(table["metadata"]["resourceVersion"].is_string());
+    }
+    let whole = server
+        .get_as(&format!("{CONFIG_MAPS}/c?includeObject=Object"), TABLE)
+        .await
+        .ok(200);
+    assert_eq!(whole["rows"][0]["object"]["data"]["k"], "v");
+    let none = server
+        .get_as(&format!("{CONFIG_MAPS}/c?includeObject=None"), TABLE)
+        .await
+        .ok(200);
+    assert_eq!(none["rows"][0]["object"], Value::Null);
+}
+
+#[tokio::test]
+async fn partial_metadata_has_nothing_but_metadata() {
+    let server = Server::with_namespace().await;
+    let created = server.post(CONFIG_MAPS, &config_map("c")).await.ok(201);
+    let one = server
+        .get_as(&format!("{CONFIG_MAPS}/c"), METADATA)
+        .await
+        .ok(200);
+    assert_eq!(
+        one,
+        json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": created["metadata"]})
+    );
+    let list = server.get_as(CONFIG_MAPS, METADATA_LIST).await.ok(200);
+    assert_eq!(list["kind"], "PartialObjectMetadataList");
+    assert_eq!(names(&list).last(), Some(&"c"));
+}
+
+#[tokio::test]
+async fn watches_speak_tables_and_metadata_too() {
+    let server = Server::with_namespace().await;
+    for (accept, kind) in [(TABLE, "Table"), (METADATA, "PartialObjectMetadata")] {
+        let request = Request::get(format!("{CONFIG_MAPS}?watch=true"))
+            .header("accept", accept)
+            .body(Full::default())
+            .unwrap();
+        let mut events = Events {
+            body: server.open(request).await.into_body(),
+            buffer: Vec::new(),
+        };
+        server
+            .post(CONFIG_MAPS, &json!({"metadata": {"generateName": "x-"}}))
+            .await
+            .ok(201);
+        assert_eq!(events.next().await.unwrap()["object"]["kind"], kind);
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_sent_is_not_acceptable() {
+    let server = Server::with_namespace().await;
+    let (code, reason, message) = server.get_as(CONFIG_MAPS, "text/html").await.failure();
+    assert_eq!((code, reason.as_str()), (406, "NotAcceptable"));
+    assert_eq!(
+        message,
+        "only the following media types are accepted: application/json"
+    );
+    let (code, reason, _) = server
+        .with_body("POST", CONFIG_MAPS, "image/png", "x")
+        .await
+        .failure();
+    assert_eq!((code, reason.as_str()), (415, "UnsupportedMediaType"));
+}
+
+#[tokio::test]
+async fn long_answers_are_compressed_when_asked() {
+    let server = Server::with_namespace().await;
+    let mut large = config_map("large");
+    large["data"]["k"] = "text ".repeat(60_000).into();
+    server.post(CONFIG_MAPS, &large).await.ok(201);
+    let ask = |path: String| {
+        Request::get(path)
+            .header("accept-encoding", "gzip")
+            .body(Full::default())
+            .unwrap()
+    };
+    for path in [format!("{CONFIG_MAPS}/large"), CONFIG_MAPS.to_owned()] {
+        let packed = server.send(ask(path.clone())).await;
+        assert_eq!(packed.headers["content-encoding"], "gzip", "case: {path}");
+        let plain: Value =
+            serde_json::from_reader(flate2::read::GzDecoder::new(&packed.body[..])).unwrap();
+        assert_eq!(plain, server.get(&path).await.ok(200), "case: {path}");
+    }
+    let short = server.send(ask("/api/v1/namespaces/a".to_owned())).await;
+    assert_eq!(short.headers.get("content-encoding"), None);
+}
+
+#[tokio::test]
+async fn events_are_one_resource_in_two_groups() {
+    let server = Server::with_namespace().await;
+    let event = json!({
+        "metadata": {"name": "e"}, "regarding": {"kind": "Pod", "name": "p", "namespace": "a"}, "note": "hello", "reason": "R",
+        "type": "Normal", "action": "Act", "reportingController": "c", "reportingInstance": "i",
+        "eventTime": "2026-01-01T00:00:00.000000Z",
+    });
+    let path = "/apis/events.k8s.io/v1/namespaces/a/events";
+    let created = server.post(path, &event).await.ok(201);
+    assert_eq!(
+        (created["apiVersion"].as_str(), created["note"].as_str()),
+        (Some("events.k8s.io/v1"), Some("hello"))
+    );
+    let core = server.get("/api/v1/namespaces/a/events/e").await.ok(200);
+    assert_eq!(
+        (core["apiVersion"].as_str(), core["message"].as_str()),
+        (Some("v1"), Some("hello"))
+    );
+    assert_eq!(core["involvedObject"]["name"], "p");
+    assert_eq!(
+        core["metadata"]["resourceVersion"],
+        created["metadata"]["resourceVersion"]
+    );
+    let list = server.get(path).await.ok(200);
+    assert_eq!(list["items"][0]["note"], "hello");
+    let of_pod = server
+        .get("/api/v1/namespaces/a/events?fieldSelector=involvedObject.name%3Dp")
+        .await
+        .ok(200);
+    assert_eq!(names(&of_pod), ["e"]);
+    let patched = server
+        .merge(&format!("{path}/e"), &json!({"note": "again"}))
+        .await
+        .ok(200);
+    assert_eq!(patched["note"], "again");
+}

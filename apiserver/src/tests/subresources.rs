@@ -1,0 +1,242 @@
+use super::*;
+
+const PODS: &str = "/api/v1/namespaces/a/pods";
+const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/a/deployments";
+
+async fn with_deployment() -> Server {
+    let server = Server::with_namespace().await;
+    let template = json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let spec =
+        json!({"replicas": 2, "selector": {"matchLabels": {"a": "b"}}, "template": template});
+    server
+        .post(
+            DEPLOYMENTS,
+            &json!({"metadata": {"name": "d"}, "spec": spec}),
+        )
+        .await
+        .ok(201);
+    server
+}
+
+#[tokio::test]
+async fn scale_reads_and_writes_the_replicas() {
+    let server = with_deployment().await;
+    let path = format!("{DEPLOYMENTS}/d/scale");
+    let scale = server.get(&path).await.ok(200);
+    assert_eq!(
+        (scale["kind"].as_str(), scale["apiVersion"].as_str()),
+        (Some("Scale"), Some("autoscaling/v1"))
+    );
+    assert_eq!(
+        (
+            scale["spec"]["replicas"].as_i64(),
+            scale["status"]["selector"].as_str()
+        ),
+        (Some(2), Some("a=b"))
+    );
+    let mut wanted = scale.clone();
+    wanted["spec"]["replicas"] = 3.into();
+    assert_eq!(
+        server.put(&path, &wanted).await.ok(200)["spec"]["replicas"],
+        3
+    );
+    assert_eq!(
+        server.put(&path, &wanted).await.failure().0,
+        409,
+        "the scale has the object's resourceVersion"
+    );
+    assert_eq!(
+        server
+            .merge(&path, &json!({"spec": {"replicas": 4}}))
+            .await
+            .ok(200)["spec"]["replicas"],
+        4
+    );
+    let deployment = server.get(&format!("{DEPLOYMENTS}/d")).await.ok(200);
+    assert_eq!(
+        (
+            deployment["spec"]["replicas"].as_i64(),
+            deployment["metadata"]["generation"].as_i64()
+        ),
+        (Some(4), Some(3))
+    );
+    assert_eq!(
+        server
+            .get(&format!("{DEPLOYMENTS}/x/scale"))
+            .await
+            .failure()
+            .0,
+        404
+    );
+}
+
+#[tokio::test]
+async fn a_pod_is_bound_once() {
+    let server = Server::with_namespace().await;
+    server.post(PODS, &pod("p")).await.ok(201);
+    let binding =
+        |node: &str| json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": node}});
+    let bound = server
+        .post(&format!("{PODS}/p/binding"), &binding("n"))
+        .await
+        .ok(201);
+    assert_eq!(
+        (bound["kind"].as_str(), bound["status"].as_str()),
+        (Some("Status"), Some("Success"))
+    );
+    let pod_now = server.get(&format!("{PODS}/p")).await.ok(200);
+    assert_eq!(pod_now["spec"]["nodeName"], "n");
+    let conditions = pod_now["status"]["conditions"].as_array().unwrap();
+    assert!(
+        conditions
+            .iter()
+            .any(|one| one["type"] == "PodScheduled" && one["status"] == "True")
+    );
+    let (code, _, message) = server
+        .post(&format!("{PODS}/p/binding"), &binding("m"))
+        .await
+        .failure();
+    assert_eq!(code, 409);
+    assert!(
+        message.contains("pod p is already assigned to node \"n\""),
+        "{message}"
+    );
+    server.post(PODS, &pod("q")).await.ok(201);
+    let other = json!({"metadata": {"name": "q"}, "target": {"name": "n"}});
+    server
+        .post("/api/v1/namespaces/a/bindings", &other)
+        .await
+        .ok(201);
+    assert_eq!(
+        server.get(&format!("{PODS}/q")).await.ok(200)["spec"]["nodeName"],
+        "n"
+    );
+}
+
+#[tokio::test]
+async fn evictions_respect_budgets() {
+    let server = Server::with_namespace().await;
+    let mut running = pod("p");
+    running["metadata"]["labels"] = json!({"app": "x"});
+    running["spec"]["nodeName"] = "n".into();
+    server.post(PODS, &running).await.ok(201);
+    server
+        .merge(
+            &format!("{PODS}/p/status"),
+            &json!({"status": {"phase": "Running"}}),
+        )
+        .await
+        .ok(200);
+    let budgets = "/apis/policy/v1/namespaces/a/poddisruptionbudgets";
+    let budget = json!({"metadata": {"name": "b"}, "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "x"}}}});
+    server.post(budgets, &budget).await.ok(201);
+    let eviction =
+        json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "p"}});
+    let path = format!("{PODS}/p/eviction");
+    let refused = server.post(&path, &eviction).await;
+    assert_eq!(
+        (refused.code, refused.failure().1.as_str()),
+        (429, "TooManyRequests")
+    );
+    assert_eq!(
+        refused.json()["details"]["causes"][0]["reason"],
+        "DisruptionBudget"
+    );
+    server.delete(&format!("{budgets}/b")).await.ok(200);
+    server.post(&path, &eviction).await.ok(201);
+    assert!(
+        server.get(&format!("{PODS}/p")).await.ok(200)["metadata"]["deletionTimestamp"].is_string()
+    );
+}
+
+#[tokio::test]
+async fn logs_say_why_there_are_none() {
+    let server = Server::with_namespace().await;
+    server.post(PODS, &pod("p")).await.ok(201);
+    let empty = server.get(&format!("{PODS}/p/log")).await;
+    assert_eq!((empty.code, empty.text().as_str()), (200, ""));
+    assert_eq!(
+        server
+            .get(&format!("{PODS}/p/log?container=x"))
+            .await
+            .failure()
+            .0,
+        400
+    );
+    assert_eq!(server.get(&format!("{PODS}/x/log")).await.failure().0, 404);
+    let mut placed = pod("q");
+    placed["spec"]["nodeName"] = "n".into();
+    server.post(PODS, &placed).await.ok(201);
+    assert_eq!(
+        server.get(&format!("{PODS}/q/log")).await.failure().2,
+        "nodes \"n\" not found"
+    );
+}
+
+#[tokio::test]
+async fn parts_of_pods_are_updated_apart() {
+    let server = Server::with_namespace().await;
+    let created = server.post(PODS, &pod("p")).await.ok(201);
+    let mut resized = created.clone();
+    resized["spec"]["containers"][0]["resources"] =
+        json!({"requests": {"cpu": "100m"}, "limits": {"cpu": "200m"}});
+    resized["spec"]["containers"][0]["image"] = "not-this-way".into();
+    let answer = server
+        .put(&format!("{PODS}/p/resize"), &resized)
+        .await
+        .ok(200);
+    assert_eq!(
+        answer["spec"]["containers"][0]["resources"]["requests"]["cpu"],
+        "100m"
+    );
+    assert_eq!(answer["spec"]["containers"][0]["image"], "i");
+    let mut debugged = answer.clone();
+    debugged["spec"]["ephemeralContainers"] = json!([{"name": "debug", "image": "d"}]);
+    let answer = server
+        .put(&format!("{PODS}/p/ephemeralcontainers"), &debugged)
+        .await
+        .ok(200);
+    assert_eq!(answer["spec"]["ephemeralContainers"][0]["name"], "debug");
+}
+
+#[tokio::test]
+async fn questions_about_permission_are_answered() {
+    let server = Server::with_namespace().await;
+    let review = json!({"spec": {"resourceAttributes": {"verb": "get", "resource": "pods", "namespace": "a"}}});
+    let answer = server
+        .post(
+            "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
+            &review,
+        )
+        .await
+        .ok(201);
+    assert_eq!(answer["status"]["allowed"], true);
+    let me = server
+        .post(
+            "/apis/authentication.k8s.io/v1/selfsubjectreviews",
+            &json!({}),
+        )
+        .await
+        .ok(201);
+    assert_eq!(me["status"]["userInfo"]["username"], "admin");
+    let account = json!({"metadata": {"name": "robot"}});
+    server
+        .post("/api/v1/namespaces/a/serviceaccounts", &account)
+        .await
+        .ok(201);
+    let token = server
+        .post(
+            "/api/v1/namespaces/a/serviceaccounts/robot/token",
+            &json!({"spec": {"audiences": []}}),
+        )
+        .await
+        .ok(201);
+    assert!(
+        token["status"]["token"]
+            .as_str()
+            .unwrap()
+            .split('.')
+            .count()
+            == 3
+    );
+}

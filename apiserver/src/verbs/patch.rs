@@ -1,0 +1,219 @@
+//! patch: JSON patch, merge patch, strategic merge patch and server-side apply.
+//!
+//! A patch that names no resourceVersion is tried again on the newest object when another write came between.
+
+use cox_api::codec::{self, Decoded};
+use cox_api::managed::{self, ApplyError, ApplyOptions};
+use cox_api::patch::{self, PatchError};
+use cox_api::status::ApiStatus;
+use http::{Response, StatusCode};
+use serde_json::Value;
+
+use crate::body::Body;
+use crate::call::{Call, FieldValidation};
+use crate::content::{self, PatchType};
+use crate::input::{self, Expected};
+use crate::refuse;
+use crate::registry::decode_stored;
+use crate::verbs::write::{self, Ownership, RACE_ATTEMPTS, WriteError};
+
+const OPTIONS: &str = "PatchOptions";
+
+/// PATCH of an object or of one of its parts.
+pub(crate) async fn patch(call: &mut Call<'_>) -> Result<Response<Body>, ApiStatus> {
+    let dry_run = call.dry_run(OPTIONS)?;
+    let validation = call.field_validation(OPTIONS)?;
+    let kind = content::patch_type(call.headers)?;
+    let body = Patch::read(call, kind, validation)?;
+    let entry = call.entry;
+    for _ in 0..RACE_ATTEMPTS {
+        let snapshot = call.api.registry.store().snapshot();
+        let Some(old) = snapshot.get(&entry.prefix, &entry.path(call.namespace(), call.info.name))
+        else {
+            return create_by_apply(call, &body, dry_run).await;
+        };
+        drop(snapshot);
+        let old_value = decode_stored(&old.json)?;
+        let served = entry.from_storage(old_value.clone());
+        let (new, ownership) = body.on(call, &served, validation)?;
+        let wanted = new["metadata"]["resourceVersion"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        let current = old.revision.0.to_string();
+        if !wanted.is_empty() && wanted != current {
+            return Err(refuse::modified(entry, call.info.name));
+        }
+        let new = entry.to_storage(new);
+        match write::change(call, &old, &old_value, new, dry_run, ownership).await {
+            Ok(outcome) => return write::respond(call, StatusCode::OK, outcome),
+            Err(WriteError::Refused(status)) => return Err(status),
+            Err(WriteError::Raced) if body.pins_revision() => {
+                return Err(refuse::modified(entry, call.info.name));
+            }
+            Err(WriteError::Raced) => {}
+        }
+    }
+    Err(refuse::modified(entry, call.info.name))
+}
+
+/// Apply makes what is not there; no other patch does, and no subresource.
+async fn create_by_apply(
+    call: &mut Call<'_>,
+    body: &Patch,
+    dry_run: bool,
+) -> Result<Response<Body>, ApiStatus> {
+    let Patch::Apply(applied) = body else {
+        return Err(refuse::not_found(call.entry, call.info.name));
+    };
+    if call.sub.is_some() {
+        return Err(refuse::not_found(call.entry, call.info.name));
+    }
+    if applied["metadata"]["uid"]
+        .as_str()
+        .is_some_and(|uid| !uid.is_empty())
+    {
+        let why =
+            "uid mismatch: the provided object specified uid but no existing object was found";
+        return Err(refuse::conflict(call.entry, call.info.name, why));
+    }
+    let merged = apply(call, None, applied)?;
+    let outcome = write::create_value(call, merged, dry_run, Ownership::Settled).await?;
+    write::respond(call, StatusCode::CREATED, outcome)
+}
+
+/// A parsed patch.
+enum Patch {
+    Json(Value),
+    Merge(Value),
+    Strategic(Value),
+    Apply(Value),
+}
+
+impl Patch {
+    fn read(
+        call: &mut Call<'_>,
+        kind: PatchType,
+        validation: FieldValidation,
+    ) -> Result<Self, ApiStatus> {
+        if kind != PatchType::Apply {
+            if call.query.force.is_some() {
+                return Err(refuse::option_forbidden(
+                    OPTIONS,
+                    "force",
+                    "may not be specified for non-apply patch",
+                ));
+            }
+            let value: Value = serde_json::from_slice(&call.body)
+                .map_err(|error| refuse::bad_request(format!("error decoding patch: {error}")))?;
+            return Ok(match kind {
+                PatchType::Json => Patch::Json(value),
+                PatchType::Merge => Patch::Merge(value),
+                PatchType::Strategic | PatchType::Apply => Patch::Strategic(value),
+            });
+        }
+        if call.query.field_manager.is_none() {
+            return Err(refuse::option_required(
+                OPTIONS,
+                "fieldManager",
+                "is required for apply patch",
+            ));
+        }
+        let expected = Expected::object(call);
+        let schema = call.api.registry.schema();
+        let decoded = codec::decode_applied_yaml(schema, expected.type_id, &call.body);
+        let Decoded {
+            mut value,
+            problems,
+        } = decoded.map_err(|error| input::decode_error(&call.body, expected, &error))?;
+        for field in ["apiVersion", "kind"] {
+            if value[field].as_str().is_none_or(str::is_empty) {
+                return Err(refuse::bad_request(format!(
+                    "invalid object type: {field} must be set in an apply patch"
+                )));
+            }
+        }
+        input::complete_type(&mut value, expected)?;
+        input::judge(call, validation, expected, &problems)?;
+        write::check_names(call, &mut value)?;
+        Ok(Patch::Apply(value))
+    }
+
+    /// The patched object, in the served version, and whether its owners are settled.
+    fn on(
+        &self,
+        call: &mut Call<'_>,
+        old: &Value,
+        validation: FieldValidation,
+    ) -> Result<(Value, Ownership), ApiStatus> {
+        let expected = Expected::object(call);
+        let schema = call.api.registry.schema();
+        let patched = match self {
+            Patch::Apply(applied) => {
+                return Ok((apply(call, Some(old), applied)?, Ownership::Settled));
+            }
+            Patch::Json(operations) => patch::json_patch(old, operations),
+            Patch::Merge(change) => patch::merge_patch(old, change),
+            Patch::Strategic(change) => {
+                patch::strategic_merge(schema, expected.type_id, old, change)
+            }
+        }
+        .map_err(|error| patch_error(call, &error))?;
+        let Decoded {
+            mut value,
+            problems,
+        } = codec::canonicalize(schema, expected.type_id, patched).map_err(|error| {
+            refuse::unprocessable(call.entry, call.info.name, &error.to_string())
+        })?;
+        input::complete_type(&mut value, expected)?;
+        input::judge(call, validation, expected, &problems)?;
+        write::check_names(call, &mut value)?;
+        Ok((value, Ownership::Record))
+    }
+
+    /// The patch itself says which revision it is for.
+    fn pins_revision(&self) -> bool {
+        match self {
+            Patch::Merge(value) | Patch::Strategic(value) | Patch::Apply(value) => {
+                value["metadata"]["resourceVersion"]
+                    .as_str()
+                    .is_some_and(|text| !text.is_empty())
+            }
+            Patch::Json(operations) => operations
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|operation| operation["path"].as_str() == Some("/metadata/resourceVersion")),
+        }
+    }
+}
+
+/// Merges a configuration, and completes the outcome: the configuration itself has no zero values, the object must.
+pub(crate) fn apply(
+    call: &Call<'_>,
+    live: Option<&Value>,
+    applied: &Value,
+) -> Result<Value, ApiStatus> {
+    let manager = call.manager();
+    let options = ApplyOptions {
+        writer: write::writer(call, &manager),
+        force: call.query.force.unwrap_or(false),
+    };
+    let schema = call.api.registry.schema();
+    let type_id = call.entry.resource.type_id;
+    let merged = managed::apply(schema, type_id, live, applied, &options).map_err(|error| {
+        if let ApplyError::Conflicts(conflicts) = &error {
+            refuse::apply_conflicts(&error.to_string(), conflicts)
+        } else {
+            refuse::bad_request(error.to_string())
+        }
+    })?;
+    let decoded = codec::canonicalize(schema, type_id, merged);
+    Ok(decoded
+        .map_err(|error| refuse::bad_request(error.to_string()))?
+        .value)
+}
+
+fn patch_error(call: &Call<'_>, error: &PatchError) -> ApiStatus {
+    refuse::patch(call.entry, call.info.name, error)
+}

@@ -1,0 +1,339 @@
+//! get and list.
+//!
+//! Both read a snapshot of the store and send stored bytes. A list that is cut by `limit` keeps its snapshot for the next page
+//! (bounded by the store), so all pages show one revision.
+
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use cox_api::status::ApiStatus;
+use cox_store::{Object, Revision, Snapshot};
+use http::{Response, StatusCode};
+use serde::{Deserialize, Serialize};
+
+use crate::body::{Body, Item, ListBody};
+use crate::call::Call;
+use crate::content::Form;
+use crate::refuse;
+use crate::render;
+use crate::selection::Selection;
+
+/// Answers one object.
+pub(crate) fn get(call: &Call<'_>) -> Result<Response<Body>, ApiStatus> {
+    let snapshot = call.api.registry.store().snapshot();
+    if let Some(wanted) = call.query.resource_version.as_deref() {
+        check_not_in_future(&snapshot, revision(wanted)?)?;
+    }
+    let object = find(call, &snapshot)?;
+    render::object(call, StatusCode::OK, &object)
+}
+
+/// The object that the request names.
+pub(crate) fn find(call: &Call<'_>, snapshot: &Snapshot) -> Result<Arc<Object>, ApiStatus> {
+    let path = call.entry.path(call.namespace(), call.info.name);
+    snapshot
+        .get(&call.entry.prefix, &path)
+        .ok_or_else(|| refuse::not_found(call.entry, call.info.name))
+}
+
+/// Answers a collection.
+pub(crate) fn list(call: &Call<'_>) -> Result<Response<Body>, ApiStatus> {
+    let selection = Selection::parse(call.entry, call.query)?;
+    let page = Page::read(call, &selection)?;
+    let body = match call.form {
+        Form::Object => list_body(call, page)?,
+        Form::Metadata(version) => {
+            let items: Result<Vec<Item>, ApiStatus> = page
+                .objects
+                .iter()
+                .map(|object| render::metadata_bytes(object, version).map(Item::Made))
+                .collect();
+            let head = list_head(
+                "PartialObjectMetadataList",
+                &format!("meta.k8s.io/{version}"),
+                &page,
+                "items",
+            );
+            Body::List(Box::new(ListBody::new(head, items?)))
+        }
+        Form::Table(version) => table_body(call, &page, version)?,
+    };
+    Ok(render::json_response(StatusCode::OK, body))
+}
+
+fn list_body(call: &Call<'_>, page: Page) -> Result<Body, ApiStatus> {
+    let head = list_head(
+        &format!("{}List", call.entry.resource.kind),
+        &call.entry.api_version,
+        &page,
+        "items",
+    );
+    let items: Result<Vec<Item>, ApiStatus> = page
+        .objects
+        .into_iter()
+        .map(|object| {
+            if call.entry.serves_as_stored(&object.json) {
+                Ok(Item::Stored(object))
+            } else {
+                render::served(call.entry, &object).map(Item::Made)
+            }
+        })
+        .collect();
+    Ok(Body::List(Box::new(ListBody::new(head, items?))))
+}
+
+fn table_body(call: &Call<'_>, page: &Page, version: &str) -> Result<Body, ApiStatus> {
+    let include = render::include_object(call);
+    let mut rows = Vec::with_capacity(page.objects.len());
+    for object in &page.objects {
+        let value = render::decoded(call.entry, object)?;
+        let row = render::row(call.entry, &value, include, version, call.now);
+        rows.push(Item::Made(render::to_bytes(&row).into()));
+    }
+    let columns = render::to_bytes(&render::column_definitions(call.entry));
+    let mut head = list_head(
+        "Table",
+        &format!("meta.k8s.io/{version}"),
+        page,
+        "columnDefinitions",
+    );
+    head.pop();
+    head.extend_from_slice(&columns);
+    head.extend_from_slice(b",\"rows\":[");
+    Ok(Body::List(Box::new(ListBody::new(head, rows))))
+}
+
+/// The beginning of a list, up to and with the bracket that opens `field`.
+fn list_head(kind: &str, api_version: &str, page: &Page, field: &str) -> Vec<u8> {
+    let mut head = format!(
+        "{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",\"metadata\":{{\"resourceVersion\":\"{}\"",
+        page.revision
+    );
+    if let Some(token) = &page.next {
+        head.push_str(&format!(",\"continue\":\"{token}\""));
+    }
+    if let Some(count) = page.remaining {
+        head.push_str(&format!(",\"remainingItemCount\":{count}"));
+    }
+    head.push_str(&format!("}},\"{field}\":["));
+    head.into_bytes()
+}
+
+/// What a list answers.
+pub(crate) struct Page {
+    pub(crate) objects: Vec<Arc<Object>>,
+    pub(crate) revision: u64,
+    next: Option<String>,
+    remaining: Option<usize>,
+}
+
+impl Page {
+    /// Reads the page that the request asks for.
+    pub(crate) fn read(call: &Call<'_>, selection: &Selection) -> Result<Self, ApiStatus> {
+        let start = Start::find(call)?;
+        let entry = call.entry;
+        let prefix = entry.path_prefix(call.namespace());
+        let revision = start.snapshot.revision().0;
+        if let (Some(name), false) = (
+            selection.name(),
+            entry.resource.namespaced && call.namespace().is_empty(),
+        ) {
+            let found = start
+                .snapshot
+                .get(&entry.prefix, &entry.path(call.namespace(), name));
+            let objects = found
+                .into_iter()
+                .filter(|object| selection.matches(object))
+                .collect();
+            return Ok(Page {
+                objects,
+                revision,
+                next: None,
+                remaining: None,
+            });
+        }
+        let limit = call.query.limit;
+        let mut matching = start
+            .snapshot
+            .range(&entry.prefix, &prefix, start.after.as_deref())
+            .filter(|object| selection.is_empty() || selection.matches(object));
+        if limit == 0 {
+            let objects = matching.cloned().collect();
+            return Ok(Page {
+                objects,
+                revision,
+                next: None,
+                remaining: None,
+            });
+        }
+        let objects: Vec<Arc<Object>> = matching.by_ref().take(limit).cloned().collect();
+        let (mut next, mut remaining) = (None, None);
+        if matching.next().is_some()
+            && let Some(last) = objects.last()
+        {
+            next = Some(Token::new(revision, &last.key.path).encode());
+            // As upstream: known only when no selector hides how many of the rest match.
+            remaining = selection.is_empty().then(|| 1 + matching.count());
+            call.api.registry.store().retain(&start.snapshot);
+        }
+        Ok(Page {
+            objects,
+            revision,
+            next,
+            remaining,
+        })
+    }
+}
+
+/// Where a list begins: the state it shows and the path after which it goes on.
+struct Start {
+    snapshot: Snapshot,
+    after: Option<String>,
+}
+
+impl Start {
+    fn find(call: &Call<'_>) -> Result<Self, ApiStatus> {
+        let query = call.query;
+        let store = call.api.registry.store();
+        let latest = store.snapshot();
+        let wanted = query
+            .resource_version
+            .as_deref()
+            .map(revision)
+            .transpose()?;
+        if let Some(token) = query.continue_token.as_deref() {
+            if wanted.is_some_and(|wanted| wanted > 0) {
+                return Err(refuse::bad_request(
+                    "specifying resource version is not allowed when using continue".to_owned(),
+                ));
+            }
+            let token = Token::decode(token)?;
+            if token.rv < 0 {
+                return Ok(Start {
+                    snapshot: latest,
+                    after: Some(token.start),
+                });
+            }
+            return match store.snapshot_at(Revision(token.rv.unsigned_abs())) {
+                Ok(snapshot) => Ok(Start {
+                    snapshot,
+                    after: Some(token.start),
+                }),
+                Err(_) => Err(refuse::continue_expired(Token { rv: -1, ..token }.encode())),
+            };
+        }
+        match (query.resource_version_match.as_deref(), wanted) {
+            (None, None) => Ok(Start {
+                snapshot: latest,
+                after: None,
+            }),
+            (Some(_), None) => Err(refuse::option_forbidden(
+                "ListOptions",
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden unless resourceVersion is provided",
+            )),
+            (Some("Exact"), Some(0)) => Err(refuse::option_forbidden(
+                "ListOptions",
+                "resourceVersionMatch",
+                "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+            )),
+            (Some("Exact"), Some(wanted)) => exact(call, latest, wanted),
+            // Upstream's rule from before resourceVersionMatch: a limit makes a plain resourceVersion exact.
+            (None, Some(wanted)) if query.limit > 0 && wanted > 0 => exact(call, latest, wanted),
+            (None | Some("NotOlderThan"), Some(wanted)) => {
+                check_not_in_future(&latest, wanted)?;
+                Ok(Start {
+                    snapshot: latest,
+                    after: None,
+                })
+            }
+            (Some(other), Some(_)) => Err(refuse::option_unsupported(
+                "ListOptions",
+                "resourceVersionMatch",
+                other,
+                &["Exact", "NotOlderThan"],
+            )),
+        }
+    }
+}
+
+fn exact(call: &Call<'_>, latest: Snapshot, wanted: u64) -> Result<Start, ApiStatus> {
+    check_not_in_future(&latest, wanted)?;
+    match call.api.registry.store().snapshot_at(Revision(wanted)) {
+        Ok(snapshot) => Ok(Start {
+            snapshot,
+            after: None,
+        }),
+        Err(_) => Err(refuse::expired(&format!(
+            "The resourceVersion for the provided list is too old: {wanted}"
+        ))),
+    }
+}
+
+/// A resourceVersion that a client sent.
+pub(crate) fn revision(text: &str) -> Result<u64, ApiStatus> {
+    text.parse().map_err(|_| {
+        refuse::option_invalid("ListOptions", "resourceVersion", text, "must be a number")
+    })
+}
+
+/// Refuses revisions that were never given out (by this store).
+pub(crate) fn check_not_in_future(snapshot: &Snapshot, wanted: u64) -> Result<(), ApiStatus> {
+    let current = snapshot.revision().0;
+    if wanted > current {
+        Err(refuse::too_large_resource_version(wanted, current))
+    } else {
+        Ok(())
+    }
+}
+
+/// Where the next page begins; upstream's form, opaque to clients.
+#[derive(Serialize, Deserialize)]
+struct Token {
+    v: String,
+    /// -1: from the present state, with gaps.
+    rv: i64,
+    start: String,
+}
+
+impl Token {
+    fn new(revision: u64, after: &str) -> Self {
+        Token {
+            v: "meta.k8s.io/v1".to_owned(),
+            rv: i64::try_from(revision).unwrap_or(i64::MAX),
+            start: after.to_owned(),
+        }
+    }
+
+    fn encode(&self) -> String {
+        URL_SAFE_NO_PAD
+            .encode(serde_json::to_vec(self).expect("strings and numbers serialize into memory"))
+    }
+
+    fn decode(text: &str) -> Result<Self, ApiStatus> {
+        let bytes = URL_SAFE_NO_PAD.decode(text).ok();
+        let token = bytes.and_then(|bytes| serde_json::from_slice::<Token>(&bytes).ok());
+        token.filter(|token| token.v == "meta.k8s.io/v1").ok_or_else(|| {
+            refuse::bad_request("continue key is not valid: it must be the token of an earlier answer to the same list".to_owned())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn continue_tokens_are_read_back_and_forgeries_refused() {
+        let token = Token::decode(&Token::new(7, "ns/name").encode()).unwrap();
+        assert_eq!((token.rv, token.start.as_str()), (7, "ns/name"));
+        for bad in ["", "!", "e30", "eyJ2IjoieCJ9"] {
+            assert_eq!(
+                Token::decode(bad).err().map(|status| status.code),
+                Some(400),
+                "case: {bad}"
+            );
+        }
+    }
+}

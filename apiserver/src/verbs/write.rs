@@ -1,0 +1,524 @@
+//! create and update, and the way that every write goes: admission, strategy, validation, managed fields, one encoding, commit.
+
+use std::sync::Arc;
+
+use cox_api::managed::{self, Writer};
+use cox_api::status::ApiStatus;
+use cox_api::{defaults, strategy, validation};
+use cox_store::{CommitError, Object, Precondition};
+use http::{Response, StatusCode};
+use serde_json::{Map, Value};
+
+use crate::admission::{Operation, Request};
+use crate::body::Body;
+use crate::call::Call;
+use crate::input::{self, Expected};
+use crate::refuse;
+use crate::registry::{decode_stored, prepare};
+use crate::render;
+
+/// Attempts at a generated name before the client is told to try again.
+const NAME_ATTEMPTS: usize = 8;
+/// Attempts at a write without a precondition of its own while others write the same object.
+pub(crate) const RACE_ATTEMPTS: usize = 64;
+
+/// What a write came to.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// Committed, or found to change nothing.
+    Stored(Arc<Object>),
+    /// What would have been stored (in the stored version).
+    Dry(Value),
+}
+
+/// Why a write did not happen.
+#[derive(Debug)]
+pub(crate) enum WriteError {
+    /// Tell the client.
+    Refused(ApiStatus),
+    /// Somebody else wrote between read and commit; another attempt may succeed.
+    Raced,
+}
+
+impl From<ApiStatus> for WriteError {
+    fn from(status: ApiStatus) -> Self {
+        WriteError::Refused(status)
+    }
+}
+
+/// Whose fields a write makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ownership {
+    /// What changed belongs to the writer.
+    Record,
+    /// An apply has written the owners already.
+    Settled,
+}
+
+/// POST to a collection.
+pub(crate) async fn create(call: &mut Call<'_>) -> Result<Response<Body>, ApiStatus> {
+    let dry_run = call.dry_run("CreateOptions")?;
+    let value = input::decode(call, Expected::object(call), "CreateOptions")?;
+    let outcome = create_value(call, value, dry_run, Ownership::Record).await?;
+    respond(call, StatusCode::CREATED, outcome)
+}
+
+/// PUT of an object or of one of its parts.
+pub(crate) async fn update(call: &mut Call<'_>) -> Result<Response<Body>, ApiStatus> {
+    let dry_run = call.dry_run("UpdateOptions")?;
+    let value = input::decode(call, Expected::object(call), "UpdateOptions")?;
+    let (outcome, status) = update_value(call, value, dry_run).await?;
+    respond(call, status, outcome)
+}
+
+async fn update_value(
+    call: &mut Call<'_>,
+    mut value: Value,
+    dry_run: bool,
+) -> Result<(Outcome, StatusCode), ApiStatus> {
+    check_names(call, &mut value)?;
+    let entry = call.entry;
+    let wanted = value["metadata"]["resourceVersion"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    for _ in 0..RACE_ATTEMPTS {
+        let snapshot = call.api.registry.store().snapshot();
+        let path = entry.path(call.namespace(), call.info.name);
+        let Some(old) = snapshot.get(&entry.prefix, &path) else {
+            if entry.create_on_update && call.sub.is_none() && wanted.is_empty() {
+                let outcome = create_value(call, value, dry_run, Ownership::Record).await?;
+                return Ok((outcome, StatusCode::CREATED));
+            }
+            return Err(refuse::not_found(entry, call.info.name));
+        };
+        drop(snapshot);
+        if wanted.is_empty() {
+            if !entry.unconditional_update {
+                return Err(refuse::must_be_specified_for_update(entry, call.info.name));
+            }
+        } else if wanted != old.revision.0.to_string() {
+            return Err(refuse::modified(entry, call.info.name));
+        }
+        let new = entry.to_storage(value.clone());
+        let old_value = decode_stored(&old.json)?;
+        match change(call, &old, &old_value, new, dry_run, Ownership::Record).await {
+            Ok(outcome) => return Ok((outcome, StatusCode::OK)),
+            Err(WriteError::Refused(status)) => return Err(status),
+            Err(WriteError::Raced) if !wanted.is_empty() => {
+                return Err(refuse::modified(entry, call.info.name));
+            }
+            Err(WriteError::Raced) => {}
+        }
+    }
+    Err(refuse::modified(entry, call.info.name))
+}
+
+/// Name and namespace of the body must be those of the URL; absent ones are filled in.
+pub(crate) fn check_names(call: &Call<'_>, value: &mut Value) -> Result<(), ApiStatus> {
+    let url_name = call.info.name;
+    let namespace = call.namespace();
+    let metadata = prepare::metadata(value);
+    let name = metadata
+        .get("name")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    if name.is_empty() && !url_name.is_empty() {
+        metadata.insert("name".to_owned(), Value::from(url_name));
+    } else if !url_name.is_empty() && name != url_name {
+        return Err(refuse::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({url_name})"
+        )));
+    }
+    check_namespace(metadata, namespace)
+}
+
+fn check_namespace(metadata: &mut Map<String, Value>, namespace: &str) -> Result<(), ApiStatus> {
+    let given = metadata
+        .get("namespace")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    if given == namespace {
+        return Ok(());
+    }
+    if !given.is_empty() {
+        return Err(refuse::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request"
+                .to_owned(),
+        ));
+    }
+    metadata.insert("namespace".to_owned(), Value::from(namespace));
+    Ok(())
+}
+
+/// Creates an object that came in the version of the URL.
+pub(crate) async fn create_value(
+    call: &mut Call<'_>,
+    mut value: Value,
+    dry_run: bool,
+    ownership: Ownership,
+) -> Result<Outcome, ApiStatus> {
+    let entry = call.entry;
+    check_names(call, &mut value)?;
+    let metadata = prepare::metadata(&mut value);
+    if metadata
+        .get("resourceVersion")
+        .and_then(Value::as_str)
+        .is_some_and(|version| !version.is_empty())
+    {
+        return Err(refuse::bad_request(
+            "resourceVersion should not be set on objects to be created".to_owned(),
+        ));
+    }
+    let base = match (
+        metadata.get("name").and_then(Value::as_str),
+        metadata.get("generateName").and_then(Value::as_str),
+    ) {
+        (Some(name), _) if !name.is_empty() => None,
+        (_, Some(base)) if !base.is_empty() => Some(base.to_owned()),
+        // Validation says `name or generateName is required`.
+        _ => None,
+    };
+    let value = entry.to_storage(value);
+    let Some(base) = base else {
+        return create_named(call, value, dry_run, ownership)
+            .await
+            .map_err(|(status, _)| status);
+    };
+    for attempt in 1.. {
+        let mut named = value.clone();
+        prepare::metadata(&mut named).insert(
+            "name".to_owned(),
+            Value::from(prepare::generated_name(&base)),
+        );
+        match create_named(call, named, dry_run, ownership).await {
+            Err((_, true)) if attempt < NAME_ATTEMPTS => {}
+            Err((_, true)) => return Err(refuse::generated_name_taken(entry, &base)),
+            Err((status, false)) => return Err(status),
+            Ok(outcome) => return Ok(outcome),
+        }
+    }
+    Err(refuse::generated_name_taken(entry, &base))
+}
+
+/// The error says beside the status whether the name was taken.
+async fn create_named(
+    call: &mut Call<'_>,
+    value: Value,
+    dry_run: bool,
+    ownership: Ownership,
+) -> Result<Outcome, (ApiStatus, bool)> {
+    let entry = call.entry;
+    let refused = |status: ApiStatus| (status, false);
+    let value = prepare_new(call, value, dry_run, ownership)
+        .await
+        .map_err(refused)?;
+    let (namespace, name) = prepare::names(entry, &value);
+    let registry = &call.api.registry;
+    if dry_run {
+        let taken = registry
+            .store()
+            .snapshot()
+            .get(&entry.prefix, &entry.path(&namespace, &name))
+            .is_some();
+        return if taken {
+            Err((refuse::already_exists(entry, &name), true))
+        } else {
+            Ok(Outcome::Dry(value))
+        };
+    }
+    match registry
+        .commit_put(entry, &namespace, &name, &value, Precondition::Absent)
+        .await
+    {
+        Ok(object) => Ok(Outcome::Stored(object)),
+        Err(CommitError::Exists(_)) => Err((refuse::already_exists(entry, &name), true)),
+        Err(error) => Err(refused(refuse::commit(entry, &name, error))),
+    }
+}
+
+async fn prepare_new(
+    call: &mut Call<'_>,
+    mut value: Value,
+    dry_run: bool,
+    ownership: Ownership,
+) -> Result<Value, ApiStatus> {
+    let entry = call.entry;
+    defaults::apply(entry.storage, &mut value);
+    value = admit(call, Operation::Create, value, None, dry_run, Phase::Mutate).await?;
+    prepare::stamp_new(&mut value, call.now);
+    strategy::prepare_create(entry.storage, &mut value);
+    refuse::invalid_if(entry, &value, validation::create(entry.storage, &value))?;
+    value = admit(
+        call,
+        Operation::Create,
+        value,
+        None,
+        dry_run,
+        Phase::Validate,
+    )
+    .await?;
+    if ownership == Ownership::Record {
+        record(call, None, &mut value);
+    }
+    Ok(value)
+}
+
+/// Writes `new` (in the stored version) over `old`.
+pub(crate) async fn change(
+    call: &mut Call<'_>,
+    old: &Arc<Object>,
+    old_value: &Value,
+    mut new: Value,
+    dry_run: bool,
+    ownership: Ownership,
+) -> Result<Outcome, WriteError> {
+    let entry = call.entry;
+    let uid = new["metadata"]["uid"].as_str().unwrap_or_default();
+    let old_uid = old_value["metadata"]["uid"].as_str().unwrap_or_default();
+    if !uid.is_empty() && uid != old_uid {
+        let why = format!(
+            "Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}"
+        );
+        return Err(refuse::conflict(entry, call.info.name, &why).into());
+    }
+    prepare::carry_over(&mut new, old_value);
+    defaults::apply(entry.storage, &mut new);
+    new = admit(
+        call,
+        Operation::Update,
+        new,
+        Some(old_value),
+        dry_run,
+        Phase::Mutate,
+    )
+    .await?;
+    let new = part::prepare(call, new, old_value)?;
+    let mut new = admit(
+        call,
+        Operation::Update,
+        new,
+        Some(old_value),
+        dry_run,
+        Phase::Validate,
+    )
+    .await?;
+    if ownership == Ownership::Record {
+        record(call, Some(old_value), &mut new);
+    }
+    commit_change(call, old, old_value, new, dry_run).await
+}
+
+async fn commit_change(
+    call: &Call<'_>,
+    old: &Arc<Object>,
+    old_value: &Value,
+    new: Value,
+    dry_run: bool,
+) -> Result<Outcome, WriteError> {
+    let entry = call.entry;
+    let registry = &call.api.registry;
+    if dry_run {
+        return Ok(Outcome::Dry(new));
+    }
+    let (namespace, name) = prepare::names(entry, &new);
+    let at = Precondition::Revision(old.revision);
+    let committed = if ready_to_go(&new) {
+        registry.commit_delete(entry, &namespace, &name, at).await
+    } else if prepare::is_same(&new, old_value) {
+        return Ok(Outcome::Stored(Arc::clone(old)));
+    } else {
+        registry
+            .commit_put(entry, &namespace, &name, &new, at)
+            .await
+    };
+    match committed {
+        Ok(object) => Ok(Outcome::Stored(object)),
+        Err(CommitError::Conflict(_) | CommitError::NotFound(_)) => Err(WriteError::Raced),
+        Err(error) => Err(refuse::commit(entry, &name, error).into()),
+    }
+}
+
+/// The object was only waiting for its finalizers, and they are gone.
+fn ready_to_go(value: &Value) -> bool {
+    let metadata = &value["metadata"];
+    let none = |list: &Value| list.as_array().is_none_or(Vec::is_empty);
+    metadata["deletionTimestamp"].is_string()
+        && metadata["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
+        && none(&metadata["finalizers"])
+        && (value["kind"] != "Namespace" || none(&value["spec"]["finalizers"]))
+}
+
+/// Which of the two admission phases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Mutate,
+    Validate,
+}
+
+/// Takes an object through admission.
+pub(crate) async fn admit(
+    call: &Call<'_>,
+    operation: Operation,
+    object: Value,
+    old: Option<&Value>,
+    dry_run: bool,
+    phase: Phase,
+) -> Result<Value, ApiStatus> {
+    let name = object["metadata"]["name"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    let mut request = Request {
+        operation,
+        resource: call.entry.storage,
+        subresource: call.sub_name(),
+        namespace: call.namespace(),
+        name: &name,
+        object: Some(object),
+        old,
+        user: call.user,
+        dry_run,
+        options: None,
+    };
+    match phase {
+        Phase::Mutate => call.api.admission.mutate(&mut request).await?,
+        Phase::Validate => call.api.admission.validate(&request).await?,
+    }
+    Ok(request.object.unwrap_or_default())
+}
+
+fn record(call: &Call<'_>, old: Option<&Value>, new: &mut Value) {
+    let manager = call.manager();
+    let writer = writer(call, &manager);
+    managed::record_update(
+        call.api.registry.schema(),
+        call.entry.storage.type_id,
+        old,
+        new,
+        &writer,
+    );
+}
+
+/// Who writes, as managed fields know it.
+pub(crate) fn writer<'a>(call: &'a Call<'_>, manager: &'a str) -> Writer<'a> {
+    Writer {
+        manager,
+        subresource: call.sub_name(),
+        api_version: &call.entry.api_version,
+        now: call.now,
+    }
+}
+
+/// The answer to a write.
+pub(crate) fn respond(
+    call: &Call<'_>,
+    status: StatusCode,
+    outcome: Outcome,
+) -> Result<Response<Body>, ApiStatus> {
+    match outcome {
+        Outcome::Stored(object) => render::object(call, status, &object),
+        Outcome::Dry(value) => Ok(render::value(call, status, &call.entry.from_storage(value))),
+    }
+}
+
+mod part {
+    //! Which part of an object an update through a subresource may change, and the checks on it.
+
+    use super::{ApiStatus, Call, Value, refuse, strategy, validation};
+
+    /// Applies the strategy of the part and validates the outcome.
+    pub(super) fn prepare(
+        call: &Call<'_>,
+        mut new: Value,
+        old: &Value,
+    ) -> Result<Value, ApiStatus> {
+        let entry = call.entry;
+        let resource = entry.storage;
+        let errors = match call.sub_name() {
+            "" | "scale" => {
+                strategy::prepare_update(resource, &mut new, old);
+                validation::update(resource, &new, old)
+            }
+            "status" => {
+                strategy::prepare_status_update(resource, &mut new, old);
+                validation::update_status(resource, &new, old)
+            }
+            "finalize" => {
+                strategy::prepare_namespace_finalize(&mut new, old);
+                Vec::new()
+            }
+            "approval" => {
+                new = only(old, &new, &["status", "conditions"]);
+                validation::update_status(resource, &new, old)
+            }
+            "ephemeralcontainers" => {
+                strategy::prepare_ephemeral_containers_update(&mut new, old);
+                validation::update_ephemeral_containers(resource, &new, old)
+            }
+            "resize" => {
+                new = resized(old, &new);
+                bump_generation_if_changed(&mut new, old);
+                validation::create(resource, &new)
+            }
+            // Made by the server itself, with its own checks.
+            "binding" => Vec::new(),
+            other => {
+                return Err(refuse::internal(&format!(
+                    "no update through the subresource {other:?}"
+                )));
+            }
+        };
+        refuse::invalid_if(entry, &new, errors)?;
+        Ok(new)
+    }
+
+    /// `old` with the value at `path` from `new`.
+    fn only(old: &Value, new: &Value, path: &[&str; 2]) -> Value {
+        let mut merged = old.clone();
+        let part = &new[path[0]][path[1]];
+        if let Some(parent) = merged.as_object_mut().map(|object| {
+            object
+                .entry(path[0])
+                .or_insert_with(|| Value::Object(super::Map::new()))
+        }) {
+            if part.is_null() {
+                if let Some(parent) = parent.as_object_mut() {
+                    parent.remove(path[1]);
+                }
+            } else {
+                parent[path[1]] = part.clone();
+            }
+        }
+        merged
+    }
+
+    /// `old` with the resources of the containers of the same names from `new`.
+    fn resized(old: &Value, new: &Value) -> Value {
+        let mut merged = old.clone();
+        for list in ["containers", "initContainers"] {
+            let Some(containers) = merged["spec"].get_mut(list).and_then(Value::as_array_mut)
+            else {
+                continue;
+            };
+            let wanted = new["spec"][list].as_array();
+            for container in containers {
+                let same = wanted
+                    .into_iter()
+                    .flatten()
+                    .find(|one| one["name"] == container["name"]);
+                if let Some(resources) = same.and_then(|one| one.get("resources")) {
+                    container["resources"] = resources.clone();
+                }
+            }
+        }
+        merged
+    }
+
+    fn bump_generation_if_changed(new: &mut Value, old: &Value) {
+        if new["spec"] != old["spec"] {
+            new["metadata"]["generation"] =
+                (old["metadata"]["generation"].as_i64().unwrap_or(0) + 1).into();
+        }
+    }
+}

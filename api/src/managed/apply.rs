@@ -8,6 +8,7 @@ use super::set::FieldSet;
 use super::update::take_over;
 use super::walk::Scope;
 use super::{Writer, last_applied, set_managed_fields};
+use crate::codec;
 use crate::schema::{Schema, TypeId};
 use serde_json::Value;
 
@@ -107,7 +108,8 @@ fn conflict_message(conflicts: &[Conflict]) -> String {
     )
 }
 
-/// Merges a configuration into the live object and records the ownership. The answer equals `live` if nothing changed.
+/// Merges a configuration into the live object and records the ownership. The answer is in canonical form, and equal to `live`
+/// if nothing changed.
 ///
 /// `applied` must hold what the client wrote and nothing more: defaults or zero values in it would be owned.
 pub fn apply(
@@ -233,8 +235,22 @@ fn apply_once(
         entry.replace_set(left);
     }
     own(&mut managed, owner, set, writer);
+    let mut merged = canonical(scope, merged)?;
     set_managed_fields(&mut merged, managed.write());
     Ok(merged)
+}
+
+/// A configuration may spell out what the canonical form leaves out, and leave out what it spells out.
+fn canonical(scope: Scope<'_>, merged: Value) -> Result<Value, ApplyError> {
+    let object = object_text(&merged);
+    match codec::canonicalize(scope.schema, scope.type_id, merged) {
+        Ok(decoded) => Ok(decoded.value),
+        Err(error) => Err(ApplyError::Unmergeable {
+            object,
+            path: String::new(),
+            what: error.to_string(),
+        }),
+    }
 }
 
 /// The stored entries. An object that nobody tracked so far belongs as a whole to a manager of its own, so that the first apply

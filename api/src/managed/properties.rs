@@ -146,18 +146,21 @@ proptest! {
     #[test]
     fn histories_keep_the_books(history in any_history()) {
         let mut live: Option<Value> = None;
+        let mut written = FieldSet::new();
         for (at, write) in history.iter().enumerate() {
             let seconds = i64::try_from(at).unwrap();
             let Some(new) = perform(live.as_ref(), write, seconds) else { continue };
-            // Every field has an owner, and nobody owns what is not there. An object that nobody ever owned
-            // a field of is not tracked by updates.
-            let present = scope().field_set(&new).unwrap();
+            // Every field that somebody wrote has an owner, and nobody owns what is not there. An object that nobody
+            // ever owned a field of is not tracked by updates.
+            let named = scope().field_set(&new).unwrap();
+            written = written.union(&scope().field_set(&write.object).unwrap());
+            let since_zero = scope().compare(None, &new);
+            let not_zero = since_zero.added.union(&since_zero.modified);
             let all = owned(&new, None);
             if !all.is_empty() {
-                let orphans = present.difference(&all);
+                let orphans = named.intersection(&written).difference(&all);
                 prop_assert!(orphans.is_empty(), "no owner: {}", orphans.to_fields_v1());
-                let ghosts = all.difference(&scope().compare(None, &new).added.union(&present));
-                let ghosts = ghosts.difference(&scope().compare(None, &new).modified);
+                let ghosts = all.difference(&named.union(&not_zero));
                 prop_assert!(ghosts.is_empty(), "owned but gone: {}", ghosts.to_fields_v1());
             }
             if write.verb != Verb::Update {

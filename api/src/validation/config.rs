@@ -45,7 +45,8 @@ pub(super) fn config_map(map: &Node<'_>, errors: &mut Errors) {
         total += decoded_len(node.as_text());
     }
     if total > DATA_BYTES_MAX {
-        errors.push(FieldError::too_long("", DATA_BYTES_MAX));
+        // The object as a whole, as upstream writes that path.
+        errors.push(FieldError::too_long("[]", DATA_BYTES_MAX));
     }
 }
 

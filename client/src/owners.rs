@@ -102,7 +102,7 @@ mod tests {
 
     fn pod(controller: Option<&str>, deleting: bool) -> Pod {
         let mut pod = Pod::default();
-        pod.metadata.deletion_timestamp = deleting.then(|| Time(jiff::Timestamp::UNIX_EPOCH));
+        pod.metadata.deletion_timestamp = deleting.then_some(Time(jiff::Timestamp::UNIX_EPOCH));
         pod.metadata.owner_references = controller.map(|uid| {
             vec![OwnerReference {
                 uid: uid.to_owned(),
@@ -113,81 +113,38 @@ mod tests {
         pod
     }
 
+    /// The flags of a case: `mine` or `yours` for who controls the pod, `terminating` for the pod, `deleted` for the owner.
     #[test]
     fn claims() {
         let cases = [
+            ("ours and matching", "mine matches", Claim::Owned),
             (
-                "ours and matching",
-                Some("me"),
-                false,
-                false,
-                true,
+                "ours and terminating still counts",
+                "mine terminating matches",
                 Claim::Owned,
             ),
+            ("ours but no longer matching", "mine", Claim::Release),
             (
-                "ours, matching and terminating still counts",
-                Some("me"),
-                true,
-                false,
-                true,
-                Claim::Owned,
-            ),
-            (
-                "ours but no longer matching",
-                Some("me"),
-                false,
-                false,
-                false,
-                Claim::Release,
-            ),
-            (
-                "a deleted owner releases nothing: the garbage collector decides",
-                Some("me"),
-                false,
-                true,
-                false,
+                "a deleted owner releases nothing",
+                "mine deleted",
                 Claim::Ignore,
             ),
-            ("another's", Some("you"), false, false, true, Claim::Ignore),
-            (
-                "an orphan that matches",
-                None,
-                false,
-                false,
-                true,
-                Claim::Adopt,
-            ),
-            (
-                "an orphan that does not match",
-                None,
-                false,
-                false,
-                false,
-                Claim::Ignore,
-            ),
-            (
-                "a terminating orphan",
-                None,
-                true,
-                false,
-                true,
-                Claim::Ignore,
-            ),
+            ("another's", "yours matches", Claim::Ignore),
+            ("an orphan that matches", "matches", Claim::Adopt),
+            ("an orphan that does not match", "", Claim::Ignore),
+            ("a terminating orphan", "terminating matches", Claim::Ignore),
             (
                 "a deleted owner adopts nothing",
-                None,
-                false,
-                true,
-                true,
+                "deleted matches",
                 Claim::Ignore,
             ),
         ];
-        for (name, controller, deleting, owner_deleting, matches, expected) in cases {
-            assert_eq!(
-                claim(&pod(controller, deleting), "me", owner_deleting, matches),
-                expected,
-                "case: {name}"
-            );
+        for (name, flags, expected) in cases {
+            let has = |flag: &str| flags.split(' ').any(|found| found == flag);
+            let controller = ["mine", "yours"].into_iter().find(|uid| has(uid));
+            let pod = pod(controller, has("terminating"));
+            let claim = claim(&pod, "mine", has("deleted"), has("matches"));
+            assert_eq!(claim, expected, "case: {name}");
         }
     }
 }

@@ -100,7 +100,7 @@ impl State {
             Method::GET => self
                 .objects
                 .get(path)
-                .map_or_else(|| failure(404, "NotFound"), |found| ok(found)),
+                .map_or_else(|| failure(404, "NotFound"), ok),
             Method::POST => {
                 let object: Value = serde_json::from_slice(body).unwrap();
                 let path = format!("{path}/{}", object["metadata"]["name"].as_str().unwrap());

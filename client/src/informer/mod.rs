@@ -46,10 +46,13 @@ pub struct Informers {
     inner: Arc<Inner>,
 }
 
+/// A kind and the field selector.
+type Selection = (TypeId, Option<Box<str>>);
+
 struct Inner {
     client: kube::Client,
     scope: TaskScope,
-    started: Mutex<HashMap<(TypeId, Option<Box<str>>), Box<dyn Any + Send + Sync>>>,
+    started: Mutex<HashMap<Selection, Box<dyn Any + Send + Sync>>>,
 }
 
 impl std::fmt::Debug for Informers {

@@ -94,7 +94,7 @@ impl<K: Key> Queue<K> {
             match turn {
                 Turn::Work(key) => {
                     // One wake-up may stand for several keys (delays that matured together).
-                    if self.len() > 0 {
+                    if !self.is_empty() {
                         self.inner.wake.notify_one();
                     }
                     return Lease {

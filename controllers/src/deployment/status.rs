@@ -219,24 +219,7 @@ fn progress(
         return None;
     }
     if has_progressed(view.deployment.status.as_ref(), status) || present.is_none() {
-        let (reason, message) = if present.is_none() {
-            (
-                "FoundNewReplicaSet",
-                format!(
-                    "Found new replica set \"{}\"",
-                    split.new.as_ref().map_or("", |set| sets::name(set))
-                ),
-            )
-        } else {
-            ("ReplicaSetUpdated", format!("{subject} is progressing."))
-        };
-        // Each step counts as life, so the update time moves even if status and reason stay.
-        let mut next = condition(PROGRESSING, "True", reason, message);
-        next.last_update_time = Some(Time(view.now));
-        let since = present
-            .filter(|present| present.status == "True")
-            .and_then(|present| present.last_transition_time);
-        next.last_transition_time = since.or(Some(Time(view.now)));
+        let next = sign_of_life(view, split, &subject, present);
         conditions::remove(conditions, PROGRESSING);
         conditions.push(next);
         return Some(deadline);
@@ -259,6 +242,31 @@ fn progress(
         view.now,
     );
     None
+}
+
+/// Each step counts as life, so the update time moves even if status and reason stay.
+fn sign_of_life(
+    view: &View<'_>,
+    split: &Split,
+    subject: &str,
+    present: Option<DeploymentCondition>,
+) -> DeploymentCondition {
+    let (reason, message) = if present.is_none() {
+        let name = split.new.as_ref().map_or("", |set| sets::name(set));
+        (
+            "FoundNewReplicaSet",
+            format!("Found new replica set \"{name}\""),
+        )
+    } else {
+        ("ReplicaSetUpdated", format!("{subject} is progressing."))
+    };
+    let mut next = condition(PROGRESSING, "True", reason, message);
+    next.last_update_time = Some(Time(view.now));
+    let since = present
+        .filter(|present| present.status == "True")
+        .and_then(|present| present.last_transition_time);
+    next.last_transition_time = since.or(Some(Time(view.now)));
+    next
 }
 
 /// More new pods, fewer old ones, or more that are ready or available than the published status says.

@@ -131,107 +131,76 @@ fn an_owner_in_another_namespace_is_as_good_as_absent() {
     assert_eq!(names(graph.start()), ["a"]);
 }
 
+/// A case's words: the owners in order, then what is known of the object itself.
+fn plan_of(words: &str) -> Step {
+    let mut owners = Vec::new();
+    let (mut has_dependents, mut foreground, mut finalizers) = (false, false, Finalizers::Neither);
+    for word in words.split_whitespace() {
+        let state = match word {
+            "solid" => OwnerState::Solid,
+            "waiting" => OwnerState::Waiting,
+            "absent" => OwnerState::Absent,
+            other => {
+                match other {
+                    "+dependents" => has_dependents = true,
+                    "+foreground-dependent" => foreground = true,
+                    "+orphan" => finalizers = Finalizers::Orphan,
+                    "+foreground" => finalizers = Finalizers::Foreground,
+                    unknown => panic!("unknown word {unknown}"),
+                }
+                continue;
+            }
+        };
+        owners.push((Uid::from(owners.len().to_string().as_str()), state));
+    }
+    plan(&owners, has_dependents, foreground, finalizers)
+}
+
 #[test]
 fn plan_table() {
-    use OwnerState::{Absent, Solid, Waiting};
-    let uid = |n: usize| Uid::from(n.to_string().as_str());
-    let cases: &[(&str, &[OwnerState], bool, bool, Finalizers, Step)] = &[
-        (
-            "nobody ever owned it",
-            &[],
-            false,
-            false,
-            Finalizers::Neither,
-            Step::Keep,
-        ),
-        (
-            "its owner is there",
-            &[Solid],
-            false,
-            false,
-            Finalizers::Neither,
-            Step::Keep,
-        ),
+    let drop = |uid: &str| Step::DropOwners(vec![uid.into()]);
+    let foreground = |unblock| Step::DeleteForeground { unblock };
+    let cases = [
+        ("nobody ever owned it", "", Step::Keep),
+        ("its owner is there", "solid", Step::Keep),
         (
             "its owner is gone",
-            &[Absent],
-            false,
-            false,
-            Finalizers::Neither,
+            "absent",
             Step::Delete(Policy::Background),
         ),
-        (
-            "one of two is gone",
-            &[Solid, Absent],
-            false,
-            false,
-            Finalizers::Neither,
-            Step::DropOwners(vec![uid(1)]),
-        ),
+        ("one of two is gone", "solid absent", drop("1")),
         (
             "one of two waits for it",
-            &[Waiting, Solid],
-            true,
-            false,
-            Finalizers::Neither,
-            Step::DropOwners(vec![uid(0)]),
+            "waiting solid +dependents",
+            drop("0"),
         ),
         (
-            "the owner waits and nothing depends on it",
-            &[Waiting],
-            false,
-            false,
-            Finalizers::Neither,
+            "the owner waits, nothing depends",
+            "waiting",
             Step::Delete(Policy::Background),
         ),
         (
-            "the owner waits and it has dependents",
-            &[Waiting],
-            true,
-            false,
-            Finalizers::Neither,
-            Step::DeleteForeground { unblock: false },
+            "the owner waits, others depend",
+            "waiting +dependents",
+            foreground(false),
         ),
         (
-            "the owner waits and there may be a circle",
-            &[Waiting, Absent],
-            true,
-            true,
-            Finalizers::Neither,
-            Step::DeleteForeground { unblock: true },
+            "there may be a circle",
+            "waiting absent +dependents +foreground-dependent",
+            foreground(true),
         ),
         (
-            "it wishes its dependents to be orphaned",
-            &[Absent],
-            true,
-            false,
-            Finalizers::Orphan,
+            "its dependents are to stay",
+            "absent +dependents +orphan",
             Step::Delete(Policy::Orphan),
         ),
         (
-            "it wishes its dependents to go first",
-            &[Absent],
-            true,
-            false,
-            Finalizers::Foreground,
+            "its dependents are to go first",
+            "absent +dependents +foreground",
             Step::Delete(Policy::Foreground),
         ),
     ];
-    for (name, owners, has_dependents, dependents_foreground, finalizers, expected) in cases {
-        let owners: Vec<_> = owners
-            .iter()
-            .enumerate()
-            .map(|(n, state)| (uid(n), *state))
-            .collect();
-        assert_eq!(
-            plan(
-                &owners,
-                *has_dependents,
-                *dependents_foreground,
-                *finalizers
-            ),
-            *expected,
-            "case: {name}"
-        );
+    for (name, words, expected) in cases {
+        assert_eq!(plan_of(words), expected, "case: {name}");
     }
 }

@@ -8,6 +8,9 @@ use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition};
 
 use super::content::Pass;
 
+/// Type, status, reason and message.
+type Fact = (&'static str, &'static str, &'static str, String);
+
 /// The conditions after a pass, the ones of before kept where nothing changed.
 pub(super) fn conditions(
     namespace: &Namespace,
@@ -15,12 +18,23 @@ pub(super) fn conditions(
     pass: &Pass,
     now: Timestamp,
 ) -> Vec<NamespaceCondition> {
+    let facts = match discovery {
+        // Nothing was looked at, so nothing else is known.
+        Some(error) => vec![undiscovered(error)],
+        None => vec![
+            discovered(),
+            parsed(),
+            content(pass),
+            remaining(pass),
+            finalizers(pass),
+        ],
+    };
     let mut list = namespace
         .status
         .clone()
         .and_then(|status| status.conditions)
         .unwrap_or_default();
-    let mut set = |kind: &str, status: &str, reason: &str, message: String| {
+    for (kind, status, reason, message) in facts {
         let condition = NamespaceCondition {
             type_: kind.to_owned(),
             status: status.to_owned(),
@@ -29,93 +43,100 @@ pub(super) fn conditions(
             last_transition_time: None,
         };
         conditions::set(&mut list, condition, now);
-    };
-    match discovery {
-        None => set(
-            "NamespaceDeletionDiscoveryFailure",
-            "False",
-            "ResourcesDiscovered",
-            "All resources successfully discovered".to_owned(),
-        ),
-        Some(error) => {
-            let message = format!("Discovery failed for some groups: {error}");
-            set(
-                "NamespaceDeletionDiscoveryFailure",
-                "True",
-                "DiscoveryFailed",
-                message,
-            );
-            // Nothing was looked at, so nothing else is known.
-            return list;
-        }
     }
-    set(
+    list
+}
+
+fn undiscovered(error: &kube::Error) -> Fact {
+    let message = format!("Discovery failed for some groups: {error}");
+    (
+        "NamespaceDeletionDiscoveryFailure",
+        "True",
+        "DiscoveryFailed",
+        message,
+    )
+}
+
+fn discovered() -> Fact {
+    let message = "All resources successfully discovered".to_owned();
+    (
+        "NamespaceDeletionDiscoveryFailure",
+        "False",
+        "ResourcesDiscovered",
+        message,
+    )
+}
+
+fn parsed() -> Fact {
+    let message = "All legacy kube types successfully parsed".to_owned();
+    (
         "NamespaceDeletionGroupVersionParsingFailure",
         "False",
         "ParsedGroupVersions",
-        "All legacy kube types successfully parsed".to_owned(),
-    );
+        message,
+    )
+}
+
+fn content(pass: &Pass) -> Fact {
     if pass.errors.is_empty() {
         let message = "All content successfully deleted, may be waiting on finalization".to_owned();
-        set(
+        return (
             "NamespaceDeletionContentFailure",
             "False",
             "ContentDeleted",
             message,
         );
-    } else {
-        let message = format!(
-            "Failed to delete all resource types, {} remaining: {}",
-            pass.errors.len(),
-            pass.errors.join(", ")
-        );
-        set(
-            "NamespaceDeletionContentFailure",
-            "True",
-            "ContentDeletionFailed",
-            message,
-        );
     }
+    let (failed, errors) = (pass.errors.len(), pass.errors.join(", "));
+    let message = format!("Failed to delete all resource types, {failed} remaining: {errors}");
+    (
+        "NamespaceDeletionContentFailure",
+        "True",
+        "ContentDeletionFailed",
+        message,
+    )
+}
+
+fn remaining(pass: &Pass) -> Fact {
     if pass.remaining.is_empty() {
-        set(
+        let message = "All content successfully removed".to_owned();
+        return (
             "NamespaceContentRemaining",
             "False",
             "ContentRemoved",
-            "All content successfully removed".to_owned(),
-        );
-    } else {
-        let message = format!(
-            "Some resources are remaining: {}",
-            counts(&pass.remaining, "has")
-        );
-        set(
-            "NamespaceContentRemaining",
-            "True",
-            "SomeResourcesRemain",
             message,
         );
     }
+    let message = format!(
+        "Some resources are remaining: {}",
+        counts(&pass.remaining, "has")
+    );
+    (
+        "NamespaceContentRemaining",
+        "True",
+        "SomeResourcesRemain",
+        message,
+    )
+}
+
+fn finalizers(pass: &Pass) -> Fact {
     if pass.finalizers.is_empty() {
         let message = "All content-preserving finalizers finished".to_owned();
-        set(
+        return (
             "NamespaceFinalizersRemaining",
             "False",
             "ContentHasNoFinalizers",
             message,
         );
-    } else {
-        let message = format!(
-            "Some content in the namespace has finalizers remaining: {}",
-            counts(&pass.finalizers, "in")
-        );
-        set(
-            "NamespaceFinalizersRemaining",
-            "True",
-            "SomeFinalizersRemain",
-            message,
-        );
     }
-    list
+    let counts = counts(&pass.finalizers, "in");
+    let message = format!("Some content in the namespace has finalizers remaining: {counts}");
+    (
+        "NamespaceFinalizersRemaining",
+        "True",
+        "SomeFinalizersRemain",
+        message,
+    )
 }
 
 fn counts(counts: &BTreeMap<String, usize>, verb: &str) -> String {

@@ -1,1 +1,28 @@
-//! placeholder
+//! The scheduler: gives Pods that have no node one.
+//!
+//! Watches: Pods and Nodes. Writes: the `binding` of Pods, their `PodScheduled` condition, Events. Two cycles as
+//! upstream's: the scheduling cycle decides for one Pod at a time over a snapshot that is kept current change by change
+//! ([`Core`], pure); the binding cycle carries decisions out, many at a time. A Pod is assumed on its node from the decision
+//! on, and forgotten there if the binding fails. Never: moves a Pod that has a node, touches Pods of other schedulers.
+
+mod cache;
+mod core;
+mod event;
+#[cfg(test)]
+mod fixture;
+pub mod framework;
+mod node_info;
+pub mod plugins;
+mod pod_info;
+mod queue;
+mod resources;
+mod run;
+mod schedule;
+
+pub use crate::core::{Core, Decision};
+pub use event::ClusterEvents;
+pub use node_info::{NodeFacts, NodeInfo, Usage};
+pub use pod_info::{HostPort, PodInfo};
+pub use queue::BackoffLimits;
+pub use resources::{Requests, Resources};
+pub use run::{Config, Deps, RunError, run};

@@ -1,0 +1,55 @@
+//! What happens in the cluster that can make an unschedulable Pod schedulable.
+
+use crate::node_info::NodeFacts;
+
+/// A set of kinds of events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClusterEvents(u8);
+
+impl ClusterEvents {
+    /// Nothing.
+    pub const NONE: Self = Self(0);
+    /// A node came.
+    pub const NODE_ADDED: Self = Self(1);
+    /// A node has more to give.
+    pub const NODE_ALLOCATABLE: Self = Self(1 << 1);
+    /// A node's labels changed.
+    pub const NODE_LABELS: Self = Self(1 << 2);
+    /// A node's taints changed, or it was uncordoned.
+    pub const NODE_TAINTS: Self = Self(1 << 3);
+    /// A Pod left its node.
+    pub const POD_LEFT: Self = Self(1 << 4);
+
+    /// Both sets.
+    #[must_use]
+    pub const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether something is in both sets.
+    #[must_use]
+    pub const fn meets(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// Whether there is nothing in the set.
+    #[must_use]
+    pub const fn is_none(self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// What a node's change can help with.
+pub(crate) fn of_node_change(old: &NodeFacts, new: &NodeFacts) -> ClusterEvents {
+    let mut events = ClusterEvents::NONE;
+    if old.labels() != new.labels() {
+        events = events.or(ClusterEvents::NODE_LABELS);
+    }
+    if old.taints() != new.taints() || (old.is_unschedulable() && !new.is_unschedulable()) {
+        events = events.or(ClusterEvents::NODE_TAINTS);
+    }
+    if old.allocatable != new.allocatable || old.pods_max != new.pods_max {
+        events = events.or(ClusterEvents::NODE_ALLOCATABLE);
+    }
+    events
+}

@@ -4,6 +4,7 @@
 //! bytes and errors in upstream's words. It never does I/O, never reads a clock and starts no task.
 
 pub mod codec;
+pub mod convert;
 pub mod defaults;
 pub mod managed;
 pub mod meta;

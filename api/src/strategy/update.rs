@@ -128,7 +128,7 @@ fn count_generation(resource: &Resource, new: &mut Value, old: &Value) {
 }
 
 fn bump_if_changed(new: &mut Value, old: &Value, changed: bool) {
-    let generation = meta::generation(old) + i64::from(changed);
+    let generation = meta::generation(old).saturating_add(i64::from(changed));
     meta::set(
         new,
         "generation",

@@ -324,11 +324,19 @@ impl fmt::Display for Quantity {
 
 impl Quantity {
     fn fmt_binary(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut value = div_away(self.nanos, ONE);
-        let mut at = 0;
+        let whole = div_away(self.nanos, ONE);
+        let (mut value, mut at) = (whole, 0);
         while at < 6 && value % 1024 == 0 {
             value /= 1024;
             at += 1;
+        }
+        if at == 0 {
+            // Without a suffix it reads as decimal, so it is written as decimal: what is stored stays what it is.
+            let decimal = Quantity {
+                nanos: whole * ONE,
+                format: Format::DecimalSi,
+            };
+            return decimal.fmt_decimal(f);
         }
         write!(f, "{value}{}", ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"][at])
     }
@@ -382,6 +390,7 @@ mod tests {
             ("1e-3", "1e-3"),
             ("123456", "123456"),
             ("1.3Ki", "1332"),
+            ("69.3350Ki", "71k"),
             ("1n", "1n"),
             ("0.1n", "1n"),
             ("-1.5", "-1500m"),

@@ -7,6 +7,7 @@
 
 mod encode;
 mod error;
+mod proto;
 mod scalar;
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,7 @@ mod walk;
 
 pub use encode::{Encoded, encode_stored};
 pub use error::{DecodeError, FieldProblem, ProblemKind, TypeError};
+pub use proto::decode_proto;
 
 use crate::schema::{Schema, TypeId};
 use serde_json::Value;

@@ -41,6 +41,7 @@ pub(crate) fn decode(
     let decoded = match format {
         Format::Json => codec::decode_json(schema, expected.type_id, &call.body),
         Format::Yaml => codec::decode_yaml(schema, expected.type_id, &call.body),
+        Format::Protobuf => codec::decode_proto(schema, expected.type_id, &call.body),
     };
     let Decoded {
         mut value,

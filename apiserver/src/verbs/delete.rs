@@ -213,6 +213,7 @@ impl Options {
         let decoded = match content::format(call.headers)? {
             Format::Json => codec::decode_json(schema, type_id, &call.body),
             Format::Yaml => codec::decode_yaml(schema, type_id, &call.body),
+            Format::Protobuf => codec::decode_proto(schema, type_id, &call.body),
         };
         let body = decoded
             .map_err(|error| refuse::bad_request(error.to_string()))?

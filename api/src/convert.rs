@@ -54,6 +54,9 @@ fn convert(resource: &Resource, object: &mut Value, to: To, api_version: String)
     let Some(fields) = object.as_object_mut() else {
         return;
     };
+    if fields.get("apiVersion").and_then(Value::as_str) == Some(&api_version) {
+        return;
+    }
     fields.insert("apiVersion".to_owned(), Value::String(api_version));
     let Some(convert) = conversion(resource) else {
         return;

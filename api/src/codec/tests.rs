@@ -172,6 +172,22 @@ fn yaml_is_read_as_upstream_reads_it() {
 }
 
 #[test]
+fn yaml_may_be_json() {
+    let with_tabs = "\t{\n\t\"metadata\": {\"name\": \"a\"}, \"spec\": {\"terminationGracePeriodSeconds\": 3.0}}";
+    let decoded = decode_yaml(builtin(), type_of("", "Pod"), with_tabs.as_bytes()).unwrap();
+    assert_eq!(decoded.value["spec"]["terminationGracePeriodSeconds"], 3);
+    let flow = "{metadata: {name: a}, spec: {hostname: b}}";
+    let decoded = decode_yaml(builtin(), type_of("", "Pod"), flow.as_bytes()).unwrap();
+    assert_eq!(
+        (
+            &decoded.value["metadata"]["name"],
+            &decoded.value["spec"]["hostname"]
+        ),
+        (&json!("a"), &json!("b"))
+    );
+}
+
+#[test]
 fn bombs_and_depth_are_refused() {
     let mut bomb = String::from("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n");
     for i in 1..12 {
@@ -242,7 +258,8 @@ fn filled_objects_round_trip() {
             (&plain, vec![]),
             "{kind}"
         );
-        let from_yaml = decode_yaml(builtin(), type_id, body.as_bytes()).unwrap();
+        let as_yaml = format!("# not JSON\n{body}");
+        let from_yaml = decode_yaml(builtin(), type_id, as_yaml.as_bytes()).unwrap();
         assert_eq!(
             (&from_yaml.value, problems(&from_yaml)),
             (&plain, vec![]),

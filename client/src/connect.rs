@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use http::HeaderValue;
+use http::header::USER_AGENT;
 use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use tower::{BoxError, Service, ServiceExt};
@@ -43,7 +45,23 @@ where
     B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
+    in_process_as(service, HeaderValue::from_static("cox"))
+}
+
+/// Like [`in_process`], with a User-Agent: the API server names the owner of fields in `managedFields` by it.
+pub fn in_process_as<S, B>(service: S, user_agent: HeaderValue) -> kube::Client
+where
+    S: Service<http::Request<Body>, Response = http::Response<B>> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<BoxError>,
+    B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
     let service = service
+        .map_request(move |mut request: http::Request<Body>| {
+            request.headers_mut().insert(USER_AGENT, user_agent.clone());
+            request
+        })
         .map_err(Into::<BoxError>::into)
         .map_future(|call| async move {
             match tokio::time::timeout(RESPONSE_HEAD_TIMEOUT, call).await {
@@ -83,6 +101,7 @@ mod tests {
                 request.uri().to_string(),
                 "/api/v1/namespaces/default/configmaps/x"
             );
+            assert_eq!(request.headers()[USER_AGENT], "cox");
             let body = r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"x"}}"#;
             Ok::<_, std::convert::Infallible>(http::Response::new(body.to_owned()))
         });

@@ -21,7 +21,7 @@ pub mod tasks;
 mod testing;
 
 pub use clock::{Clock, SystemClock, TestClock};
-pub use connect::{ConnectError, from_kubeconfig, in_process};
+pub use connect::{ConnectError, from_kubeconfig, in_process, in_process_as};
 pub use informer::{Cached, Change, Informer, Informers, Sink, Source, Subscription, reflect};
 
 /// Any error, as the runner and the controllers pass it around.

@@ -23,12 +23,13 @@ pub(super) enum Failure {
 }
 
 impl Controller {
-    /// Stops at the first failure and notes it in the plan's status.
+    /// Stops at the first failure and notes it in the plan's status. Returns the deployment as it is after that.
     pub(super) async fn carry_out(
         &self,
         deployment: &Deployment,
         plan: &mut Plan,
-    ) -> Option<Failure> {
+    ) -> (Deployment, Option<Failure>) {
+        let mut written = deployment.clone();
         for effect in std::mem::take(&mut plan.effects) {
             let result = match effect {
                 Effect::Create(set) => self.create(deployment, &set).await,
@@ -57,14 +58,17 @@ impl Controller {
                     .await
                 }
                 Effect::Delete(set) => self.delete(&set).await,
-                Effect::SetRevision(revision) => self.set_revision(deployment, &revision).await,
+                Effect::SetRevision(revision) => self
+                    .set_revision(deployment, &revision)
+                    .await
+                    .map(|now| written = now),
             };
             if let Err(failure) = result {
                 self.note(deployment, &failure, &mut plan.status);
-                return Some(failure);
+                return (written, Some(failure));
             }
         }
-        None
+        (written, None)
     }
 
     fn note(&self, deployment: &Deployment, failure: &Failure, status: &mut DeploymentStatus) {
@@ -164,18 +168,22 @@ impl Controller {
         }
     }
 
-    async fn set_revision(&self, deployment: &Deployment, revision: &str) -> Result<(), Failure> {
-        let patch = json!({ "metadata": { "uid": deployment.metadata.uid, "annotations": { REVISION: revision } } });
+    /// An update, not a patch: upstream's role for this controller grants no more. Returns what the server made of it.
+    async fn set_revision(
+        &self,
+        deployment: &Deployment,
+        revision: &str,
+    ) -> Result<Deployment, Failure> {
+        let mut next = deployment.clone();
+        let annotations = next.metadata.annotations.get_or_insert_default();
+        annotations.insert(REVISION.to_owned(), revision.to_owned());
         let name = deployment.metadata.name.as_deref().unwrap_or_default();
         let api = self
             .context
             .api::<Deployment>(deployment.metadata.namespace.as_deref().unwrap_or_default());
-        match api
-            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
-            .await
-        {
-            Ok(_) => Ok(()),
-            Err(error) if cox_client::is_not_found(&error) => Ok(()),
+        match api.replace(name, &PostParams::default(), &next).await {
+            Ok(written) => Ok(written),
+            Err(error) if cox_client::is_not_found(&error) => Ok(next),
             Err(source) => Err(Failure::Revision(source)),
         }
     }
@@ -203,17 +211,12 @@ impl Controller {
         let api = self
             .context
             .api::<Deployment>(deployment.metadata.namespace.as_deref().unwrap_or_default());
-        // A patch of the status alone: the revision annotation may just have moved the resourceVersion, and nobody else
-        // writes this. The uid keeps it from a deployment of the same name.
-        let mut value = json!(status);
-        for count in COUNTS {
-            if value.get(count).is_none() {
-                value[count] = serde_json::Value::Null;
-            }
-        }
-        let patch = json!({ "metadata": { "uid": deployment.metadata.uid }, "status": value });
+        let next = Deployment {
+            status: Some(status.clone()),
+            ..deployment.clone()
+        };
         match api
-            .patch_status(name, &PatchParams::default(), &Patch::Merge(patch))
+            .replace_status(name, &PostParams::default(), &next)
             .await
         {
             Err(error) if cox_client::is_not_found(&error) => Ok(()),
@@ -221,17 +224,6 @@ impl Controller {
         }
     }
 }
-
-/// Fields that a merge patch must remove when they are absent.
-const COUNTS: [&str; 7] = [
-    "replicas",
-    "updatedReplicas",
-    "readyReplicas",
-    "availableReplicas",
-    "unavailableReplicas",
-    "terminatingReplicas",
-    "conditions",
-];
 
 fn is_ours(set: &ReplicaSet, deployment: &Deployment) -> bool {
     let controlled = cox_client::owners::controller_of(set).map(|owner| &owner.uid)

@@ -125,8 +125,8 @@ impl Controller {
             now: self.context.clock.now(),
         };
         let mut plan = plan::plan(&view);
-        let failure = self.carry_out(&deployment, &mut plan).await;
-        if let Err(error) = self.publish(&deployment, &plan.status).await {
+        let (written, failure) = self.carry_out(&deployment, &mut plan).await;
+        if let Err(error) = self.publish(&written, &plan.status).await {
             return Verdict::Backoff(error.into());
         }
         match failure {

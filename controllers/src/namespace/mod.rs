@@ -13,9 +13,8 @@ use std::time::Duration;
 
 use cox_client::runner::{ObjectName, Verdict};
 use cox_client::{BoxError, Informer};
-use k8s_openapi::api::core::v1::{Namespace, Pod};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use serde_json::json;
+use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition, Pod};
+use kube::api::{DeleteParams, PostParams, Preconditions};
 
 use crate::context::{Context, Loop};
 use crate::discovery::Catalog;
@@ -145,45 +144,33 @@ impl Controller {
         }
     }
 
-    async fn mark_terminating(&self, live: Namespace) -> Result<Namespace, kube::Error> {
-        if live
-            .status
-            .as_ref()
-            .and_then(|status| status.phase.as_deref())
-            == Some("Terminating")
-        {
+    async fn mark_terminating(&self, mut live: Namespace) -> Result<Namespace, kube::Error> {
+        let status = live.status.get_or_insert_default();
+        if status.phase.as_deref() == Some("Terminating") {
             return Ok(live);
         }
-        self.patch_status(&live, json!({ "phase": "Terminating" }))
-            .await
+        status.phase = Some("Terminating".to_owned());
+        self.write_status(&live).await
     }
 
     async fn publish(
         &self,
-        live: Namespace,
-        conditions: Vec<k8s_openapi::api::core::v1::NamespaceCondition>,
+        mut live: Namespace,
+        conditions: Vec<NamespaceCondition>,
     ) -> Result<Namespace, kube::Error> {
-        let present = live
-            .status
-            .as_ref()
-            .and_then(|status| status.conditions.as_deref())
-            .unwrap_or_default();
-        if present == conditions {
+        let status = live.status.get_or_insert_default();
+        if status.conditions.as_deref().unwrap_or_default() == conditions {
             return Ok(live);
         }
-        self.patch_status(&live, json!({ "conditions": conditions }))
-            .await
+        status.conditions = Some(conditions);
+        self.write_status(&live).await
     }
 
-    async fn patch_status(
-        &self,
-        live: &Namespace,
-        status: serde_json::Value,
-    ) -> Result<Namespace, kube::Error> {
-        let patch = json!({ "metadata": { "uid": live.metadata.uid }, "status": status });
-        let name = live.metadata.name.as_deref().unwrap_or_default();
+    /// An update, not a patch: upstream's role for this controller grants no more.
+    async fn write_status(&self, namespace: &Namespace) -> Result<Namespace, kube::Error> {
+        let name = namespace.metadata.name.as_deref().unwrap_or_default();
         let api = self.context.cluster_api::<Namespace>();
-        api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch))
+        api.replace_status(name, &PostParams::default(), namespace)
             .await
     }
 

@@ -67,7 +67,7 @@ fn run(what: &str, nodes: usize, spec: &Value) {
 fn node(number: usize) -> Arc<Node> {
     let node = json!({
         "metadata": {"name": format!("node-{number}"), "labels": {
-            "kubernetes.io/hostname": format!("node-{number}"), "zone": if number % 2 == 0 { "a" } else { "b" }}},
+            "kubernetes.io/hostname": format!("node-{number}"), "zone": if number.is_multiple_of(2) { "a" } else { "b" }}},
         "status": {"allocatable": {"cpu": "100000", "memory": "100000Gi", "pods": "100000"}},
     });
     Arc::new(serde_json::from_value(node).expect("a node"))

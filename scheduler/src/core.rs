@@ -61,8 +61,10 @@ impl Core {
             self.queue.remove(&uid);
             self.cache.apply_pod(pod)
         } else if self.wants(pod) {
-            // One whose binding is under way waits for its outcome, not for a node.
-            if !self.cache.is_assumed(&uid) {
+            if self.cache.is_assumed(&uid) {
+                // Its binding is under way: should that fail, the new state is the one to try again with.
+                self.queue.refresh(pod);
+            } else {
                 self.queue.apply(pod, now);
             }
             ClusterEvents::NONE

@@ -83,6 +83,7 @@ fn a_bound_pod_keeps_its_place_and_frees_it_when_it_ends() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "one table of cases")]
 fn events_that_help_table() {
     type Event = fn(&mut Core);
     let cases: &[(&str, &str, &str, Event, &str)] = &[
@@ -97,7 +98,7 @@ fn events_that_help_table() {
             "a node that grows",
             "n cpu=1",
             "p cpu=2",
-            |core| core.node_applied(&node_object("n cpu=2"), at(5)),
+            |core| core.node_applied(&node_object("n cpu=3"), at(5)),
             "p->n",
         ),
         (

@@ -17,6 +17,8 @@ mod pod_info;
 mod queue;
 mod resources;
 mod run;
+#[cfg(test)]
+mod run_tests;
 mod schedule;
 
 pub use crate::core::{Core, Decision};

@@ -119,6 +119,14 @@ impl Queue {
         }
     }
 
+    /// Takes a new state of a Pod that is in flight; one that was not given back is not waited for any more.
+    pub(crate) fn refresh(&mut self, pod: &Arc<Pod>) {
+        let info = Arc::new(PodInfo::new(pod));
+        if let Some(queued) = self.pods.get_mut(&info.uid) {
+            queued.info = info;
+        }
+    }
+
     /// Forgets a Pod.
     pub(crate) fn remove(&mut self, uid: &str) {
         if let Some((uid, _)) = self.pods.get_key_value(uid) {

@@ -129,7 +129,8 @@ pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) -> Resul
     tokio::select! {
         // Dropping it aborts what is under way, which is what is wanted.
         () = cancel.cancelled() => Ok(()),
-        result = scheduler.work() => result,
+        // Informers that were told to stop together with us may be the first to do so.
+        result = scheduler.work() => if cancel.is_cancelled() { Ok(()) } else { result },
     }
 }
 

@@ -242,6 +242,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::type_complexity, reason = "one table of cases")]
     fn choose_table() {
         let cases: &[(&str, &str, &[&str], &[&str], &str)] = &[
             (

@@ -96,6 +96,7 @@ mod tests {
     use crate::fixture::{node_with, pod};
 
     #[test]
+    #[allow(clippy::too_many_lines, reason = "one table of cases")]
     fn filter_table() {
         let cases: &[(&str, &str, &str, &[&str], &str)] = &[
             ("it fits", "p cpu=1 mem=1Gi", "n cpu=2 mem=2Gi", &[], ""),

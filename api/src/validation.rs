@@ -11,9 +11,11 @@ mod container;
 mod env;
 mod error;
 mod meta;
+mod network;
 mod node;
 mod os;
 mod pod;
+mod policy;
 mod probe;
 mod rbac;
 mod resources;
@@ -101,6 +103,12 @@ fn body(resource: &Resource, object: &Node<'_>, errors: &mut Errors) {
             ("", "secrets") => config::secret,
             ("", "nodes") => cluster::node,
             ("", "namespaces") => cluster::namespace,
+            ("", "services") => network::service,
+            ("", "persistentvolumeclaims") => policy::claim,
+            ("networking.k8s.io", "networkpolicies") => network::network_policy,
+            ("policy", "poddisruptionbudgets") => policy::disruption_budget,
+            ("autoscaling", "horizontalpodautoscalers") => policy::autoscaler,
+            ("storage.k8s.io", "storageclasses") => policy::storage_class,
             ("", "serviceaccounts") => cluster::service_account,
             ("node.k8s.io", "runtimeclasses") => cluster::runtime_class,
             ("scheduling.k8s.io", "priorityclasses") => cluster::priority_class,
@@ -128,6 +136,7 @@ fn transition(resource: &Resource, new: &Node<'_>, old: &Node<'_>, errors: &mut 
             config::same_type(new, old, errors);
             config::frozen(new, old, errors);
         }
+        ("", "services") => network::service_update(new, old, errors),
         ("", "nodes") => cluster::node_update(new, old, errors),
         ("node.k8s.io", "runtimeclasses") => cluster::immutable("handler", new, old, errors),
         ("scheduling.k8s.io", "priorityclasses") => {

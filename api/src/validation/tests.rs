@@ -866,3 +866,161 @@ fn status_of_namespaces_and_deployments_is_checked() {
         );
     }
 }
+
+#[test]
+fn services_and_policies_are_checked() {
+    let services = resource("", "services");
+    let base =
+        json!({"metadata": {"name": "a", "namespace": "n"}, "spec": {"ports": [{"port": 80}]}});
+    check_create(
+        services,
+        &base,
+        &[
+            (
+                &[("/spec/ports", json!([]))],
+                &["spec.ports: Required value"],
+            ),
+            (
+                &[
+                    ("/spec/clusterIP", json!("None")),
+                    ("/spec/ports", json!([])),
+                ],
+                &[],
+            ),
+            (
+                &[("/spec/type", json!("x"))],
+                &[
+                    "spec.type: Unsupported value: \"x\": supported values: \"ClusterIP\", \"ExternalName\", \"LoadBalancer\", \"NodePort\"",
+                ],
+            ),
+            (
+                &[
+                    ("/spec/ports/0/port", json!(0)),
+                    ("/spec/ports/0/targetPort", json!(80)),
+                ],
+                &["spec.ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive"],
+            ),
+            (
+                &[("/spec/ports/-", json!({"port": 81, "name": "b"}))],
+                &["spec.ports[0].name: Required value"],
+            ),
+            (
+                &[("/spec/ports/0/nodePort", json!(30000))],
+                &["spec.ports[0].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'"],
+            ),
+            (
+                &[("/spec/type", json!("ExternalName"))],
+                &["spec.externalName: Required value"],
+            ),
+            (
+                &[("/metadata/name", json!("1a"))],
+                &[
+                    "metadata.name: Invalid value: \"1a\": a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character (e.g. 'my-name', or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')",
+                ],
+            ),
+        ],
+    );
+    let old = prepared(
+        services,
+        &with(
+            &base,
+            &[
+                ("/spec/clusterIP", json!("10.0.0.1")),
+                ("/spec/clusterIPs", json!(["10.0.0.1"])),
+            ],
+        ),
+    );
+    let new = with(
+        &old,
+        &[
+            ("/spec/clusterIP", json!("10.0.0.2")),
+            ("/spec/clusterIPs", json!(["10.0.0.2"])),
+        ],
+    );
+    assert_eq!(
+        texts(&update(services, &new, &old)),
+        ["spec.clusterIPs[0]: Invalid value: [\"10.0.0.2\"]: may not change once set"]
+    );
+    let policy = json!({"metadata": {"name": "a", "namespace": "n"}, "spec": {"podSelector": {}, "ingress": [{"from": [{"podSelector": {}}], "ports": [{"port": 80}]}]}});
+    check_create(
+        resource("networking.k8s.io", "networkpolicies"),
+        &policy,
+        &[
+            (
+                &[("/spec/ingress/0/from/0", json!({}))],
+                &["spec.ingress[0].from[0]: Required value: must specify a peer"],
+            ),
+            (
+                &[("/spec/ingress/0/from/0", json!({"ipBlock": {"cidr": "x"}}))],
+                &[
+                    "spec.ingress[0].from[0].ipBlock.cidr: Invalid value: \"x\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+                ],
+            ),
+            (
+                &[("/spec/ingress/0/ports/0/endPort", json!(79))],
+                &[
+                    "spec.ingress[0].ports[0].endPort: Invalid value: 79: must be greater than or equal to `port`",
+                ],
+            ),
+        ],
+    );
+}
+
+#[test]
+fn claims_budgets_and_autoscalers_are_checked() {
+    let claim = json!({"metadata": {"name": "a", "namespace": "n"}, "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
+    check_create(
+        resource("", "persistentvolumeclaims"),
+        &claim,
+        &[
+            (
+                &[("/spec/accessModes", json!([]))],
+                &["spec.accessModes: Required value: at least 1 access mode is required"],
+            ),
+            (
+                &[("/spec/resources", json!({}))],
+                &["spec.resources.requests[storage]: Required value"],
+            ),
+            (
+                &[("/spec/resources/requests/storage", json!("0"))],
+                &[
+                    "spec.resources.requests[storage]: Invalid value: \"0\": must be greater than zero",
+                ],
+            ),
+        ],
+    );
+    let budget = json!({"metadata": {"name": "a", "namespace": "n"}, "spec": {"minAvailable": 1}});
+    check_create(
+        resource("policy", "poddisruptionbudgets"),
+        &budget,
+        &[(
+            &[("/spec/maxUnavailable", json!(1))],
+            &[
+                "spec: Invalid value: {\"maxUnavailable\":1,\"minAvailable\":1}: minAvailable and maxUnavailable cannot be both set",
+            ],
+        )],
+    );
+    let scaler = json!({"metadata": {"name": "a", "namespace": "n"}, "spec": {"maxReplicas": 2, "scaleTargetRef": {"kind": "Deployment", "name": "d"}}});
+    check_create(
+        resource("autoscaling", "horizontalpodautoscalers"),
+        &scaler,
+        &[
+            (
+                &[("/spec/maxReplicas", json!(0))],
+                &["spec.maxReplicas: Invalid value: 0: must be greater than 0"],
+            ),
+            (
+                &[("/spec/scaleTargetRef/name", json!(""))],
+                &["spec.scaleTargetRef.name: Required value"],
+            ),
+        ],
+    );
+    check_create(
+        resource("storage.k8s.io", "storageclasses"),
+        &json!({"metadata": {"name": "a"}, "provisioner": "x/y"}),
+        &[(
+            &[("/provisioner", json!(""))],
+            &["provisioner: Required value"],
+        )],
+    );
+}

@@ -50,6 +50,8 @@ pub struct Dispatcher {
     left: Notify,
     /// The node stops: no Pod is started any more.
     stopping: AtomicBool,
+    /// All sources were read once: what the runtime runs beyond them is nobody's.
+    all_known: AtomicBool,
     /// Whether the runtime answers.
     runtime_up: watch::Sender<bool>,
 }
@@ -66,6 +68,7 @@ impl Dispatcher {
             scope: TaskScope::new("pod-workers", cancel),
             left: Notify::new(),
             stopping: AtomicBool::new(false),
+            all_known: AtomicBool::new(false),
             runtime_up: watch::Sender::new(false),
         })
     }
@@ -150,6 +153,9 @@ impl Dispatcher {
         let mut folder = tokio::time::interval(FOLDER_EVERY);
         folder.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut reported = HashSet::new();
+        // Before the API's side: what the folder wants must not look like an orphan.
+        folder.tick().await;
+        self.read_folder(&mut reported).await;
         loop {
             tokio::select! {
                 // A change is taken only when it is returned.
@@ -184,6 +190,7 @@ impl Dispatcher {
                 known.mailbox.put(|mail| mail.gone = true);
             }
         }
+        self.all_known.store(true, Ordering::Relaxed);
         self.clear_orphans();
     }
 
@@ -277,13 +284,15 @@ impl Dispatcher {
 
     /// Pods in the runtime that nobody wants: they get a worker that ends them.
     fn clear_orphans(self: &Arc<Self>) {
+        // A Pod that is in the cache and has no worker yet is about to get one.
+        let expected: HashSet<PodUid> = self.pods.list().iter().map(|pod| uid(pod)).collect();
         let orphans: Vec<(PodUid, FoundPod)> = {
             let found = self
                 .found
                 .lock()
                 .expect("no panic happens while this lock is held");
-            found
-                .iter()
+            let orphans = found.iter().filter(|(uid, _)| !expected.contains(uid));
+            orphans
                 .map(|(uid, pod)| (uid.clone(), pod.clone()))
                 .collect()
         };
@@ -400,7 +409,7 @@ impl Dispatcher {
             .found
             .lock()
             .expect("no panic happens while this lock is held") = listing;
-        if self.pods.is_synced() {
+        if self.all_known.load(Ordering::Relaxed) {
             self.clear_orphans();
         }
     }

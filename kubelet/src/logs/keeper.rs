@@ -1,4 +1,4 @@
-//! Looks after the logs of running containers: every ten seconds, rotates those that grew too large.
+//! Looks after the logs of running containers: every ten seconds (later with thousands of logs), rotates those that grew too large.
 
 use super::rotate::rotate;
 use crate::cri::client::CriError;
@@ -14,6 +14,9 @@ use tokio_util::sync::CancellationToken;
 /// How often sizes are looked at, as upstream.
 const EVERY: Duration = Duration::from_secs(10);
 
+/// Each log makes the next look come this much later, so that thousands of idle Pods cost nothing that shows.
+const PER_LOG: Duration = Duration::from_millis(10);
+
 /// Rotates logs.
 #[derive(Debug)]
 pub struct LogKeeper {
@@ -23,21 +26,23 @@ pub struct LogKeeper {
 impl LogKeeper {
     /// Rotates until cancelled.
     pub async fn run(self, cancel: CancellationToken) {
+        let mut wait = EVERY;
         loop {
             tokio::select! {
                 // A sleep that is dropped forgets nothing.
-                () = self.shared.clock.sleep(EVERY) => {}
+                () = self.shared.clock.sleep(wait) => {}
                 () = cancel.cancelled() => return,
             }
-            if let Err(error) = self.look().await {
-                tracing::debug!(%error, "Logs could not be looked at");
+            let logs = self.logs().await;
+            wait = EVERY + PER_LOG * u32::try_from(logs.len_all).unwrap_or(u32::MAX);
+            if let Err(error) = self.rotate(&logs.large).await {
+                tracing::debug!(%error, "Logs could not be rotated");
             }
         }
     }
 
-    /// Rotates what is too large now.
-    pub async fn look(&self) -> Result<(), CriError> {
-        let large = self.large_logs().await;
+    /// Rotates the given logs, if their containers are running.
+    async fn rotate(&self, large: &[PathBuf]) -> Result<(), CriError> {
         if large.is_empty() {
             return Ok(());
         }
@@ -93,8 +98,8 @@ impl LogKeeper {
         )
     }
 
-    /// Logs being written that are too large, from the file system alone: a quiet node asks the runtime nothing.
-    async fn large_logs(&self) -> Vec<PathBuf> {
+    /// Looks at the file system alone: a quiet node asks the runtime nothing.
+    async fn logs(&self) -> Logs {
         let (root, size_max) = (
             self.shared.config.log_dir.clone(),
             self.shared.config.log_size_max,
@@ -107,13 +112,26 @@ impl LogKeeper {
                     .flatten()
                     .map(|entry| entry.path())
             };
-            let logs = entries(root).flat_map(entries).flat_map(entries);
-            let is_large = |log: &PathBuf| {
-                log.extension().is_some_and(|extension| extension == "log")
-                    && std::fs::metadata(log).is_ok_and(|metadata| metadata.len() > size_max)
-            };
-            logs.filter(is_large).collect()
+            let mut logs = Logs::default();
+            for log in entries(root).flat_map(entries).flat_map(entries) {
+                if log.extension().is_some_and(|extension| extension == "log") {
+                    logs.len_all += 1;
+                    if std::fs::metadata(&log).is_ok_and(|metadata| metadata.len() > size_max) {
+                        logs.large.push(log);
+                    }
+                }
+            }
+            logs
         });
         found.await.unwrap_or_default()
     }
+}
+
+/// What a look at the log folder found.
+#[derive(Debug, Default)]
+struct Logs {
+    /// Logs that are written, not yet rotated ones.
+    len_all: usize,
+    /// Those that are too large.
+    large: Vec<PathBuf>,
 }

@@ -848,3 +848,163 @@ fn carrying_out_the_plan_ends_in_silence_from_any_beginning() {
         }
     }
 }
+
+/// A small generator of its own, so that a seed replays the same life on every machine.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % sides
+    }
+}
+
+/// Something that happens to a Pod without being asked for.
+fn misfortune(dice: &mut Dice, view: &mut PodView, history: &mut History, now: Timestamp) {
+    match dice.roll(6) {
+        0 | 1 => {
+            let code = i32::try_from(dice.roll(3)).unwrap();
+            if let Some(container) = view
+                .containers
+                .iter_mut()
+                .find(|container| container.is_running())
+            {
+                let exit = Exit {
+                    code,
+                    reason: String::new(),
+                    message: String::new(),
+                    started_at: None,
+                    finished_at: now,
+                };
+                container.state = ContainerPhase::Exited(exit);
+            }
+        }
+        2 => view
+            .sandboxes
+            .iter_mut()
+            .for_each(|sandbox| sandbox.ready = false),
+        3 => *view = PodView::default(),
+        4 => {
+            for history in history.containers.values_mut() {
+                let retry = Retry::after(None, "no".into(), now);
+                history.image = ImageState::Failed {
+                    reason: "ErrImagePull".into(),
+                    retry,
+                    failed_at: now,
+                };
+            }
+        }
+        _ => {
+            history.sandbox_failure = Some(Retry::after(
+                history.sandbox_failure.as_ref(),
+                "no".into(),
+                now,
+            ))
+        }
+    }
+}
+
+/// One life: misfortunes for a while, then peace. Steps get lost now and then, as after a crash.
+fn live(seed: u64) {
+    let mut dice = Dice(seed);
+    let specs = [
+        "Always | i s* | a b",
+        "OnFailure | s* i | a",
+        "Never | i | a b",
+        "Always || a",
+        "Never | s* | a",
+    ];
+    let pod = pod(specs[usize::try_from(dice.roll(specs.len() as u64)).unwrap()]);
+    let (mut view, mut history) = (PodView::default(), History::default());
+    let mut now = at(NOW);
+    let mut previous: Option<PodStatus> = None;
+    let node = crate::pod::status::NodeFacts {
+        host_ip: "10.0.0.1".into(),
+        runtime_name: "cox".into(),
+    };
+    let deleted_in_round = dice.roll(80);
+    for round in 0..600_u64 {
+        if round < 40 && dice.roll(4) == 0 {
+            misfortune(&mut dice, &mut view, &mut history, now);
+        }
+        if round == deleted_in_round && dice.roll(2) == 0 {
+            history.ending = Some(Ending {
+                cause: EndingCause::Deleted,
+                since: now,
+                grace_secs: 30,
+            });
+        }
+        let input = PlanInput {
+            pod: &pod,
+            view: &view,
+            history: &history,
+            previous: previous.as_ref(),
+            now,
+        };
+        let plan = plan_pod(input);
+        previous = Some(crate::pod::status::plan_status(input, &plan, &node));
+        if let Some(cause) = plan.end.clone() {
+            history.ending = Some(Ending {
+                cause,
+                since: now,
+                grace_secs: 30,
+            });
+            continue;
+        }
+        let is_quiet = round > 80 && plan.steps.is_empty() && plan.wake_at.is_none();
+        if is_quiet {
+            let again = PlanInput {
+                pod: &pod,
+                view: &view,
+                history: &history,
+                previous: previous.as_ref(),
+                now,
+            };
+            let plan = plan_pod(again);
+            assert!(
+                plan.steps.is_empty(),
+                "seed {seed}: not silent: {}",
+                show(&plan)
+            );
+            let status = crate::pod::status::plan_status(again, &plan, &node);
+            assert_eq!(
+                Some(status),
+                previous,
+                "seed {seed}: the status does not settle"
+            );
+            return;
+        }
+        for step in &plan.steps {
+            let is_lost = round < 40 && dice.roll(5) == 0;
+            // Two starts at the same time, or one without a sandbox, would be a mistake of the plan.
+            if !is_lost {
+                if let Step::StartContainer { container, .. } = step {
+                    let previous_end = view
+                        .latest(container)
+                        .and_then(|view| view.exit())
+                        .map(|exit| exit.finished_at);
+                    let history = history.containers.entry(container.clone()).or_default();
+                    if let Some(finished_at) = previous_end {
+                        history.restarts.advance(finished_at, now);
+                    }
+                }
+                apply(step, &mut view, &mut history, 143);
+            }
+        }
+        now = match plan.wake_at {
+            Some(at) if plan.steps.is_empty() => at.max(now),
+            _ => now.saturating_add(SignedDuration::from_secs(1)).unwrap(),
+        };
+    }
+    panic!("seed {seed} never becomes quiet");
+}
+
+#[test]
+fn after_any_misfortune_the_plan_becomes_silent() {
+    for seed in 0..2000 {
+        live(seed);
+    }
+}

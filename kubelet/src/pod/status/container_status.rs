@@ -24,7 +24,9 @@ pub(super) fn of(
         .and_then(|status| previous_container(status, &container.name));
     let wait = plan.waiting.get(&container.name);
     let (state, last_state) = match attempts.split_first() {
-        Some((latest, older)) => from_runtime(node, latest, older, wait, default_reason),
+        Some((latest, older)) => {
+            from_runtime(node, (*latest, older), previous, wait, default_reason)
+        }
         None => from_memory(input, container, previous, wait, default_reason),
     };
     let latest = attempts.first();
@@ -86,17 +88,18 @@ pub(super) fn of(
 /// State and last state of a container that the runtime knows.
 fn from_runtime(
     node: &NodeFacts,
-    latest: &ContainerView,
-    older: &[&ContainerView],
+    (latest, older): (&ContainerView, &[&ContainerView]),
+    previous: Option<&ContainerStatus>,
     wait: Option<&Waiting>,
     default_reason: &str,
 ) -> (ContainerState, Option<ContainerState>) {
-    let last = || {
+    let known = || {
         older
             .iter()
             .find_map(|view| ended(node, view))
             .map(terminated)
     };
+    let last = || known().or_else(|| remembered(previous?, latest.attempt));
     match &latest.state {
         ContainerPhase::Running { started_at } => {
             let running = ContainerStateRunning {
@@ -149,6 +152,22 @@ fn from_memory(
         Some(end) => (waiting(wait, default_reason), Some(terminated(end))),
         None => (waiting(wait, default_reason), previous.last_state.clone()),
     }
+}
+
+/// The end before the given attempt, from the published status: the runtime has forgotten the attempt.
+fn remembered(previous: &ContainerStatus, attempt: u32) -> Option<ContainerState> {
+    let is_same = u32::try_from(previous.restart_count) == Ok(attempt);
+    let state = previous.state.as_ref().filter(|_| !is_same);
+    if let Some(end) = state.and_then(|state| state.terminated.clone()) {
+        return Some(terminated(end));
+    }
+    if let Some(running) = state.and_then(|state| state.running.as_ref()) {
+        return Some(terminated(lost(previous, running)));
+    }
+    previous
+        .last_state
+        .clone()
+        .filter(|last| last.terminated.is_some())
 }
 
 /// It ran when last seen, and the runtime has forgotten it.

@@ -1,0 +1,487 @@
+//! The life of Pods through a real kubelet: a real API server on one side, a fake runtime on the other.
+
+#![allow(
+    clippy::tests_outside_test_module,
+    reason = "an integration test is a test module"
+)]
+
+mod support;
+
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Node};
+use kube::Api;
+use kube::api::{ListParams, LogParams, Patch, PatchParams, PostParams};
+use kube::runtime::wait::await_condition;
+use serde_json::json;
+use support::{Cluster, NODE, condition, eventually, is_ready, one, phase, waiting};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_runs_and_is_deleted() {
+    let cluster = Cluster::start().await;
+    let _node = cluster.kubelet();
+    cluster.create("p", one("stay")).await;
+    let pod = cluster.until("p", "ready", is_ready).await;
+    let status = pod.status.clone().unwrap();
+    assert_eq!(phase(&pod), "Running");
+    assert!(status.pod_ip.unwrap().starts_with("127.64.0."));
+    assert_eq!(status.host_ip.as_deref(), Some("127.0.0.1"));
+    assert_eq!(status.qos_class.as_deref(), Some("BestEffort"));
+    assert_eq!(condition(&pod, "PodScheduled").as_deref(), Some("True"));
+    let container = &status.container_statuses.unwrap()[0];
+    assert!(
+        container
+            .container_id
+            .as_ref()
+            .unwrap()
+            .starts_with("fake://c")
+    );
+    let annotations = {
+        let state = cluster.runtime.state.lock().unwrap();
+        state
+            .sandboxes
+            .values()
+            .next()
+            .unwrap()
+            .config
+            .annotations
+            .clone()
+    };
+    assert_eq!(annotations["coxswain.dev/pod-network"], "virtual");
+    cluster.delete("p").await;
+    cluster.until_gone("p").await;
+    assert_eq!(
+        cluster.runtime.calls(),
+        [
+            "pull stay",
+            "sandbox p",
+            "create a#0",
+            "start a#0",
+            "stop a",
+            "stop sandbox p",
+            "remove sandbox p"
+        ]
+    );
+    assert!(!cluster.volumes(&pod).exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_node_registers_and_is_ready() {
+    let cluster = Cluster::start().await;
+    let _node = cluster.kubelet();
+    let nodes: Api<Node> = Api::all(cluster.admin.clone());
+    let is_ready = |node: Option<&Node>| {
+        let conditions = node.and_then(|node| node.status.as_ref()?.conditions.as_ref());
+        conditions
+            .into_iter()
+            .flatten()
+            .any(|c| c.type_ == "Ready" && c.status == "True")
+    };
+    let node = await_condition(nodes, NODE, is_ready)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(node.metadata.labels.unwrap()["coxswain.dev/wasm"], "true");
+    assert_eq!(
+        node.spec.unwrap().pod_cidr.as_deref(),
+        Some("127.64.0.0/18")
+    );
+    let status = node.status.unwrap();
+    assert_eq!(
+        status.node_info.unwrap().container_runtime_version,
+        "fake://1"
+    );
+    let leases: Api<Lease> = Api::namespaced(cluster.admin.clone(), "kube-node-lease");
+    let held = |lease: Option<&Lease>| {
+        lease.and_then(|lease| lease.spec.as_ref()?.holder_identity.as_deref()) == Some(NODE)
+    };
+    await_condition(leases, NODE, held).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn init_containers_go_first_and_a_job_ends() {
+    let cluster = Cluster::start().await;
+    let _node = cluster.kubelet();
+    cluster
+        .create(
+            "job",
+            json!({
+                "restartPolicy": "Never",
+                "initContainers": [{"name": "i", "image": "exit-0", "imagePullPolicy": "IfNotPresent"},
+                    {"name": "s", "image": "stay", "imagePullPolicy": "IfNotPresent", "restartPolicy": "Always"}],
+                "containers": [{"name": "a", "image": "exit-0", "imagePullPolicy": "IfNotPresent"}]}),
+        )
+        .await;
+    let pod = cluster
+        .until("job", "finished", |pod| phase(pod) == "Succeeded")
+        .await;
+    assert_eq!(condition(&pod, "Ready").as_deref(), Some("False"));
+    let calls = cluster.runtime.calls();
+    let starts: Vec<_> = calls
+        .iter()
+        .filter(|call| call.starts_with("start"))
+        .collect();
+    assert_eq!(starts, ["start i#0", "start s#0", "start a#0"]);
+    let calls = || cluster.runtime.calls();
+    eventually("the sandbox is stopped", || {
+        calls()
+            .last()
+            .is_some_and(|call| call == "stop sandbox job")
+    })
+    .await;
+    assert!(
+        calls().contains(&"stop s".to_owned()),
+        "the sidecar ends with the work"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crashing_container_backs_off() {
+    let cluster = Cluster::start().await;
+    let _node = cluster.kubelet();
+    cluster.create("p", one("exit-3")).await;
+    let pod = cluster
+        .until("p", "backing off", |pod| waiting(pod) == "CrashLoopBackOff")
+        .await;
+    let container = pod.status.clone().unwrap().container_statuses.unwrap()[0].clone();
+    assert_eq!(container.restart_count, 1);
+    assert_eq!(
+        container.last_state.unwrap().terminated.unwrap().exit_code,
+        3
+    );
+    let events: Api<Event> = Api::namespaced(cluster.admin.clone(), "default");
+    let reasons = || async {
+        let list = events.list(&ListParams::default()).await.unwrap();
+        list.items
+            .into_iter()
+            .filter_map(|event| event.reason)
+            .collect::<Vec<_>>()
+    };
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+    loop {
+        let reasons = reasons().await;
+        if ["Pulled", "Created", "Started", "BackOff"]
+            .iter()
+            .all(|reason| reasons.iter().any(|r| r == reason))
+        {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{reasons:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_is_not_to_be_had_says_so() {
+    let cluster = Cluster::start().await;
+    let _node = cluster.kubelet();
+    cluster.create("p", one("missing")).await;
+    let pod = cluster
+        .until("p", "without an image", |pod| {
+            waiting(pod) == "ErrImagePull"
+        })
+        .await;
+    assert_eq!(phase(&pod), "Pending");
+    cluster
+        .until("p", "backing off", |pod| waiting(pod) == "ImagePullBackOff")
+        .await;
+    assert!(cluster.runtime.state.lock().unwrap().sandboxes.is_empty());
+    cluster.delete("p").await;
+    cluster.until_gone("p").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_hold_tokens_and_follow_config_maps() {
+    let cluster = Cluster::start().await;
+    let _node = cluster.kubelet();
+    let maps: Api<ConfigMap> = Api::namespaced(cluster.admin.clone(), "default");
+    let map = json!({"metadata": {"name": "m"}, "data": {"k": "old"}});
+    maps.create(
+        &PostParams::default(),
+        &serde_json::from_value(map).unwrap(),
+    )
+    .await
+    .unwrap();
+    let mut spec = one("stay");
+    spec["automountServiceAccountToken"] = json!(true);
+    spec["volumes"] = json!([{"name": "v", "configMap": {"name": "m"}}]);
+    spec["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
+    spec["containers"][0]["env"] = json!([{"name": "K", "valueFrom": {"configMapKeyRef": {"name": "m", "key": "k"}}},
+            {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]);
+    cluster.create("p", spec).await;
+    let pod = cluster.until("p", "ready", is_ready).await;
+    let file = cluster.volumes(&pod).join("kubernetes.io~configmap/v/k");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "old");
+    let token = std::fs::read_dir(cluster.volumes(&pod).join("kubernetes.io~projected"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        std::fs::read_to_string(token.path().join("token"))
+            .unwrap()
+            .split('.')
+            .count(),
+        3
+    );
+    assert!(
+        std::fs::read_to_string(token.path().join("ca.crt"))
+            .unwrap()
+            .contains("BEGIN CERTIFICATE")
+    );
+    let env: Vec<_> = {
+        let state = cluster.runtime.state.lock().unwrap();
+        let config = state.containers.values().next().unwrap().config.clone();
+        assert_eq!(config.mounts.len(), 2);
+        config
+            .envs
+            .into_iter()
+            .map(|e| format!("{}={}", e.key, String::from_utf8(e.value).unwrap()))
+            .collect()
+    };
+    assert!(env.contains(&"K=old".to_owned()), "{env:?}");
+    assert!(
+        env.contains(&format!("IP={}", pod.status.unwrap().pod_ip.unwrap())),
+        "{env:?}"
+    );
+    maps.patch(
+        "m",
+        &PatchParams::default(),
+        &Patch::Merge(json!({"data": {"k": "new"}})),
+    )
+    .await
+    .unwrap();
+    eventually("the file follows", || {
+        std::fs::read_to_string(&file).is_ok_and(|text| text == "new")
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_config_map_holds_the_pod_and_its_coming_frees_it() {
+    let cluster = Cluster::start().await;
+    let _node = cluster.kubelet();
+    let mut spec = one("stay");
+    spec["containers"][0]["envFrom"] = json!([{"configMapRef": {"name": "late"}}]);
+    cluster.create("p", spec).await;
+    cluster
+        .until("p", "waiting for its config", |pod| {
+            waiting(pod) == "CreateContainerConfigError"
+        })
+        .await;
+    let maps: Api<ConfigMap> = Api::namespaced(cluster.admin.clone(), "default");
+    let map = json!({"metadata": {"name": "late"}, "data": {"k": "v"}});
+    maps.create(
+        &PostParams::default(),
+        &serde_json::from_value(map).unwrap(),
+    )
+    .await
+    .unwrap();
+    cluster.until("p", "ready", is_ready).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_kubelet_adopts_what_runs_and_clears_orphans() {
+    let cluster = Cluster::start().await;
+    let node = cluster.kubelet();
+    cluster.create("keep", one("stay")).await;
+    cluster.create("orphan", one("stay")).await;
+    cluster.until("keep", "ready", is_ready).await;
+    let orphan = cluster.until("orphan", "ready", is_ready).await;
+    node.quit().await;
+    let forced = kube::api::DeleteParams {
+        grace_period_seconds: Some(0),
+        ..Default::default()
+    };
+    cluster.pods().delete("orphan", &forced).await.unwrap();
+    let before = cluster.runtime.calls().len();
+    let _node = cluster.kubelet();
+    let calls = || cluster.runtime.calls()[before..].to_vec();
+    eventually("the orphan is gone", || {
+        calls().contains(&"remove sandbox orphan".to_owned())
+    })
+    .await;
+    assert_eq!(
+        calls(),
+        ["stop a", "stop sandbox orphan", "remove sandbox orphan"],
+        "the other Pod is not touched"
+    );
+    assert_eq!(cluster.runtime.running(), ["a"]);
+    eventually("its folder is gone", || !cluster.volumes(&orphan).exists()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runtime_that_lost_everything_gets_its_pods_again() {
+    let mut cluster = Cluster::start().await;
+    let _node = cluster.kubelet();
+    cluster.create("p", one("stay")).await;
+    cluster.until("p", "ready", is_ready).await;
+    cluster.replace_runtime();
+    let restarted = |pod: &k8s_openapi::api::core::v1::Pod| {
+        is_ready(pod)
+            && pod
+                .status
+                .as_ref()
+                .unwrap()
+                .container_statuses
+                .as_ref()
+                .unwrap()[0]
+                .restart_count
+                == 1
+    };
+    let pod = cluster.until("p", "running again", restarted).await;
+    let container = pod.status.unwrap().container_statuses.unwrap()[0].clone();
+    assert_eq!(
+        container
+            .last_state
+            .unwrap()
+            .terminated
+            .unwrap()
+            .reason
+            .as_deref(),
+        Some("ContainerStatusUnknown")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_stop_with_the_node_and_start_with_the_next() {
+    let cluster = Cluster::start().await;
+    let node = cluster.kubelet();
+    cluster.create("p", one("stay")).await;
+    cluster.until("p", "ready", is_ready).await;
+    node.handle.stop_pods().await;
+    assert!(cluster.runtime.state.lock().unwrap().sandboxes.is_empty());
+    node.quit().await;
+    let pod = cluster.pods().get("p").await.unwrap();
+    assert!(pod.metadata.deletion_timestamp.is_none());
+    assert!(!is_ready(&pod));
+    let _node = cluster.kubelet();
+    cluster.until("p", "ready again", is_ready).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_static_pod_has_a_mirror_that_changes_nothing() {
+    let cluster = Cluster::start().await;
+    let manifests = cluster.dir.path().join("manifests");
+    std::fs::create_dir(&manifests).unwrap();
+    let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec: {containers: [{name: a, image: stay, imagePullPolicy: IfNotPresent}]}\n";
+    std::fs::write(manifests.join("web.yaml"), text).unwrap();
+    let _node = cluster.kubelet_with(|config| config.static_pod_dir = Some(manifests));
+    let mirror = cluster.until("web-node-1", "ready", is_ready).await;
+    assert!(
+        mirror
+            .metadata
+            .annotations
+            .unwrap()
+            .contains_key("kubernetes.io/config.mirror")
+    );
+    let forced = kube::api::DeleteParams {
+        grace_period_seconds: Some(0),
+        ..Default::default()
+    };
+    cluster.pods().delete("web-node-1", &forced).await.unwrap();
+    let uid = mirror.metadata.uid;
+    cluster
+        .until("web-node-1", "mirrored again", |pod| {
+            pod.metadata.uid != uid && is_ready(pod)
+        })
+        .await;
+    assert_eq!(
+        cluster.runtime.running(),
+        ["a"],
+        "the containers were left alone"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_come_through_the_api_server() {
+    let cluster = Cluster::start().await;
+    let _node = cluster.kubelet();
+    cluster.create("p", one("stay")).await;
+    cluster.until("p", "ready", is_ready).await;
+    let logs = |params: LogParams| {
+        let pods = cluster.pods();
+        async move { pods.logs("p", &params).await }
+    };
+    assert_eq!(
+        logs(LogParams::default()).await.unwrap(),
+        "hello from a#0\n"
+    );
+    let stamped = logs(LogParams {
+        timestamps: true,
+        ..LogParams::default()
+    })
+    .await
+    .unwrap();
+    assert_eq!(stamped, "2026-01-01T00:00:00Z hello from a#0\n");
+    let none = logs(LogParams {
+        previous: true,
+        ..LogParams::default()
+    })
+    .await;
+    assert!(none.unwrap_err().to_string().contains("not found"));
+    cluster.runtime.exit("a", 1);
+    let restarted = |pod: &k8s_openapi::api::core::v1::Pod| {
+        pod.status
+            .as_ref()
+            .unwrap()
+            .container_statuses
+            .as_ref()
+            .unwrap()[0]
+            .restart_count
+            == 1
+            && is_ready(pod)
+    };
+    cluster.until("p", "restarted", restarted).await;
+    assert_eq!(
+        logs(LogParams {
+            previous: true,
+            ..LogParams::default()
+        })
+        .await
+        .unwrap(),
+        "hello from a#0\n"
+    );
+    assert_eq!(
+        logs(LogParams::default()).await.unwrap(),
+        "hello from a#1\n"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_settled_pod_causes_no_writes() {
+    let cluster = Cluster::start().await;
+    let _node = cluster.kubelet();
+    cluster.create("p", one("stay")).await;
+    let settled = cluster.until("p", "ready", is_ready).await;
+    // The other Pod's whole life passes: time enough for a needless write to the first one.
+    cluster.create("q", one("exit-0")).await;
+    cluster
+        .until("q", "backing off", |pod| waiting(pod) == "CrashLoopBackOff")
+        .await;
+    cluster.delete("q").await;
+    cluster.until_gone("q").await;
+    let now = cluster.pods().get("p").await.unwrap();
+    assert_eq!(
+        now.metadata.resource_version,
+        settled.metadata.resource_version
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_pods_at_once() {
+    let cluster = Cluster::start().await;
+    let _node = cluster.kubelet();
+    let names: Vec<String> = (0..100).map(|n| format!("p{n}")).collect();
+    for name in &names {
+        cluster.create(name, one("stay")).await;
+    }
+    for name in &names {
+        cluster.until(name, "ready", is_ready).await;
+    }
+    for name in &names {
+        cluster.delete(name).await;
+    }
+    for name in &names {
+        cluster.until_gone(name).await;
+    }
+    assert!(cluster.runtime.state.lock().unwrap().sandboxes.is_empty());
+}

@@ -11,6 +11,7 @@ mod image;
 mod tests;
 mod workloads;
 
+pub(crate) use self::core::mirror_service_account;
 pub use image::image_tag;
 
 use crate::schema::{self, Resource, Schema, Shape, TypeId};

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 pub(super) const HOOKS: &[(&str, Hook)] = &[
     ("k8s.io/api/core/v1.Pod", pod),
+    ("k8s.io/api/core/v1.PodSpec", mirror_service_account),
     ("k8s.io/api/core/v1.Container", container),
     ("k8s.io/api/core/v1.EphemeralContainer", container),
     ("k8s.io/api/core/v1.Volume", volume),
@@ -20,6 +21,18 @@ pub(super) const HOOKS: &[(&str, Hook)] = &[
         replication_controller,
     ),
 ];
+
+/// `serviceAccount` is the old name of `serviceAccountName`: either sets both, and the new name wins.
+pub(crate) fn mirror_service_account(spec: &mut Object) {
+    let old_name = text(spec, "serviceAccount").to_owned();
+    if !old_name.is_empty() {
+        set_default(spec, "serviceAccountName", || Value::from(old_name));
+    }
+    let name = text(spec, "serviceAccountName").to_owned();
+    if !name.is_empty() {
+        spec.insert("serviceAccount".to_owned(), Value::from(name));
+    }
+}
 
 /// Three things that Pods get and templates do not: requests from limits, service links, ports on the host's network.
 fn pod(pod: &mut Object) {

@@ -17,6 +17,8 @@ pub fn prepare_create(resource: &Resource, object: &mut Value) {
     meta::set(object, "generation", generation);
     reset_status(resource, object);
     match (resource.group.as_str(), resource.plural.as_str()) {
+        // Admission names the account after the defaults have run.
+        ("", "pods") => mirror_account(object),
         ("", "namespaces") => add_namespace_finalizer(object),
         ("", "secrets") => super::secret::merge_string_data(object),
         ("batch", "jobs") => own_job_selector(object),
@@ -63,6 +65,12 @@ fn child<'o>(object: &'o mut Value, field: &str) -> Option<&'o mut Object> {
         .entry(field)
         .or_insert_with(|| json!({}))
         .as_object_mut()
+}
+
+fn mirror_account(pod: &mut Value) {
+    if let Some(spec) = child(pod, "spec") {
+        crate::defaults::mirror_service_account(spec);
+    }
 }
 
 fn add_namespace_finalizer(namespace: &mut Value) {

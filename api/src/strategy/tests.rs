@@ -206,3 +206,15 @@ fn string_data_becomes_data() {
         json!({"metadata": {}, "data": {"a": "aGk=", "b": "eQ=="}})
     );
 }
+
+#[test]
+fn both_names_of_the_service_account_are_written() {
+    for given in ["serviceAccount", "serviceAccountName"] {
+        let mut pod = json!({"metadata": {}, "spec": {given: "a"}});
+        prepare_create(resource("", "pods"), &mut pod);
+        assert_eq!(
+            pod["spec"],
+            json!({"serviceAccount": "a", "serviceAccountName": "a"})
+        );
+    }
+}

@@ -162,10 +162,6 @@ pub async fn start(
         cancel.clone(),
         tasks.clone(),
     ));
-    tasks.spawn(aggregation::run(
-        api.registry.store().clone(),
-        cancel.clone(),
-    ));
     tasks.spawn(sweep::expire_events(
         api.registry.clone(),
         config.event_ttl,
@@ -177,6 +173,11 @@ pub async fn start(
     })
     .await
     .map_err(StartError::Bootstrap)?;
+    // After the bootstrap: it would see aggregated roles before their parts and write what is undone a moment later.
+    tasks.spawn(aggregation::run(
+        api.registry.store().clone(),
+        cancel.clone(),
+    ));
     api.ready.store(true, Ordering::Release);
     Ok(ApiServer {
         api,

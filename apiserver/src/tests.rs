@@ -6,6 +6,7 @@ mod errors;
 mod lists;
 mod patches;
 mod plain;
+mod security;
 mod subresources;
 mod watches;
 mod writes;
@@ -31,7 +32,7 @@ struct Server {
     server: ApiServer,
     admin: LocalService,
     cancel: CancellationToken,
-    _keys: TempDir,
+    keys: TempDir,
 }
 
 /// An answer, read to its end.
@@ -88,7 +89,7 @@ impl Server {
             server,
             admin,
             cancel,
-            _keys: keys,
+            keys,
         }
     }
 

@@ -217,7 +217,7 @@ impl ApiServer {
     }
 
     /// Waits until the server has been cancelled and its tasks are done. The store is the caller's to close.
-    pub async fn stopped(self) {
+    pub async fn stopped(&self) {
         self.cancel.cancelled().await;
         self.tasks.close();
         if tokio::time::timeout(DRAIN_TIMEOUT * 2, self.tasks.wait())

@@ -1,0 +1,166 @@
+//! The command line: every flag of `cox`, with the words that `--help` prints.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Kubernetes in one small program, with Wasm components and OCI containers side by side in a Pod.
+#[derive(Debug, Parser)]
+#[command(name = "cox", version, about, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start a cluster on this machine: control plane and node; the default command
+    Up(UpArgs),
+    /// Start only the control plane; nodes join it with `cox agent`
+    Server(ServerArgs),
+    /// Start only a node and join it to a control plane
+    Agent(AgentArgs),
+    /// Load and list the images of a node
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Print a kubeconfig signed by the cluster's authority, for a node or for a user
+    Kubeconfig(KubeconfigArgs),
+    /// The container runtime process (started by `up` and `agent`)
+    #[command(hide = true)]
+    Shim {
+        /// The runtime's configuration, as JSON
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Compiles one Wasm file (started by the runtime)
+    #[command(hide = true)]
+    Compile {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<std::ffi::OsString>,
+    },
+}
+
+/// Where the cluster keeps its state, and how much it says.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct CommonArgs {
+    /// Folder of the cluster's state [default: cox in the user's XDG data folder, /var/lib/cox for root]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Folder of sockets and sandbox state, best on a tmpfs [default: under /run/cox or $XDG_RUNTIME_DIR]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Print more: -v for decisions, -vv for everything
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+/// Where the API server listens.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ListenArgs {
+    /// Port of the API server; 0 picks a free one
+    #[arg(long, default_value_t = 6443)]
+    pub(crate) port: u16,
+    /// Address that the API server listens on
+    #[arg(long, default_value = "127.0.0.1", value_name = "IP")]
+    pub(crate) bind: IpAddr,
+    /// Further name or address that clients use for the API server; may be repeated
+    #[arg(long = "tls-san", value_name = "NAME")]
+    pub(crate) tls_sans: Vec<String>,
+}
+
+/// How the node presents itself and what it may run.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct NodeArgs {
+    /// Name of the node [default: the machine's host name]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node_name: Option<String>,
+    /// Address by which the control plane reaches the node
+    #[arg(long, default_value = "127.0.0.1", value_name = "IP")]
+    pub(crate) node_ip: IpAddr,
+    /// Addresses for the node's Pods; loopback addresses need no root
+    #[arg(long, default_value = "127.64.0.0/18", value_name = "CIDR")]
+    pub(crate) pod_cidr: String,
+    /// The most Pods that the node runs
+    #[arg(long, default_value_t = 500)]
+    pub(crate) max_pods: u32,
+    /// Folder of static Pod manifests [default: manifests in the data folder]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) static_pods: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct UpArgs {
+    /// Folders or files to run: `.wasm` files become images (NAME.wasm is cox.local/NAME:latest), manifests are applied
+    #[arg(value_name = "PATH")]
+    pub(crate) paths: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+    #[command(flatten)]
+    pub(crate) listen: ListenArgs,
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    /// Leave the user's kubeconfig alone; <data-dir>/kubeconfig is written all the same
+    #[arg(long)]
+    pub(crate) no_merge_kubeconfig: bool,
+    /// Do not follow the logs of what was applied
+    #[arg(long)]
+    pub(crate) no_follow: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ServerArgs {
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+    #[command(flatten)]
+    pub(crate) listen: ListenArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct AgentArgs {
+    /// The node's credentials: a kubeconfig made on the control plane with `cox kubeconfig --node NAME`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: PathBuf,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Load `.wasm` files as images of the running node
+    Load {
+        /// The files; NAME.wasm becomes cox.local/NAME:latest
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// Name of the image, when a single file is loaded
+        #[arg(long, value_name = "REF")]
+        name: Option<String>,
+        #[command(flatten)]
+        common: CommonArgs,
+    },
+    /// List the images of the running node
+    Ls {
+        #[command(flatten)]
+        common: CommonArgs,
+    },
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct KubeconfigArgs {
+    /// Credentials for the node of this name
+    #[arg(long, value_name = "NAME", conflicts_with = "user")]
+    pub(crate) node: Option<String>,
+    /// Credentials for the user of this name
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: Option<String>,
+    /// Group of the user; may be repeated
+    #[arg(long = "group", value_name = "NAME", requires = "user")]
+    pub(crate) groups: Vec<String>,
+    /// URL of the API server [default: that of the last start]
+    #[arg(long, value_name = "URL")]
+    pub(crate) server: Option<String>,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}

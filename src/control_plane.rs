@@ -1,0 +1,114 @@
+//! Wires the control plane of one process: store, API server, scheduler, controllers.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use cox_apiserver::ApiServer;
+use cox_apiserver::auth::UserInfo;
+use cox_apiserver::pki::Pki;
+use cox_client::{Informers, SystemClock};
+use cox_store::{Backend, Store};
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::ListenArgs;
+use crate::components::Components;
+use crate::paths::{Paths, write_private};
+
+/// A control plane that serves.
+pub(crate) struct ControlPlane {
+    pub(crate) pki: Arc<Pki>,
+    pub(crate) url: String,
+    api: Arc<ApiServer>,
+    store: Store,
+    informers: Informers,
+    api_cancel: CancellationToken,
+}
+
+impl ControlPlane {
+    /// Opens the store, starts the API server and writes `<data-dir>/kubeconfig`; the components come with [`Self::run_components`].
+    pub(crate) async fn start(paths: &Paths, listen: &ListenArgs) -> Result<Self> {
+        let pki = Arc::new(Pki::load_or_create(&paths.pki())?);
+        let dir = paths.store();
+        let open = tokio::task::spawn_blocking(move || {
+            let backend = Backend::Sled { dir };
+            Store::open(cox_store::Config::new(backend), Arc::new(cox_apiserver::registry::BuiltinIndexer))
+        });
+        let store = open.await.context("the store's start panicked")??;
+        let api_cancel = CancellationToken::new();
+        let mut config = cox_apiserver::Config::new(SocketAddr::new(listen.bind, listen.port), Arc::clone(&pki));
+        config.extra_sans = listen.tls_sans.clone();
+        if !listen.bind.is_unspecified() {
+            config.extra_sans.push(listen.bind.to_string());
+        }
+        let deps = cox_apiserver::Deps::new(store.clone());
+        let api = Arc::new(cox_apiserver::start(config, deps, api_cancel.clone()).await?);
+        let url = url_of(api.addr());
+        write_private(&paths.kubeconfig(), &pki.kubeconfig(&url, &pki.issue_admin()?))?;
+        let informers = Informers::new(client_as(&api, internal("cox:informers")), &api_cancel);
+        Ok(Self { pki, url, api, store, informers, api_cancel })
+    }
+
+    /// A client that acts as `user`, in process: no socket and no TLS, but the same authorization and admission.
+    pub(crate) fn client_as(&self, user: UserInfo) -> kube::Client {
+        client_as(&self.api, user)
+    }
+
+    /// A client that may do everything.
+    pub(crate) fn admin(&self) -> kube::Client {
+        self.client_as(internal("cox:admin"))
+    }
+
+    /// The informers that all components of the process share.
+    pub(crate) fn informers(&self) -> Informers {
+        self.informers.clone()
+    }
+
+    /// Starts the scheduler and the controllers.
+    pub(crate) fn run_components(&self, components: &mut Components) {
+        let cancel = components.cancellation();
+        let scheduler = cox_scheduler::Deps {
+            client: self.client_as(UserInfo::new("system:kube-scheduler", ["system:authenticated"])),
+            informers: self.informers(),
+            clock: Arc::new(SystemClock),
+        };
+        let run = cox_scheduler::run(cox_scheduler::Config::default(), scheduler, cancel.clone());
+        components.spawn("scheduler", async move { run.await.map_err(anyhow::Error::from) });
+
+        let api = Arc::clone(&self.api);
+        let controllers = cox_controllers::Deps {
+            client_for: Arc::new(move |name: &str| client_as(&api, service_account(name))),
+            informers: self.informers(),
+            clock: Arc::new(SystemClock),
+        };
+        let run = cox_controllers::run(cox_controllers::Config::new(self.pki.ca_pem()), controllers, cancel);
+        components.spawn("controllers", async move { run.await.map_err(anyhow::Error::from) });
+    }
+
+    /// Ends the API server, then closes the store: everything acknowledged is on disk before the process ends.
+    pub(crate) async fn stop(self) {
+        self.api_cancel.cancel();
+        self.api.stopped().await;
+        self.store.close().await;
+    }
+}
+
+fn client_as(api: &ApiServer, user: UserInfo) -> kube::Client {
+    cox_client::in_process(api.service(user))
+}
+
+/// A part of this process that acts with all rights, as upstream's loopback client does.
+fn internal(name: &str) -> UserInfo {
+    UserInfo::new(name, ["system:masters", "system:authenticated"])
+}
+
+/// The account of a controller, with the role that upstream's bootstrap policy gives it.
+fn service_account(name: &str) -> UserInfo {
+    let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system", "system:authenticated"];
+    UserInfo::new(&format!("system:serviceaccount:kube-system:{name}"), groups)
+}
+
+fn url_of(addr: SocketAddr) -> String {
+    let reachable = if addr.ip().is_unspecified() { SocketAddr::new([127, 0, 0, 1].into(), addr.port()) } else { addr };
+    format!("https://{reachable}")
+}

@@ -1,0 +1,80 @@
+//! Wires a node: the runtime shim as a process of its own, and the kubelet that drives it over CRI.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use cox_apiserver::pki::PemPair;
+use cox_client::{Informers, SystemClock};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::NodeArgs;
+use crate::components::Components;
+use crate::paths::Paths;
+use crate::shim_process::{self, Shim};
+
+/// A node's runtime process, watched over.
+#[derive(Debug)]
+pub(crate) struct Runtime {
+    cancel: CancellationToken,
+    keeper: JoinHandle<()>,
+}
+
+impl Runtime {
+    /// Finds or starts the runtime.
+    pub(crate) async fn start(paths: &Paths, node: &NodeArgs) -> Result<Self> {
+        let shim = Shim::ensure(paths, shim_process::config(paths, &node.pod_cidr)?).await?;
+        let cancel = CancellationToken::new();
+        let keeper = tokio::spawn(shim.keep_running(cancel.clone()));
+        Ok(Self { cancel, keeper })
+    }
+
+    /// Ends the runtime and what still runs in it.
+    pub(crate) async fn stop(self) {
+        self.cancel.cancel();
+        if let Err(error) = self.keeper.await {
+            tracing::error!(%error, "The runtime's keeper panicked");
+        }
+    }
+}
+
+/// Who the kubelet is towards the API server and its own clients.
+pub(crate) struct Identity {
+    pub(crate) client: kube::Client,
+    pub(crate) informers: Informers,
+    /// The node's certificate, for the kubelet's own server.
+    pub(crate) serving: PemPair,
+    pub(crate) client_ca_pem: String,
+}
+
+/// Starts the kubelet as one of `components`; the handle stops its Pods.
+pub(crate) fn run_kubelet(paths: &Paths, node: &NodeArgs, identity: Identity, components: &mut Components) -> Result<cox_kubelet::Handle> {
+    let mut config = cox_kubelet::Config::new(&node_name(node)?, node.node_ip, paths.kubelet(), paths.cri_socket());
+    config.listen = SocketAddr::new(node.node_ip, 0);
+    config.serving_cert_pem = identity.serving.certificate;
+    config.serving_key_pem = identity.serving.key;
+    config.client_ca_pem = identity.client_ca_pem;
+    config.static_pod_dir = Some(node.static_pods.clone().unwrap_or_else(|| paths.manifests()));
+    config.pod_cidr = Some(node.pod_cidr.clone());
+    config.max_pods = node.max_pods;
+    let deps = cox_kubelet::Deps { client: identity.client, informers: identity.informers, clock: Arc::new(SystemClock) };
+    let (handle, run) = cox_kubelet::prepare(config, deps, &components.cancellation());
+    components.spawn("kubelet", async move { run.await.map_err(anyhow::Error::from) });
+    Ok(handle)
+}
+
+/// The name under which the node registers.
+pub(crate) fn node_name(node: &NodeArgs) -> Result<String> {
+    if let Some(name) = &node.node_name {
+        return Ok(name.clone());
+    }
+    let uname = rustix::system::uname();
+    let name = uname.nodename().to_str().context("the machine's host name is not text: give one with --node-name")?;
+    Ok(name.to_lowercase())
+}
+
+/// Names and addresses that the node's certificate is valid for.
+pub(crate) fn sans(name: &str, node: &NodeArgs) -> Vec<String> {
+    vec![name.to_owned(), node.node_ip.to_string()]
+}

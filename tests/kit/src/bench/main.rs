@@ -1,0 +1,205 @@
+//! Prints the figures that the design promises, measured from outside like any client would: `cox-bench`, and beside each the
+//! same figure of another cluster when its kubeconfig is given. A figure never decides a test.
+
+mod api;
+mod load;
+mod memory;
+mod pods;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use bytes::Bytes;
+use clap::Parser;
+use cox_testkit::Cluster;
+use cox_testkit::access::Access;
+use hyper::Method;
+use load::Load;
+use pods::PodKind;
+use serde_json::Value;
+
+/// Benchmarks of a whole cluster: ours, started for it, and another one for comparison.
+#[derive(Debug, Parser)]
+struct Args {
+    /// The cox binary to measure; a release build
+    #[arg(long, default_value = "target/release/cox")]
+    binary: PathBuf,
+    /// A `.wasm` file for the Pods of our cluster: a command that stays
+    #[arg(long, default_value = "examples/hello")]
+    workload: PathBuf,
+    /// Kubeconfig of another cluster, to stand beside ours
+    #[arg(long)]
+    other: Option<PathBuf>,
+    /// Image for the Pods of the other cluster
+    #[arg(long, default_value = "registry.k8s.io/pause:3.10")]
+    other_image: String,
+    /// Process whose tree's memory is the other cluster's; may be repeated
+    #[arg(long)]
+    other_pid: Vec<u32>,
+    /// Measure only these: start, memory, create, get, list, pod, pods
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// ConfigMaps to create
+    #[arg(long, default_value_t = 35_000)]
+    objects: usize,
+    /// Pods at once
+    #[arg(long, default_value_t = 1000)]
+    pods: usize,
+}
+
+impl Args {
+    fn wants(&self, figure: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|name| name == figure)
+    }
+}
+
+/// A cluster under measurement.
+struct Subject {
+    access: Access,
+    pods: PodKind,
+    pids: Vec<u32>,
+}
+
+/// One line of the result.
+struct Figure {
+    name: String,
+    unit: &'static str,
+    promise: &'static str,
+    ours: Option<f64>,
+    other: Option<f64>,
+    /// Whether a larger number is the better one.
+    larger_is_better: bool,
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> Result<()> {
+    let args = Args::parse();
+    let binary = args.binary.to_string_lossy().into_owned();
+    let mut figures = Vec::new();
+    if args.wants("start") {
+        figures.push(start_to_ready(&binary));
+    }
+    let cluster = tokio::task::block_in_place(|| {
+        let workload = args.workload.to_string_lossy();
+        Cluster::up(&binary, &[&workload, "--no-follow", "--max-pods", "12000"])
+    });
+    let ours = Subject {
+        access: Access::read(&cluster.kubeconfig())?,
+        pods: PodKind { image: "cox.local/hello:latest".into(), runtime_class: Some("wasm".into()) },
+        pids: [Some(cluster.pid()), cluster.shim_pid()].into_iter().flatten().collect(),
+    };
+    let other = match &args.other {
+        None => None,
+        Some(path) => Some(Subject {
+            access: Access::read(path)?,
+            pods: PodKind { image: args.other_image.clone(), runtime_class: None },
+            pids: args.other_pid.clone(),
+        }),
+    };
+    let mine = measure(&args, &ours).await?;
+    let mut theirs = match &other {
+        Some(subject) => measure(&args, subject).await?,
+        None => Vec::new(),
+    };
+    for (index, mut figure) in mine.into_iter().enumerate() {
+        figure.other = theirs.get_mut(index).and_then(|other| other.ours.take());
+        figures.push(figure);
+    }
+    print(&figures)
+}
+
+/// Seconds from the start of the process on empty folders to its node's Ready condition, the median of five.
+fn start_to_ready(binary: &str) -> Figure {
+    let mut times: Vec<f64> = (0..5)
+        .map(|_| {
+            let mut cluster = Cluster::prepare(binary, &["--no-follow"]);
+            let start = Instant::now();
+            tokio::task::block_in_place(|| cluster.start_watching_for_ready());
+            start.elapsed().as_secs_f64()
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    figure("start to node Ready, empty data directory", "s", "0.25", times[2], false)
+}
+
+async fn measure(args: &Args, subject: &Subject) -> Result<Vec<Figure>> {
+    let mut figures = Vec::new();
+    let mut connection = api::connect(&subject.access).await?;
+    if args.wants("memory") && !subject.pids.is_empty() {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        figures.push(figure("resident memory, idle", "MB", "60", resident(subject)?, false));
+    }
+    load::make_namespace(&mut connection).await?;
+    let rates = [
+        ("create", "ConfigMap creates, 32 connections, durable", "20000", Load::CreateConfigMap, 32, args.objects),
+        ("get", "GET, 32 connections", "50000", Load::GetConfigMap, 32, 100_000),
+        ("list", "LIST 500 objects, 8 connections", "1500", Load::ListConfigMaps, 8, 2000),
+    ];
+    for (name, title, promise, load, connections, requests) in rates {
+        if args.wants(name) {
+            figures.push(figure(title, "/s", promise, load::rate(&subject.access, load, connections, requests).await?, true));
+        }
+    }
+    if args.wants("create") && args.wants("memory") && !subject.pids.is_empty() {
+        let title = format!("resident memory with {} ConfigMaps of 1 KB", args.objects);
+        figures.push(figure(&title, "MB", "160", resident(subject)?, false));
+    }
+    wait_for_service_account(&mut connection).await?;
+    if args.wants("pod") {
+        let times = pods::one_at_a_time(&subject.access, &subject.pods, 50).await?;
+        figures.push(figure("Pod created to Ready, one at a time, p50", "ms", "10 (Wasm)", times[times.len() / 2], false));
+    }
+    if args.wants("pods") {
+        let (ready, gone) = pods::many_at_once(&subject.access, &subject.pods, args.pods).await?;
+        figures.push(figure(&format!("{} Pods at once, last Ready", args.pods), "s", "5 (1,000 Wasm)", ready, false));
+        figures.push(figure(&format!("{} Pods deleted, last gone", args.pods), "s", "", gone, false));
+    }
+    load::remove_namespace(&mut connection).await?;
+    Ok(figures)
+}
+
+fn resident(subject: &Subject) -> Result<f64> {
+    let mut total = 0.0;
+    for pid in &subject.pids {
+        total += memory::resident_mb(*pid)?.0;
+    }
+    Ok(total)
+}
+
+/// Pods need the namespace's default service account, which a controller makes.
+async fn wait_for_service_account(connection: &mut api::Connection) -> Result<()> {
+    let path = format!("/api/v1/namespaces/{}/serviceaccounts", load::NAMESPACE);
+    loop {
+        let list: Value = serde_json::from_slice(&connection.call(Method::GET, &path, Bytes::new()).await?)?;
+        if list["items"].as_array().is_some_and(|items| !items.is_empty()) {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn figure(name: &str, unit: &'static str, promise: &'static str, ours: f64, larger_is_better: bool) -> Figure {
+    Figure { name: name.to_owned(), unit, promise, ours: Some(ours), other: None, larger_is_better }
+}
+
+fn print(figures: &[Figure]) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{:48} {:>4} {:>14} {:>12} {:>12} {:>8}", "figure", "unit", "promise", "cox", "other", "ratio")?;
+    for figure in figures {
+        let number = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.2}"));
+        let ratio = figure.ours.zip(figure.other).map(|(ours, other)| if figure.larger_is_better { ours / other } else { other / ours });
+        writeln!(
+            out,
+            "{:48} {:>4} {:>14} {:>12} {:>12} {:>8}",
+            figure.name,
+            figure.unit,
+            figure.promise,
+            number(figure.ours),
+            number(figure.other),
+            ratio.map_or_else(|| "-".into(), |ratio| format!("{ratio:.1}x"))
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,33 @@
+//! Resident memory of processes, read from /proc.
+
+use anyhow::{Context, Result};
+
+/// Megabytes of resident memory of a process and all its descendants, and how many they are.
+pub(crate) fn resident_mb(root: u32) -> Result<(f64, usize)> {
+    let mut pids = vec![root];
+    let mut next = 0;
+    while next < pids.len() {
+        pids.extend(children(pids[next]));
+        next += 1;
+    }
+    let mut kilobytes = 0;
+    for pid in &pids {
+        kilobytes += resident_kb(*pid).unwrap_or(0);
+    }
+    Ok((f64::from(u32::try_from(kilobytes)?) / 1024.0, pids.len()))
+}
+
+fn resident_kb(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let mut found = Vec::new();
+    for task in std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+        let list = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        found.extend(list.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+    }
+    found
+}

@@ -461,7 +461,7 @@ mod tests {
                 bytes.push((rest & 0x7f) as u8 | 0x80);
                 rest >>= 7;
             }
-            bytes.push(rest as u8);
+            bytes.push(u8::try_from(rest).unwrap());
             assert_eq!(duration(&bytes).unwrap(), text);
         }
     }

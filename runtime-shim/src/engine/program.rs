@@ -81,15 +81,7 @@ impl Program {
         if !missing.is_empty() {
             return Err(ProgramError::MissingImports(missing));
         }
-        if exports(&component, "wasi:cli/run@0.2.") {
-            let pre = engine
-                .linker
-                .instantiate_pre(&component)
-                .map_err(import_error)?;
-            return CommandPre::new(pre)
-                .map(Self::Command)
-                .map_err(import_error);
-        }
+        // A service may come with a `run` that its toolchain added; a command never comes with a handler.
         if exports(&component, "wasi:http/incoming-handler@0.2.") {
             let pre = match Self::pooled_pre(engine, file) {
                 Some(pre) => pre,
@@ -99,6 +91,15 @@ impl Program {
                     .map_err(import_error)?,
             };
             return ProxyPre::new(pre).map(Self::Http).map_err(import_error);
+        }
+        if exports(&component, "wasi:cli/run@0.2.") {
+            let pre = engine
+                .linker
+                .instantiate_pre(&component)
+                .map_err(import_error)?;
+            return CommandPre::new(pre)
+                .map(Self::Command)
+                .map_err(import_error);
         }
         Err(ProgramError::NothingToRun)
     }

@@ -6,6 +6,7 @@ use crate::pod::{ContainerId, SandboxId};
 use cox_cri::v1::{
     self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
 };
+use futures::future::BoxFuture;
 use hyper_util::rt::TokioIo;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -386,20 +387,24 @@ impl Runtime {
     }
 }
 
-async fn within<T>(
+/// Bounds a call. The future goes to the heap at once: tonic's are tens of kilobytes, and every Pod's worker would hold one.
+fn within<'a, T: Send + 'a>(
     call: &'static str,
     timeout: Duration,
-    answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
-) -> Result<T, CriError> {
-    match tokio::time::timeout(timeout, answer).await {
-        Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(CriError::Refused {
-            call,
-            code: status.code(),
-            message: status.message().to_owned(),
-        }),
-        Err(_) => Err(CriError::TimedOut { call, timeout }),
-    }
+    answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>> + Send + 'a,
+) -> BoxFuture<'a, Result<T, CriError>> {
+    let answer = Box::pin(answer);
+    Box::pin(async move {
+        match tokio::time::timeout(timeout, answer).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(CriError::Refused {
+                call,
+                code: status.code(),
+                message: status.message().to_owned(),
+            }),
+            Err(_) => Err(CriError::TimedOut { call, timeout }),
+        }
+    })
 }
 
 fn gone_is_done<T>(result: Result<T, CriError>) -> Result<(), CriError> {

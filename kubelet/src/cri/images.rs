@@ -70,32 +70,10 @@ impl Images {
                 message,
             });
         }
-        if policy != "Always" {
-            match self.runtime.image_status(spec.clone()).await {
-                Ok(Some(status)) => {
-                    return Ok(Found {
-                        image: resolved(name, &status),
-                        pulled: None,
-                    });
-                }
-                Ok(None) if policy == "Never" => {
-                    let message = format!(
-                        "Container image \"{name}\" is not present with pull policy of Never"
-                    );
-                    return Err(Missing {
-                        reason: "ErrImageNeverPull",
-                        message,
-                    });
-                }
-                Ok(None) => {}
-                Err(error) => {
-                    let message = format!("Failed to inspect image \"{name}\": {error}");
-                    return Err(Missing {
-                        reason: "ImageInspectError",
-                        message,
-                    });
-                }
-            }
+        if policy != "Always"
+            && let Some(found) = self.present(name, &spec, policy).await?
+        {
+            return Ok(found);
         }
         pulling();
         let started = Instant::now();
@@ -132,6 +110,32 @@ impl Images {
             Err(error) => Err(Missing {
                 reason: "ImageInspectError",
                 message: error.to_string(),
+            }),
+        }
+    }
+
+    /// The image if it is on the node; under the policy Never there is no other way to have it.
+    async fn present(
+        &self,
+        name: &str,
+        spec: &v1::ImageSpec,
+        policy: &str,
+    ) -> Result<Option<Found>, Missing> {
+        match self.runtime.image_status(spec.clone()).await {
+            Ok(Some(status)) => Ok(Some(Found {
+                image: resolved(name, &status),
+                pulled: None,
+            })),
+            Ok(None) if policy == "Never" => Err(Missing {
+                reason: "ErrImageNeverPull",
+                message: format!(
+                    "Container image \"{name}\" is not present with pull policy of Never"
+                ),
+            }),
+            Ok(None) => Ok(None),
+            Err(error) => Err(Missing {
+                reason: "ImageInspectError",
+                message: format!("Failed to inspect image \"{name}\": {error}"),
             }),
         }
     }

@@ -71,7 +71,7 @@ enum Target {
 
 #[derive(Debug)]
 enum Done {
-    Step(Outcome),
+    Step(Box<Outcome>),
     Status {
         wrote: Value,
         result: Result<Option<Box<Pod>>, String>,
@@ -470,7 +470,11 @@ impl Actor {
         until: Option<Timestamp>,
         effect: impl Future<Output = Outcome> + Send + 'static,
     ) {
-        self.spawn(target, until, async move { Done::Step(effect.await) });
+        self.spawn(
+            target,
+            until,
+            async move { Done::Step(Box::new(effect.await)) },
+        );
     }
 
     fn subject(&self) -> Subject {
@@ -735,7 +739,7 @@ impl Actor {
         let now = self.shared.clock.now();
         let failure = match done {
             Done::Aborted => None,
-            Done::Step(outcome) => self.fold_step(outcome, now),
+            Done::Step(outcome) => self.fold_step(*outcome, now),
             Done::Status { wrote, result } => self.fold_status(wrote, result),
             Done::Object(Ok(())) => {
                 self.object = None;

@@ -282,12 +282,8 @@ impl Subject {
                 made: None,
             })?;
         let view = self.view(&made, sandbox, container, attempt, &image);
-        self.events.container(
-            name,
-            EventType::Normal,
-            "Created",
-            format!("Container created"),
-        );
+        self.events
+            .container(name, EventType::Normal, "Created", "Container created");
         if let Err(error) = self.shared.runtime.start_container(&made).await {
             return Err(NotStarted {
                 reason: "RunContainerError",
@@ -295,12 +291,8 @@ impl Subject {
                 made: Some(view),
             });
         }
-        self.events.container(
-            name,
-            EventType::Normal,
-            "Started",
-            format!("Container started"),
-        );
+        self.events
+            .container(name, EventType::Normal, "Started", "Container started");
         let started_at = self.shared.clock.now();
         Ok(ContainerView {
             state: ContainerPhase::Running { started_at },

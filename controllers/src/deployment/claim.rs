@@ -22,14 +22,17 @@ pub(super) fn selects(deployment: &Deployment, set: &ReplicaSet) -> bool {
 }
 
 impl Controller {
+    /// `None` when something was adopted: its change brings the next round, which sees it with its new owner. Going on without
+    /// it would make a second set for the same template.
     pub(super) async fn claim(
         &self,
         deployment: &Deployment,
-    ) -> Result<Vec<Arc<ReplicaSet>>, kube::Error> {
+    ) -> Result<Option<Vec<Arc<ReplicaSet>>>, kube::Error> {
         let namespace = deployment.metadata.namespace.as_deref().unwrap_or_default();
         let uid = deployment.metadata.uid.as_deref().unwrap_or_default();
         let deleting = deployment.metadata.deletion_timestamp.is_some();
         let mut owned = Vec::new();
+        let mut adopted = false;
         let candidates = self.replica_sets.controlled_by(namespace, uid).into_iter();
         for set in candidates.chain(self.replica_sets.without_controller(namespace)) {
             match owners::claim(&*set, uid, deleting, selects(deployment, &set)) {
@@ -38,15 +41,14 @@ impl Controller {
                 Claim::Release => {
                     owners::release(&self.context.api::<ReplicaSet>(namespace), &*set, uid).await?
                 }
-                // Taken up when the cache shows it with its new owner.
-                Claim::Adopt => self.adopt(deployment, &set).await?,
+                Claim::Adopt => adopted |= self.adopt(deployment, &set).await?,
             }
         }
-        Ok(owned)
+        Ok(Some(owned).filter(|_| !adopted))
     }
 
-    /// The cache may be old, so the deployment is asked for before anything is adopted.
-    async fn adopt(&self, deployment: &Deployment, set: &ReplicaSet) -> Result<(), kube::Error> {
+    /// Returns whether the set is ours now. The cache may be old, so the deployment is asked for before anything is adopted.
+    async fn adopt(&self, deployment: &Deployment, set: &ReplicaSet) -> Result<bool, kube::Error> {
         let namespace = deployment.metadata.namespace.as_deref().unwrap_or_default();
         let name = deployment.metadata.name.as_deref().unwrap_or_default();
         let live = self
@@ -59,7 +61,7 @@ impl Controller {
                 && live.metadata.deletion_timestamp.is_none()
         });
         if !same {
-            return Ok(());
+            return Ok(false);
         }
         match owners::adopt(
             &self.context.api(namespace),
@@ -68,8 +70,8 @@ impl Controller {
         )
         .await
         {
-            Err(error) if cox_client::is_not_found(&error) => Ok(()),
-            result => result,
+            Err(error) if cox_client::is_not_found(&error) => Ok(false),
+            result => result.map(|()| true),
         }
     }
 }

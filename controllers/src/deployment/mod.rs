@@ -19,6 +19,7 @@ mod status;
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use cox_client::Informer;
 use cox_client::owners;
@@ -29,6 +30,8 @@ use k8s_openapi::api::core::v1::Pod;
 use crate::context::{Context, Loop};
 
 const WORKERS: usize = 5;
+/// When to look again after an adoption; the change of the adopted set normally comes first.
+const ADOPTION_PAUSE: Duration = Duration::from_secs(1);
 
 pub(crate) struct Controller {
     context: Context,
@@ -115,7 +118,8 @@ impl Controller {
             return Verdict::Done;
         };
         let sets = match self.claim(&deployment).await {
-            Ok(sets) => sets,
+            Ok(Some(sets)) => sets,
+            Ok(None) => return Verdict::After(ADOPTION_PAUSE),
             Err(error) => return Verdict::Backoff(error.into()),
         };
         let view = plan::View {

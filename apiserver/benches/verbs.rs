@@ -2,6 +2,11 @@
 //!
 //! `cargo bench -p cox-apiserver --bench verbs`; prints calls per second and microseconds per call. Not a timed test.
 
+#![allow(
+    clippy::print_stdout,
+    reason = "printing figures is what a bench is for"
+)]
+
 use std::sync::Arc;
 use std::time::Instant;
 

@@ -281,7 +281,7 @@ impl std::fmt::Debug for Driven {
 
 impl Driven {
     /// A body whose frames come from the future that `start` makes.
-    pub fn new<F>(start: impl FnOnce(Output) -> F) -> Body
+    pub fn body<F>(start: impl FnOnce(Output) -> F) -> Body
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -392,7 +392,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_driven_body_sends_what_its_future_pushes_and_then_ends() {
-        let body = Driven::new(|output| async move {
+        let body = Driven::body(|output| async move {
             for _ in 0..10_000 {
                 output.ready().await;
                 output.push(&[&Bytes::from_static(b"frame"), &Bytes::from_static(b"\n")]);

@@ -315,7 +315,7 @@ fn group_discovery(schema: &Schema, group: &Group<'_>) -> Value {
         .iter()
         .map(|version| {
             let resources: Vec<Value> = resources_of(schema, group.name, version)
-                .map(|resource| resource_discovery(resource))
+                .map(resource_discovery)
                 .collect();
             json!({"version": version, "resources": resources, "freshness": "Current"})
         })

@@ -16,7 +16,6 @@ pub mod body;
 pub mod bootstrap;
 mod call;
 mod content;
-mod convert;
 mod discovery;
 mod health;
 mod input;

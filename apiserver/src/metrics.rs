@@ -192,6 +192,11 @@ impl Metrics {
                 counts.count
             )?;
         }
+        drop(requests);
+        self.render_gauges(page, revision)
+    }
+
+    fn render_gauges(&self, page: &mut String, revision: u64) -> std::fmt::Result {
         head(
             page,
             "apiserver_current_inflight_requests",

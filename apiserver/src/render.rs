@@ -109,11 +109,13 @@ fn one(call: &Call<'_>, object: &Object) -> Result<Bytes, ApiStatus> {
 
 /// The object's bytes in the entry's version.
 pub(crate) fn served(entry: &Entry, object: &Object) -> Result<Bytes, ApiStatus> {
-    if entry.serves_as_stored(&object.json) {
+    if entry.as_stored {
         return Ok(object.json.clone());
     }
-    let value = entry.from_storage(decode_stored(&object.json)?);
-    let encoded = cox_api::codec::encode_stored(&value);
+    if let Some(renamed) = entry.renamed(&object.json) {
+        return Ok(renamed.into());
+    }
+    let encoded = cox_api::codec::encode_stored(&decoded(entry, object)?);
     let mut json = encoded.json;
     let digits = object.revision.0.to_string();
     json.splice(
@@ -125,12 +127,7 @@ pub(crate) fn served(entry: &Entry, object: &Object) -> Result<Bytes, ApiStatus>
 
 /// The object decoded, in the entry's version.
 pub(crate) fn decoded(entry: &Entry, object: &Object) -> Result<Value, ApiStatus> {
-    let value = decode_stored(&object.json)?;
-    Ok(if entry.serves_as_stored(&object.json) {
-        value
-    } else {
-        entry.from_storage(value)
-    })
+    Ok(entry.from_storage(decode_stored(&object.json)?))
 }
 
 /// A table with one row.

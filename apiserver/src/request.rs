@@ -185,74 +185,56 @@ fn resource_verb(method: &Method, collection: bool, watch: bool) -> &'static str
 mod tests {
     use super::*;
 
+    /// `METHOD path`, with `?` at its end for a watch; then what is read.
+    const LINES: &[(&str, &str)] = &[
+        ("GET /api/v1/pods", "list /v1 pods/ ns= name="),
+        ("GET /api/v1/pods?", "watch /v1 pods/ ns= name="),
+        (
+            "GET /api/v1/namespaces/a/pods/b",
+            "get /v1 pods/ ns=a name=b",
+        ),
+        (
+            "PUT /api/v1/namespaces/a/pods/b/status",
+            "update /v1 pods/status ns=a name=b",
+        ),
+        ("GET /api/v1/namespaces", "list /v1 namespaces/ ns= name="),
+        (
+            "DELETE /api/v1/namespaces/a",
+            "delete /v1 namespaces/ ns=a name=a",
+        ),
+        (
+            "PUT /api/v1/namespaces/a/finalize",
+            "update /v1 namespaces/finalize ns=a name=a",
+        ),
+        (
+            "POST /apis/apps/v1/namespaces/a/deployments",
+            "create apps/v1 deployments/ ns=a name=",
+        ),
+        (
+            "PATCH /apis/apps/v1/namespaces/a/deployments/d/scale/",
+            "patch apps/v1 deployments/scale ns=a name=d",
+        ),
+        (
+            "DELETE /apis/apps/v1/namespaces/a/deployments",
+            "deletecollection apps/v1 deployments/ ns=a name=",
+        ),
+        (
+            "GET /apis/rbac/v1/clusterroles/x",
+            "get rbac/v1 clusterroles/ ns= name=x",
+        ),
+        (
+            "GET /api/v1/watch/namespaces/a/pods",
+            "watch /v1 pods/ ns=a name=",
+        ),
+    ];
+
     #[test]
     fn request_lines_are_read_as_upstream_reads_them() {
-        // method, path, watch -> verb group/version resource/subresource namespace name
-        let cases = [
-            ("GET", "/api/v1/pods", false, "list /v1 pods/ ns= name="),
-            ("GET", "/api/v1/pods", true, "watch /v1 pods/ ns= name="),
-            (
-                "GET",
-                "/api/v1/namespaces/a/pods/b",
-                false,
-                "get /v1 pods/ ns=a name=b",
-            ),
-            (
-                "PUT",
-                "/api/v1/namespaces/a/pods/b/status",
-                false,
-                "update /v1 pods/status ns=a name=b",
-            ),
-            (
-                "GET",
-                "/api/v1/namespaces",
-                false,
-                "list /v1 namespaces/ ns= name=",
-            ),
-            (
-                "DELETE",
-                "/api/v1/namespaces/a",
-                false,
-                "delete /v1 namespaces/ ns=a name=a",
-            ),
-            (
-                "PUT",
-                "/api/v1/namespaces/a/finalize",
-                false,
-                "update /v1 namespaces/finalize ns=a name=a",
-            ),
-            (
-                "POST",
-                "/apis/apps/v1/namespaces/a/deployments",
-                false,
-                "create apps/v1 deployments/ ns=a name=",
-            ),
-            (
-                "PATCH",
-                "/apis/apps/v1/namespaces/a/deployments/d/scale/",
-                false,
-                "patch apps/v1 deployments/scale ns=a name=d",
-            ),
-            (
-                "DELETE",
-                "/apis/apps/v1/namespaces/a/deployments",
-                false,
-                "deletecollection apps/v1 deployments/ ns=a name=",
-            ),
-            (
-                "GET",
-                "/apis/rbac.authorization.k8s.io/v1/clusterroles/x",
-                false,
-                "get rbac.authorization.k8s.io/v1 clusterroles/ ns= name=x",
-            ),
-            (
-                "GET",
-                "/api/v1/watch/namespaces/a/pods",
-                false,
-                "watch /v1 pods/ ns=a name=",
-            ),
-        ];
-        for (method, path, watch, expected) in cases {
+        for (line, expected) in LINES {
+            let (method, path) = line.split_once(' ').unwrap();
+            let (path, watch) = path
+                .strip_suffix('?')
+                .map_or((path, false), |path| (path, true));
             let info = RequestInfo::parse(&method.parse().unwrap(), path, watch, None);
             let got = format!(
                 "{} {}/{} {}/{} ns={} name={}",
@@ -264,8 +246,8 @@ mod tests {
                 info.namespace,
                 info.name
             );
-            assert!(info.is_resource, "case: {method} {path}");
-            assert_eq!(got, expected, "case: {method} {path}");
+            assert!(info.is_resource, "case: {line}");
+            assert_eq!(got, *expected, "case: {line}");
         }
     }
 

@@ -7,6 +7,7 @@ mod lists;
 mod patches;
 mod plain;
 mod security;
+mod sockets;
 mod subresources;
 mod watches;
 mod writes;
@@ -32,6 +33,7 @@ struct Server {
     server: ApiServer,
     admin: LocalService,
     cancel: CancellationToken,
+    pki: Arc<Pki>,
     keys: TempDir,
 }
 
@@ -80,7 +82,7 @@ impl Server {
         )
         .unwrap();
         let cancel = CancellationToken::new();
-        let config = Config::new("127.0.0.1:0".parse().unwrap(), pki);
+        let config = Config::new("127.0.0.1:0".parse().unwrap(), Arc::clone(&pki));
         let server = start(config, Deps::new(store), cancel.clone())
             .await
             .unwrap();
@@ -89,6 +91,7 @@ impl Server {
             server,
             admin,
             cancel,
+            pki,
             keys,
         }
     }

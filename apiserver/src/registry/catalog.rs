@@ -6,12 +6,11 @@
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
+use cox_api::convert;
 use cox_api::schema::{self, Resource, Schema, Subresource};
 use cox_api::strategy;
 use cox_store::{Attrs, Durability, Indexer, ObjectKey};
 use serde_json::Value;
-
-use crate::convert;
 
 /// One served resource in one version.
 #[derive(Debug)]
@@ -24,10 +23,11 @@ pub struct Entry {
     pub prefix: Arc<str>,
     /// `v1`, `apps/v1`.
     pub api_version: String,
-    /// What stored bytes of exactly this version start with. Bytes that start otherwise must be converted.
-    pub head: Vec<u8>,
-    /// Several versions share the stored objects.
-    pub shared: bool,
+    /// The stored bytes are those of this version.
+    pub as_stored: bool,
+    /// How objects of this version begin, and how stored ones do: where nothing but the version differs, one is put in the
+    /// other's place and nothing is decoded.
+    heads: Option<[Vec<u8>; 2]>,
     /// Field labels that selectors may use.
     pub fields: Vec<&'static str>,
     /// How durable writes are.
@@ -155,12 +155,6 @@ impl Entry {
             )
             .unwrap_or(resource);
         let plural = resource.plural.as_str();
-        let shared = schema
-            .resources()
-            .iter()
-            .filter(|other| other.storage_prefix == resource.storage_prefix)
-            .count()
-            > 1;
         let mut fields: Vec<&'static str> = strategy::selectable_fields(storage, &Value::Null)
             .into_iter()
             .map(|(name, _)| name)
@@ -175,13 +169,12 @@ impl Entry {
             resource,
             storage,
             prefix: Arc::from(resource.storage_prefix.as_str()),
-            head: format!(
-                "{{\"kind\":\"{}\",\"apiVersion\":\"{api_version}\",",
-                resource.kind
-            )
-            .into_bytes(),
+            as_stored: convert::is_stored_as_served(resource),
+            heads: convert::is_rename_only(resource).then(|| {
+                [&api_version, &resource.storage_api_version()]
+                    .map(|version| head(&resource.kind, version))
+            }),
             api_version,
-            shared,
             fields,
             durability: if plural == "leases" {
                 Durability::Lazy
@@ -230,9 +223,10 @@ impl Entry {
         self.resource.verbs.iter().any(|has| has == verb)
     }
 
-    /// Stored bytes can be sent for this version as they are.
-    pub fn serves_as_stored(&self, json: &[u8]) -> bool {
-        !self.shared || json.starts_with(&self.head)
+    /// Stored bytes with the version in their head replaced by this one, if that is all that differs.
+    pub fn renamed(&self, json: &[u8]) -> Option<Vec<u8>> {
+        let [own, stored] = self.heads.as_ref()?;
+        Some([own, json.strip_prefix(stored.as_slice())?].concat())
     }
 
     /// Labels and selectable fields of an object in its stored version.
@@ -257,22 +251,25 @@ impl Entry {
     }
 
     /// The stored form of an object of this version.
-    pub fn to_storage(&self, value: Value) -> Value {
-        if std::ptr::eq(self.resource, self.storage) {
-            value
-        } else {
-            convert::convert(value, self.resource, self.storage)
+    pub fn to_storage(&self, mut value: Value) -> Value {
+        if !self.as_stored {
+            convert::to_storage(self.resource, &mut value);
         }
+        value
     }
 
     /// An object of this version from its stored form.
-    pub fn from_storage(&self, value: Value) -> Value {
-        if self.shared {
-            convert::convert(value, self.storage, self.resource)
-        } else {
-            value
+    pub fn from_storage(&self, mut value: Value) -> Value {
+        if !self.as_stored {
+            convert::from_storage(self.resource, &mut value);
         }
+        value
     }
+}
+
+/// How the encoder begins an object.
+fn head(kind: &str, api_version: &str) -> Vec<u8> {
+    format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",").into_bytes()
 }
 
 /// Gives the store the attributes of the objects that it loads from disk.

@@ -85,3 +85,46 @@ fn last_written(event: &Value) -> Option<Timestamp> {
         .filter_map(|time| time.as_str()?.parse().ok())
         .max()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use cox_store::{Backend, Config, Store};
+    use serde_json::json;
+
+    use super::*;
+    use crate::BuiltinIndexer;
+
+    #[tokio::test]
+    async fn events_go_an_hour_after_they_were_last_written() {
+        let store = Store::open(Config::new(Backend::Memory), Arc::new(BuiltinIndexer)).unwrap();
+        let now: Timestamp = "2026-01-01T12:00:00Z".parse().unwrap();
+        let registry = Registry::with_clock(store, Arc::new(move || now));
+        let event = |name: &str, last: &str| {
+            json!({
+                "metadata": {"name": name, "namespace": "a"}, "involvedObject": {"namespace": "a"},
+                "firstTimestamp": "2026-01-01T01:00:00Z", "lastTimestamp": last,
+            })
+        };
+        for (name, last) in [
+            ("old", "2026-01-01T10:59:59Z"),
+            ("new", "2026-01-01T11:30:00Z"),
+        ] {
+            let prefix = "events";
+            let value = event(name, last);
+            let entry = registry.catalog().stored("", prefix).unwrap();
+            registry
+                .commit_put(entry, "a", name, &value, Precondition::Absent)
+                .await
+                .unwrap();
+        }
+        assert_eq!(sweep(&registry, Duration::from_secs(3600)).await, 1);
+        let left: Vec<String> = registry
+            .list("", "events", "")
+            .iter()
+            .map(|event| event.key.path.to_string())
+            .collect();
+        assert_eq!(left, ["a/new"]);
+    }
+}

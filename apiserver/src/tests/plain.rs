@@ -115,6 +115,11 @@ async fn discovery_names_every_resource_in_both_forms() {
         }
     }
     assert_eq!(rows, 150);
+}
+
+#[tokio::test]
+async fn aggregated_discovery_has_an_etag() {
+    let server = Server::new().await;
     let accept =
         "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
     let aggregated = server.get_as("/apis", accept).await;

@@ -73,7 +73,7 @@ fn list_body(call: &Call<'_>, page: Page) -> Result<Body, ApiStatus> {
         .objects
         .into_iter()
         .map(|object| {
-            if call.entry.serves_as_stored(&object.json) {
+            if call.entry.as_stored {
                 Ok(Item::Stored(object))
             } else {
                 render::served(call.entry, &object).map(Item::Made)

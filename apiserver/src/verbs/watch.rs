@@ -66,7 +66,7 @@ pub(crate) fn watch(call: &Call<'_>) -> Result<Response<Body>, ApiStatus> {
     };
     Ok(render::json_response(
         StatusCode::OK,
-        Driven::new(|output| watcher.run(opened, output)),
+        Driven::body(|output| watcher.run(opened, output)),
     ))
 }
 

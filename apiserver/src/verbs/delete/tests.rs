@@ -38,86 +38,79 @@ fn short(plan: &Plan) -> String {
     }
 }
 
+fn marked_pod() -> Value {
+    let at = with(
+        running_pod(),
+        "/metadata/deletionTimestamp",
+        json!("2026-01-01T00:00:30Z"),
+    );
+    with(at, "/metadata/deletionGracePeriodSeconds", json!(30))
+}
+
+fn check_pod(name: &str, old: &Value, grace_secs: Option<i64>, expected: &str) {
+    let options = Options {
+        grace_secs,
+        ..Options::default()
+    };
+    assert_eq!(
+        short(&planned("pods", old, &options)),
+        expected,
+        "case: {name}"
+    );
+}
+
 #[test]
 fn pods_get_their_grace_period() {
-    let marked = with(
-        with(
-            running_pod(),
-            "/metadata/deletionTimestamp",
-            json!("2026-01-01T00:00:30Z"),
-        ),
-        "/metadata/deletionGracePeriodSeconds",
-        json!(30),
+    let pod = running_pod();
+    let unscheduled = with(running_pod(), "/spec/nodeName", json!(""));
+    let finished = with(running_pod(), "/status/phase", json!("Succeeded"));
+    check_pod(
+        "its own",
+        &pod,
+        None,
+        "mark 2026-01-01T00:00:30Z grace=30 finalizers=null",
     );
-    let cases: Vec<(&str, Value, Option<i64>, &str)> = vec![
-        (
-            "a running pod: its own period",
-            running_pod(),
-            None,
-            "mark 2026-01-01T00:00:30Z grace=30 finalizers=null",
-        ),
-        (
-            "a shorter one asked for",
-            running_pod(),
-            Some(5),
-            "mark 2026-01-01T00:00:05Z grace=5 finalizers=null",
-        ),
-        (
-            "a negative one is one second",
-            running_pod(),
-            Some(-1),
-            "mark 2026-01-01T00:00:01Z grace=1 finalizers=null",
-        ),
-        ("at once when asked", running_pod(), Some(0), "remove"),
-        (
-            "unscheduled: at once",
-            with(running_pod(), "/spec/nodeName", json!("")),
-            None,
-            "remove",
-        ),
-        (
-            "finished: at once",
-            with(running_pod(), "/status/phase", json!("Succeeded")),
-            None,
-            "remove",
-        ),
-        ("repeated: nothing", marked.clone(), None, "nothing"),
-        (
-            "repeated and longer: nothing",
-            marked.clone(),
-            Some(60),
-            "nothing",
-        ),
-        (
-            "repeated and shorter: sooner",
-            marked.clone(),
-            Some(10),
-            "mark 2026-01-01T00:00:10Z grace=10 finalizers=null",
-        ),
-        (
-            "repeated with zero, by the kubelet: gone",
-            marked.clone(),
-            Some(0),
-            "remove",
-        ),
-        (
-            "with zero but a finalizer: waits for it",
-            with(marked, "/metadata/finalizers", json!(["a/b"])),
-            Some(0),
-            "mark 2026-01-01T00:00:00Z grace=0 finalizers=[\"a/b\"]",
-        ),
-    ];
-    for (name, old, grace_secs, expected) in cases {
-        let options = Options {
-            grace_secs,
-            ..Options::default()
-        };
-        assert_eq!(
-            short(&planned("pods", &old, &options)),
-            expected,
-            "case: {name}"
-        );
-    }
+    check_pod(
+        "a shorter one",
+        &pod,
+        Some(5),
+        "mark 2026-01-01T00:00:05Z grace=5 finalizers=null",
+    );
+    check_pod(
+        "negative is one second",
+        &pod,
+        Some(-1),
+        "mark 2026-01-01T00:00:01Z grace=1 finalizers=null",
+    );
+    check_pod("at once when asked", &pod, Some(0), "remove");
+    check_pod("unscheduled: at once", &unscheduled, None, "remove");
+    check_pod("finished: at once", &finished, None, "remove");
+}
+
+#[test]
+fn repeated_deletes_of_pods_only_shorten() {
+    let marked = marked_pod();
+    let held = with(marked_pod(), "/metadata/finalizers", json!(["a/b"]));
+    check_pod("the same", &marked, None, "nothing");
+    check_pod("longer", &marked, Some(60), "nothing");
+    check_pod(
+        "shorter",
+        &marked,
+        Some(10),
+        "mark 2026-01-01T00:00:10Z grace=10 finalizers=null",
+    );
+    check_pod(
+        "with zero, by the kubelet: gone",
+        &marked,
+        Some(0),
+        "remove",
+    );
+    check_pod(
+        "held by a finalizer",
+        &held,
+        Some(0),
+        "mark 2026-01-01T00:00:00Z grace=0 finalizers=[\"a/b\"]",
+    );
 }
 
 #[test]

@@ -1,0 +1,247 @@
+//! Over TLS, as programs outside see the server: certificates, bad input on a connection that goes on, logs from a kubelet.
+
+use http::header::HOST;
+use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::*;
+use crate::pki::PemPair;
+
+fn certificates(pem: &str) -> Vec<CertificateDer<'static>> {
+    CertificateDer::pem_slice_iter(pem.as_bytes())
+        .map(Result::unwrap)
+        .collect()
+}
+
+fn roots(pki: &Pki) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(pki.ca_pem()) {
+        roots.add(certificate).unwrap();
+    }
+    roots
+}
+
+/// One HTTP/1.1 connection to the server, with or without a client certificate.
+async fn connect(server: &Server, pair: Option<&PemPair>) -> SendRequest<Full<Bytes>> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap();
+    let builder = builder.with_root_certificates(roots(&server.pki));
+    let config = match pair {
+        Some(pair) => {
+            let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap();
+            builder
+                .with_client_auth_cert(certificates(&pair.certificate), key)
+                .unwrap()
+        }
+        None => builder.with_no_client_auth(),
+    };
+    let tcp = TcpStream::connect(server.server.addr()).await.unwrap();
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    let stream = TlsConnector::from(Arc::new(config))
+        .connect(name, tcp)
+        .await
+        .unwrap();
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+async fn ask(
+    sender: &mut SendRequest<Full<Bytes>>,
+    method: &str,
+    path: &str,
+    body: impl Into<Bytes>,
+) -> Answer {
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(HOST, "test")
+        .header("content-type", "application/json");
+    let response = sender
+        .send_request(request.body(Full::new(body.into())).unwrap())
+        .await
+        .unwrap();
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    Answer {
+        code: parts.status.as_u16(),
+        headers: parts.headers,
+        body,
+    }
+}
+
+#[tokio::test]
+async fn a_connection_survives_bad_input() {
+    let server = Server::with_namespace().await;
+    let mut sender = connect(&server, Some(&server.pki.issue_admin().unwrap())).await;
+    assert_eq!(
+        ask(&mut sender, "POST", CONFIG_MAPS, "{").await.failure().0,
+        400
+    );
+    assert_eq!(
+        ask(
+            &mut sender,
+            "POST",
+            CONFIG_MAPS,
+            vec![b' '; 10 * 1024 * 1024]
+        )
+        .await
+        .failure()
+        .0,
+        413
+    );
+    assert_eq!(ask(&mut sender, "GET", "/%ff", "").await.failure().0, 400);
+    assert_eq!(
+        ask(&mut sender, "BREW", CONFIG_MAPS, "").await.failure().0,
+        405
+    );
+    ask(
+        &mut sender,
+        "POST",
+        CONFIG_MAPS,
+        config_map("c").to_string(),
+    )
+    .await
+    .ok(201);
+}
+
+#[tokio::test]
+async fn the_certificate_says_who_asks() {
+    let server = Server::with_namespace().await;
+    let mut nobody = connect(&server, None).await;
+    assert_eq!(ask(&mut nobody, "GET", "/healthz", "").await.code, 200);
+    // Without credentials there is health and version, nothing else.
+    assert_eq!(
+        ask(&mut nobody, "GET", CONFIG_MAPS, "").await.failure().0,
+        401
+    );
+    let elsewhere = tempfile::tempdir().unwrap();
+    let stranger = Pki::load_or_create(elsewhere.path())
+        .unwrap()
+        .issue_admin()
+        .unwrap();
+    let mut stranger = connect(&server, Some(&stranger)).await;
+    assert_eq!(
+        ask(&mut stranger, "GET", CONFIG_MAPS, "").await.failure(),
+        (401, "Unauthorized".into(), "Unauthorized".into())
+    );
+}
+
+#[tokio::test]
+async fn logs_come_from_the_kubelet_of_the_pods_node() {
+    let server = Server::with_namespace().await;
+    let port = kubelet(&server).await;
+    let node = json!({"metadata": {"name": "n"}});
+    server.post("/api/v1/nodes", &node).await.ok(201);
+    let status = json!({"status": {
+        "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": port}},
+    }});
+    server
+        .merge("/api/v1/nodes/n/status", &status)
+        .await
+        .ok(200);
+    let mut placed = pod("p");
+    placed["spec"]["nodeName"] = "n".into();
+    let pods = "/api/v1/namespaces/a/pods";
+    server.post(pods, &placed).await.ok(201);
+    let answer = server
+        .get(&format!("{pods}/p/log?tailLines=5&follow=true"))
+        .await;
+    assert_eq!(
+        (
+            answer.code,
+            answer.headers["content-type"].to_str().unwrap()
+        ),
+        (200, "text/plain")
+    );
+    assert_eq!(
+        answer.text(),
+        "kube-apiserver-kubelet-client GET /containerLogs/a/p/c?follow=true&tailLines=5"
+    );
+    let (code, _, message) = server
+        .get(&format!("{pods}/p/log?previous=true"))
+        .await
+        .failure();
+    assert_eq!(
+        (code, message.as_str()),
+        (400, "previous terminated container \"c\" not found")
+    );
+}
+
+/// A kubelet that answers with who asked for what.
+async fn kubelet(server: &Server) -> u16 {
+    let pair = server
+        .pki
+        .issue_node("n", &["127.0.0.1".to_owned()])
+        .unwrap();
+    let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(
+        Arc::new(roots(&server.pki)),
+        Arc::clone(&provider),
+    );
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier.build().unwrap())
+        .with_single_cert(certificates(&pair.certificate), key)
+        .unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let stream = acceptor.accept(tcp).await.unwrap();
+            let chain = stream.get_ref().1.peer_certificates().unwrap();
+            let (_, certificate) = x509_parser::parse_x509_certificate(&chain[0]).unwrap();
+            let user = certificate
+                .subject()
+                .iter_common_name()
+                .next()
+                .unwrap()
+                .as_str()
+                .unwrap()
+                .to_owned();
+            let service = service_fn(move |request: Request<Incoming>| {
+                let text = format!("{user} {} {}", request.method(), request.uri());
+                async move {
+                    let refused = request
+                        .uri()
+                        .query()
+                        .is_some_and(|query| query.contains("previous"));
+                    let (code, text) = if refused {
+                        (
+                            400,
+                            "previous terminated container \"c\" not found\n".to_owned(),
+                        )
+                    } else {
+                        (200, text)
+                    };
+                    Ok::<_, std::convert::Infallible>(
+                        Response::builder()
+                            .status(code)
+                            .body(Full::new(Bytes::from(text)))
+                            .unwrap(),
+                    )
+                }
+            });
+            hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await
+                .unwrap();
+        }
+    });
+    port
+}

@@ -18,6 +18,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
+use crate::auth::tokens::TokenKey;
 use crate::auth::{Attributes, Authenticator, Authorizer, Peer, UserInfo};
 use crate::body::Body;
 use crate::call::Call;
@@ -297,6 +298,14 @@ impl Api {
                 http::StatusCode::OK,
                 render::to_bytes(&health::version()),
             ));
+        }
+        if path == "/.well-known/openid-configuration" {
+            let document = render::to_bytes(&TokenKey::discovery());
+            return Ok(render::json_response(http::StatusCode::OK, document));
+        }
+        if path == "/openid/v1/jwks" {
+            let keys = render::to_bytes(&self.authn.token_key().key_set());
+            return Ok(render::json_response(http::StatusCode::OK, keys));
         }
         if path.starts_with("/openapi/") {
             let document = openapi::respond(path, &parts.headers);

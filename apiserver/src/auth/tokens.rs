@@ -209,11 +209,11 @@ impl TokenKey {
         }]})
     }
 
-    /// Where the key set is (`/.well-known/openid-configuration`).
-    pub fn discovery(server_url: &str) -> Value {
+    /// Who issues tokens and where the key set is (`/.well-known/openid-configuration`), as seen from inside the cluster.
+    pub fn discovery() -> Value {
         json!({
             "issuer": ISSUER,
-            "jwks_uri": format!("{server_url}/openid/v1/jwks"),
+            "jwks_uri": format!("{ISSUER}/openid/v1/jwks"),
             "response_types_supported": ["id_token"],
             "subject_types_supported": ["public"],
             "id_token_signing_alg_values_supported": [ALGORITHM],

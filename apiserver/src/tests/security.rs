@@ -351,3 +351,54 @@ async fn a_second_start_writes_nothing() {
         server.get(path).await.ok(200);
     }
 }
+
+#[tokio::test]
+async fn others_can_check_our_tokens() {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    use ring::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
+
+    let server = Server::with_namespace().await;
+    let discovery = server
+        .get("/.well-known/openid-configuration")
+        .await
+        .ok(200);
+    let keys_uri = discovery["jwks_uri"].as_str().unwrap();
+    let path = keys_uri
+        .strip_prefix(discovery["issuer"].as_str().unwrap())
+        .unwrap();
+    let keys = server.get(path).await.ok(200);
+    let key = &keys["keys"][0];
+    let token = server
+        .post(
+            "/api/v1/namespaces/a/serviceaccounts/default/token",
+            &json!({"spec": {"audiences": ["vault"]}}),
+        )
+        .await
+        .ok(201);
+    let token = token["status"]["token"].as_str().unwrap();
+    let decode = |text: &str| URL_SAFE_NO_PAD.decode(text).unwrap();
+    let (signed, signature) = token.rsplit_once('.').unwrap();
+    let header: Value = serde_json::from_slice(&decode(signed.split('.').next().unwrap())).unwrap();
+    assert_eq!(header["kid"], key["kid"]);
+    let point = [
+        vec![4],
+        decode(key["x"].as_str().unwrap()),
+        decode(key["y"].as_str().unwrap()),
+    ]
+    .concat();
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point)
+        .verify(signed.as_bytes(), &decode(signature))
+        .expect("the published key checks the token");
+    let jane = server.server.service(UserInfo::new("jane", []));
+    let robot = server
+        .server
+        .service(UserInfo::service_account("a", "default", ""));
+    for (mut who, code) in [(jane, 403), (robot, 200)] {
+        let response = who
+            .call(Request::get(path).body(Full::default()).unwrap())
+            .await
+            .unwrap();
+        assert_eq!(response.status(), code);
+    }
+}

@@ -3,6 +3,7 @@
 //! `config` is the CRI message as it came (protobuf), written once; `state.json` is replaced at every move. After a restart of the
 //! shim, `recover` in [`crate::shim`] reads them back. The folder is lost with a reboot, as are the containers.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -29,7 +30,12 @@ pub(crate) struct Recovered<C, S> {
 impl StateDir {
     pub(crate) fn open(state_dir: &Path, kind: &str) -> Result<Self, VerbError> {
         let dir = state_dir.join(kind);
-        std::fs::create_dir_all(&dir).map_err(|err| checkpoint(&dir, err))?;
+        // Configurations hold the Pods' environments, secrets among them.
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)
+            .map_err(|err| checkpoint(&dir, err))?;
         Ok(Self { dir })
     }
 

@@ -20,6 +20,7 @@ pub(crate) struct NotADigest(String);
 const ALGORITHM: &str = "sha256:";
 
 impl Digest {
+    #[cfg(test)]
     pub(crate) fn of(bytes: &[u8]) -> Self {
         Self::from_hasher(Sha256::new_with_prefix(bytes))
     }

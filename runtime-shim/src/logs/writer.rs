@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -75,7 +76,7 @@ impl LogWriter {
 
 fn open(path: &Path) -> std::io::Result<File> {
     let mut options = std::fs::OpenOptions::new();
-    options.create(true).append(true);
+    options.create(true).append(true).mode(0o640);
     options.open(path).or_else(|err| match path.parent() {
         Some(parent) if err.kind() == std::io::ErrorKind::NotFound => {
             std::fs::create_dir_all(parent)?;
@@ -179,7 +180,9 @@ impl Files {
                     if let Some(path) = &log.path {
                         self.forget(path);
                     }
-                    drop(done.send(()));
+                    if done.send(()).is_err() {
+                        tracing::debug!("Nobody waits for the log to be closed");
+                    }
                 }
             }
         }

@@ -1,0 +1,135 @@
+//! Tries what a Pod's network allows; prints one line per finding. Sockets come from the crate `wasip2`, since not every std has them.
+//!
+//! `serve PORT` answers every connection with `from PEER at LOCAL`; `get HOST PORT` prints such an answer; `bind ADDRESS PORT`,
+//! `echo PORT` (UDP) and `send HOST PORT` (UDP) print what they got, or the error.
+
+use std::net::Ipv4Addr;
+
+use wasip2::sockets::instance_network::instance_network;
+use wasip2::sockets::ip_name_lookup::resolve_addresses;
+use wasip2::sockets::network::{ErrorCode, IpAddress, IpAddressFamily, IpSocketAddress, Ipv4SocketAddress};
+use wasip2::sockets::tcp::TcpSocket;
+use wasip2::sockets::tcp_create_socket::create_tcp_socket;
+use wasip2::sockets::udp::{OutgoingDatagram, UdpSocket};
+use wasip2::sockets::udp_create_socket::create_udp_socket;
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let done = match args.as_slice() {
+        ["serve", port] => serve(port),
+        ["get", host, port] => get(host, port),
+        ["bind", address, port] => bind(address, port).and_then(|socket| Ok(println!("bound {}", text(socket.local_address()?)))),
+        ["echo", port] => echo(port),
+        ["send", host, port] => send(host, port),
+        other => panic!("unknown arguments {other:?}"),
+    };
+    if let Err(code) = done {
+        println!("error {code:?}");
+        std::process::exit(1);
+    }
+}
+
+fn address(ip: Ipv4Addr, port: &str) -> IpSocketAddress {
+    let [a, b, c, d] = ip.octets();
+    IpSocketAddress::Ipv4(Ipv4SocketAddress { port: port.parse().unwrap(), address: (a, b, c, d) })
+}
+
+fn text(address: IpSocketAddress) -> String {
+    match address {
+        IpSocketAddress::Ipv4(Ipv4SocketAddress { port, address: (a, b, c, d) }) => format!("{a}.{b}.{c}.{d}:{port}"),
+        IpSocketAddress::Ipv6(address) => format!("{address:?}"),
+    }
+}
+
+fn resolve(host: &str) -> Result<Ipv4Addr, ErrorCode> {
+    let stream = resolve_addresses(&instance_network(), host)?;
+    loop {
+        stream.subscribe().block();
+        match stream.resolve_next_address() {
+            Ok(Some(IpAddress::Ipv4((a, b, c, d)))) => return Ok(Ipv4Addr::new(a, b, c, d)),
+            Ok(Some(IpAddress::Ipv6(_))) | Err(ErrorCode::WouldBlock) => {}
+            Ok(None) => return Err(ErrorCode::NameUnresolvable),
+            Err(code) => return Err(code),
+        }
+    }
+}
+
+fn bind(ip: &str, port: &str) -> Result<TcpSocket, ErrorCode> {
+    let socket = create_tcp_socket(IpAddressFamily::Ipv4)?;
+    socket.start_bind(&instance_network(), address(ip.parse().unwrap(), port))?;
+    socket.finish_bind()?;
+    Ok(socket)
+}
+
+fn serve(port: &str) -> Result<(), ErrorCode> {
+    let socket = bind("0.0.0.0", port)?;
+    socket.start_listen()?;
+    socket.finish_listen()?;
+    println!("listening at {}", text(socket.local_address()?));
+    loop {
+        socket.subscribe().block();
+        let (client, input, output) = match socket.accept() {
+            Ok(accepted) => accepted,
+            Err(ErrorCode::WouldBlock) => continue,
+            Err(code) => return Err(code),
+        };
+        let answer = format!("from {} at {}\n", text(client.remote_address()?), text(client.local_address()?));
+        output.blocking_write_and_flush(answer.as_bytes()).unwrap();
+        drop((input, output));
+    }
+}
+
+fn get(host: &str, port: &str) -> Result<(), ErrorCode> {
+    let socket = create_tcp_socket(IpAddressFamily::Ipv4)?;
+    socket.start_connect(&instance_network(), address(resolve(host)?, port))?;
+    let (input, _output) = loop {
+        socket.subscribe().block();
+        match socket.finish_connect() {
+            Ok(streams) => break streams,
+            Err(ErrorCode::WouldBlock) => {}
+            Err(code) => return Err(code),
+        }
+    };
+    let answer = input.blocking_read(1024).unwrap();
+    print!("{}", String::from_utf8_lossy(&answer));
+    Ok(())
+}
+
+fn udp(port: &str) -> Result<UdpSocket, ErrorCode> {
+    let socket = create_udp_socket(IpAddressFamily::Ipv4)?;
+    socket.start_bind(&instance_network(), address(Ipv4Addr::UNSPECIFIED, port))?;
+    socket.finish_bind()?;
+    Ok(socket)
+}
+
+fn echo(port: &str) -> Result<(), ErrorCode> {
+    let socket = udp(port)?;
+    println!("listening at {}", text(socket.local_address()?));
+    let (incoming, outgoing) = socket.stream(None)?;
+    loop {
+        incoming.subscribe().block();
+        for datagram in incoming.receive(16)? {
+            let data = format!("{} from {}", String::from_utf8_lossy(&datagram.data), text(datagram.remote_address)).into_bytes();
+            outgoing.subscribe().block();
+            outgoing.check_send()?;
+            outgoing.send(&[OutgoingDatagram { data, remote_address: Some(datagram.remote_address) }])?;
+        }
+    }
+}
+
+fn send(host: &str, port: &str) -> Result<(), ErrorCode> {
+    let socket = udp("0")?;
+    let remote = address(resolve(host)?, port);
+    let (incoming, outgoing) = socket.stream(None)?;
+    outgoing.subscribe().block();
+    outgoing.check_send()?;
+    outgoing.send(&[OutgoingDatagram { data: b"ping".to_vec(), remote_address: Some(remote) }])?;
+    loop {
+        incoming.subscribe().block();
+        if let Some(datagram) = incoming.receive(1)?.first() {
+            println!("{}", String::from_utf8_lossy(&datagram.data));
+            return Ok(());
+        }
+    }
+}

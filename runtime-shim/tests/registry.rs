@@ -1,0 +1,349 @@
+//! Pulls from a registry: every way to ship Wasm, credentials, mirrors, what is not Wasm and what was tampered with.
+
+#![allow(
+    clippy::tests_outside_test_module,
+    clippy::unwrap_used,
+    reason = "an integration test"
+)]
+
+mod support;
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use cox_cri::v1::*;
+use cox_runtime_shim::Mirror;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use support::{Shim, container, guests};
+use tokio::net::TcpListener;
+
+/// A registry with what tests push into it.
+#[derive(Clone, Default)]
+struct Registry {
+    /// By path below `/v2/`: media type and content.
+    content: Arc<Mutex<HashMap<String, (String, Bytes)>>>,
+    /// `user:password` in base64 that every request must carry.
+    auth: Option<String>,
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+fn digest(bytes: &[u8]) -> String {
+    let hex: String = Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!("sha256:{hex}")
+}
+
+impl Registry {
+    async fn serve(&self) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let registry = self.clone();
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let registry = registry.clone();
+                let service = service_fn(move |request| {
+                    let answer = registry.answer(&request);
+                    async move { Ok::<_, Infallible>(answer) }
+                });
+                tokio::spawn(
+                    hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service),
+                );
+            }
+        });
+        addr
+    }
+
+    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let path = request.uri().path().trim_start_matches("/v2/").to_owned();
+        self.requests.lock().unwrap().push(path.clone());
+        let sent = request
+            .headers()
+            .get("authorization")
+            .and_then(|value| value.to_str().ok());
+        if self
+            .auth
+            .as_ref()
+            .is_some_and(|auth| sent != Some(&format!("Basic {auth}")))
+        {
+            let response = Response::builder()
+                .status(401)
+                .header("www-authenticate", "Basic realm=\"test\"");
+            return response.body(Full::default()).unwrap();
+        }
+        if path == "/v2" || path.is_empty() {
+            return Response::new(Full::default());
+        }
+        match self.content.lock().unwrap().get(&path) {
+            Some((media_type, bytes)) => Response::builder()
+                .header("content-type", media_type)
+                .header("docker-content-digest", digest(bytes))
+                .body(Full::new(bytes.clone()))
+                .unwrap(),
+            None => Response::builder()
+                .status(404)
+                .body(Full::from(
+                    r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"unknown"}]}"#,
+                ))
+                .unwrap(),
+        }
+    }
+
+    fn put(&self, path: String, media_type: &str, bytes: &[u8]) {
+        self.content
+            .lock()
+            .unwrap()
+            .insert(path, (media_type.to_owned(), Bytes::copy_from_slice(bytes)));
+    }
+
+    fn blob(&self, name: &str, media_type: &str, bytes: &[u8]) -> Value {
+        self.put(
+            format!("{name}/blobs/{}", digest(bytes)),
+            "application/octet-stream",
+            bytes,
+        );
+        json!({ "mediaType": media_type, "digest": digest(bytes), "size": bytes.len() })
+    }
+
+    /// Pushes an image; returns the descriptor of its manifest.
+    fn push(&self, name: &str, config: (&str, &str), layers: &[(&str, &[u8])]) -> Value {
+        let media_type = "application/vnd.oci.image.manifest.v1+json";
+        let layers: Vec<Value> = layers
+            .iter()
+            .map(|(media_type, bytes)| self.blob(name, media_type, bytes))
+            .collect();
+        let config = self.blob(name, config.0, config.1.as_bytes());
+        let manifest = json!({ "schemaVersion": 2, "mediaType": media_type, "config": config, "layers": layers });
+        let bytes = serde_json::to_vec(&manifest).unwrap();
+        self.put(format!("{name}/manifests/latest"), media_type, &bytes);
+        self.put(
+            format!("{name}/manifests/{}", digest(&bytes)),
+            media_type,
+            &bytes,
+        );
+        json!({ "mediaType": media_type, "digest": digest(&bytes), "size": bytes.len() })
+    }
+}
+
+/// A tar archive of one file.
+fn tar(name: &str, content: &[u8]) -> Vec<u8> {
+    let mut block = [0u8; 512];
+    block[..name.len()].copy_from_slice(name.as_bytes());
+    block[124..135].copy_from_slice(format!("{:011o}", content.len()).as_bytes());
+    block[148..156].copy_from_slice(b"        ");
+    block[156] = b'0';
+    let sum: u64 = block.iter().map(|byte| u64::from(*byte)).sum();
+    block[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    let mut out = [&block, content].concat();
+    out.resize(out.len().next_multiple_of(512) + 1024, 0);
+    out
+}
+
+async fn pull(
+    shim: &mut Shim,
+    image: &str,
+    auth: Option<AuthConfig>,
+) -> Result<String, tonic::Status> {
+    let image = Some(ImageSpec {
+        image: image.into(),
+        ..ImageSpec::default()
+    });
+    let request = PullImageRequest {
+        image,
+        auth,
+        sandbox_config: None,
+    };
+    Ok(shim
+        .images
+        .pull_image(request)
+        .await?
+        .into_inner()
+        .image_ref)
+}
+
+const ARTIFACT: (&str, &str) = ("application/vnd.wasm.config.v0+json", "{}");
+const OCI: &str = "application/vnd.oci.image.config.v1+json";
+const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_format_is_pulled_and_runs() {
+    let registry = Registry::default();
+    let host = registry.serve().await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut shim = Shim::start_with(dir.path(), |config| {
+        config.registries.plain_http = vec![host.to_string()]
+    })
+    .await;
+    let wasm = wat::parse_str(guests::exits(42)).unwrap();
+    let wasi = r#"{"os":"wasi","architecture":"wasm","config":{"Entrypoint":["/app.wasm"],"Env":["A=1"]}}"#;
+    registry.push("artifact", ARTIFACT, &[("application/wasm", &wasm)]);
+    registry.push(
+        "runwasi",
+        (OCI, "{}"),
+        &[(
+            "application/vnd.bytecodealliance.wasm.component.layer.v0+wasm",
+            &wasm,
+        )],
+    );
+    registry.push("buildx", (OCI, wasi), &[(TAR, &tar("app.wasm", &wasm))]);
+    let manifest = registry.push("index", ARTIFACT, &[("application/wasm", &wasm)]);
+    let mut entry = manifest.clone();
+    entry["platform"] = json!({ "os": "wasip1", "architecture": "wasm" });
+    let linux = json!({ "mediaType": manifest["mediaType"], "digest": digest(b"x"), "size": 1, "platform": { "os": "linux", "architecture": "amd64" } });
+    let media_type = "application/vnd.oci.image.index.v1+json";
+    let index = json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": [linux, entry] });
+    registry.put(
+        "index/manifests/latest".into(),
+        media_type,
+        &serde_json::to_vec(&index).unwrap(),
+    );
+    let pod = shim.sandbox("pod").await;
+    for name in ["artifact", "runwasi", "buildx", "index"] {
+        let image = format!("{host}/{name}");
+        let id = pull(&mut shim, &image, None)
+            .await
+            .unwrap_or_else(|err| panic!("{name}: {err}"));
+        let mut config = container(name, name);
+        config.image = Some(ImageSpec {
+            image: id,
+            ..ImageSpec::default()
+        });
+        let container = shim.launch(&pod, config).await;
+        let status = shim.exit(&container).await;
+        assert_eq!(status.exit_code, 42, "{name}");
+        assert!(
+            status.image_ref.contains(&format!("{name}@sha256:")),
+            "{}",
+            status.image_ref
+        );
+    }
+    shim.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_run_is_refused_by_name() {
+    let registry = Registry::default();
+    let host = registry.serve().await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut shim = Shim::start_with(dir.path(), |config| {
+        config.registries.plain_http = vec![host.to_string()]
+    })
+    .await;
+    let wasm = wat::parse_str(guests::exits(42)).unwrap();
+    let linux = r#"{"os":"linux","architecture":"amd64","config":{"Cmd":["nginx"]}}"#;
+    registry.push(
+        "nginx",
+        (OCI, linux),
+        &[(TAR, &tar("bin/nginx", b"\x7fELF..."))],
+    );
+    registry.push(
+        "spin",
+        (OCI, "{}"),
+        &[
+            ("application/vnd.wasm.content.layer.v1+wasm", &wasm),
+            ("application/vnd.fermyon.spin.application.v1+config", b"{}"),
+        ],
+    );
+    registry.push(
+        "moon",
+        ARTIFACT,
+        &[(
+            "application/wasm",
+            &wat::parse_str(guests::wants_the_moon()).unwrap(),
+        )],
+    );
+    registry.push(
+        "text",
+        ARTIFACT,
+        &[("application/wasm", b"not wasm at all")],
+    );
+    registry.push("bad", ARTIFACT, &[("application/wasm", &wasm)]);
+    registry.put(
+        format!("bad/blobs/{}", digest(&wasm)),
+        "application/octet-stream",
+        &wat::parse_str(guests::exits(0)).unwrap(),
+    );
+    let cases = [
+        ("nginx", "no container runtime on this node"),
+        ("spin", "Spin application"),
+        ("moon", "acme:moon/landing"),
+        ("text", "not a Wasm file"),
+        ("bad", "digest"),
+        ("none", "cannot pull"),
+    ];
+    for (name, reason) in cases {
+        let image = format!("{host}/{name}");
+        let err = pull(&mut shim, &image, None).await.unwrap_err();
+        assert!(
+            err.message()
+                .to_lowercase()
+                .contains(&reason.to_lowercase())
+                && err.message().contains(name),
+            "{name}: {err}"
+        );
+    }
+    assert_eq!(
+        std::fs::read_dir(dir.path().join("root/blobs/sha256"))
+            .unwrap()
+            .count(),
+        0,
+        "nothing refused is kept"
+    );
+    shim.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_open_a_registry_and_are_not_given_to_its_mirror() {
+    let wasm = wat::parse_str(guests::exits(0)).unwrap();
+    let private = Registry {
+        auth: Some("dTpw".into()),
+        ..Registry::default()
+    };
+    private.push("app", ARTIFACT, &[("application/wasm", &wasm)]);
+    let mirror = Registry::default();
+    mirror.push("mirrored", ARTIFACT, &[("application/wasm", &wasm)]);
+    let (host, mirror_host) = (private.serve().await, mirror.serve().await);
+    let dir = tempfile::tempdir().unwrap();
+    let mut shim = Shim::start_with(dir.path(), |config| {
+        config.registries.plain_http = vec![host.to_string(), mirror_host.to_string()];
+        config.registries.mirrors = vec![Mirror {
+            registry: host.to_string(),
+            hosts: vec![mirror_host.to_string()],
+        }];
+    })
+    .await;
+    let auth = |password: &str| AuthConfig {
+        username: "u".into(),
+        password: password.into(),
+        ..AuthConfig::default()
+    };
+    let image = format!("{host}/app");
+    assert!(pull(&mut shim, &image, None).await.is_err());
+    assert!(pull(&mut shim, &image, Some(auth("wrong"))).await.is_err());
+    pull(&mut shim, &image, Some(auth("p"))).await.unwrap();
+    pull(&mut shim, &format!("{host}/mirrored"), Some(auth("p")))
+        .await
+        .unwrap();
+    assert!(
+        !private
+            .requests
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|path| path.contains("mirrored")),
+        "the mirror had it"
+    );
+    shim.stop().await;
+}

@@ -69,8 +69,9 @@ async fn containers_share_files_and_a_read_only_mount_is_one() {
     let writer = shim.launch(&pod, run("writer", "write", false)).await;
     wait_until("the reader sees what the writer wrote", || async {
         let log = pod.log("reader");
+        // The guest writes a line in pieces, so the first one may be read in two.
         log.iter()
-            .any(|line| line.contains("line 1 from the writer"))
+            .any(|line| line.contains("read: line ") && line.ends_with(" from the writer"))
             .then_some(())
     })
     .await;
@@ -225,7 +226,9 @@ async fn a_thousand_sleepers_cost_little_and_end_together() {
     .await;
     let (files, mappings) = (files() - files_before, mappings() - mappings_before);
     assert!(files <= 1100, "{files} descriptors for 1000 Pods");
-    assert!(mappings <= 4200, "{mappings} mappings for 1000 Pods");
+    // The guard before the memory, the memory, what it may grow into, the stack's guard and the stack. The kernel's default of
+    // 65,530 mappings allows 10,000 of them.
+    assert!(mappings <= 5200, "{mappings} mappings for 1000 Pods");
     for pod in pods {
         shim.runtime
             .remove_pod_sandbox(RemovePodSandboxRequest {

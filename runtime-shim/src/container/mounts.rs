@@ -83,6 +83,16 @@ pub(crate) fn prepare(mounts: &[Mount], dir: &Path) -> Result<(Vec<Preopen>, Sta
             readonly: mount.readonly,
         });
     }
+    let staged = stage_all(files, dir, &mut preopens)?;
+    Ok((preopens, staged))
+}
+
+/// Puts single files into folders of the container's own, one per parent folder.
+fn stage_all(
+    files: BTreeMap<String, Vec<&Mount>>,
+    dir: &Path,
+    preopens: &mut Vec<Preopen>,
+) -> Result<Staged, VerbError> {
     let mut staged = Staged::default();
     for (index, (guest, files)) in files.into_iter().enumerate() {
         if preopens
@@ -108,7 +118,7 @@ pub(crate) fn prepare(mounts: &[Mount], dir: &Path) -> Result<(Vec<Preopen>, Sta
             readonly,
         });
     }
-    Ok((preopens, staged))
+    Ok(staged)
 }
 
 fn stage(

@@ -205,8 +205,7 @@ fn first_line(text: &str) -> String {
     let line = cause
         .lines()
         .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .last()
+        .rfind(|line| !line.is_empty())
         .unwrap_or_default();
     line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ':' || c == ' ')
         .to_owned()

@@ -184,13 +184,23 @@ mod tests {
     const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
     const TAR: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
+    /// Name, config media type, layer media types, configuration, verdict.
+    type Case<'a> = (
+        &'a str,
+        &'a str,
+        &'a [&'a str],
+        &'a str,
+        Result<Shape, FormatError>,
+    );
+
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a table")]
     fn every_known_way_to_ship_wasm() {
         let at = |entry: &str| ImageConfig {
             entrypoint: vec![entry.into()],
             ..ImageConfig::default()
         };
-        let cases: [(&str, &str, &[&str], &str, Result<Shape, FormatError>); 10] = [
+        let cases: [Case<'_>; 10] = [
             (
                 "CNCF artifact",
                 WASM_CONFIG,

@@ -300,7 +300,7 @@ mod tests {
             assert_eq!(full_name(name).unwrap(), full);
             assert_eq!(program_name(full), program);
         }
-        assert!(full_name("UPPER/case").is_err());
+        assert!(full_name("cox.local/UPPER").is_err());
         assert!(full_name("").is_err());
     }
 

@@ -164,6 +164,14 @@ impl Images {
     }
 
     fn client(&self) -> Client {
+        // The HTTP client takes the process's provider and panics without one. An installed one stays, whoever did it.
+        if rustls::crypto::CryptoProvider::get_default().is_none()
+            && rustls::crypto::ring::default_provider()
+                .install_default()
+                .is_err()
+        {
+            tracing::debug!("Another part of the process has installed its TLS provider meanwhile");
+        }
         let registries = &self.config.registries;
         let mut extra_root_certificates = Vec::new();
         for path in &registries.ca_files {

@@ -134,7 +134,8 @@ mod tests {
     #[test]
     fn lines_parts_and_ends() {
         let long = "x".repeat(PART_BYTES_MAX + 1);
-        let cases: [(&str, &[&str], Vec<(&str, &str)>); 5] = [
+        type Case<'a> = (&'a str, &'a [&'a str], Vec<(&'a str, &'a str)>);
+        let cases: [Case<'_>; 5] = [
             (
                 "a line in two writes",
                 &["he", "llo\n"],

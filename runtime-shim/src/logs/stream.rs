@@ -199,7 +199,7 @@ mod tests {
             let content = std::fs::read_to_string(path).unwrap();
             content
                 .lines()
-                .map(|line| line.splitn(2, ' ').nth(1).unwrap().to_owned())
+                .map(|line| line.split_once(' ').unwrap().1.to_owned())
                 .collect::<Vec<_>>()
         };
         assert_eq!(texts(&rotated), ["stdout F one", "stderr F two"]);

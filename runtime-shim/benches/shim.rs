@@ -3,6 +3,8 @@
 
 #![allow(
     clippy::unwrap_used,
+    clippy::large_futures,
+    clippy::too_many_lines,
     clippy::print_stdout,
     unused_crate_dependencies,
     reason = "a benchmark prints and may fail loudly"

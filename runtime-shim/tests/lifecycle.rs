@@ -3,6 +3,8 @@
 #![allow(
     clippy::tests_outside_test_module,
     clippy::unwrap_used,
+    clippy::large_futures,
+    clippy::too_many_lines,
     reason = "an integration test"
 )]
 
@@ -257,7 +259,7 @@ async fn images_are_listed_replaced_and_removed() {
     let listed = cox_runtime_shim::images::door::list(&shim.config.images_socket)
         .await
         .unwrap();
-    assert_eq!(listed, [second.clone()]);
+    assert_eq!(listed, std::slice::from_ref(&second));
     let spec = Some(ImageSpec {
         image: "cox.local/app".into(),
         ..ImageSpec::default()

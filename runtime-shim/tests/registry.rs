@@ -3,6 +3,8 @@
 #![allow(
     clippy::tests_outside_test_module,
     clippy::unwrap_used,
+    clippy::large_futures,
+    clippy::too_many_lines,
     reason = "an integration test"
 )]
 

@@ -4,6 +4,8 @@
     dead_code,
     unreachable_pub,
     clippy::unwrap_used,
+    clippy::large_futures,
+    clippy::too_many_lines,
     reason = "shared by test files that each use a part"
 )]
 

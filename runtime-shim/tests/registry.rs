@@ -226,7 +226,11 @@ async fn every_format_is_pulled_and_runs() {
         let status = shim.exit(&container).await;
         assert_eq!(status.exit_code, 42, "{name}");
         // Two of them are the same image under two names.
-        assert!(status.image_ref.contains("@sha256:"), "{}", status.image_ref);
+        assert!(
+            status.image_ref.contains("@sha256:"),
+            "{}",
+            status.image_ref
+        );
     }
     shim.stop().await;
 }

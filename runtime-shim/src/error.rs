@@ -71,7 +71,10 @@ impl From<VerbError> for Status {
             }
             VerbError::NoAddress(_) => Status::resource_exhausted(text),
             VerbError::Pull(
-                PullError::Registry { .. } | PullError::Credentials(_) | PullError::Store(_),
+                PullError::Registry { .. }
+                | PullError::NotLoaded(_)
+                | PullError::Credentials(_)
+                | PullError::Store(_),
             )
             | VerbError::Image(ImageError::Io { .. } | ImageError::Damaged { .. })
             | VerbError::Checkpoint { .. }

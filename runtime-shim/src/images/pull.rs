@@ -18,6 +18,10 @@ use super::content::Draft;
 use super::formats::{self, FormatError, Shape};
 use super::{Digest, Image, ImageConfig, ImageError, Images, parse, program_name};
 
+/// Images of this host come through the image door only: "pulling" one looks whether it is there, so that Pods run whatever their
+/// pull policy, and nobody is asked for it over the network.
+const LOCAL_REGISTRY: &str = "cox.local";
+
 const CONFIG_BYTES_MAX: u64 = 4 << 20;
 const CONNECT_PATIENCE: Duration = Duration::from_secs(20);
 const READ_PATIENCE: Duration = Duration::from_secs(60);
@@ -33,6 +37,8 @@ pub(crate) enum PullError {
         host: String,
         message: String,
     },
+    #[error("{0} is not loaded on this node: load it with `cox image load`")]
+    NotLoaded(String),
     #[error("no container runtime on this node: {0} is an OCI image; only Wasm images run here")]
     Oci(String),
     #[error("{image} cannot run here: {source}")]
@@ -102,6 +108,10 @@ impl Images {
         name: &str,
         credentials: &Credentials,
     ) -> Result<Arc<Image>, PullError> {
+        if parse(name)?.registry() == LOCAL_REGISTRY {
+            let found = self.find(name);
+            return found.ok_or_else(|| PullError::NotLoaded(name.to_owned()));
+        }
         let incoming = self.incoming.read().await;
         let pulled = self.pull_from_any(name, credentials).await;
         drop(incoming);

@@ -9,6 +9,7 @@ use cox_apiserver::auth::UserInfo;
 use cox_apiserver::pki::Pki;
 use cox_client::{Informers, SystemClock};
 use cox_store::{Backend, Store};
+use http::HeaderValue;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::ListenArgs;
@@ -45,18 +46,18 @@ impl ControlPlane {
         let api = Arc::new(cox_apiserver::start(config, deps, api_cancel.clone()).await?);
         let url = url_of(api.addr());
         write_private(&paths.kubeconfig(), &pki.kubeconfig(&url, &pki.issue_admin()?))?;
-        let informers = Informers::new(client_as(&api, internal("cox:informers")), &api_cancel);
+        let informers = Informers::new(client_as(&api, internal("cox:informers"), "cox"), &api_cancel);
         Ok(Self { pki, url, api, store, informers, api_cancel })
     }
 
     /// A client that acts as `user`, in process: no socket and no TLS, but the same authorization and admission.
-    pub(crate) fn client_as(&self, user: UserInfo) -> kube::Client {
-        client_as(&self.api, user)
+    pub(crate) fn client_as(&self, user: UserInfo, manager: &'static str) -> kube::Client {
+        client_as(&self.api, user, manager)
     }
 
     /// A client that may do everything.
     pub(crate) fn admin(&self) -> kube::Client {
-        self.client_as(internal("cox:admin"))
+        self.client_as(internal("cox:admin"), "cox")
     }
 
     /// The informers that all components of the process share.
@@ -68,7 +69,7 @@ impl ControlPlane {
     pub(crate) fn run_components(&self, components: &mut Components) {
         let cancel = components.cancellation();
         let scheduler = cox_scheduler::Deps {
-            client: self.client_as(UserInfo::new("system:kube-scheduler", ["system:authenticated"])),
+            client: self.client_as(UserInfo::new("system:kube-scheduler", ["system:authenticated"]), "kube-scheduler"),
             informers: self.informers(),
             clock: Arc::new(SystemClock),
         };
@@ -77,7 +78,7 @@ impl ControlPlane {
 
         let api = Arc::clone(&self.api);
         let controllers = cox_controllers::Deps {
-            client_for: Arc::new(move |name: &str| client_as(&api, service_account(name))),
+            client_for: Arc::new(move |name: &str| client_as(&api, UserInfo::service_account("kube-system", name, ""), "kube-controller-manager")),
             informers: self.informers(),
             clock: Arc::new(SystemClock),
         };
@@ -93,19 +94,14 @@ impl ControlPlane {
     }
 }
 
-fn client_as(api: &ApiServer, user: UserInfo) -> kube::Client {
-    cox_client::in_process(api.service(user))
+/// `manager` names the component in the managed fields of what it writes, in upstream's words.
+fn client_as(api: &ApiServer, user: UserInfo, manager: &'static str) -> kube::Client {
+    cox_client::in_process_as(api.service(user), HeaderValue::from_static(manager))
 }
 
 /// A part of this process that acts with all rights, as upstream's loopback client does.
 fn internal(name: &str) -> UserInfo {
     UserInfo::new(name, ["system:masters", "system:authenticated"])
-}
-
-/// The account of a controller, with the role that upstream's bootstrap policy gives it.
-fn service_account(name: &str) -> UserInfo {
-    let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system", "system:authenticated"];
-    UserInfo::new(&format!("system:serviceaccount:kube-system:{name}"), groups)
 }
 
 fn url_of(addr: SocketAddr) -> String {

@@ -83,7 +83,7 @@ pub(crate) async fn run(args: UpArgs) -> Result<()> {
 fn identity(plane: &ControlPlane, name: &str, args: &UpArgs) -> Result<Identity> {
     let user = UserInfo::new(&format!("system:node:{name}"), ["system:nodes", "system:authenticated"]);
     Ok(Identity {
-        client: plane.client_as(user),
+        client: plane.client_as(user, "kubelet"),
         informers: plane.informers(),
         serving: plane.pki.issue_node(name, &node::sans(name, &args.node))?,
         client_ca_pem: plane.pki.ca_pem().to_owned(),

@@ -174,15 +174,19 @@ where
     }
 }
 
-/// An error with all its causes on one line, for the place that handles it.
+/// An error with all its causes on one line, for the place that handles it. An answer of the API server is its sentence alone:
+/// kube prints the whole Status, twice.
 #[must_use]
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
+    let mut causes = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(kube::Error::Api(status)) = error.downcast_ref() {
+            causes.push(status.message.clone());
+            break;
+        }
+        causes.push(error.to_string());
+        next = error.source();
     }
-    text
+    causes.join(": ")
 }

@@ -143,3 +143,12 @@ fn an_error_is_logged_with_all_its_causes() {
         "outer: inner"
     );
 }
+
+#[test]
+fn an_answer_of_the_api_server_is_logged_as_its_sentence() {
+    let status = kube::core::Status::failure("pods \"a\" is forbidden", "Forbidden");
+    assert_eq!(
+        chain(&kube::Error::Api(Box::new(status))),
+        "pods \"a\" is forbidden"
+    );
+}

@@ -34,12 +34,18 @@ pub(crate) async fn run(args: AgentArgs) -> Result<()> {
         client_ca_pem: credentials.ca_pem,
     };
     let kubelet = node::run_kubelet(&paths, &args.node, identity, &mut components)?;
-    Console::stdout().line(&format!("✓ agent is ready as node {}", node::node_name(&args.node)?));
+    Console::stdout().line(&format!(
+        "✓ agent is ready as node {}",
+        node::node_name(&args.node)?
+    ));
     let outcome = tokio::select! {
         () = signals::terminated() => Ok(()),
         error = components.first_end() => Err(error),
     };
-    if tokio::time::timeout(STOP_PATIENCE, kubelet.stop_pods()).await.is_err() {
+    if tokio::time::timeout(STOP_PATIENCE, kubelet.stop_pods())
+        .await
+        .is_err()
+    {
         tracing::warn!("Some Pods did not stop in time");
     }
     components.stop().await;
@@ -55,18 +61,28 @@ struct Credentials {
 
 impl Credentials {
     fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
-        let config: Value = serde_saphyr::from_str(&text).with_context(|| format!("{} is not a kubeconfig", path.display()))?;
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("{} cannot be read", path.display()))?;
+        let config: Value = serde_saphyr::from_str(&text)
+            .with_context(|| format!("{} is not a kubeconfig", path.display()))?;
         let field = |object: &Value, name: &str| -> Result<String> {
             let data = object[name].as_str().with_context(|| {
                 format!("{} has no {name}: make it with `cox kubeconfig --node NAME` on the control plane", path.display())
             })?;
-            Ok(String::from_utf8(base64::engine::general_purpose::STANDARD.decode(data)?)?)
+            Ok(String::from_utf8(
+                base64::engine::general_purpose::STANDARD.decode(data)?,
+            )?)
         };
         let user = &config["users"][0]["user"];
         Ok(Self {
-            pair: PemPair { certificate: field(user, "client-certificate-data")?, key: field(user, "client-key-data")? },
-            ca_pem: field(&config["clusters"][0]["cluster"], "certificate-authority-data")?,
+            pair: PemPair {
+                certificate: field(user, "client-certificate-data")?,
+                key: field(user, "client-key-data")?,
+            },
+            ca_pem: field(
+                &config["clusters"][0]["cluster"],
+                "certificate-authority-data",
+            )?,
         })
     }
 }

@@ -18,7 +18,10 @@ pub(crate) struct Components {
 
 impl Components {
     pub(crate) fn new() -> Self {
-        Self { cancel: CancellationToken::new(), tasks: JoinSet::new() }
+        Self {
+            cancel: CancellationToken::new(),
+            tasks: JoinSet::new(),
+        }
     }
 
     /// The token that stops the parts.
@@ -26,7 +29,11 @@ impl Components {
         self.cancel.clone()
     }
 
-    pub(crate) fn spawn(&mut self, name: &'static str, run: impl Future<Output = Result<()>> + Send + 'static) {
+    pub(crate) fn spawn(
+        &mut self,
+        name: &'static str,
+        run: impl Future<Output = Result<()>> + Send + 'static,
+    ) {
         self.tasks.spawn(async move { (name, run.await) });
     }
 
@@ -50,7 +57,9 @@ impl Components {
             while let Some(ended) = self.tasks.join_next().await {
                 match ended {
                     Ok((_, Ok(()))) => {}
-                    Ok((name, Err(error))) => tracing::error!(component = name, "Failed while stopping: {error:#}"),
+                    Ok((name, Err(error))) => {
+                        tracing::error!(component = name, "Failed while stopping: {error:#}")
+                    }
                     Err(panic) => tracing::error!(%panic, "A component panicked while stopping"),
                 }
             }

@@ -19,7 +19,10 @@ struct State {
 
 impl Console {
     pub(crate) fn stdout() -> Self {
-        Self { terminal: std::io::stdout().is_terminal(), state: Mutex::default() }
+        Self {
+            terminal: std::io::stdout().is_terminal(),
+            state: Mutex::default(),
+        }
     }
 
     /// Prints a line that stays.
@@ -69,11 +72,15 @@ impl Console {
         }
         let mut out = std::io::stdout().lock();
         // A closed pipe (`cox up | head`) is not worth dying for: the cluster goes on without its words.
-        out.write_all(screen.as_bytes()).and_then(|()| out.flush()).ok();
+        out.write_all(screen.as_bytes())
+            .and_then(|()| out.flush())
+            .ok();
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use cox_apiserver::ApiServer;
 use cox_apiserver::auth::UserInfo;
 use cox_apiserver::pki::Pki;
+use cox_apiserver::{ApiServer, StartError};
 use cox_client::{Informers, SystemClock};
 use cox_store::{Backend, Store};
 use http::HeaderValue;
@@ -33,21 +33,42 @@ impl ControlPlane {
         let dir = paths.store();
         let open = tokio::task::spawn_blocking(move || {
             let backend = Backend::Sled { dir };
-            Store::open(cox_store::Config::new(backend), Arc::new(cox_apiserver::registry::BuiltinIndexer))
+            Store::open(
+                cox_store::Config::new(backend),
+                Arc::new(cox_apiserver::registry::BuiltinIndexer),
+            )
         });
         let store = open.await.context("the store's start panicked")??;
         let api_cancel = CancellationToken::new();
-        let mut config = cox_apiserver::Config::new(SocketAddr::new(listen.bind, listen.port), Arc::clone(&pki));
+        let mut config =
+            cox_apiserver::Config::new(SocketAddr::new(listen.bind, listen.port), Arc::clone(&pki));
         config.extra_sans = listen.tls_sans.clone();
         if !listen.bind.is_unspecified() {
             config.extra_sans.push(listen.bind.to_string());
         }
         let deps = cox_apiserver::Deps::new(store.clone());
-        let api = Arc::new(cox_apiserver::start(config, deps, api_cancel.clone()).await?);
+        let api = Arc::new(
+            cox_apiserver::start(config, deps, api_cancel.clone())
+                .await
+                .map_err(with_mend)?,
+        );
         let url = url_of(api.addr());
-        write_private(&paths.kubeconfig(), &pki.kubeconfig(&url, &pki.issue_admin()?))?;
-        let informers = Informers::new(client_as(&api, internal("cox:informers"), "cox"), &api_cancel);
-        Ok(Self { pki, url, api, store, informers, api_cancel })
+        write_private(
+            &paths.kubeconfig(),
+            &pki.kubeconfig(&url, &pki.issue_admin()?),
+        )?;
+        let informers = Informers::new(
+            client_as(&api, internal("cox:informers"), "cox"),
+            &api_cancel,
+        );
+        Ok(Self {
+            pki,
+            url,
+            api,
+            store,
+            informers,
+            api_cancel,
+        })
     }
 
     /// A client that acts as `user`, in process: no socket and no TLS, but the same authorization and admission.
@@ -69,21 +90,38 @@ impl ControlPlane {
     pub(crate) fn run_components(&self, components: &mut Components) {
         let cancel = components.cancellation();
         let scheduler = cox_scheduler::Deps {
-            client: self.client_as(UserInfo::new("system:kube-scheduler", ["system:authenticated"]), "kube-scheduler"),
+            client: self.client_as(
+                UserInfo::new("system:kube-scheduler", ["system:authenticated"]),
+                "kube-scheduler",
+            ),
             informers: self.informers(),
             clock: Arc::new(SystemClock),
         };
         let run = cox_scheduler::run(cox_scheduler::Config::default(), scheduler, cancel.clone());
-        components.spawn("scheduler", async move { run.await.map_err(anyhow::Error::from) });
+        components.spawn("scheduler", async move {
+            run.await.map_err(anyhow::Error::from)
+        });
 
         let api = Arc::clone(&self.api);
         let controllers = cox_controllers::Deps {
-            client_for: Arc::new(move |name: &str| client_as(&api, UserInfo::service_account("kube-system", name, ""), "kube-controller-manager")),
+            client_for: Arc::new(move |name: &str| {
+                client_as(
+                    &api,
+                    UserInfo::service_account("kube-system", name, ""),
+                    "kube-controller-manager",
+                )
+            }),
             informers: self.informers(),
             clock: Arc::new(SystemClock),
         };
-        let run = cox_controllers::run(cox_controllers::Config::new(self.pki.ca_pem()), controllers, cancel);
-        components.spawn("controllers", async move { run.await.map_err(anyhow::Error::from) });
+        let run = cox_controllers::run(
+            cox_controllers::Config::new(self.pki.ca_pem()),
+            controllers,
+            cancel,
+        );
+        components.spawn("controllers", async move {
+            run.await.map_err(anyhow::Error::from)
+        });
     }
 
     /// Ends the API server, then closes the store: everything acknowledged is on disk before the process ends.
@@ -104,7 +142,23 @@ fn internal(name: &str) -> UserInfo {
     UserInfo::new(name, ["system:masters", "system:authenticated"])
 }
 
+/// The flag that mends it, where there is one.
+fn with_mend(error: StartError) -> anyhow::Error {
+    match error {
+        StartError::AddressInUse(address) => {
+            anyhow::anyhow!(
+                "{address} is in use by another program: choose another port with --port (0 picks a free one)"
+            )
+        }
+        other => other.into(),
+    }
+}
+
 fn url_of(addr: SocketAddr) -> String {
-    let reachable = if addr.ip().is_unspecified() { SocketAddr::new([127, 0, 0, 1].into(), addr.port()) } else { addr };
+    let reachable = if addr.ip().is_unspecified() {
+        SocketAddr::new([127, 0, 0, 1].into(), addr.port())
+    } else {
+        addr
+    };
     format!("https://{reachable}")
 }

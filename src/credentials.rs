@@ -12,12 +12,21 @@ use crate::paths::Paths;
 pub(crate) fn run(args: &KubeconfigArgs) -> Result<()> {
     let paths = Paths::resolve(&args.common)?;
     if !paths.pki().exists() {
-        bail!("there is no cluster in {}: start one with `cox up` or `cox server`", paths.data.display());
+        bail!(
+            "there is no cluster in {}: start one with `cox up` or `cox server`",
+            paths.data.display()
+        );
     }
     let pki = Pki::load_or_create(&paths.pki())?;
     let pair = match (&args.node, &args.user) {
-        (Some(node), _) => pki.issue_node(node, &[node.clone(), "127.0.0.1".into(), "localhost".into()])?,
-        (None, Some(user)) => pki.issue_client(user, &args.groups.iter().map(String::as_str).collect::<Vec<_>>())?,
+        (Some(node), _) => pki.issue_node(
+            node,
+            &[node.clone(), "127.0.0.1".into(), "localhost".into()],
+        )?,
+        (None, Some(user)) => pki.issue_client(
+            user,
+            &args.groups.iter().map(String::as_str).collect::<Vec<_>>(),
+        )?,
         (None, None) => pki.issue_admin()?,
     };
     let server = match &args.server {
@@ -31,8 +40,15 @@ pub(crate) fn run(args: &KubeconfigArgs) -> Result<()> {
 /// The URL that the last start wrote down.
 fn last_server(paths: &Paths) -> Result<String> {
     let path = paths.kubeconfig();
-    let text = std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read: say where the API server is with --server", path.display()))?;
+    let text = std::fs::read_to_string(&path).with_context(|| {
+        format!(
+            "{} cannot be read: say where the API server is with --server",
+            path.display()
+        )
+    })?;
     let config: Value = serde_saphyr::from_str(&text)?;
-    let url = config["clusters"][0]["cluster"]["server"].as_str().context("it names no server: say where it is with --server")?;
+    let url = config["clusters"][0]["cluster"]["server"]
+        .as_str()
+        .context("it names no server: say where it is with --server")?;
     Ok(url.to_owned())
 }

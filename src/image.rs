@@ -12,7 +12,11 @@ use crate::paths::Paths;
 
 pub(crate) async fn run(command: ImageCommand) -> Result<()> {
     match command {
-        ImageCommand::Load { files, name, common } => {
+        ImageCommand::Load {
+            files,
+            name,
+            common,
+        } => {
             let socket = Paths::resolve(&common)?.images_socket();
             for image in named(&files, name)? {
                 let entry = load(&socket, &image).await?;
@@ -21,13 +25,24 @@ pub(crate) async fn run(command: ImageCommand) -> Result<()> {
         }
         ImageCommand::Ls { common } => {
             let socket = Paths::resolve(&common)?.images_socket();
-            let mut entries = door::list(&socket).await.map_err(|error| explain(error, &socket))?;
+            let mut entries = door::list(&socket)
+                .await
+                .map_err(|error| explain(error, &socket))?;
             entries.sort_by(|a, b| a.name.cmp(&b.name));
-            let width = entries.iter().map(|entry| entry.name.len()).max().unwrap_or(0).max("IMAGE".len());
+            let width = entries
+                .iter()
+                .map(|entry| entry.name.len())
+                .max()
+                .unwrap_or(0)
+                .max("IMAGE".len());
             let mut out = std::io::stdout().lock();
             writeln!(out, "{:width$}  {:>10}  ID", "IMAGE", "SIZE")?;
             for entry in entries {
-                writeln!(out, "{:width$}  {:>10}  {}", entry.name, entry.size, entry.id)?;
+                writeln!(
+                    out,
+                    "{:width$}  {:>10}  {}",
+                    entry.name, entry.size, entry.id
+                )?;
             }
         }
     }
@@ -36,7 +51,8 @@ pub(crate) async fn run(command: ImageCommand) -> Result<()> {
 
 /// Loads one file; the runtime checks and compiles it before it answers.
 pub(crate) async fn load(socket: &Path, image: &ImageFile) -> Result<door::Entry> {
-    let wasm = std::fs::read(&image.path).with_context(|| format!("{} cannot be read", image.path.display()))?;
+    let wasm = std::fs::read(&image.path)
+        .with_context(|| format!("{} cannot be read", image.path.display()))?;
     door::load(socket, &image.reference, wasm.into())
         .await
         .map_err(|error| explain(error, socket))
@@ -45,9 +61,20 @@ pub(crate) async fn load(socket: &Path, image: &ImageFile) -> Result<door::Entry
 
 fn named(files: &[PathBuf], name: Option<String>) -> Result<Vec<ImageFile>> {
     match (name, files) {
-        (Some(reference), [path]) => Ok(vec![ImageFile { reference, path: path.clone() }]),
+        (Some(reference), [path]) => Ok(vec![ImageFile {
+            reference,
+            path: path.clone(),
+        }]),
         (Some(_), _) => bail!("--name names one image: give one file with it"),
-        (None, files) => files.iter().map(|path| Ok(ImageFile { reference: local_reference(path)?, path: path.clone() })).collect(),
+        (None, files) => files
+            .iter()
+            .map(|path| {
+                Ok(ImageFile {
+                    reference: local_reference(path)?,
+                    path: path.clone(),
+                })
+            })
+            .collect(),
     }
 }
 
@@ -55,6 +82,8 @@ fn explain(error: DoorError, socket: &Path) -> anyhow::Error {
     if socket.exists() {
         error.into()
     } else {
-        anyhow::Error::from(error).context("no node runs on these folders: start one with `cox up`, or say which with --data-dir")
+        anyhow::Error::from(error).context(
+            "no node runs on these folders: start one with `cox up`, or say which with --data-dir",
+        )
     }
 }

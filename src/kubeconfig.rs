@@ -27,24 +27,30 @@ pub(crate) fn merge_into(path: &Path, ours: &str) -> Result<()> {
         Err(err) if err.kind() == std::io::ErrorKind::NotFound => String::new(),
         Err(err) => return Err(err).with_context(|| format!("{} cannot be read", path.display())),
     };
-    let merged = merged(&existing, ours).with_context(|| format!("{} was left alone", path.display()))?;
+    let merged =
+        merged(&existing, ours).with_context(|| format!("{} was left alone", path.display()))?;
     if merged == existing {
         return Ok(());
     }
     if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("{} cannot be made", folder.display()))?;
     }
     write_private(path, &merged)
 }
 
 /// The text of `existing` with the entries of `ours` in it.
 fn merged(existing: &str, ours: &str) -> Result<String> {
-    let ours: Value = serde_saphyr::from_str(ours).context("the cluster's own kubeconfig does not parse")?;
+    let ours: Value =
+        serde_saphyr::from_str(ours).context("the cluster's own kubeconfig does not parse")?;
     if existing.trim().is_empty() {
         return Ok(serde_saphyr::to_string(&ours)?);
     }
-    let mut config: Value = serde_saphyr::from_str(existing).context("it is not a kubeconfig: it does not parse as YAML")?;
-    let Some(fields) = config.as_object_mut() else { bail!("it is not a kubeconfig: it holds no mapping") };
+    let mut config: Value = serde_saphyr::from_str(existing)
+        .context("it is not a kubeconfig: it does not parse as YAML")?;
+    let Some(fields) = config.as_object_mut() else {
+        bail!("it is not a kubeconfig: it holds no mapping")
+    };
     for list in ["clusters", "users", "contexts"] {
         for entry in ours[list].as_array().into_iter().flatten() {
             upsert_named(fields, list, entry)?;
@@ -61,7 +67,9 @@ fn upsert_named(config: &mut Map<String, Value>, list: &str, entry: &Value) -> R
     if entries.is_null() {
         *entries = json!([]);
     }
-    let Some(entries) = entries.as_array_mut() else { bail!("it is not a kubeconfig: {list} is not a list") };
+    let Some(entries) = entries.as_array_mut() else {
+        bail!("it is not a kubeconfig: {list} is not a list")
+    };
     match entries.iter_mut().find(|old| old["name"] == entry["name"]) {
         Some(old) => *old = entry.clone(),
         None => entries.push(entry.clone()),
@@ -83,7 +91,10 @@ mod tests {
     #[test]
     fn an_empty_file_becomes_ours() {
         assert_eq!(merge("")["current-context"], "cox");
-        assert_eq!(merge("\n")["clusters"][0]["cluster"]["server"], "https://127.0.0.1:6443");
+        assert_eq!(
+            merge("\n")["clusters"][0]["cluster"]["server"],
+            "https://127.0.0.1:6443"
+        );
     }
 
     #[test]
@@ -107,7 +118,10 @@ mod tests {
         for text in ["- a list\n", "clusters: {a: b}\n", "{ not yaml"] {
             std::fs::write(&path, text).unwrap();
             let refusal = format!("{:#}", merge_into(&path, OURS).unwrap_err());
-            assert!(refusal.contains("was left alone: it is not a kubeconfig"), "{refusal}");
+            assert!(
+                refusal.contains("was left alone: it is not a kubeconfig"),
+                "{refusal}"
+            );
             assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
         }
     }

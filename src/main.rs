@@ -29,16 +29,28 @@ const WORKER_THREADS_MAX: usize = 4;
 
 fn main() -> ExitCode {
     // `cox` alone is `cox up`: parsed again, so that the defaults stand in one place.
-    let command = Cli::parse().command.unwrap_or_else(|| Cli::parse_from(["cox", "up"]).command.expect("`up` was given"));
+    let command = Cli::parse().command.unwrap_or_else(|| {
+        Cli::parse_from(["cox", "up"])
+            .command
+            .expect("`up` was given")
+    });
     if let Command::Compile { args } = command {
         return cox_runtime_shim::compile_main(args);
     }
     start_logging(&command);
-    if rustls::crypto::ring::default_provider().install_default().is_err() {
+    if rustls::crypto::ring::default_provider()
+        .install_default()
+        .is_err()
+    {
         tracing::warn!("Another crypto provider was installed first");
     }
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(WORKER_THREADS_MAX);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
+    let threads = std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(WORKER_THREADS_MAX);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .enable_all()
+        .build();
     let outcome = match runtime {
         Ok(runtime) => runtime.block_on(run(command)),
         Err(error) => Err(error.into()),
@@ -76,9 +88,14 @@ fn start_logging(command: &Command) {
     let default = match verbose {
         0 => "warn",
         1 => "info",
-        2 => "info,cox=debug,cox_apiserver=debug,cox_client=debug,cox_controllers=debug,cox_kubelet=debug,cox_runtime_shim=debug,cox_scheduler=debug,cox_store=debug",
+        2 => {
+            "info,cox=debug,cox_apiserver=debug,cox_client=debug,cox_controllers=debug,cox_kubelet=debug,cox_runtime_shim=debug,cox_scheduler=debug,cox_store=debug"
+        }
         _ => "trace",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
 }

@@ -49,18 +49,39 @@ pub(crate) struct Identity {
 }
 
 /// Starts the kubelet as one of `components`; the handle stops its Pods.
-pub(crate) fn run_kubelet(paths: &Paths, node: &NodeArgs, identity: Identity, components: &mut Components) -> Result<cox_kubelet::Handle> {
-    let mut config = cox_kubelet::Config::new(&node_name(node)?, node.node_ip, paths.kubelet(), paths.cri_socket());
+pub(crate) fn run_kubelet(
+    paths: &Paths,
+    node: &NodeArgs,
+    identity: Identity,
+    components: &mut Components,
+) -> Result<cox_kubelet::Handle> {
+    let mut config = cox_kubelet::Config::new(
+        &node_name(node)?,
+        node.node_ip,
+        paths.kubelet(),
+        paths.cri_socket(),
+    );
     config.listen = SocketAddr::new(node.node_ip, 0);
     config.serving_cert_pem = identity.serving.certificate;
     config.serving_key_pem = identity.serving.key;
     config.client_ca_pem = identity.client_ca_pem;
-    config.static_pod_dir = Some(node.static_pods.clone().unwrap_or_else(|| paths.manifests()));
+    config.static_pod_dir = Some(
+        node.static_pods
+            .clone()
+            .unwrap_or_else(|| paths.manifests()),
+    );
     config.pod_cidr = Some(node.pod_cidr.clone());
     config.max_pods = node.max_pods;
-    let deps = cox_kubelet::Deps { client: identity.client, informers: identity.informers, clock: Arc::new(SystemClock) };
+    let deps = cox_kubelet::Deps {
+        client: identity.client,
+        informers: identity.informers,
+        clock: Arc::new(SystemClock),
+    };
     let (handle, run) = cox_kubelet::prepare(config, deps, &components.cancellation());
-    components.spawn("kubelet", async move { run.await.map_err(anyhow::Error::from) });
+    components.spawn(
+        "kubelet",
+        async move { run.await.map_err(anyhow::Error::from) },
+    );
     Ok(handle)
 }
 
@@ -70,7 +91,10 @@ pub(crate) fn node_name(node: &NodeArgs) -> Result<String> {
         return Ok(name.clone());
     }
     let uname = rustix::system::uname();
-    let name = uname.nodename().to_str().context("the machine's host name is not text: give one with --node-name")?;
+    let name = uname
+        .nodename()
+        .to_str()
+        .context("the machine's host name is not text: give one with --node-name")?;
     Ok(name.to_lowercase())
 }
 

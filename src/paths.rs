@@ -40,7 +40,10 @@ impl Paths {
             None => state_base().join(short_hash(&data)),
         };
         if state.as_os_str().len() > STATE_PATH_MAX {
-            bail!("the path of the state folder {} is too long for a unix socket: give a shorter one with --state-dir", state.display());
+            bail!(
+                "the path of the state folder {} is too long for a unix socket: give a shorter one with --state-dir",
+                state.display()
+            );
         }
         Ok(Self { data, state })
     }
@@ -84,7 +87,10 @@ impl Paths {
         private_dir(&self.state)
             .with_context(|| format!("the state folder {} cannot be made", self.state.display()))?;
         if fs::metadata(&self.state)?.uid() != current_uid() {
-            bail!("the state folder {} belongs to another user: remove it", self.state.display());
+            bail!(
+                "the state folder {} belongs to another user: remove it",
+                self.state.display()
+            );
         }
         let path = self.data.join("lock");
         let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).with_context(
@@ -115,7 +121,12 @@ impl Paths {
 pub(crate) fn write_private(path: &Path, content: &str) -> Result<()> {
     let temporary = path.with_extension(format!("tmp{}", std::process::id()));
     let write = || -> std::io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
         file.write_all(content.as_bytes())?;
         file.sync_all()?;
         fs::rename(&temporary, path)
@@ -124,7 +135,10 @@ pub(crate) fn write_private(path: &Path, content: &str) -> Result<()> {
 }
 
 fn private_dir(path: &Path) -> std::io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)?;
     let mode = fs::metadata(path)?.permissions().mode();
     if mode & 0o077 != 0 {
         fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
@@ -139,7 +153,8 @@ fn default_data_dir() -> Result<PathBuf> {
     if let Some(dir) = std::env::var_os("XDG_DATA_HOME").filter(|dir| !dir.is_empty()) {
         return Ok(PathBuf::from(dir).join("cox"));
     }
-    let home = std::env::var_os("HOME").context("neither XDG_DATA_HOME nor HOME is set: say where with --data-dir")?;
+    let home = std::env::var_os("HOME")
+        .context("neither XDG_DATA_HOME nor HOME is set: say where with --data-dir")?;
     Ok(PathBuf::from(home).join(".local/share/cox"))
 }
 
@@ -175,11 +190,17 @@ mod tests {
     #[test]
     fn a_second_holder_is_refused_with_the_first_ones_process() {
         let dir = tempfile::tempdir().unwrap();
-        let paths = Paths { data: dir.path().join("data"), state: dir.path().join("state") };
+        let paths = Paths {
+            data: dir.path().join("data"),
+            state: dir.path().join("state"),
+        };
         let first = paths.take().unwrap();
         let refusal = paths.take().unwrap_err().to_string();
         assert!(refusal.contains("is in use by another cox"), "{refusal}");
-        assert!(refusal.contains(&std::process::id().to_string()), "{refusal}");
+        assert!(
+            refusal.contains(&std::process::id().to_string()),
+            "{refusal}"
+        );
         drop(first);
         paths.take().unwrap();
     }
@@ -190,9 +211,15 @@ mod tests {
         let data = dir.path().join("data");
         fs::create_dir(&data).unwrap();
         fs::set_permissions(&data, fs::Permissions::from_mode(0o755)).unwrap();
-        let paths = Paths { data: data.clone(), state: dir.path().join("state") };
+        let paths = Paths {
+            data: data.clone(),
+            state: dir.path().join("state"),
+        };
         let _lock = paths.take().unwrap();
-        assert_eq!(fs::metadata(&data).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(
+            fs::metadata(&data).unwrap().permissions().mode() & 0o777,
+            0o700
+        );
     }
 
     #[test]
@@ -202,6 +229,9 @@ mod tests {
         write_private(&path, "one").unwrap();
         write_private(&path, "two").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "two");
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
     }
 }

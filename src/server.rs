@@ -16,7 +16,11 @@ pub(crate) async fn run(args: ServerArgs) -> Result<()> {
     let plane = ControlPlane::start(&paths, &args.listen).await?;
     let mut components = Components::new();
     plane.run_components(&mut components);
-    Console::stdout().line(&format!("✓ control plane is ready at {}, kubeconfig {}", plane.url, paths.kubeconfig().display()));
+    Console::stdout().line(&format!(
+        "✓ control plane is ready at {}, kubeconfig {}",
+        plane.url,
+        paths.kubeconfig().display()
+    ));
     let outcome = tokio::select! {
         () = signals::terminated() => Ok(()),
         error = components.first_end() => Err(error),

@@ -53,14 +53,32 @@ impl Shim {
     /// Finds the shim of these folders, or starts one; returns when it listens.
     pub(crate) async fn ensure(paths: &Paths, config: Config) -> Result<Self> {
         if let Some(pid) = recorded_pid(paths)
-            && cox_runtime_shim::images::door::list(&config.images_socket).await.is_ok()
+            && cox_runtime_shim::images::door::list(&config.images_socket)
+                .await
+                .is_ok()
         {
-            tracing::info!(pid = pid.as_raw_nonzero().get(), "Found the runtime of an earlier start");
-            return Ok(Self { config, paths: paths.clone(), pid, child: None });
+            tracing::info!(
+                pid = pid.as_raw_nonzero().get(),
+                "Found the runtime of an earlier start"
+            );
+            return Ok(Self {
+                config,
+                paths: paths.clone(),
+                pid,
+                child: None,
+            });
         }
         let child = spawn(paths, &config).await?;
-        let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())).context("the runtime ended at once")?;
-        Ok(Self { config, paths: paths.clone(), pid, child: Some(child) })
+        let pid = child
+            .id()
+            .and_then(|pid| Pid::from_raw(pid.cast_signed()))
+            .context("the runtime ended at once")?;
+        Ok(Self {
+            config,
+            paths: paths.clone(),
+            pid,
+            child: Some(child),
+        })
     }
 
     /// Starts the shim anew whenever it ends, until `cancel`; then ends it.
@@ -73,7 +91,9 @@ impl Shim {
                 () = cancel.cancelled() => break,
                 () = self.ended() => {}
             }
-            tracing::error!("The runtime ended; its Wasm containers are started again by their restart policy");
+            tracing::error!(
+                "The runtime ended; its Wasm containers are started again by their restart policy"
+            );
             match spawn(&self.paths, &self.config).await {
                 Ok(child) => {
                     if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
@@ -127,8 +147,10 @@ impl Shim {
 
 /// What `cox shim --config FILE` does: serves until it is told to end.
 pub(crate) async fn run(config_path: &Path) -> Result<()> {
-    let text = fs::read_to_string(config_path).with_context(|| format!("{} cannot be read", config_path.display()))?;
-    let config: Config = serde_json::from_str(&text).with_context(|| format!("{} is not a runtime configuration", config_path.display()))?;
+    let text = fs::read_to_string(config_path)
+        .with_context(|| format!("{} cannot be read", config_path.display()))?;
+    let config: Config = serde_json::from_str(&text)
+        .with_context(|| format!("{} is not a runtime configuration", config_path.display()))?;
     let cancel = CancellationToken::new();
     tokio::spawn({
         let cancel = cancel.clone();
@@ -137,7 +159,9 @@ pub(crate) async fn run(config_path: &Path) -> Result<()> {
             cancel.cancel();
         }
     });
-    cox_runtime_shim::run(config, cancel).await.context("the runtime failed")
+    cox_runtime_shim::run(config, cancel)
+        .await
+        .context("the runtime failed")
 }
 
 async fn spawn(paths: &Paths, config: &Config) -> Result<tokio::process::Child> {
@@ -154,17 +178,30 @@ async fn spawn(paths: &Paths, config: &Config) -> Result<tokio::process::Child> 
         .stderr(log)
         // A process group of its own: Ctrl-C in the terminal is for `cox up`, which stops the Pods first.
         .process_group(0);
-    let mut child = tokio::process::Command::from(command).spawn().context("the runtime process does not start")?;
+    let mut child = tokio::process::Command::from(command)
+        .spawn()
+        .context("the runtime process does not start")?;
     let pid = child.id().context("the runtime ended at once")?;
     write_private(&paths.shim_pid(), &pid.to_string())?;
     let deadline = Instant::now() + START_PATIENCE;
-    while tokio::net::UnixStream::connect(&config.socket).await.is_err() || !config.images_socket.exists() {
+    while tokio::net::UnixStream::connect(&config.socket)
+        .await
+        .is_err()
+        || !config.images_socket.exists()
+    {
         if let Some(status) = child.try_wait()? {
-            bail!("the runtime ended with {status}: {}", last_line(&paths.data.join("runtime.log")));
+            bail!(
+                "the runtime ended with {status}: {}",
+                last_line(&paths.data.join("runtime.log"))
+            );
         }
         if Instant::now() > deadline {
             child.start_kill().ok();
-            bail!("the runtime did not start within {} s, see {}", START_PATIENCE.as_secs(), paths.data.join("runtime.log").display());
+            bail!(
+                "the runtime did not start within {} s, see {}",
+                START_PATIENCE.as_secs(),
+                paths.data.join("runtime.log").display()
+            );
         }
         tokio::time::sleep(LOOK).await;
     }
@@ -173,7 +210,11 @@ async fn spawn(paths: &Paths, config: &Config) -> Result<tokio::process::Child> 
 
 /// The shim recorded by the last start, if that process lives.
 fn recorded_pid(paths: &Paths) -> Option<Pid> {
-    let pid = fs::read_to_string(paths.shim_pid()).ok()?.trim().parse().ok()?;
+    let pid = fs::read_to_string(paths.shim_pid())
+        .ok()?
+        .trim()
+        .parse()
+        .ok()?;
     let pid = Pid::from_raw(pid)?;
     test_kill_process(pid).is_ok().then_some(pid)
 }
@@ -184,8 +225,11 @@ fn own_binary() -> Result<std::path::PathBuf> {
 
 fn registries(path: &Path) -> Result<cox_runtime_shim::Registries> {
     match fs::read_to_string(path) {
-        Ok(text) => serde_json::from_str(&text).with_context(|| format!("{} is not a registry configuration", path.display())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(cox_runtime_shim::Registries::default()),
+        Ok(text) => serde_json::from_str(&text)
+            .with_context(|| format!("{} is not a registry configuration", path.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Ok(cox_runtime_shim::Registries::default())
+        }
         Err(error) => Err(error).with_context(|| format!("{} cannot be read", path.display())),
     }
 }
@@ -194,9 +238,14 @@ fn log_file(paths: &Paths) -> Result<File> {
     let path = paths.data.join("runtime.log");
     let mut options = OpenOptions::new();
     options.create(true).append(true).mode(0o600);
-    options.open(&path).with_context(|| format!("{} cannot be written", path.display()))
+    options
+        .open(&path)
+        .with_context(|| format!("{} cannot be written", path.display()))
 }
 
 fn last_line(path: &Path) -> String {
-    fs::read_to_string(path).ok().and_then(|text| text.lines().last().map(str::to_owned)).unwrap_or_else(|| "it said nothing".into())
+    fs::read_to_string(path)
+        .ok()
+        .and_then(|text| text.lines().last().map(str::to_owned))
+        .unwrap_or_else(|| "it said nothing".into())
 }

@@ -7,7 +7,10 @@ use tokio::signal::unix::{SignalKind, signal};
 /// # Cancel safety
 /// Cancel safe: a signal that arrives between two waits ends the next one only if this future was alive; callers keep it alive.
 pub(crate) async fn terminated() {
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    ) else {
         tracing::error!("Signals cannot be listened for; the process ends only when it is killed");
         return std::future::pending().await;
     };

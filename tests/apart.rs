@@ -1,5 +1,8 @@
 //! `cox server` and `cox agent`: the same parts in two processes, HTTPS with client certificates between them.
-#![allow(clippy::tests_outside_test_module, reason = "an integration test is a test module")]
+#![allow(
+    clippy::tests_outside_test_module,
+    reason = "an integration test is a test module"
+)]
 
 use std::fs::File;
 use std::process::{Child, Stdio};
@@ -25,28 +28,66 @@ fn a_node_apart_from_its_control_plane_runs_pods() {
     let start = |cluster: &Cluster, subcommand: &str, args: &[&str]| {
         let log = File::create(cluster.scratch().join("out")).unwrap();
         let mut command = cluster.command(subcommand);
-        Killed(command.args(args).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap())
+        Killed(
+            command
+                .args(args)
+                .stdin(Stdio::null())
+                .stdout(log.try_clone().unwrap())
+                .stderr(log)
+                .spawn()
+                .unwrap(),
+        )
     };
     let mut control_plane = start(&server, "server", &["--port", "0"]);
     ready(&server);
     let credentials = Output::of(server.command("kubeconfig").args(["--node", "edge-1"])).ok();
     let file = agent.scratch().join("node.kubeconfig");
     std::fs::write(&file, credentials).unwrap();
-    let mut node = start(&agent, "agent", &["--kubeconfig", file.to_str().unwrap(), "--node-name", "edge-1"]);
+    let mut node = start(
+        &agent,
+        "agent",
+        &[
+            "--kubeconfig",
+            file.to_str().unwrap(),
+            "--node-name",
+            "edge-1",
+        ],
+    );
     ready(&agent);
     server.wait("condition=Ready", "node/edge-1");
 
     let loaded = Output::of(agent.command("image load").arg("examples/hello/hello.wasm")).ok();
     assert!(loaded.starts_with("cox.local/hello:latest"), "{loaded}");
-    assert!(Output::of(&mut agent.command("image ls")).ok().contains("cox.local/hello:latest"));
-    server.kubectl(&["apply", "-f", "examples/hello/hello.yaml"]).ok();
+    assert!(
+        Output::of(&mut agent.command("image ls"))
+            .ok()
+            .contains("cox.local/hello:latest")
+    );
+    server
+        .kubectl(&["apply", "-f", "examples/hello/hello.yaml"])
+        .ok();
     server.wait("condition=Ready", "pod/hello");
-    assert!(server.kubectl(&["logs", "hello"]).ok().contains("Hello, Coxswain!"), "logs come from the node");
-    assert_eq!(server.json(&["get", "pod", "hello"])["spec"]["nodeName"], "edge-1");
+    assert!(
+        server
+            .kubectl(&["logs", "hello"])
+            .ok()
+            .contains("Hello, Coxswain!"),
+        "logs come from the node"
+    );
+    assert_eq!(
+        server.json(&["get", "pod", "hello"])["spec"]["nodeName"],
+        "edge-1"
+    );
 
     // Credentials of one node are no credentials of another.
     let mut as_node = server.kubectl_command();
-    let refused = Output::of(as_node.env("KUBECONFIG", &file).args(["delete", "node", "somebody-else"])).refused();
+    let refused =
+        Output::of(
+            as_node
+                .env("KUBECONFIG", &file)
+                .args(["delete", "node", "somebody-else"]),
+        )
+        .refused();
     assert!(refused.contains("orbidden"), "{refused}");
 
     for process in [&mut node, &mut control_plane] {
@@ -58,6 +99,10 @@ fn a_node_apart_from_its_control_plane_runs_pods() {
 fn ready(cluster: &Cluster) {
     eventually("the process to be ready", || {
         let printed = cluster.printed();
-        if printed.contains(" is ready") { Ok(()) } else { Err(printed) }
+        if printed.contains(" is ready") {
+            Ok(())
+        } else {
+            Err(printed)
+        }
     });
 }

@@ -1,5 +1,8 @@
 //! Every folder in examples/ is applied and checked; `tests/tidy.rs` fails when one has no test here.
-#![allow(clippy::tests_outside_test_module, reason = "an integration test is a test module")]
+#![allow(
+    clippy::tests_outside_test_module,
+    reason = "an integration test is a test module"
+)]
 
 use std::collections::BTreeSet;
 
@@ -12,19 +15,33 @@ fn example_hello() {
     let cluster = Cluster::up(COX, &["examples/hello", "--no-follow"]);
     cluster.wait("condition=Ready", "pod/hello");
     let log = cluster.kubectl(&["logs", "hello"]).ok();
-    assert_eq!(log.trim(), "Hello, Coxswain! This is a Wasm component in hello.");
+    assert_eq!(
+        log.trim(),
+        "Hello, Coxswain! This is a Wasm component in hello."
+    );
 }
 
 #[test]
 fn example_http() {
     let cluster = Cluster::up(COX, &["examples/http", "--no-follow"]);
-    cluster.kubectl(&["rollout", "status", "deployment/http", "--timeout=60s"]).ok();
+    cluster
+        .kubectl(&["rollout", "status", "deployment/http", "--timeout=60s"])
+        .ok();
     let pods = cluster.json(&["get", "pods", "-l", "app=http"]);
     let mut addresses = BTreeSet::new();
     for pod in pods["items"].as_array().unwrap() {
-        let (name, ip) = (pod["metadata"]["name"].as_str().unwrap(), pod["status"]["podIP"].as_str().unwrap());
+        let (name, ip) = (
+            pod["metadata"]["name"].as_str().unwrap(),
+            pod["status"]["podIP"].as_str().unwrap(),
+        );
         let answer = http::get(&format!("{ip}:8080"), "/where?are=you").unwrap();
-        assert_eq!(answer, (200, format!("Hello from {name}, you asked for /where?are=you\n")));
+        assert_eq!(
+            answer,
+            (
+                200,
+                format!("Hello from {name}, you asked for /where?are=you\n")
+            )
+        );
         addresses.insert(ip.to_owned());
     }
     assert_eq!(addresses.len(), 3, "each Pod has an address of its own");
@@ -34,10 +51,16 @@ fn example_http() {
 fn example_files() {
     let cluster = Cluster::up(COX, &["examples/files", "--no-follow"]);
     cluster.wait("condition=Ready", "pod/files");
-    assert!(cluster.kubectl(&["logs", "files", "-c", "init"]).ok().contains("init: wrote the greeting"));
+    assert!(
+        cluster
+            .kubectl(&["logs", "files", "-c", "init"])
+            .ok()
+            .contains("init: wrote the greeting")
+    );
     eventually("the reader to see what the others wrote", || {
         let log = cluster.kubectl(&["logs", "files", "-c", "reader"]).ok();
-        let whole = log.contains("read: Hello from a ConfigMap") && log.contains("read: line 1 from the writer");
+        let whole = log.contains("read: Hello from a ConfigMap")
+            && log.contains("read: line 1 from the writer");
         if whole { Ok(()) } else { Err(log) }
     });
 }

@@ -1,5 +1,8 @@
 //! Images from a real registry (Debian's docker-registry), in the formats that the field pushes.
-#![allow(clippy::tests_outside_test_module, reason = "an integration test is a test module")]
+#![allow(
+    clippy::tests_outside_test_module,
+    reason = "an integration test is a test module"
+)]
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
@@ -23,39 +26,86 @@ struct Registry {
 impl Registry {
     fn start() -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
         let address = format!("127.0.0.1:{port}");
-        let config = format!("version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n", dir.path().display());
+        let config = format!(
+            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n",
+            dir.path().display()
+        );
         std::fs::write(dir.path().join("config.yml"), config).unwrap();
         let mut command = Command::new("docker-registry");
-        command.args(["serve"]).arg(dir.path().join("config.yml")).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .args(["serve"])
+            .arg(dir.path().join("config.yml"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let process = command.spawn().ok()?;
-        let registry = Self { process, address, _dir: dir };
-        eventually("the registry to answer", || http::get(&registry.address, "/v2/"));
+        let registry = Self {
+            process,
+            address,
+            _dir: dir,
+        };
+        eventually("the registry to answer", || {
+            http::get(&registry.address, "/v2/")
+        });
         Some(registry)
     }
 
     fn push_blob(&self, repository: &str, bytes: &[u8]) -> Value {
         let digest = digest(bytes);
-        let begun = http::send(&self.address, "POST", &format!("/v2/{repository}/blobs/uploads/"), &[], b"").unwrap();
+        let begun = http::send(
+            &self.address,
+            "POST",
+            &format!("/v2/{repository}/blobs/uploads/"),
+            &[],
+            b"",
+        )
+        .unwrap();
         let location = begun.header("location").unwrap();
-        let path = location.split_once(&self.address).map_or(location, |(_, path)| path);
+        let path = location
+            .split_once(&self.address)
+            .map_or(location, |(_, path)| path);
         let separator = if path.contains('?') { '&' } else { '?' };
         let headers = [("Content-Type", "application/octet-stream")];
-        let put = http::send(&self.address, "PUT", &format!("{path}{separator}digest={digest}"), &headers, bytes).unwrap();
+        let put = http::send(
+            &self.address,
+            "PUT",
+            &format!("{path}{separator}digest={digest}"),
+            &headers,
+            bytes,
+        )
+        .unwrap();
         assert_eq!(put.status, 201, "{put:?}");
         json!({"digest": digest, "size": bytes.len()})
     }
 
     fn push_manifest(&self, repository: &str, manifest: &Value) -> Answer {
         let headers = [("Content-Type", MANIFEST)];
-        let put = http::send(&self.address, "PUT", &format!("/v2/{repository}/manifests/v1"), &headers, manifest.to_string().as_bytes()).unwrap();
+        let put = http::send(
+            &self.address,
+            "PUT",
+            &format!("/v2/{repository}/manifests/v1"),
+            &headers,
+            manifest.to_string().as_bytes(),
+        )
+        .unwrap();
         assert_eq!(put.status, 201, "{put:?}");
         put
     }
 
     /// Pushes an image of one layer; gives back its reference.
-    fn push(&self, repository: &str, config_type: &str, config: &Value, layer_type: &str, layer: &[u8]) -> String {
+    fn push(
+        &self,
+        repository: &str,
+        config_type: &str,
+        config: &Value,
+        layer_type: &str,
+        layer: &[u8],
+    ) -> String {
         let mut config_blob = self.push_blob(repository, config.to_string().as_bytes());
         config_blob["mediaType"] = config_type.into();
         let mut layer_blob = self.push_blob(repository, layer);
@@ -73,7 +123,10 @@ impl Drop for Registry {
 }
 
 fn digest(bytes: &[u8]) -> String {
-    let hash: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash: String = Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     format!("sha256:{hash}")
 }
 
@@ -106,10 +159,19 @@ fn pod(name: &str, image: &str) -> String {
 
 #[test]
 fn images_of_every_format_run_from_a_registry() {
-    let Some(registry) = Registry::start() else { return skip("images_of_every_format_run_from_a_registry", "docker-registry is not installed") };
+    let Some(registry) = Registry::start() else {
+        return skip(
+            "images_of_every_format_run_from_a_registry",
+            "docker-registry is not installed",
+        );
+    };
     let mut cluster = Cluster::prepare(COX, &["--no-follow"]);
     std::fs::create_dir_all(cluster.data_dir()).unwrap();
-    std::fs::write(cluster.data_dir().join("registries.json"), json!({"plain_http": [registry.address]}).to_string()).unwrap();
+    std::fs::write(
+        cluster.data_dir().join("registries.json"),
+        json!({"plain_http": [registry.address]}).to_string(),
+    )
+    .unwrap();
     cluster.start();
 
     let artifact_config = json!({"created": "2026-01-01T00:00:00Z", "architecture": "wasm", "os": "wasip2", "layerDigests": [digest(HELLO)],
@@ -117,14 +179,35 @@ fn images_of_every_format_run_from_a_registry() {
     let image_config = |os: &str, entrypoint: &str| json!({"architecture": "wasm", "os": os, "config": {"Entrypoint": [entrypoint]}, "rootfs": {"type": "layers", "diff_ids": []}});
     let oci_config = "application/vnd.oci.image.config.v1+json";
     let images = [
-        ("artifact", registry.push("artifact", "application/vnd.wasm.config.v0+json", &artifact_config, "application/wasm", HELLO)),
+        (
+            "artifact",
+            registry.push(
+                "artifact",
+                "application/vnd.wasm.config.v0+json",
+                &artifact_config,
+                "application/wasm",
+                HELLO,
+            ),
+        ),
         (
             "runwasi",
-            registry.push("runwasi", oci_config, &image_config("wasip2", ""), "application/vnd.bytecodealliance.wasm.component.layer.v0+wasm", HELLO),
+            registry.push(
+                "runwasi",
+                oci_config,
+                &image_config("wasip2", ""),
+                "application/vnd.bytecodealliance.wasm.component.layer.v0+wasm",
+                HELLO,
+            ),
         ),
         (
             "buildx",
-            registry.push("buildx", oci_config, &image_config("wasi", "/hello.wasm"), "application/vnd.oci.image.layer.v1.tar", &tar("hello.wasm", HELLO)),
+            registry.push(
+                "buildx",
+                oci_config,
+                &image_config("wasi", "/hello.wasm"),
+                "application/vnd.oci.image.layer.v1.tar",
+                &tar("hello.wasm", HELLO),
+            ),
         ),
     ];
     for (name, image) in &images {
@@ -132,16 +215,41 @@ fn images_of_every_format_run_from_a_registry() {
     }
     for (name, _) in &images {
         cluster.wait("condition=Ready", &format!("pod/{name}"));
-        assert!(cluster.kubectl(&["logs", name]).ok().contains(&format!("Hello, {name}!")));
+        assert!(
+            cluster
+                .kubectl(&["logs", name])
+                .ok()
+                .contains(&format!("Hello, {name}!"))
+        );
     }
 
     let linux = json!({"architecture": "amd64", "os": "linux", "config": {"Entrypoint": ["/bin/sh"]}, "rootfs": {"type": "layers", "diff_ids": []}});
-    let image = registry.push("linux", oci_config, &linux, "application/vnd.oci.image.layer.v1.tar", &tar("bin/sh", b"\x7fELF"));
+    let image = registry.push(
+        "linux",
+        oci_config,
+        &linux,
+        "application/vnd.oci.image.layer.v1.tar",
+        &tar("bin/sh", b"\x7fELF"),
+    );
     cluster.apply(&pod("linux", &image)).ok();
     let message = eventually("the event that says why", || {
-        let events = cluster.json(&["get", "events", "--field-selector", "involvedObject.name=linux"]);
-        let messages: Vec<String> = events["items"].as_array().unwrap().iter().map(|event| event["message"].as_str().unwrap_or_default().to_owned()).collect();
-        messages.iter().find(|message| message.contains("no container runtime on this node")).cloned().ok_or(messages)
+        let events = cluster.json(&[
+            "get",
+            "events",
+            "--field-selector",
+            "involvedObject.name=linux",
+        ]);
+        let messages: Vec<String> = events["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|event| event["message"].as_str().unwrap_or_default().to_owned())
+            .collect();
+        messages
+            .iter()
+            .find(|message| message.contains("no container runtime on this node"))
+            .cloned()
+            .ok_or(messages)
     });
     assert!(message.contains(&image), "{message}");
 }

@@ -16,11 +16,19 @@ use super::apply::Applied;
 use crate::console::Console;
 
 /// Prints the logs until the cluster ends.
-pub(crate) async fn follow(client: Client, applied: Vec<Applied>, console: Arc<Console>) -> Result<()> {
+pub(crate) async fn follow(
+    client: Client,
+    applied: Vec<Applied>,
+    console: Arc<Console>,
+) -> Result<()> {
     let mut tasks = JoinSet::new();
     for one in applied {
         if let Some((namespace, config)) = pods_of(&one) {
-            tasks.spawn(follow_pods(Api::namespaced(client.clone(), &namespace), config, Arc::clone(&console)));
+            tasks.spawn(follow_pods(
+                Api::namespaced(client.clone(), &namespace),
+                config,
+                Arc::clone(&console),
+            ));
         }
     }
     while let Some(done) = tasks.join_next().await {
@@ -34,17 +42,33 @@ fn pods_of(one: &Applied) -> Option<(String, watcher::Config)> {
     let namespace = one.object.metadata.namespace.clone()?;
     let name = one.object.metadata.name.clone()?;
     if one.kind == "Pod" {
-        return Some((namespace, watcher::Config::default().fields(&format!("metadata.name={name}"))));
+        return Some((
+            namespace,
+            watcher::Config::default().fields(&format!("metadata.name={name}")),
+        ));
     }
-    let labels = one.object.data.pointer("/spec/selector/matchLabels").and_then(Value::as_object)?;
-    let selector: Vec<String> = labels.iter().filter_map(|(key, value)| Some(format!("{key}={}", value.as_str()?))).collect();
-    Some((namespace, watcher::Config::default().labels(&selector.join(","))))
+    let labels = one
+        .object
+        .data
+        .pointer("/spec/selector/matchLabels")
+        .and_then(Value::as_object)?;
+    let selector: Vec<String> = labels
+        .iter()
+        .filter_map(|(key, value)| Some(format!("{key}={}", value.as_str()?)))
+        .collect();
+    Some((
+        namespace,
+        watcher::Config::default().labels(&selector.join(",")),
+    ))
 }
 
 async fn follow_pods(pods: Api<Pod>, config: watcher::Config, console: Arc<Console>) -> Result<()> {
     let mut seen = HashSet::new();
     let mut streams = JoinSet::new();
-    let mut changes = watcher(pods.clone(), config).default_backoff().applied_objects().boxed();
+    let mut changes = watcher(pods.clone(), config)
+        .default_backoff()
+        .applied_objects()
+        .boxed();
     while let Some(pod) = changes.try_next().await? {
         for started in started_containers(&pod) {
             if seen.insert(started.clone()) {
@@ -66,11 +90,22 @@ struct Run {
 }
 
 fn started_containers(pod: &Pod) -> Vec<Run> {
-    let (Some(status), Some(spec)) = (&pod.status, &pod.spec) else { return Vec::new() };
+    let (Some(status), Some(spec)) = (&pod.status, &pod.spec) else {
+        return Vec::new();
+    };
     let alone = spec.containers.len() + spec.init_containers.as_ref().map_or(0, Vec::len) == 1;
-    let statuses = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
+    let statuses = status
+        .init_container_statuses
+        .iter()
+        .flatten()
+        .chain(status.container_statuses.iter().flatten());
     statuses
-        .filter(|status| status.state.as_ref().is_some_and(|state| state.running.is_some() || state.terminated.is_some()))
+        .filter(|status| {
+            status
+                .state
+                .as_ref()
+                .is_some_and(|state| state.running.is_some() || state.terminated.is_some())
+        })
         .map(|status| Run {
             pod: pod.metadata.name.clone().unwrap_or_default(),
             pod_uid: pod.metadata.uid.clone().unwrap_or_default(),
@@ -82,8 +117,16 @@ fn started_containers(pod: &Pod) -> Vec<Run> {
 }
 
 async fn print_log(pods: Api<Pod>, run: Run, console: Arc<Console>) {
-    let params = LogParams { container: Some(run.container.clone()), follow: true, ..LogParams::default() };
-    let prefix = if run.alone { run.pod.clone() } else { format!("{}/{}", run.pod, run.container) };
+    let params = LogParams {
+        container: Some(run.container.clone()),
+        follow: true,
+        ..LogParams::default()
+    };
+    let prefix = if run.alone {
+        run.pod.clone()
+    } else {
+        format!("{}/{}", run.pod, run.container)
+    };
     let stream = match pods.log_stream(&run.pod, &params).await {
         Ok(stream) => stream,
         Err(error) => {

@@ -36,7 +36,10 @@ pub(crate) async fn run(args: UpArgs) -> Result<()> {
     let interrupted = signals::terminated();
     tokio::pin!(interrupted);
 
-    let (runtime, plane) = tokio::join!(Runtime::start(&paths, &args.node), ControlPlane::start(&paths, &args.listen));
+    let (runtime, plane) = tokio::join!(
+        Runtime::start(&paths, &args.node),
+        ControlPlane::start(&paths, &args.listen)
+    );
     let (runtime, plane) = match (runtime, plane) {
         (Ok(runtime), Ok(plane)) => (runtime, plane),
         (Err(error), plane) => {
@@ -53,9 +56,22 @@ pub(crate) async fn run(args: UpArgs) -> Result<()> {
     let mut components = Components::new();
     plane.run_components(&mut components);
     let name = node::node_name(&args.node)?;
-    let kubelet = node::run_kubelet(&paths, &args.node, identity(&plane, &name, &args)?, &mut components)?;
+    let kubelet = node::run_kubelet(
+        &paths,
+        &args.node,
+        identity(&plane, &name, &args)?,
+        &mut components,
+    )?;
 
-    let work = serve(&args, &paths, &plane, &name, workload, Arc::clone(&console), begun);
+    let work = serve(
+        &args,
+        &paths,
+        &plane,
+        &name,
+        workload,
+        Arc::clone(&console),
+        begun,
+    );
     let outcome = tokio::select! {
         // Dropping `work` only stops talking to the user: the cluster itself is the components'.
         () = &mut interrupted => Ok(()),
@@ -81,7 +97,10 @@ pub(crate) async fn run(args: UpArgs) -> Result<()> {
 
 /// The kubelet of this process: it acts as its node, in process, and serves with a certificate of the cluster's authority.
 fn identity(plane: &ControlPlane, name: &str, args: &UpArgs) -> Result<Identity> {
-    let user = UserInfo::new(&format!("system:node:{name}"), ["system:nodes", "system:authenticated"]);
+    let user = UserInfo::new(
+        &format!("system:node:{name}"),
+        ["system:nodes", "system:authenticated"],
+    );
     Ok(Identity {
         client: plane.client_as(user, "kubelet"),
         informers: plane.informers(),
@@ -102,7 +121,11 @@ async fn serve(
 ) -> Result<()> {
     let client = plane.admin();
     wait_node_ready(&client, name).await?;
-    console.line(&format!("✓ node {name} is ready at {} after {:.2} s", plane.url, begun.elapsed().as_secs_f64()));
+    console.line(&format!(
+        "✓ node {name} is ready at {} after {:.2} s",
+        plane.url,
+        begun.elapsed().as_secs_f64()
+    ));
     let merged = merge_kubeconfig(args, paths);
     for file in &workload.images {
         let entry = image::load(&paths.images_socket(), file).await?;
@@ -120,10 +143,20 @@ async fn serve(
 async fn wait_node_ready(client: &Client, name: &str) -> Result<()> {
     let nodes: Api<Node> = Api::all(client.clone());
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-    let mut changes = watcher(nodes, config).default_backoff().applied_objects().boxed();
+    let mut changes = watcher(nodes, config)
+        .default_backoff()
+        .applied_objects()
+        .boxed();
     while let Some(node) = changes.next().await {
-        let conditions = node.context("the node cannot be watched")?.status.and_then(|status| status.conditions).unwrap_or_default();
-        if conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True") {
+        let conditions = node
+            .context("the node cannot be watched")?
+            .status
+            .and_then(|status| status.conditions)
+            .unwrap_or_default();
+        if conditions
+            .iter()
+            .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+        {
             return Ok(());
         }
     }
@@ -135,7 +168,9 @@ fn merge_kubeconfig(args: &UpArgs, paths: &Paths) -> bool {
     if args.no_merge_kubeconfig {
         return false;
     }
-    let Some(path) = kubeconfig::user_path() else { return false };
+    let Some(path) = kubeconfig::user_path() else {
+        return false;
+    };
     let merge = || kubeconfig::merge_into(&path, &std::fs::read_to_string(paths.kubeconfig())?);
     match merge() {
         Ok(()) => true,
@@ -147,7 +182,11 @@ fn merge_kubeconfig(args: &UpArgs, paths: &Paths) -> bool {
 }
 
 fn say_what_next(console: &Console, paths: &Paths, merged: bool) {
-    let kubectl = if merged { "kubectl".to_owned() } else { format!("kubectl --kubeconfig {}", paths.kubeconfig().display()) };
+    let kubectl = if merged {
+        "kubectl".to_owned()
+    } else {
+        format!("kubectl --kubeconfig {}", paths.kubeconfig().display())
+    };
     console.line("");
     console.line(&format!("  {kubectl} get pods -A      what runs"));
     console.line(&format!("  {kubectl} apply -f FILE    run more"));

@@ -26,7 +26,10 @@ impl Output {
     /// # Panics
     /// When the program is not there.
     pub fn of(command: &mut Command) -> Self {
-        let output = command.stdin(Stdio::null()).output().unwrap_or_else(|err| panic!("{command:?} does not start: {err}"));
+        let output = command
+            .stdin(Stdio::null())
+            .output()
+            .unwrap_or_else(|err| panic!("{command:?} does not start: {err}"));
         Self {
             status: output.status,
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -40,7 +43,13 @@ impl Output {
     /// With everything that it printed, when it failed.
     #[track_caller]
     pub fn ok(self) -> String {
-        assert!(self.status.success(), "failed ({}): {}{}", self.status, self.stdout, self.stderr);
+        assert!(
+            self.status.success(),
+            "failed ({}): {}{}",
+            self.status,
+            self.stdout,
+            self.stderr
+        );
         self.stdout
     }
 
@@ -50,7 +59,12 @@ impl Output {
     /// When it succeeded.
     #[track_caller]
     pub fn refused(self) -> String {
-        assert!(!self.status.success(), "succeeded, but should not: {}{}", self.stdout, self.stderr);
+        assert!(
+            !self.status.success(),
+            "succeeded, but should not: {}{}",
+            self.stdout,
+            self.stderr
+        );
         self.stderr
     }
 }
@@ -77,7 +91,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts `cox up ARGS` and waits until it says that the node is ready.
+    /// Starts `cox up ARGS` and waits until all of it is ready.
     ///
     /// # Panics
     /// When it does not start.
@@ -95,8 +109,16 @@ impl Cluster {
     #[must_use]
     pub fn prepare(built_by_cargo: &str, args: &[&str]) -> Self {
         // Short and under /tmp: the sockets in it must fit into 107 bytes.
-        let dir = tempfile::Builder::new().prefix("cox-t").tempdir_in("/tmp").expect("a temporary folder");
-        Self { binary: binary(built_by_cargo), args: args.iter().map(ToString::to_string).collect(), dir, process: None }
+        let dir = tempfile::Builder::new()
+            .prefix("cox-t")
+            .tempdir_in("/tmp")
+            .expect("a temporary folder");
+        Self {
+            binary: binary(built_by_cargo),
+            args: args.iter().map(ToString::to_string).collect(),
+            dir,
+            process: None,
+        }
     }
 
     /// Starts it (again) and waits until it is ready.
@@ -112,10 +134,15 @@ impl Cluster {
         self.process = Some(child.expect("cox starts"));
         eventually("cox up to be ready", || {
             let printed = self.printed();
-            if printed.contains(" is ready") {
+            if printed.contains("the next `cox up` starts them again") {
                 return Ok(());
             }
-            let ended = self.process.as_mut().expect("was started").try_wait().expect("can be asked");
+            let ended = self
+                .process
+                .as_mut()
+                .expect("was started")
+                .try_wait()
+                .expect("can be asked");
             assert!(ended.is_none(), "cox up ended ({ended:?}): {printed}");
             Err(printed)
         });
@@ -126,7 +153,12 @@ impl Cluster {
     /// # Panics
     /// When it ends instead.
     pub fn start_watching_for_ready(&mut self) {
-        let mut child = self.up_command().stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("cox starts");
+        let mut child = self
+            .up_command()
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("cox starts");
         let mut printed = String::new();
         let mut lines = BufReader::new(child.stdout.take().expect("is piped"));
         self.process = Some(child);
@@ -138,14 +170,22 @@ impl Cluster {
 
     fn up_command(&self) -> Command {
         let mut command = self.command("up");
-        command.args(["--port", "0", "--no-merge-kubeconfig"]).args(&self.args).stdin(Stdio::null());
+        command
+            .args(["--port", "0", "--no-merge-kubeconfig"])
+            .args(&self.args)
+            .stdin(Stdio::null());
         command
     }
 
     /// `cox SUBCOMMAND` with this cluster's folders.
     pub fn command(&self, subcommand: &str) -> Command {
         let mut command = Command::new(&self.binary);
-        command.args(subcommand.split(' ')).arg("--data-dir").arg(self.data_dir()).arg("--state-dir").arg(self.state_dir());
+        command
+            .args(subcommand.split(' '))
+            .arg("--data-dir")
+            .arg(self.data_dir())
+            .arg("--state-dir")
+            .arg(self.state_dir());
         command
     }
 
@@ -189,7 +229,11 @@ impl Cluster {
     /// The process of the runtime shim.
     #[must_use]
     pub fn shim_pid(&self) -> Option<u32> {
-        fs::read_to_string(self.state_dir().join("shim.pid")).ok()?.trim().parse().ok()
+        fs::read_to_string(self.state_dir().join("shim.pid"))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
     }
 
     /// Runs kubectl as the cluster's administrator.
@@ -201,7 +245,9 @@ impl Cluster {
     #[must_use]
     pub fn kubectl_command(&self) -> Command {
         let mut command = Command::new(kubectl_binary());
-        command.env("KUBECONFIG", self.kubeconfig()).env("HOME", self.dir.path());
+        command
+            .env("KUBECONFIG", self.kubeconfig())
+            .env("HOME", self.dir.path());
         command
     }
 
@@ -226,7 +272,8 @@ impl Cluster {
     /// `kubectl wait --for CONDITION`.
     #[track_caller]
     pub fn wait(&self, condition: &str, what: &str) -> String {
-        self.kubectl(&["wait", "--timeout=60s", &format!("--for={condition}"), what]).ok()
+        self.kubectl(&["wait", "--timeout=60s", &format!("--for={condition}"), what])
+            .ok()
     }
 
     /// Ends the process as Ctrl-C does, and waits for it.
@@ -247,7 +294,12 @@ impl Cluster {
         let mut process = self.process.take().expect("was started");
         process.kill().expect("it was ours to kill");
         let status = process.wait().expect("it was ours to wait for");
-        assert_eq!(status.signal(), Some(9), "it was gone before the kill: {}", self.printed());
+        assert_eq!(
+            status.signal(),
+            Some(9),
+            "it was gone before the kill: {}",
+            self.printed()
+        );
     }
 }
 
@@ -263,12 +315,18 @@ impl Drop for Cluster {
         if std::thread::panicking() {
             let printed = self.printed();
             let tail: Vec<&str> = printed.lines().rev().take(60).collect();
-            eprintln!("--- the end of what cox printed\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+            eprintln!(
+                "--- the end of what cox printed\n{}",
+                tail.into_iter().rev().collect::<Vec<_>>().join("\n")
+            );
         }
     }
 }
 
 /// Sends a signal by name, with the shell's own kill.
 pub fn signal(pid: u32, name: &str) {
-    Command::new("sh").args(["-c", &format!("kill -{name} {pid} 2>/dev/null")]).status().ok();
+    Command::new("sh")
+        .args(["-c", &format!("kill -{name} {pid} 2>/dev/null")])
+        .status()
+        .ok();
 }

@@ -44,7 +44,13 @@ pub fn get(address: &str, path: &str) -> Result<(u16, String)> {
 ///
 /// # Errors
 /// When nobody answers in time.
-pub fn send(address: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Answer> {
+pub fn send(
+    address: &str,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Result<Answer> {
     exchange(connect(address)?, address, method, path, headers, body)
 }
 
@@ -61,7 +67,9 @@ impl Admin {
     /// When it is none.
     #[must_use]
     pub fn of(kubeconfig: &Path) -> Self {
-        Self { access: Access::read(kubeconfig).expect("a kubeconfig with certificates") }
+        Self {
+            access: Access::read(kubeconfig).expect("a kubeconfig with certificates"),
+        }
     }
 
     /// Posts an object; status and the answer.
@@ -69,7 +77,12 @@ impl Admin {
     /// # Errors
     /// When the server is gone, or answers with something else than JSON.
     pub fn post(&self, path: &str, object: &Value) -> Result<(u16, Value)> {
-        let (status, body) = self.request("POST", path, "application/json", object.to_string().as_bytes())?;
+        let (status, body) = self.request(
+            "POST",
+            path,
+            "application/json",
+            object.to_string().as_bytes(),
+        )?;
         Ok((status, serde_json::from_str(&body)?))
     }
 
@@ -77,11 +90,29 @@ impl Admin {
     ///
     /// # Errors
     /// When the server is gone.
-    pub fn request(&self, method: &str, path: &str, content_type: &str, body: &[u8]) -> Result<(u16, String)> {
+    pub fn request(
+        &self,
+        method: &str,
+        path: &str,
+        content_type: &str,
+        body: &[u8],
+    ) -> Result<(u16, String)> {
         let tcp = connect(&self.access.authority)?;
-        let tls = rustls::ClientConnection::new(self.access.tls.clone(), self.access.server_name.clone()).map_err(Error::other)?;
-        let headers = [("Content-Type", content_type), ("Accept", "application/json")];
-        let answer = exchange(rustls::StreamOwned::new(tls, tcp), &self.access.authority, method, path, &headers, body)?;
+        let tls =
+            rustls::ClientConnection::new(self.access.tls.clone(), self.access.server_name.clone())
+                .map_err(Error::other)?;
+        let headers = [
+            ("Content-Type", content_type),
+            ("Accept", "application/json"),
+        ];
+        let answer = exchange(
+            rustls::StreamOwned::new(tls, tcp),
+            &self.access.authority,
+            method,
+            path,
+            &headers,
+            body,
+        )?;
         Ok((answer.status, answer.body))
     }
 }
@@ -94,8 +125,18 @@ fn connect(address: &str) -> Result<TcpStream> {
 }
 
 /// HTTP/1.0 on purpose: the answer ends with the connection and is never chunked.
-fn exchange(mut stream: impl Read + Write, host: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Answer> {
-    let mut head = format!("{method} {path} HTTP/1.0\r\nHost: {host}\r\nContent-Length: {}\r\n", body.len());
+fn exchange(
+    mut stream: impl Read + Write,
+    host: &str,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Result<Answer> {
+    let mut head = format!(
+        "{method} {path} HTTP/1.0\r\nHost: {host}\r\nContent-Length: {}\r\n",
+        body.len()
+    );
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
@@ -116,7 +157,14 @@ fn exchange(mut stream: impl Read + Write, host: &str, method: &str, path: &str,
     let answer = String::from_utf8_lossy(&answer);
     let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok());
     match (status, answer.split_once("\r\n\r\n")) {
-        (Some(status), Some((head, body))) => Ok(Answer { status, head: head.to_owned(), body: body.to_owned() }),
-        _ => Err(Error::new(ErrorKind::UnexpectedEof, format!("no HTTP answer: {answer:?}"))),
+        (Some(status), Some((head, body))) => Ok(Answer {
+            status,
+            head: head.to_owned(),
+            body: body.to_owned(),
+        }),
+        _ => Err(Error::new(
+            ErrorKind::UnexpectedEof,
+            format!("no HTTP answer: {answer:?}"),
+        )),
     }
 }

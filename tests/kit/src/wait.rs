@@ -17,13 +17,19 @@ pub fn eventually<T, E: Debug>(what: &str, mut attempt: impl FnMut() -> Result<T
     loop {
         match attempt() {
             Ok(value) => return value,
-            Err(refusal) => assert!(Instant::now() < deadline, "waited {PATIENCE:?} for: {what}; last: {refusal:#?}"),
+            Err(refusal) => assert!(
+                Instant::now() < deadline,
+                "waited {PATIENCE:?} for: {what}; last: {refusal:#?}"
+            ),
         }
         pause();
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "the one place where tests wait between two looks at another process")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the one place where tests wait between two looks at another process"
+)]
 fn pause() {
     std::thread::sleep(Duration::from_millis(50));
 }
@@ -33,9 +39,16 @@ fn pause() {
 /// # Panics
 /// With `CI` set: there every component must be present.
 pub fn skip(test: &str, reason: &str) {
-    assert!(std::env::var_os("CI").is_none(), "{test} cannot run: {reason}");
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "{test} cannot run: {reason}"
+    );
     if let Some(path) = std::env::var_os("COX_TEST_SKIPS") {
-        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(path).expect("the list of skips can be written");
+        let mut file = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(path)
+            .expect("the list of skips can be written");
         writeln!(file, "{test}: {reason}").expect("the list of skips can be written");
     }
 }

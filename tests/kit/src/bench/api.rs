@@ -14,12 +14,19 @@ use tokio::net::TcpStream;
 
 /// Opens a connection of its own.
 pub(crate) async fn connect(access: &Access) -> Result<Connection> {
-    let tcp = TcpStream::connect(&access.authority).await.with_context(|| format!("nobody answers at {}", access.authority))?;
+    let tcp = TcpStream::connect(&access.authority)
+        .await
+        .with_context(|| format!("nobody answers at {}", access.authority))?;
     tcp.set_nodelay(true)?;
-    let tls = tokio_rustls::TlsConnector::from(Arc::clone(&access.tls)).connect(access.server_name.clone(), tcp).await?;
+    let tls = tokio_rustls::TlsConnector::from(Arc::clone(&access.tls))
+        .connect(access.server_name.clone(), tcp)
+        .await?;
     let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls)).await?;
     tokio::spawn(connection);
-    Ok(Connection { sender, authority: access.authority.clone() })
+    Ok(Connection {
+        sender,
+        authority: access.authority.clone(),
+    })
 }
 
 /// One connection; one request at a time.
@@ -30,8 +37,17 @@ pub(crate) struct Connection {
 
 impl Connection {
     /// Sends a request and gives back the answer while its body is still coming.
-    pub(crate) async fn send(&mut self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>> {
-        let content_type = if method == Method::PATCH { "application/apply-patch+yaml" } else { "application/json" };
+    pub(crate) async fn send(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Response<Incoming>> {
+        let content_type = if method == Method::PATCH {
+            "application/apply-patch+yaml"
+        } else {
+            "application/json"
+        };
         let request = Request::builder()
             .method(method)
             .uri(path)

@@ -32,14 +32,23 @@ impl Load {
                                     "data": {"value": "x".repeat(1000)}});
                 (Method::POST, all, object.to_string().into())
             }
-            Self::GetConfigMap => (Method::GET, format!("{all}/c-{}", number % 500), Bytes::new()),
+            Self::GetConfigMap => (
+                Method::GET,
+                format!("{all}/c-{}", number % 500),
+                Bytes::new(),
+            ),
             Self::ListConfigMaps => (Method::GET, format!("{all}?limit=500"), Bytes::new()),
         }
     }
 }
 
 /// Runs `requests` requests over `connections` connections; answers per second.
-pub(crate) async fn rate(access: &Access, load: Load, connections: usize, requests: usize) -> Result<f64> {
+pub(crate) async fn rate(
+    access: &Access,
+    load: Load,
+    connections: usize,
+    requests: usize,
+) -> Result<f64> {
     let next = Arc::new(AtomicUsize::new(0));
     let mut open: Vec<Connection> = Vec::new();
     for _ in 0..connections {
@@ -63,19 +72,35 @@ pub(crate) async fn rate(access: &Access, load: Load, connections: usize, reques
     while let Some(worker) = workers.join_next().await {
         worker??;
     }
-    #[allow(clippy::cast_precision_loss, reason = "a count of requests is far below 2^52")]
+    #[allow(
+        clippy::cast_precision_loss,
+        reason = "a count of requests is far below 2^52"
+    )]
     Ok(requests as f64 / start.elapsed().as_secs_f64())
 }
 
 /// Makes the namespace of the benchmark; its default service account comes with it.
 pub(crate) async fn make_namespace(connection: &mut Connection) -> Result<()> {
-    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
-    connection.call(Method::POST, "/api/v1/namespaces", namespace.to_string().into()).await?;
+    let namespace =
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
+    connection
+        .call(
+            Method::POST,
+            "/api/v1/namespaces",
+            namespace.to_string().into(),
+        )
+        .await?;
     Ok(())
 }
 
 /// Removes the namespace and all that is in it.
 pub(crate) async fn remove_namespace(connection: &mut Connection) -> Result<()> {
-    connection.call(Method::DELETE, &format!("/api/v1/namespaces/{NAMESPACE}"), Bytes::new()).await?;
+    connection
+        .call(
+            Method::DELETE,
+            &format!("/api/v1/namespaces/{NAMESPACE}"),
+            Bytes::new(),
+        )
+        .await?;
     Ok(())
 }

@@ -87,14 +87,23 @@ async fn main() -> Result<()> {
     });
     let ours = Subject {
         access: Access::read(&cluster.kubeconfig())?,
-        pods: PodKind { image: "cox.local/hello:latest".into(), runtime_class: Some("wasm".into()) },
-        pids: [Some(cluster.pid()), cluster.shim_pid()].into_iter().flatten().collect(),
+        pods: PodKind {
+            image: "cox.local/hello:latest".into(),
+            runtime_class: Some("wasm".into()),
+        },
+        pids: [Some(cluster.pid()), cluster.shim_pid()]
+            .into_iter()
+            .flatten()
+            .collect(),
     };
     let other = match &args.other {
         None => None,
         Some(path) => Some(Subject {
             access: Access::read(path)?,
-            pods: PodKind { image: args.other_image.clone(), runtime_class: None },
+            pods: PodKind {
+                image: args.other_image.clone(),
+                runtime_class: None,
+            },
             pids: args.other_pid.clone(),
         }),
     };
@@ -121,7 +130,13 @@ fn start_to_ready(binary: &str) -> Figure {
         })
         .collect();
     times.sort_by(f64::total_cmp);
-    figure("start to node Ready, empty data directory", "s", "0.25", times[2], false)
+    figure(
+        "start to node Ready, empty data directory",
+        "s",
+        "0.25",
+        times[2],
+        false,
+    )
 }
 
 async fn measure(args: &Args, subject: &Subject) -> Result<Vec<Figure>> {
@@ -129,17 +144,50 @@ async fn measure(args: &Args, subject: &Subject) -> Result<Vec<Figure>> {
     let mut connection = api::connect(&subject.access).await?;
     if args.wants("memory") && !subject.pids.is_empty() {
         tokio::time::sleep(Duration::from_secs(10)).await;
-        figures.push(figure("resident memory, idle", "MB", "60", resident(subject)?, false));
+        figures.push(figure(
+            "resident memory, idle",
+            "MB",
+            "60",
+            resident(subject)?,
+            false,
+        ));
     }
     load::make_namespace(&mut connection).await?;
     let rates = [
-        ("create", "ConfigMap creates, 32 connections, durable", "20000", Load::CreateConfigMap, 32, args.objects),
-        ("get", "GET, 32 connections", "50000", Load::GetConfigMap, 32, 100_000),
-        ("list", "LIST 500 objects, 8 connections", "1500", Load::ListConfigMaps, 8, 2000),
+        (
+            "create",
+            "ConfigMap creates, 32 connections, durable",
+            "20000",
+            Load::CreateConfigMap,
+            32,
+            args.objects,
+        ),
+        (
+            "get",
+            "GET, 32 connections",
+            "50000",
+            Load::GetConfigMap,
+            32,
+            100_000,
+        ),
+        (
+            "list",
+            "LIST 500 objects, 8 connections",
+            "1500",
+            Load::ListConfigMaps,
+            8,
+            2000,
+        ),
     ];
     for (name, title, promise, load, connections, requests) in rates {
         if args.wants(name) {
-            figures.push(figure(title, "/s", promise, load::rate(&subject.access, load, connections, requests).await?, true));
+            figures.push(figure(
+                title,
+                "/s",
+                promise,
+                load::rate(&subject.access, load, connections, requests).await?,
+                true,
+            ));
         }
     }
     if args.wants("create") && args.wants("memory") && !subject.pids.is_empty() {
@@ -149,12 +197,30 @@ async fn measure(args: &Args, subject: &Subject) -> Result<Vec<Figure>> {
     wait_for_service_account(&mut connection).await?;
     if args.wants("pod") {
         let times = pods::one_at_a_time(&subject.access, &subject.pods, 50).await?;
-        figures.push(figure("Pod created to Ready, one at a time, p50", "ms", "10 (Wasm)", times[times.len() / 2], false));
+        figures.push(figure(
+            "Pod created to Ready, one at a time, p50",
+            "ms",
+            "10 (Wasm)",
+            times[times.len() / 2],
+            false,
+        ));
     }
     if args.wants("pods") {
         let (ready, gone) = pods::many_at_once(&subject.access, &subject.pods, args.pods).await?;
-        figures.push(figure(&format!("{} Pods at once, last Ready", args.pods), "s", "5 (1,000 Wasm)", ready, false));
-        figures.push(figure(&format!("{} Pods deleted, last gone", args.pods), "s", "", gone, false));
+        figures.push(figure(
+            &format!("{} Pods at once, last Ready", args.pods),
+            "s",
+            "5 (1,000 Wasm)",
+            ready,
+            false,
+        ));
+        figures.push(figure(
+            &format!("{} Pods deleted, last gone", args.pods),
+            "s",
+            "",
+            gone,
+            false,
+        ));
     }
     load::remove_namespace(&mut connection).await?;
     Ok(figures)
@@ -172,24 +238,52 @@ fn resident(subject: &Subject) -> Result<f64> {
 async fn wait_for_service_account(connection: &mut api::Connection) -> Result<()> {
     let path = format!("/api/v1/namespaces/{}/serviceaccounts", load::NAMESPACE);
     loop {
-        let list: Value = serde_json::from_slice(&connection.call(Method::GET, &path, Bytes::new()).await?)?;
-        if list["items"].as_array().is_some_and(|items| !items.is_empty()) {
+        let list: Value =
+            serde_json::from_slice(&connection.call(Method::GET, &path, Bytes::new()).await?)?;
+        if list["items"]
+            .as_array()
+            .is_some_and(|items| !items.is_empty())
+        {
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
-fn figure(name: &str, unit: &'static str, promise: &'static str, ours: f64, larger_is_better: bool) -> Figure {
-    Figure { name: name.to_owned(), unit, promise, ours: Some(ours), other: None, larger_is_better }
+fn figure(
+    name: &str,
+    unit: &'static str,
+    promise: &'static str,
+    ours: f64,
+    larger_is_better: bool,
+) -> Figure {
+    Figure {
+        name: name.to_owned(),
+        unit,
+        promise,
+        ours: Some(ours),
+        other: None,
+        larger_is_better,
+    }
 }
 
 fn print(figures: &[Figure]) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{:48} {:>4} {:>14} {:>12} {:>12} {:>8}", "figure", "unit", "promise", "cox", "other", "ratio")?;
+    writeln!(
+        out,
+        "{:48} {:>4} {:>14} {:>12} {:>12} {:>8}",
+        "figure", "unit", "promise", "cox", "other", "ratio"
+    )?;
     for figure in figures {
-        let number = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.2}"));
-        let ratio = figure.ours.zip(figure.other).map(|(ours, other)| if figure.larger_is_better { ours / other } else { other / ours });
+        let number =
+            |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.2}"));
+        let ratio = figure.ours.zip(figure.other).map(|(ours, other)| {
+            if figure.larger_is_better {
+                ours / other
+            } else {
+                other / ours
+            }
+        });
         writeln!(
             out,
             "{:48} {:>4} {:>14} {:>12} {:>12} {:>8}",

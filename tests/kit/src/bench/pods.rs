@@ -41,17 +41,29 @@ fn pods_path() -> String {
 }
 
 /// Milliseconds from create to Ready of `count` Pods, one after the other, sorted.
-pub(crate) async fn one_at_a_time(access: &Access, kind: &PodKind, count: usize) -> Result<Vec<f64>> {
+pub(crate) async fn one_at_a_time(
+    access: &Access,
+    kind: &PodKind,
+    count: usize,
+) -> Result<Vec<f64>> {
     let mut connection = connect(access).await?;
     let mut events = Events::open(access).await?;
     let mut times = Vec::new();
     for number in 0..count {
         let name = format!("one-{number}");
         let start = Instant::now();
-        connection.call(Method::POST, &pods_path(), kind.manifest(&name)).await?;
+        connection
+            .call(Method::POST, &pods_path(), kind.manifest(&name))
+            .await?;
         events.until(|pod| pod.name == name && pod.ready).await?;
         times.push(start.elapsed().as_secs_f64() * 1e3);
-        connection.call(Method::DELETE, &format!("{}/{name}", pods_path()), Bytes::new()).await?;
+        connection
+            .call(
+                Method::DELETE,
+                &format!("{}/{name}", pods_path()),
+                Bytes::new(),
+            )
+            .await?;
         events.until(|pod| pod.name == name && pod.deleted).await?;
     }
     times.sort_by(f64::total_cmp);
@@ -59,7 +71,11 @@ pub(crate) async fn one_at_a_time(access: &Access, kind: &PodKind, count: usize)
 }
 
 /// Seconds until the last of `count` Pods made at once is Ready, and seconds until all are gone again.
-pub(crate) async fn many_at_once(access: &Access, kind: &PodKind, count: usize) -> Result<(f64, f64)> {
+pub(crate) async fn many_at_once(
+    access: &Access,
+    kind: &PodKind,
+    count: usize,
+) -> Result<(f64, f64)> {
     let mut events = Events::open(access).await?;
     let start = Instant::now();
     let mut creators = tokio::task::JoinSet::new();
@@ -68,7 +84,13 @@ pub(crate) async fn many_at_once(access: &Access, kind: &PodKind, count: usize) 
         creators.spawn(async move {
             let mut connection = connect(&access).await?;
             for number in (worker..count).step_by(8) {
-                connection.call(Method::POST, &pods_path(), kind.manifest(&format!("many-{number}"))).await?;
+                connection
+                    .call(
+                        Method::POST,
+                        &pods_path(),
+                        kind.manifest(&format!("many-{number}")),
+                    )
+                    .await?;
             }
             anyhow::Ok(())
         });
@@ -89,7 +111,9 @@ pub(crate) async fn many_at_once(access: &Access, kind: &PodKind, count: usize) 
     }
     let start = Instant::now();
     let mut connection = connect(access).await?;
-    connection.call(Method::DELETE, &pods_path(), Bytes::new()).await?;
+    connection
+        .call(Method::DELETE, &pods_path(), Bytes::new())
+        .await?;
     let mut gone = 0;
     events
         .until(|pod| {
@@ -119,16 +143,36 @@ struct Events {
 impl Events {
     async fn open(access: &Access) -> Result<Self> {
         let mut connection = connect(access).await?;
-        let list = connection.call(Method::GET, &format!("{}?limit=1", pods_path()), Bytes::new()).await?;
+        let list = connection
+            .call(
+                Method::GET,
+                &format!("{}?limit=1", pods_path()),
+                Bytes::new(),
+            )
+            .await?;
         let list: Value = serde_json::from_slice(&list)?;
-        let version = list["metadata"]["resourceVersion"].as_str().context("the list has no resourceVersion")?;
-        let path = format!("{}?watch=true&resourceVersion={version}&timeoutSeconds=3600", pods_path());
-        let body = connection.send(Method::GET, &path, Bytes::new()).await?.into_body();
-        Ok(Self { body, buffer: BytesMut::new(), _connection: connection })
+        let version = list["metadata"]["resourceVersion"]
+            .as_str()
+            .context("the list has no resourceVersion")?;
+        let path = format!(
+            "{}?watch=true&resourceVersion={version}&timeoutSeconds=3600",
+            pods_path()
+        );
+        let body = connection
+            .send(Method::GET, &path, Bytes::new())
+            .await?
+            .into_body();
+        Ok(Self {
+            body,
+            buffer: BytesMut::new(),
+            _connection: connection,
+        })
     }
 
     async fn until(&mut self, done: impl FnMut(&Seen) -> bool) -> Result<()> {
-        tokio::time::timeout(PATIENCE, self.read_until(done)).await.context("the cluster took too long")?
+        tokio::time::timeout(PATIENCE, self.read_until(done))
+            .await
+            .context("the cluster took too long")?
     }
 
     async fn read_until(&mut self, mut done: impl FnMut(&Seen) -> bool) -> Result<()> {
@@ -139,7 +183,9 @@ impl Events {
                     return Ok(());
                 }
             }
-            let Some(frame) = self.body.frame().await else { bail!("the watch ended") };
+            let Some(frame) = self.body.frame().await else {
+                bail!("the watch ended")
+            };
             if let Some(data) = frame?.data_ref() {
                 self.buffer.extend_from_slice(data);
             }
@@ -155,8 +201,14 @@ fn seen(line: &[u8]) -> Result<Seen> {
     let pod = &event["object"];
     let conditions = pod["status"]["conditions"].as_array();
     Ok(Seen {
-        name: pod["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
-        ready: conditions.into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True"),
+        name: pod["metadata"]["name"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned(),
+        ready: conditions
+            .into_iter()
+            .flatten()
+            .any(|c| c["type"] == "Ready" && c["status"] == "True"),
         deleted: event["type"] == "DELETED",
     })
 }

@@ -1,7 +1,9 @@
 //! What a newcomer does, as the README tells it: `cox up examples/hello`, kubectl beside it, Ctrl-C, and `cox up` again.
 #![allow(
-    clippy::tests_outside_test_module,
-    reason = "an integration test is a test module"
+    clippy::unwrap_used,
+    clippy::too_many_lines,
+    clippy::type_complexity,
+    reason = "tests are tables and stories, and fail by panicking"
 )]
 
 use cox_testkit::{Cluster, Output, eventually};

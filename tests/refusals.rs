@@ -1,7 +1,9 @@
 //! Bad input and bad circumstances: one clear sentence, the right status, and a cluster that goes on.
 #![allow(
-    clippy::tests_outside_test_module,
-    reason = "an integration test is a test module"
+    clippy::unwrap_used,
+    clippy::too_many_lines,
+    clippy::type_complexity,
+    reason = "tests are tables and stories, and fail by panicking"
 )]
 
 use std::net::TcpListener;

@@ -1,7 +1,9 @@
 //! Images from a real registry (Debian's docker-registry), in the formats that the field pushes.
 #![allow(
-    clippy::tests_outside_test_module,
-    reason = "an integration test is a test module"
+    clippy::unwrap_used,
+    clippy::too_many_lines,
+    clippy::type_complexity,
+    reason = "tests are tables and stories, and fail by panicking"
 )]
 
 use std::net::TcpListener;

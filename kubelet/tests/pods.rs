@@ -1,8 +1,9 @@
 //! The life of Pods through a real kubelet: a real API server on one side, a fake runtime on the other.
 
 #![allow(
-    clippy::tests_outside_test_module,
-    reason = "an integration test is a test module"
+    clippy::unwrap_used,
+    clippy::too_many_lines,
+    reason = "tests are stories, and fail by panicking"
 )]
 
 mod support;

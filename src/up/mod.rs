@@ -98,7 +98,7 @@ pub(crate) async fn run(args: UpArgs) -> Result<()> {
 /// The kubelet of this process: it acts as its node, in process, and serves with a certificate of the cluster's authority.
 fn identity(plane: &ControlPlane, name: &str, args: &UpArgs) -> Result<Identity> {
     let user = UserInfo::new(
-        &format!("system:node:{name}"),
+        format!("system:node:{name}"),
         ["system:nodes", "system:authenticated"],
     );
     Ok(Identity {

@@ -163,6 +163,10 @@ mod tests {
     use serde_json::json;
 
     #[test]
+    #[allow(
+        clippy::too_many_lines,
+        reason = "a table of cases is as long as it has cases"
+    )]
     fn progress_table() {
         let pod =
             |status: Value| json!({"kind": "Pod", "spec": {"containers": [{}]}, "status": status});

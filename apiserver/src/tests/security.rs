@@ -1,5 +1,5 @@
 //! Identity and permission as clients meet them: over TLS with certificates and tokens, and in process as a node.
-
+#![allow(clippy::type_complexity, reason = "a table of cases")]
 #![allow(clippy::too_many_lines, reason = "one server serves many questions")]
 
 use hyper_util::rt::TokioIo;

@@ -1,5 +1,11 @@
 //! The controllers against the real API server in one process. What each test waits for arrives by watch.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::too_many_lines,
+    reason = "tests are stories, and fail by panicking"
+)]
+
 mod kit;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};

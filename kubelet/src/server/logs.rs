@@ -99,6 +99,10 @@ mod tests {
     use super::*;
 
     #[test]
+    #[allow(
+        clippy::too_many_lines,
+        reason = "a table of cases is as long as it has cases"
+    )]
     fn attempts_table() {
         let ended = serde_json::json!({"terminated": {"exitCode": 1}});
         let running = serde_json::json!({"running": {}});

@@ -30,7 +30,8 @@ fn init() -> std::io::Result<()> {
 fn write() -> std::io::Result<()> {
     for count in 1.. {
         let mut file = OpenOptions::new().append(true).open(SHARED)?;
-        writeln!(file, "line {count} from the writer")?;
+        // In one piece: the reader may look between two writes.
+        file.write_all(format!("line {count} from the writer\n").as_bytes())?;
         println!("wrote line {count}");
         std::thread::sleep(Duration::from_secs(5));
     }
@@ -39,12 +40,14 @@ fn write() -> std::io::Result<()> {
 
 fn read() -> std::io::Result<()> {
     let mut lines = BufReader::new(fs::File::open(SHARED)?);
+    let mut line = String::new();
     loop {
-        let mut line = String::new();
-        if lines.read_line(&mut line)? == 0 {
+        lines.read_line(&mut line)?;
+        if line.ends_with('\n') {
+            print!("read: {line}");
+            line.clear();
+        } else {
             std::thread::sleep(Duration::from_millis(500));
-            continue;
         }
-        print!("read: {line}");
     }
 }

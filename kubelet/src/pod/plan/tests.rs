@@ -1,6 +1,10 @@
 //! Plan tables. A Pod is `POLICY | init sidecar* | main main`; the runtime is words like `s0` (ready sandbox), `s0!` (not ready),
 //! `a#1+` (attempt 1 of a runs), `a#0=1` (ended with 1, ten seconds ago), `a#0=1@40` (ended at 40), `a#0.` (made, not started).
 //! It is second 100. Volumes are mounted and all images are Wasm unless the history says otherwise.
+#![allow(
+    clippy::too_many_lines,
+    reason = "a table of cases is as long as it has cases"
+)]
 
 use super::*;
 use crate::pod::history::{ContainerHistory, ResolvedImage, StartFailure};

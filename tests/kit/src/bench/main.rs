@@ -139,6 +139,7 @@ fn start_to_ready(binary: &str) -> Figure {
     )
 }
 
+#[allow(clippy::too_many_lines, reason = "a list of figures")]
 async fn measure(args: &Args, subject: &Subject) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     let mut connection = api::connect(&subject.access).await?;

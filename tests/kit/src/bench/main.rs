@@ -91,10 +91,8 @@ async fn main() -> Result<()> {
             image: "cox.local/hello:latest".into(),
             runtime_class: Some("wasm".into()),
         },
-        pids: [Some(cluster.pid()), cluster.shim_pid()]
-            .into_iter()
-            .flatten()
-            .collect(),
+        // The runtime is its child.
+        pids: vec![cluster.pid()],
     };
     let other = match &args.other {
         None => None,
@@ -146,7 +144,7 @@ async fn measure(args: &Args, subject: &Subject) -> Result<Vec<Figure>> {
     if args.wants("memory") && !subject.pids.is_empty() {
         tokio::time::sleep(Duration::from_secs(10)).await;
         figures.push(figure(
-            "resident memory, idle",
+            "memory, one idle Pod",
             "MB",
             "60",
             resident(subject)?,
@@ -192,7 +190,7 @@ async fn measure(args: &Args, subject: &Subject) -> Result<Vec<Figure>> {
         }
     }
     if args.wants("create") && args.wants("memory") && !subject.pids.is_empty() {
-        let title = format!("resident memory with {} ConfigMaps of 1 KB", args.objects);
+        let title = format!("memory with {} ConfigMaps of 1 KB", args.objects);
         figures.push(figure(&title, "MB", "160", resident(subject)?, false));
     }
     wait_for_service_account(&mut connection).await?;

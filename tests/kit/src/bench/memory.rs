@@ -1,8 +1,8 @@
-//! Resident memory of processes, read from /proc.
+//! Memory of processes, read from /proc: a page that several of them share counts once (PSS).
 
 use anyhow::{Context, Result};
 
-/// Megabytes of resident memory of a process and all its descendants, and how many they are.
+/// Megabytes of memory of a process and all its descendants, and how many they are.
 pub(crate) fn resident_mb(root: u32) -> Result<(f64, usize)> {
     let mut pids = vec![root];
     let mut next = 0;
@@ -18,12 +18,12 @@ pub(crate) fn resident_mb(root: u32) -> Result<(f64, usize)> {
 }
 
 fn resident_kb(pid: u32) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let line = rollup
         .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .context("no VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
+        .find_map(|line| line.strip_prefix("Pss:"))
+        .context("no Pss")?;
+    Ok(line.trim().trim_end_matches(" kB").trim().parse()?)
 }
 
 fn children(pid: u32) -> Vec<u32> {

@@ -62,8 +62,9 @@ pub enum RunError {
 /// # Errors
 /// When the folders or sockets of the configuration cannot be used.
 pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), RunError> {
-    let cri = listen(&config.socket).await?;
+    // The door first: who reaches the CRI socket may rely on the door.
     let door = listen(&config.images_socket).await?;
+    let cri = listen(&config.socket).await?;
     let shim = Shim::open(config)?;
     let door = tokio::spawn(crate::images::serve_door(
         door,

@@ -6,6 +6,7 @@
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -18,6 +19,8 @@ const STATE: &str = "state.json";
 #[derive(Debug)]
 pub(crate) struct StateDir {
     dir: PathBuf,
+    /// A container that ends while it is being stopped is saved by both: one draft at a time.
+    saving: Mutex<()>,
 }
 
 /// What was read back.
@@ -36,7 +39,10 @@ impl StateDir {
             .mode(0o700)
             .create(&dir)
             .map_err(|err| checkpoint(&dir, err))?;
-        Ok(Self { dir })
+        Ok(Self {
+            dir,
+            saving: Mutex::new(()),
+        })
     }
 
     /// The folder of `id`, which may hold more than state.
@@ -61,6 +67,7 @@ impl StateDir {
         let path = self.path(id).join(STATE);
         let bytes = serde_json::to_vec(state).expect("state is plain data");
         let draft = path.with_extension("new");
+        let _one_at_a_time = self.saving.lock();
         std::fs::write(&draft, bytes)
             .and_then(|()| std::fs::rename(&draft, &path))
             .map_err(|err| checkpoint(&path, err))

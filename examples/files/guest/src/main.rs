@@ -3,7 +3,7 @@
 //! The volume is mounted at /data, the ConfigMap at /config.
 
 use std::fs::{self, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::time::Duration;
 
 const SHARED: &str = "/data/lines.txt";
@@ -39,15 +39,17 @@ fn write() -> std::io::Result<()> {
 }
 
 fn read() -> std::io::Result<()> {
-    let mut lines = BufReader::new(fs::File::open(SHARED)?);
-    let mut line = String::new();
+    let mut seen = 0;
     loop {
-        lines.read_line(&mut line)?;
-        if line.ends_with('\n') {
+        // Opened anew each time: a WASI stream that has reached the end of its file stays at that end.
+        let mut file = fs::File::open(SHARED)?;
+        file.seek(SeekFrom::Start(seen))?;
+        let mut text = String::new();
+        file.read_to_string(&mut text)?;
+        for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
             print!("read: {line}");
-            line.clear();
-        } else {
-            std::thread::sleep(Duration::from_millis(500));
+            seen += line.len() as u64;
         }
+        std::thread::sleep(Duration::from_millis(500));
     }
 }

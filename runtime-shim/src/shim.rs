@@ -20,7 +20,7 @@ use crate::images::Images;
 use crate::logs::LogWriter;
 use crate::names::Names;
 use crate::network::{AddressPool, Cidr, Policy};
-use crate::sandbox::{self, Sandbox};
+use crate::sandbox::{self, Namespaces, PodFiles, Sandbox};
 use crate::server::RunError;
 use crate::state::{Recovered, StateDir};
 
@@ -181,6 +181,11 @@ impl Shim {
             key.as_str().starts_with(id)
         })
         .ok_or_else(|| VerbError::NoContainer(id.to_owned()))
+    }
+
+    /// Where the files of a sandbox are that its OCI containers mount.
+    pub(crate) fn pod_files(&self, sandbox: &Sandbox, namespaces: &Namespaces) -> PodFiles {
+        PodFiles::below(&self.sandbox_state.path(sandbox.id.as_str()), namespaces)
     }
 
     /// The containers of a sandbox, oldest first.

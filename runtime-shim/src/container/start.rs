@@ -98,7 +98,7 @@ impl Shim {
         let ip = container
             .sandbox
             .network
-            .pod_ip()
+            .virtual_ip()
             .unwrap_or(Ipv4Addr::UNSPECIFIED);
         let addr = SocketAddr::new(IpAddr::V4(ip), port);
         HttpService::start(

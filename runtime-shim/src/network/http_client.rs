@@ -9,7 +9,7 @@ use http::uri::Scheme;
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 use super::PodNetwork;
@@ -87,26 +87,12 @@ async fn connect(network: &PodNetwork, uri: &Uri) -> Result<TcpStream, Error> {
             last = Error::DestinationIpProhibited;
             continue;
         };
-        match dial(network, remote).await {
+        match network.dial(remote).await {
             Ok(stream) => return Ok(stream),
             Err(err) => last = Error::Connect(err),
         }
     }
     Err(last)
-}
-
-async fn dial(network: &PodNetwork, remote: SocketAddr) -> std::io::Result<TcpStream> {
-    let socket = if remote.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
-    if let Some(source) = network.source_for(remote) {
-        socket.bind(source)?;
-    }
-    let stream = socket.connect(remote).await?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
 }
 
 fn dns_error(rcode: &str) -> Error {

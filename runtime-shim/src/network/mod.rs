@@ -3,16 +3,21 @@
 //! *Virtual* network (design D8): no namespace; each Pod has an address of the node's range, which is loopback on Linux, so nothing
 //! has to be set up and no rights are needed. A guest that binds `0.0.0.0` or `localhost` listens on its Pod's address alone; what
 //! it connects to sees the Pod's address as the source; `localhost` is its own Pod. The host's own loopback services are out of
-//! reach, except those that the configuration names. *Host* network (`hostNetwork: true`) maps nothing.
+//! reach, except those that the configuration names. *netns*: the Pod has a network namespace, and its guests' sockets are made
+//! inside it ([`netns`]); nothing is mapped. *Host* network (`hostNetwork: true`) maps nothing either.
 
 mod addresses;
 mod dns;
 mod http_client;
+mod netns;
 mod resolver;
 mod sockets;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+
+use tokio::net::{TcpSocket, TcpStream};
 
 use wasmtime_wasi::WasiCtxBuilder;
 use wasmtime_wasi::sockets::SocketAddrUse;
@@ -20,6 +25,7 @@ use wasmtime_wasi::sockets::SocketAddrUse;
 pub use addresses::CidrError;
 pub(crate) use addresses::{AddressPool, Cidr};
 pub(crate) use http_client::PodHttp;
+pub(crate) use netns::{EachPollInside, Netns};
 pub(crate) use resolver::{DnsConfig, Resolver};
 pub(crate) use sockets::shadow_sockets;
 
@@ -31,10 +37,12 @@ pub(crate) struct Policy {
 }
 
 /// Where a Pod's sockets live.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Place {
     /// The Pod's own address in the virtual network.
     Virtual(Ipv4Addr),
+    /// A network namespace of the Pod's own; addresses mean there what they say.
+    Netns(Netns),
     /// The host's network, unmapped.
     Host,
 }
@@ -65,12 +73,72 @@ impl PodNetwork {
         }
     }
 
-    /// The Pod's address; none of its own in the host's network.
-    pub(crate) fn pod_ip(&self) -> Option<Ipv4Addr> {
+    /// The Pod's address in the virtual network; elsewhere its sockets say `0.0.0.0` and mean it.
+    pub(crate) fn virtual_ip(&self) -> Option<Ipv4Addr> {
         match self.place {
             Place::Virtual(ip) => Some(ip),
-            Place::Host => None,
+            Place::Netns(_) | Place::Host => None,
         }
+    }
+
+    /// The namespace in which sockets have to be made, where there is one.
+    pub(crate) fn netns(&self) -> Option<&Netns> {
+        match &self.place {
+            Place::Netns(netns) => Some(netns),
+            Place::Virtual(_) | Place::Host => None,
+        }
+    }
+
+    /// A TCP socket of the Pod's, for the family of `addr`.
+    pub(crate) fn tcp_socket(&self, addr: SocketAddr) -> io::Result<TcpSocket> {
+        self.make(|| {
+            if addr.is_ipv4() {
+                TcpSocket::new_v4()
+            } else {
+                TcpSocket::new_v6()
+            }
+        })
+    }
+
+    /// Runs `act`, which makes a socket and does not wait, where the Pod's sockets belong.
+    pub(crate) fn make<T>(&self, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        match self.netns() {
+            Some(netns) => netns.run(act)?,
+            None => act(),
+        }
+    }
+
+    /// Connects to what listens on `port` in the Pod, as one of its own would to `localhost`.
+    pub(crate) async fn connect_local(&self, port: u16) -> io::Result<TcpStream> {
+        let v4 = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
+        let refused = match self.connect_to(v4).await {
+            Ok(stream) => return Ok(stream),
+            Err(err) => err,
+        };
+        if self.virtual_ip().is_some() {
+            return Err(refused);
+        }
+        let v6 = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port);
+        self.connect_to(v6).await.map_err(|_| refused)
+    }
+
+    /// Connects to `wanted` as a guest would.
+    async fn connect_to(&self, wanted: SocketAddr) -> io::Result<TcpStream> {
+        let remote = self
+            .map_remote(wanted)
+            .map_err(|err| io::Error::new(io::ErrorKind::ConnectionRefused, err))?;
+        self.dial(remote).await
+    }
+
+    /// Connects to `remote` (already mapped) from the Pod's address.
+    async fn dial(&self, remote: SocketAddr) -> io::Result<TcpStream> {
+        let socket = self.tcp_socket(remote)?;
+        if let Some(source) = self.source_for(remote) {
+            socket.bind(source)?;
+        }
+        let stream = socket.connect(remote).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
     }
 
     pub(crate) fn resolver(&self) -> &Resolver {
@@ -79,7 +147,7 @@ impl PodNetwork {
 
     /// The address to listen on when the guest asks for `wanted`.
     pub(crate) fn map_bind(&self, wanted: SocketAddr) -> Result<SocketAddr, Refused> {
-        let Place::Virtual(ip) = self.place else {
+        let Some(ip) = self.virtual_ip() else {
             return Ok(wanted);
         };
         match wanted.ip() {
@@ -95,7 +163,7 @@ impl PodNetwork {
 
     /// The address to talk to when the guest asks for `wanted`.
     pub(crate) fn map_remote(&self, wanted: SocketAddr) -> Result<SocketAddr, Refused> {
-        let Place::Virtual(ip) = self.place else {
+        let Some(ip) = self.virtual_ip() else {
             return Ok(wanted);
         };
         let canonical = SocketAddr::new(wanted.ip().to_canonical(), wanted.port());
@@ -122,8 +190,8 @@ impl PodNetwork {
 
     /// The source to bind before talking to `remote` (already mapped): the Pod's address, for what is local to the node.
     pub(crate) fn source_for(&self, remote: SocketAddr) -> Option<SocketAddr> {
-        match (self.place, remote.ip()) {
-            (Place::Virtual(ip), IpAddr::V4(remote)) if remote.is_loopback() => {
+        match (self.virtual_ip(), remote.ip()) {
+            (Some(ip), IpAddr::V4(remote)) if remote.is_loopback() => {
                 Some(SocketAddr::new(ip.into(), 0))
             }
             _ => None,

@@ -5,6 +5,7 @@
 //! ```
 
 mod list;
+mod namespaces;
 mod remove;
 mod run;
 mod stats;
@@ -18,10 +19,17 @@ use cox_cri::v1::{NamespaceMode, PodSandboxConfig, PodSandboxMetadata};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use namespaces::{Namespaces, PodFiles};
 pub(crate) use run::HANDLERS;
 
+use crate::error::VerbError;
 use crate::ids::SandboxId;
 use crate::network::PodNetwork;
+
+/// The annotation with which a caller that knows all images of the Pod asks for the virtual network.
+pub(crate) const NETWORK_ANNOTATION: &str = "coxswain.dev/pod-network";
+/// Its value.
+pub(crate) const VIRTUAL: &str = "virtual";
 
 /// One sandbox.
 #[derive(Debug)]
@@ -39,6 +47,9 @@ pub(crate) struct Record {
     pub(crate) handler: String,
     pub(crate) created_at: i64,
     pub(crate) ip: Option<Ipv4Addr>,
+    /// None in the virtual network, where a sandbox is no kernel object at all and OCI containers are refused.
+    #[serde(default)]
+    pub(crate) namespaces: Option<Namespaces>,
 }
 
 /// Where a sandbox is in its life.
@@ -67,6 +78,35 @@ impl Sandbox {
 
     pub(crate) fn record(&self) -> Record {
         self.record.lock().clone()
+    }
+
+    /// What OCI containers of this Pod join.
+    ///
+    /// # Errors
+    /// In the virtual network, with the sentence for the user.
+    pub(crate) fn namespaces(&self) -> Result<Namespaces, VerbError> {
+        self.record.lock().namespaces.clone().ok_or_else(|| {
+            VerbError::Start(format!(
+                "this Pod is in the virtual network, which only Wasm containers can be in; a new Pod without the annotation \
+                 {NETWORK_ANNOTATION}: {VIRTUAL} gets a network namespace, which OCI containers can join"
+            ))
+        })
+    }
+
+    /// The cgroup below which the containers' cgroups go; empty when the caller named none.
+    pub(crate) fn cgroup_parent(&self) -> &str {
+        self.config
+            .linux
+            .as_ref()
+            .map_or("", |linux| linux.cgroup_parent.as_str())
+    }
+
+    /// Connects to what listens on `port` inside the Pod, as its own containers would to `localhost`.
+    ///
+    /// # Cancel safety
+    /// A connection that is not handed over is closed.
+    pub(crate) async fn connect(&self, port: u16) -> std::io::Result<tokio::net::TcpStream> {
+        self.network.connect_local(port).await
     }
 
     pub(crate) fn is_ready(&self) -> bool {

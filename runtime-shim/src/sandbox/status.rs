@@ -59,7 +59,7 @@ impl Shim {
         let sandbox = self.sandbox(id)?;
         let mut info = HashMap::new();
         if verbose {
-            let network = if sandbox.network.pod_ip().is_some() {
+            let network = if sandbox.network.virtual_ip().is_some() {
                 "virtual"
             } else {
                 "host"

@@ -24,6 +24,8 @@ pub(crate) enum VerbError {
         name: String,
         id: String,
     },
+    #[error("container {id} is not running but {state}")]
+    NotRunning { id: String, state: &'static str },
     #[error("sandbox {0} is not ready")]
     SandboxNotReady(String),
     #[error(transparent)]
@@ -59,6 +61,7 @@ impl From<VerbError> for Status {
             VerbError::Unsupported(_) => Status::unimplemented(text),
             VerbError::Reserved { .. } => Status::already_exists(text),
             VerbError::SandboxNotReady(_)
+            | VerbError::NotRunning { .. }
             | VerbError::State(_)
             | VerbError::Pull(
                 PullError::Oci(_)

@@ -21,6 +21,7 @@ mod sandbox;
 mod server;
 mod shim;
 mod state;
+mod streaming;
 
 pub use config::{CompileLimits, Config, Mirror, Registries};
 pub use engine::EngineError;

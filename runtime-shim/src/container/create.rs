@@ -79,11 +79,6 @@ impl Shim {
         image: Arc<Image>,
         record: Record,
     ) -> Result<Arc<Container>, VerbError> {
-        if config.tty {
-            return Err(VerbError::Unsupported(
-                "a Wasm container has no terminal (tty: true)".into(),
-            ));
-        }
         let (wasm, args) = spec::program(&image, &config.command, &config.args)?;
         let program = self.images.program(&image, &wasm).await?;
         if program.kind() == ProgramKind::Http {

@@ -8,29 +8,36 @@ use std::time::Duration;
 
 use cox_cri::v1::ExecSyncResponse;
 
-use super::spec;
 use super::start::exit_of;
-use crate::engine::ProgramKind;
+use super::streams::not_running;
+use super::{Container, spec};
 use crate::engine::command::{self, Run};
+use crate::engine::stdio::Stdio;
+use crate::engine::{GuestContext, Program, ProgramKind};
 use crate::error::VerbError;
 use crate::logs::{Capture, LogStream};
 use crate::shim::Shim;
 
+/// A command that was found and can run.
+pub(super) struct Prepared {
+    pub(super) program: Arc<Program>,
+    pub(super) context: Arc<GuestContext>,
+    pub(super) args: Vec<String>,
+}
+
 impl Shim {
-    pub(crate) async fn exec_sync(
+    /// Finds the program that a command names.
+    pub(super) async fn prepare_exec(
         &self,
-        id: &str,
-        cmd: Vec<String>,
-        timeout_secs: i64,
-    ) -> Result<ExecSyncResponse, VerbError> {
-        let container = self.container(id)?;
+        container: &Container,
+        cmd: &[String],
+    ) -> Result<Prepared, VerbError> {
         let guest = container.guest.as_ref().filter(|_| container.is_running());
-        let guest =
-            guest.ok_or_else(|| VerbError::Invalid(format!("container {id} is not running")))?;
+        let guest = guest.ok_or_else(|| not_running(container))?;
         if cmd.is_empty() {
             return Err(VerbError::Invalid("the command is empty".into()));
         }
-        let (wasm, args) = spec::program(&guest.image, &cmd, &[])?;
+        let (wasm, args) = spec::program(&guest.image, cmd, &[])?;
         let program = self.images.program(&guest.image, &wasm).await?;
         if program.kind() == ProgramKind::Http {
             return Err(VerbError::Unsupported(format!(
@@ -38,16 +45,30 @@ impl Shim {
                 guest.image.name()
             )));
         }
+        Ok(Prepared {
+            program,
+            context: Arc::clone(&guest.context),
+            args,
+        })
+    }
+
+    pub(crate) async fn exec_sync(
+        &self,
+        id: &str,
+        cmd: Vec<String>,
+        timeout_secs: i64,
+    ) -> Result<ExecSyncResponse, VerbError> {
+        let container = self.container(id)?;
+        let prepared = self.prepare_exec(&container, &cmd).await?;
         // A command that times out, or whose caller goes away, ends; the container goes on.
         let kill = container.account.kill_token().child_token();
         let _ends_with_this_call = kill.clone().drop_guard();
         let (out, err) = (Capture::default(), Capture::default());
         let run = Run {
-            program,
-            context: Arc::clone(&guest.context),
-            args,
-            stdout: LogStream::captured(&out),
-            stderr: LogStream::captured(&err),
+            program: prepared.program,
+            context: prepared.context,
+            args: prepared.args,
+            stdio: Stdio::output(LogStream::captured(&out), LogStream::captured(&err)),
             kill,
         };
         let running = command::run(Arc::clone(&self.engine), run);

@@ -17,6 +17,7 @@ mod start;
 mod stats;
 mod status;
 mod stop;
+mod streams;
 mod update;
 
 use std::sync::Arc;
@@ -36,6 +37,7 @@ use crate::ids::{ContainerId, SandboxId};
 use crate::images::Image;
 use crate::logs::ContainerLog;
 use crate::sandbox::Sandbox;
+use crate::streaming::pipe::PipeWriter;
 
 /// One container.
 #[derive(Debug)]
@@ -78,6 +80,8 @@ pub(crate) struct Guest {
 struct Live {
     log: Option<Arc<ContainerLog>>,
     service: Option<Arc<HttpService>>,
+    /// The way into the guest's stdin, when the Pod asked for one.
+    stdin: Option<PipeWriter>,
 }
 
 impl std::fmt::Debug for Live {
@@ -123,6 +127,10 @@ impl Container {
 
     fn service(&self) -> Option<Arc<HttpService>> {
         self.live.lock().service.clone()
+    }
+
+    fn stdin(&self) -> Option<PipeWriter> {
+        self.live.lock().stdin.clone()
     }
 
     pub(crate) fn name(&self) -> &str {

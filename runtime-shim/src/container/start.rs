@@ -120,8 +120,7 @@ impl Shim {
             program: Arc::clone(&guest.program),
             context: Arc::clone(&guest.context),
             args: guest.context.args.clone(),
-            stdout: LogStream::to_log(log, Stream::Stdout),
-            stderr: LogStream::to_log(log, Stream::Stderr),
+            stdio: container.stdio(log),
             kill: container.account.kill_token(),
         };
         let outcome = command::run(Arc::clone(&self.engine), run).await;
@@ -158,6 +157,7 @@ impl Shim {
         let log = {
             let mut live = container.live.lock();
             live.service = None;
+            live.stdin = None;
             live.log.take()
         };
         if let Some(log) = log {

@@ -10,8 +10,8 @@ use super::executor::TaskError;
 use super::guest::GuestContext;
 use super::memory::OutOfMemory;
 use super::program::Program;
+use super::stdio::Stdio;
 use super::{Outcome, WasmEngine};
-use crate::logs::LogStream;
 
 /// One run of a program in the context of a container.
 pub(crate) struct Run {
@@ -19,8 +19,7 @@ pub(crate) struct Run {
     pub(crate) context: Arc<GuestContext>,
     /// `argv` of this run; an exec has its own.
     pub(crate) args: Vec<String>,
-    pub(crate) stdout: LogStream,
-    pub(crate) stderr: LogStream,
+    pub(crate) stdio: Stdio,
     /// Ends this run; the container's own kill does too.
     pub(crate) kill: CancellationToken,
 }
@@ -52,28 +51,24 @@ async fn execute(engine: &WasmEngine, run: Run) -> Outcome {
         program,
         context,
         args,
-        stdout,
-        stderr,
+        stdio,
         kill,
     } = run;
     let executor = engine.executor();
     let result = match &*program {
-        Program::Command(pre) => {
-            match context.store(pre.engine(), executor, &args, stdout, stderr, kill) {
-                Err(message) => return Outcome::Failed(message),
-                Ok(mut store) => match pre.instantiate_async(&mut store).await {
-                    Err(err) => Err(err),
-                    Ok(command) => command
-                        .wasi_cli_run()
-                        .call_run(&mut store)
-                        .await
-                        .map(|end| i32::from(end.is_err())),
-                },
-            }
-        }
+        Program::Command(pre) => match context.store(pre.engine(), executor, &args, stdio, kill) {
+            Err(message) => return Outcome::Failed(message),
+            Ok(mut store) => match pre.instantiate_async(&mut store).await {
+                Err(err) => Err(err),
+                Ok(command) => command
+                    .wasi_cli_run()
+                    .call_run(&mut store)
+                    .await
+                    .map(|end| i32::from(end.is_err())),
+            },
+        },
         Program::Module(pre) => {
-            match context.module_store(pre.module().engine(), executor, &args, stdout, stderr, kill)
-            {
+            match context.module_store(pre.module().engine(), executor, &args, stdio, kill) {
                 Err(message) => return Outcome::Failed(message),
                 Ok(mut store) => match pre.instantiate_async(&mut store).await {
                     Err(err) => Err(err),

@@ -14,7 +14,7 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 use super::account::Account;
 use super::executor::{self, Executor};
 use super::memory::{Limiter, MemoryAccount};
-use crate::logs::LogStream;
+use super::stdio::Stdio;
 use crate::network::{PodHttp, PodNetwork};
 
 /// The most random bytes a guest gets in one call: it is made on a guest thread, without a pause.
@@ -77,17 +77,13 @@ impl WasiHttpView for Guest {
 }
 
 impl GuestContext {
-    fn wasi(
-        &self,
-        args: &[String],
-        stdout: LogStream,
-        stderr: LogStream,
-    ) -> Result<WasiCtxBuilder, String> {
+    fn wasi(&self, args: &[String], stdio: Stdio) -> Result<WasiCtxBuilder, String> {
         let mut wasi = WasiCtxBuilder::new();
         wasi.args(args)
             .envs(&self.env)
-            .stdout(stdout)
-            .stderr(stderr)
+            .stdin(stdio.stdin)
+            .stdout(stdio.stdout)
+            .stderr(stdio.stderr)
             .max_random_size(RANDOM_BYTES_MAX);
         if let Some(cwd) = &self.cwd {
             wasi.initial_cwd(cwd);
@@ -117,12 +113,11 @@ impl GuestContext {
         engine: &Engine,
         executor: &Executor,
         args: &[String],
-        stdout: LogStream,
-        stderr: LogStream,
+        stdio: Stdio,
         kill: CancellationToken,
     ) -> Result<Store<Guest>, String> {
         let guest = Guest {
-            ctx: self.wasi(args, stdout, stderr)?.build(),
+            ctx: self.wasi(args, stdio)?.build(),
             table: ResourceTable::new(),
             http: WasiHttpCtx::new(),
             hooks: PodHttp::new(Arc::clone(&self.network)),
@@ -141,12 +136,11 @@ impl GuestContext {
         engine: &Engine,
         executor: &Executor,
         args: &[String],
-        stdout: LogStream,
-        stderr: LogStream,
+        stdio: Stdio,
         kill: CancellationToken,
     ) -> Result<Store<ModuleGuest>, String> {
         let guest = ModuleGuest {
-            ctx: self.wasi(args, stdout, stderr)?.build_p1(),
+            ctx: self.wasi(args, stdio)?.build_p1(),
             limiter: Limiter::new(Arc::clone(&self.memory)),
         };
         let mut store = Store::new(engine, guest);

@@ -30,6 +30,7 @@ use super::command::from_error;
 use super::executor::TaskError;
 use super::guest::{Guest, GuestContext};
 use super::program::Program;
+use super::stdio::Stdio;
 use super::{Outcome, WasmEngine};
 use crate::logs::{ContainerLog, LogStream, Stream};
 
@@ -291,8 +292,7 @@ async fn handle(
             pre.engine(),
             shared.engine.executor(),
             &context.args,
-            stdout,
-            stderr,
+            Stdio::output(stdout, stderr),
             context.account.kill_token(),
         )
         .map_err(wasmtime::Error::msg)?;

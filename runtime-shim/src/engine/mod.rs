@@ -14,6 +14,7 @@ pub(crate) mod http;
 pub(crate) mod imports;
 pub(crate) mod memory;
 pub(crate) mod program;
+pub(crate) mod stdio;
 pub(crate) mod ticker;
 
 use std::hash::{Hash, Hasher};

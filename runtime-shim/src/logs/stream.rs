@@ -13,6 +13,7 @@ use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
 
 use super::format::{Framer, Stream};
 use super::writer::ContainerLog;
+use crate::streaming::pipe::PipeWriter;
 
 /// Captured output of an exec, at most; what is beyond is dropped, as other runtimes do.
 const CAPTURE_BYTES_MAX: usize = 16 << 20;
@@ -20,8 +21,12 @@ const CAPTURE_BYTES_MAX: usize = 16 << 20;
 /// Where a stream's bytes go.
 #[derive(Clone, Debug)]
 enum Sink {
-    Log(Arc<ContainerLog>, Arc<Mutex<Tail>>),
+    Log(Arc<ContainerLog>, Stream, Arc<Mutex<Tail>>),
     Capture(Capture),
+    Pipe(PipeWriter),
+    /// Attached clients alone.
+    Attached(Arc<ContainerLog>),
+    Nowhere,
 }
 
 /// The unfinished line of one instance's stream; written when the last handle of the instance goes.
@@ -50,30 +55,71 @@ impl Capture {
 
 /// stdout or stderr of one instance.
 #[derive(Clone, Debug)]
-pub(crate) struct LogStream(Sink);
+pub(crate) struct LogStream {
+    sink: Sink,
+    terminal: bool,
+}
 
 impl LogStream {
-    /// Into the container's log.
+    fn of(sink: Sink) -> Self {
+        Self {
+            sink,
+            terminal: false,
+        }
+    }
+
+    /// Into the container's log, and to whoever is attached to the container.
     pub(crate) fn to_log(log: &Arc<ContainerLog>, stream: Stream) -> Self {
         let tail = Tail {
             framer: Framer::new(stream),
             log: Arc::clone(log),
         };
-        Self(Sink::Log(Arc::clone(log), Arc::new(Mutex::new(tail))))
+        Self::of(Sink::Log(
+            Arc::clone(log),
+            stream,
+            Arc::new(Mutex::new(tail)),
+        ))
     }
 
     /// Into memory.
     pub(crate) fn captured(capture: &Capture) -> Self {
-        Self(Sink::Capture(capture.clone()))
+        Self::of(Sink::Capture(capture.clone()))
+    }
+
+    /// Into a pipe, for a client that reads along.
+    pub(crate) fn piped(pipe: PipeWriter) -> Self {
+        Self::of(Sink::Pipe(pipe))
+    }
+
+    /// To the clients attached to a container and not into its log: the echo of a terminal.
+    pub(crate) fn to_attached(log: &Arc<ContainerLog>) -> Self {
+        Self::of(Sink::Attached(Arc::clone(log)))
+    }
+
+    /// Nowhere: nobody asked for it.
+    pub(crate) fn discarded() -> Self {
+        Self::of(Sink::Nowhere)
+    }
+
+    /// The same, which the guest takes for a terminal when `terminal` is set.
+    pub(crate) fn on_terminal(mut self, terminal: bool) -> Self {
+        self.terminal = terminal;
+        self
     }
 
     /// Writes without regard to the room left: for the runtime's own lines about a guest.
     pub(crate) fn write_all(&self, bytes: &[u8]) {
-        match &self.0 {
-            Sink::Log(log, tail) => {
+        match &self.sink {
+            Sink::Log(log, stream, tail) => {
+                log.attached().push(*stream, bytes);
                 let mut tail = tail.lock();
                 log.append(|out| tail.framer.push(bytes, SystemTime::now(), out));
             }
+            Sink::Pipe(pipe) => {
+                pipe.push(bytes);
+            }
+            Sink::Attached(log) => log.attached().push(Stream::Stdout, bytes),
+            Sink::Nowhere => {}
             Sink::Capture(capture) => {
                 let mut kept = capture.0.lock();
                 let room = CAPTURE_BYTES_MAX
@@ -85,23 +131,33 @@ impl LogStream {
     }
 
     fn room(&self) -> usize {
-        match &self.0 {
-            Sink::Log(log, _) => log.room(),
-            Sink::Capture(_) => 64 << 10,
+        match &self.sink {
+            Sink::Log(log, stream, _) => log.room().min(log.attached().room(*stream)),
+            Sink::Capture(_) | Sink::Attached(_) | Sink::Nowhere => 64 << 10,
+            Sink::Pipe(pipe) => pipe.room().min(64 << 10),
         }
     }
 
     fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
-        match &self.0 {
-            Sink::Log(log, _) => log.poll_room(cx),
-            Sink::Capture(_) => Poll::Ready(()),
+        match &self.sink {
+            Sink::Log(log, stream, _) => {
+                std::task::ready!(log.poll_room(cx));
+                log.attached().poll_room(*stream, cx)
+            }
+            Sink::Capture(_) | Sink::Attached(_) | Sink::Nowhere => Poll::Ready(()),
+            Sink::Pipe(pipe) => pipe.poll_room(cx),
         }
+    }
+
+    /// Nobody reads it any more.
+    fn is_closed(&self) -> bool {
+        matches!(&self.sink, Sink::Pipe(pipe) if pipe.is_closed())
     }
 }
 
 impl IsTerminal for LogStream {
     fn is_terminal(&self) -> bool {
-        false
+        self.terminal
     }
 }
 
@@ -128,6 +184,9 @@ impl OutputStream for LogStream {
         if bytes.len() > 64 << 10 {
             return Err(StreamError::trap("write exceeds what check_write allowed"));
         }
+        if self.is_closed() {
+            return Err(StreamError::Closed);
+        }
         self.write_all(&bytes);
         Ok(())
     }
@@ -137,6 +196,9 @@ impl OutputStream for LogStream {
     }
 
     fn check_write(&mut self) -> StreamResult<usize> {
+        if self.is_closed() {
+            return Err(StreamError::Closed);
+        }
         Ok(self.room())
     }
 }
@@ -148,6 +210,9 @@ impl AsyncWrite for LogStream {
         bytes: &[u8],
     ) -> Poll<std::io::Result<usize>> {
         std::task::ready!(self.poll_room(cx));
+        if self.is_closed() {
+            return Poll::Ready(Err(std::io::ErrorKind::BrokenPipe.into()));
+        }
         let len = bytes.len().min(self.room().max(1));
         self.write_all(&bytes[..len]);
         Poll::Ready(Ok(len))

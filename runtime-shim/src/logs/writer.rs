@@ -12,6 +12,8 @@ use std::task::{Context, Poll, Waker};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use crate::streaming::attached::Attached;
+
 /// Framed bytes that one container may have waiting; beyond, its guests wait.
 const BUFFER_BYTES_MAX: usize = 64 << 10;
 /// Files kept open for the next write.
@@ -40,6 +42,7 @@ pub(crate) struct ContainerLog {
     path: Option<PathBuf>,
     state: Mutex<State>,
     jobs: SyncSender<Job>,
+    attached: Attached,
 }
 
 #[derive(Debug, Default)]
@@ -70,6 +73,7 @@ impl LogWriter {
             path,
             state: Mutex::default(),
             jobs: self.jobs.clone(),
+            attached: Attached::default(),
         }))
     }
 }
@@ -87,6 +91,11 @@ fn open(path: &Path) -> std::io::Result<File> {
 }
 
 impl ContainerLog {
+    /// Clients that see what is written as it is written.
+    pub(crate) fn attached(&self) -> &Attached {
+        &self.attached
+    }
+
     /// Runs `frame` on the buffer and has it written.
     pub(crate) fn append(self: &Arc<Self>, frame: impl FnOnce(&mut Vec<u8>)) {
         let mut state = self.state.lock();
@@ -136,6 +145,7 @@ impl ContainerLog {
 
     /// Writes everything that was appended, then closes the file.
     pub(crate) async fn close(self: &Arc<Self>) {
+        self.attached.close();
         let (done, wait) = oneshot::channel();
         if self.send(Job::Close(Arc::clone(self), done)).await.is_err() || wait.await.is_err() {
             tracing::warn!("The log writer is gone");

@@ -15,7 +15,7 @@ mod walk;
 
 pub use encode::{Encoded, encode_stored};
 pub use error::{DecodeError, FieldProblem, ProblemKind, TypeError};
-pub use proto::decode_proto;
+pub use proto::{decode_proto, encode_proto, proto_body, proto_header, proto_message};
 
 use crate::schema::{Schema, TypeId};
 use serde_json::Value;
@@ -79,6 +79,11 @@ pub fn canonicalize(
     let walk = Walk::new(schema, Mode::Canonical);
     let decoded = walk.root(type_id, value);
     walk.finish(decoded.map_err(|e| e.to_string()))
+}
+
+/// Writes a value as one YAML document.
+pub fn encode_yaml(value: &Value) -> Option<String> {
+    serde_saphyr::to_string(value).ok()
 }
 
 /// Reads one YAML document without a schema, with the same bounds; for bodies of kinds that no built-in type describes.

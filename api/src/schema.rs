@@ -36,7 +36,7 @@ pub struct TypeDef {
     pub name: Box<str>,
     /// Fields as JSON has them (inlined structs flattened), sorted by JSON name.
     pub fields: Vec<Field>,
-    /// Fields as the Go struct declares them: what the protobuf message looks like.
+    /// Fields as the Go struct declares them, by their protobuf numbers: what the protobuf message looks like.
     pub declared: Vec<Declared>,
     /// Owned as one value by server-side apply wherever it is used.
     pub atomic: bool,

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use cox_api::schema::Subresource;
 use cox_api::status::ApiStatus;
 use futures::FutureExt;
 use http::request::Parts;
@@ -22,8 +23,9 @@ use crate::auth::tokens::TokenKey;
 use crate::auth::{Attributes, Authenticator, Authorizer, Peer, UserInfo};
 use crate::body::Body;
 use crate::call::Call;
-use crate::content;
+use crate::content::{self, Offers};
 use crate::discovery::Discovery;
+use crate::forms::Forms;
 use crate::health;
 use crate::kubelet::Kubelets;
 use crate::metrics::Metrics;
@@ -35,6 +37,7 @@ use crate::registry::{Entry, Registry};
 use crate::render;
 use crate::request::{self, RequestInfo};
 use crate::route;
+use crate::transcode;
 
 /// Upstream's limit for request bodies.
 pub const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
@@ -54,6 +57,7 @@ pub(crate) struct Api {
     pub(crate) kubelets: Kubelets,
     pub(crate) discovery: Discovery,
     pub(crate) metrics: Metrics,
+    pub(crate) forms: Arc<Forms>,
     /// Bootstrapped.
     pub(crate) ready: AtomicBool,
     pub(crate) store_closed: AtomicBool,
@@ -90,6 +94,7 @@ impl Api {
             registry,
             kubelets,
             metrics: Metrics::default(),
+            forms: Arc::new(Forms::default()),
             ready: AtomicBool::new(false),
             store_closed: AtomicBool::new(false),
             draining,
@@ -147,6 +152,11 @@ impl Api {
             Ok(response) => response,
             Err(status) => render::status_response(&status),
         };
+        let response = transcode::response(
+            self.registry.schema(),
+            response,
+            content::encoding(&parts.headers),
+        );
         self.metrics
             .answered(&info, entry, response.status().as_u16(), begun.elapsed());
         if content::takes_gzip(&parts.headers) {
@@ -248,7 +258,7 @@ impl Api {
         {
             return Err(ApiStatus::unknown_path());
         }
-        let form = content::accepted(&parts.headers)?;
+        let accepted = content::accepted(&parts.headers, self.offers(entry, sub))?;
         let mut call = Call {
             api: self,
             entry,
@@ -257,7 +267,8 @@ impl Api {
             query,
             headers: &parts.headers,
             user,
-            form,
+            form: accepted.form,
+            encoding: accepted.encoding,
             body,
             now: self.registry.now(),
             warnings: Vec::new(),
@@ -274,6 +285,19 @@ impl Api {
             }
         }
         Ok(response)
+    }
+
+    /// What the kind that an entry or its subresource speaks can be sent as.
+    fn offers(&self, entry: &Entry, sub: Option<&Subresource>) -> Offers {
+        let resource = entry.resource;
+        let (group, version, kind) = sub.map_or(
+            (&resource.group, &resource.version, &resource.kind),
+            |sub| (&sub.group, &sub.version, &sub.kind),
+        );
+        match self.registry.schema().kind_type(group, version, kind) {
+            Some(_) => Offers::All,
+            None => Offers::NoProtobuf,
+        }
     }
 
     /// Paths that are no resources.

@@ -142,7 +142,8 @@ pub enum Item {
 }
 
 impl Item {
-    fn bytes(&self) -> &Bytes {
+    /// What is sent.
+    pub(crate) fn bytes(&self) -> &Bytes {
         match self {
             Item::Stored(object) => &object.json,
             Item::Made(bytes) => bytes,
@@ -176,6 +177,20 @@ impl ListBody {
             tail_sent: false,
             remaining,
         }
+    }
+
+    /// The head and the items, for a list that goes out in another encoding.
+    pub(crate) fn into_parts(self) -> (Vec<u8>, Vec<Item>) {
+        (self.head.unwrap_or_default().into(), self.items.collect())
+    }
+
+    /// All of it at once.
+    pub(crate) fn into_bytes(mut self) -> Bytes {
+        let mut all = BytesMut::new();
+        while let Some(chunk) = self.next_chunk() {
+            all.put(chunk);
+        }
+        all.freeze()
     }
 
     fn next_chunk(&mut self) -> Option<Bytes> {

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use crate::api::Api;
 use crate::auth::UserInfo;
-use crate::content::Form;
+use crate::content::{Encoding, Form};
 use crate::query::Query;
 use crate::refuse;
 use crate::registry::Entry;
@@ -25,6 +25,7 @@ pub(crate) struct Call<'a> {
     pub(crate) headers: &'a HeaderMap,
     pub(crate) user: &'a UserInfo,
     pub(crate) form: Form,
+    pub(crate) encoding: Encoding,
     /// The request's body; empty for reads.
     pub(crate) body: Bytes,
     pub(crate) now: Timestamp,

@@ -7,7 +7,7 @@ use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE};
 use crate::refuse;
 
 /// How an answer is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Form {
     /// The object itself.
     Object,
@@ -15,6 +15,35 @@ pub(crate) enum Form {
     Table(&'static str),
     /// PartialObjectMetadata of this version.
     Metadata(&'static str),
+    /// PartialObjectMetadataList of this version, for lists.
+    MetadataList(&'static str),
+}
+
+/// How an answer is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Encoding {
+    /// `application/json`
+    Json,
+    /// `application/yaml`
+    Yaml,
+    /// `application/vnd.kubernetes.protobuf`
+    Protobuf,
+}
+
+/// What an Accept header comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Accepted {
+    pub(crate) form: Form,
+    pub(crate) encoding: Encoding,
+}
+
+impl Default for Accepted {
+    fn default() -> Self {
+        Accepted {
+            form: Form::Object,
+            encoding: Encoding::Json,
+        }
+    }
 }
 
 /// How a body came.
@@ -41,58 +70,138 @@ pub(crate) enum PatchType {
     Apply,
 }
 
-/// Picks the first form of the Accept header that the server has. Nothing asked for is JSON.
-pub(crate) fn accepted(headers: &HeaderMap) -> Result<Form, ApiStatus> {
-    let mut asked = false;
-    for value in headers.get_all(ACCEPT) {
-        for range in value
-            .to_str()
-            .unwrap_or_default()
-            .split(',')
-            .map(str::trim)
-            .filter(|range| !range.is_empty())
-        {
-            asked = true;
-            if let Some(form) = form(range) {
-                return Ok(form);
+/// The media types of answers, in the order in which a wildcard picks them.
+const MEDIA_TYPES: [(&str, Encoding); 3] = [
+    ("application/json", Encoding::Json),
+    ("application/yaml", Encoding::Yaml),
+    ("application/vnd.kubernetes.protobuf", Encoding::Protobuf),
+];
+
+/// What a kind can be sent as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offers {
+    /// Every encoding.
+    All,
+    /// The kind has no protobuf message; its metadata has.
+    NoProtobuf,
+}
+
+/// Picks the form and encoding that the Accept header prefers and the server has. Nothing asked for is JSON.
+pub(crate) fn accepted(headers: &HeaderMap, offers: Offers) -> Result<Accepted, ApiStatus> {
+    let Some(accept) = headers.get(ACCEPT) else {
+        return Ok(Accepted::default());
+    };
+    let accept = accept.to_str().unwrap_or_default();
+    if accept.is_empty() || accept == "application/json" {
+        return Ok(Accepted::default());
+    }
+    let mut ranges: Vec<Range<'_>> = accept.split(',').filter_map(Range::parse).collect();
+    ranges.sort_by(Range::preference);
+    ranges
+        .iter()
+        .find_map(|range| range.pick(offers))
+        .ok_or_else(|| {
+            let types: Vec<&str> = MEDIA_TYPES
+                .iter()
+                .filter(|(_, encoding)| offers == Offers::All || *encoding != Encoding::Protobuf)
+                .map(|(name, _)| *name)
+                .collect();
+            ApiStatus::not_acceptable(&types)
+        })
+}
+
+/// The encoding for answers that have but one form: errors, documents.
+pub(crate) fn encoding(headers: &HeaderMap) -> Encoding {
+    accepted(headers, Offers::All).unwrap_or_default().encoding
+}
+
+/// Streams have no YAML.
+pub(crate) fn not_streamable() -> ApiStatus {
+    ApiStatus::not_acceptable(&[
+        "application/json;stream=watch",
+        "application/vnd.kubernetes.protobuf;stream=watch",
+    ])
+}
+
+/// One part of an Accept header.
+struct Range<'a> {
+    media: &'a str,
+    quality: f32,
+    parameters: &'a str,
+}
+
+impl<'a> Range<'a> {
+    fn parse(text: &'a str) -> Option<Self> {
+        let (media, parameters) = text.split_once(';').unwrap_or((text, ""));
+        let media = media.trim();
+        let quality = pairs(parameters).find_map(|(key, value)| (key == "q").then_some(value));
+        (!media.is_empty()).then(|| Range {
+            media: if media == "*" { "*/*" } else { media },
+            quality: quality.map_or(1.0, |text| text.parse().unwrap_or(0.0)),
+            parameters,
+        })
+    }
+
+    /// By quality; among equals what is spelled out goes before wildcards.
+    fn preference(&self, other: &Self) -> std::cmp::Ordering {
+        let wild = |range: &Self| range.media.bytes().filter(|byte| *byte == b'*').count();
+        other
+            .quality
+            .total_cmp(&self.quality)
+            .then_with(|| wild(self).cmp(&wild(other)))
+    }
+
+    fn pick(&self, offers: Offers) -> Option<Accepted> {
+        MEDIA_TYPES
+            .iter()
+            .filter(|(name, _)| {
+                matches!(self.media, "*/*" | "application/*") || self.media == *name
+            })
+            .find_map(|(_, encoding)| {
+                let form = self.form(*encoding, offers)?;
+                Some(Accepted {
+                    form,
+                    encoding: *encoding,
+                })
+            })
+    }
+
+    /// The form that the parameters ask for, if there is one in this encoding.
+    fn form(&self, encoding: Encoding, offers: Offers) -> Option<Form> {
+        let (mut kind, mut group, mut version, mut asked) = ("", "", "", false);
+        for (key, value) in pairs(self.parameters) {
+            match key {
+                "as" => (kind, asked) = (value, true),
+                "g" => (group, asked) = (value, true),
+                "v" => (version, asked) = (value, true),
+                "stream" if value != "watch" || encoding == Encoding::Yaml => return None,
+                _ => {}
             }
         }
-    }
-    if asked {
-        Err(refuse::not_acceptable())
-    } else {
-        Ok(Form::Object)
+        let protobuf = encoding == Encoding::Protobuf;
+        if !asked {
+            return (offers == Offers::All || !protobuf).then_some(Form::Object);
+        }
+        let version = match version {
+            "v1" => "v1",
+            "v1beta1" => "v1beta1",
+            _ => return None,
+        };
+        match (kind, group) {
+            ("Table", "meta.k8s.io") if !protobuf => Some(Form::Table(version)),
+            ("PartialObjectMetadata", "meta.k8s.io") => Some(Form::Metadata(version)),
+            ("PartialObjectMetadataList", "meta.k8s.io") => Some(Form::MetadataList(version)),
+            _ => None,
+        }
     }
 }
 
-fn form(range: &str) -> Option<Form> {
-    let mut parts = range.split(';').map(str::trim);
-    if !matches!(parts.next()?, "application/json" | "*/*" | "application/*") {
-        return None;
-    }
-    let (mut kind, mut group, mut version) = ("", "", "");
-    for part in parts {
-        match part.split_once('=') {
-            Some(("as", value)) => kind = value,
-            Some(("g", value)) => group = value,
-            Some(("v", value)) => version = value,
-            _ => {}
-        }
-    }
-    let version = match version {
-        "v1" => "v1",
-        "v1beta1" => "v1beta1",
-        _ if kind.is_empty() => "",
-        _ => return None,
-    };
-    match (kind, group) {
-        ("", _) => Some(Form::Object),
-        ("Table", "meta.k8s.io") => Some(Form::Table(version)),
-        ("PartialObjectMetadata" | "PartialObjectMetadataList", "meta.k8s.io") => {
-            Some(Form::Metadata(version))
-        }
-        _ => None,
-    }
+/// `;key=value` parameters.
+fn pairs(parameters: &str) -> impl Iterator<Item = (&str, &str)> {
+    parameters
+        .split(';')
+        .filter_map(|part| part.split_once('='))
+        .map(|(key, value)| (key.trim(), value.trim().trim_matches('"')))
 }
 
 /// The format of a request's body. No header is JSON, as upstream has it.
@@ -149,20 +258,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_form_that_the_server_has_is_picked() {
+    fn the_preferred_form_that_the_server_has_is_picked() {
+        use Encoding::{Json, Protobuf, Yaml};
         let kubectl = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
         let cases = [
-            ("", Some(Form::Object)),
-            ("*/*", Some(Form::Object)),
-            (kubectl, Some(Form::Table("v1"))),
+            ("", Some((Form::Object, Json))),
+            ("*/*", Some((Form::Object, Json))),
+            ("*", Some((Form::Object, Json))),
+            (kubectl, Some((Form::Table("v1"), Json))),
             (
                 "application/vnd.kubernetes.protobuf,application/json",
-                Some(Form::Object),
+                Some((Form::Object, Protobuf)),
             ),
             (
-                "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
-                Some(Form::Metadata("v1")),
+                "application/vnd.kubernetes.protobuf;q=0.5, application/json",
+                Some((Form::Object, Json)),
             ),
+            ("*/*, application/yaml", Some((Form::Object, Yaml))),
+            (
+                "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
+                Some((Form::MetadataList("v1"), Json)),
+            ),
+            (
+                "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1",
+                Some((Form::Metadata("v1"), Protobuf)),
+            ),
+            (
+                "application/vnd.kubernetes.protobuf;as=Table;g=meta.k8s.io;v=v1",
+                None,
+            ),
+            (
+                "application/vnd.kubernetes.protobuf;as=Table;g=meta.k8s.io;v=v1,application/json",
+                Some((Form::Object, Json)),
+            ),
+            ("application/json;stream=watch", Some((Form::Object, Json))),
+            ("application/json;stream=other", None),
             ("application/json;as=Table;g=meta.k8s.io;v=v9", None),
             ("text/html", None),
         ];
@@ -171,8 +301,22 @@ mod tests {
             if !accept.is_empty() {
                 headers.insert(ACCEPT, accept.parse().unwrap());
             }
-            assert_eq!(accepted(&headers).ok(), expected, "case: {accept:?}");
+            let picked = accepted(&headers, Offers::All).ok();
+            assert_eq!(
+                picked.map(|one| (one.form, one.encoding)),
+                expected,
+                "case: {accept:?}"
+            );
         }
+        let mut headers = HeaderMap::new();
+        headers.insert(
+            ACCEPT,
+            "application/vnd.kubernetes.protobuf".parse().unwrap(),
+        );
+        assert_eq!(
+            accepted(&headers, Offers::NoProtobuf).unwrap_err().message,
+            "only the following media types are accepted: application/json, application/yaml"
+        );
     }
 
     #[test]

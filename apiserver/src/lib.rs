@@ -17,6 +17,7 @@ pub mod bootstrap;
 mod call;
 mod content;
 mod discovery;
+mod forms;
 mod health;
 mod input;
 mod kubelet;
@@ -36,6 +37,7 @@ mod subresources;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod transcode;
 mod verbs;
 
 pub use api::BODY_BYTES_MAX;

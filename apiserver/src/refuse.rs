@@ -117,6 +117,15 @@ pub(crate) fn option_forbidden(kind: &str, field: &str, why: &str) -> ApiStatus 
     ApiStatus::invalid(META, kind, "", vec![FieldError::forbidden(field, why)])
 }
 
+/// Refuses options that validation complains about.
+pub(crate) fn options_if(kind: &str, errors: Vec<FieldError>) -> Result<(), ApiStatus> {
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(ApiStatus::invalid(META, kind, "", errors))
+    }
+}
+
 pub(crate) fn option_required(kind: &str, field: &str, why: &str) -> ApiStatus {
     ApiStatus::invalid(META, kind, "", vec![FieldError::required(field, why)])
 }
@@ -145,8 +154,12 @@ pub(crate) fn internal(what: &str) -> ApiStatus {
     ApiStatus::internal(what)
 }
 
-pub(crate) fn not_acceptable() -> ApiStatus {
-    ApiStatus::not_acceptable(&["application/json"])
+/// A form that the answer does not have.
+pub(crate) fn not_acceptable(message: String) -> ApiStatus {
+    ApiStatus {
+        message,
+        ..ApiStatus::not_acceptable(&[])
+    }
 }
 
 pub(crate) fn unsupported_media_type(accepted: &[&str]) -> ApiStatus {

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use cox_api::printing;
+use cox_api::schema::Schema;
 use cox_api::status::ApiStatus;
 use cox_store::Object;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
@@ -14,8 +15,11 @@ use serde_json::{Value, json};
 
 use crate::body::Body;
 use crate::call::Call;
-use crate::content::Form;
+use crate::content::{Encoding, Form};
+use crate::forms::Wanted;
+use crate::refuse;
 use crate::registry::{Entry, decode_stored};
+use crate::transcode;
 
 pub(crate) const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// Answers at least this long are compressed for clients that ask.
@@ -78,9 +82,18 @@ pub(crate) fn object(
     Ok(json_response(status, one(call, object)?))
 }
 
+/// PartialObjectMetadataList is for lists.
+fn no_list(entry: &Entry) -> ApiStatus {
+    refuse::not_acceptable(format!(
+        "you requested PartialObjectMetadataList, but the requested object is not a list (*{}.{})",
+        entry.resource.version, entry.resource.kind
+    ))
+}
+
 /// An object that is not stored (dry run, scale, ...), as the client wants it.
 pub(crate) fn value(call: &Call<'_>, status: StatusCode, value: &Value) -> Response<Body> {
     let bytes = match call.form {
+        Form::MetadataList(_) => return status_response(&no_list(call.entry)),
         Form::Object => to_bytes(value),
         Form::Metadata(version) => to_bytes(&partial(value, version)),
         Form::Table(version) => {
@@ -101,6 +114,7 @@ fn one(call: &Call<'_>, object: &Object) -> Result<Bytes, ApiStatus> {
     match call.form {
         Form::Object => served(call.entry, object),
         Form::Metadata(version) => metadata_bytes(object, version),
+        Form::MetadataList(_) => Err(no_list(call.entry)),
         Form::Table(version) => {
             table_of_one(call.entry, object, include_object(call), version, call.now)
         }
@@ -149,6 +163,41 @@ pub(crate) fn table_of_one(
     .into())
 }
 
+/// One event's object in a form and encoding other than its stored bytes.
+pub(crate) fn event_object(
+    entry: &Entry,
+    schema: &Schema,
+    object: &Object,
+    wanted: Wanted,
+    now: Timestamp,
+) -> Result<Bytes, ApiStatus> {
+    let json = match wanted.form {
+        Form::Object => served(entry, object)?,
+        Form::Metadata(version) | Form::MetadataList(version) => metadata_bytes(object, version)?,
+        Form::Table(version) => {
+            let value = decoded(entry, object)?;
+            let row = row(entry, &value, wanted.include, version, now);
+            let revision = &value["metadata"]["resourceVersion"];
+            to_bytes(&table_without_columns(version, revision, vec![row])).into()
+        }
+    };
+    encoded(schema, json, wanted.encoding)
+}
+
+/// JSON in the encoding of a stream.
+pub(crate) fn encoded(
+    schema: &Schema,
+    json: Bytes,
+    encoding: Encoding,
+) -> Result<Bytes, ApiStatus> {
+    match encoding {
+        Encoding::Json | Encoding::Yaml => Ok(json),
+        Encoding::Protobuf => {
+            transcode::whole(schema, &json).ok_or_else(crate::content::not_streamable)
+        }
+    }
+}
+
 /// PartialObjectMetadata: the metadata's bytes are copied, nothing is decoded.
 pub(crate) fn metadata_bytes(object: &Object, version: &str) -> Result<Bytes, ApiStatus> {
     #[derive(serde::Deserialize)]
@@ -172,11 +221,21 @@ fn partial(value: &Value, version: &str) -> Value {
 }
 
 /// What a table's rows carry besides their cells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Include {
     Nothing,
     Metadata,
     Object,
+}
+
+impl Include {
+    /// What a bookmark's row carries: it is nothing without its metadata.
+    pub(crate) fn or_metadata(self) -> Self {
+        match self {
+            Include::Nothing => Include::Metadata,
+            Include::Metadata | Include::Object => self,
+        }
+    }
 }
 
 /// `includeObject`; metadata unless it says otherwise.
@@ -217,6 +276,17 @@ pub(crate) fn table(entry: &Entry, version: &str, revision: &Value, rows: Vec<Va
         "apiVersion": format!("meta.k8s.io/{version}"),
         "metadata": {"resourceVersion": revision},
         "columnDefinitions": column_definitions(entry),
+        "rows": rows,
+    })
+}
+
+/// A table of a watch after its first: the columns are known.
+pub(crate) fn table_without_columns(version: &str, revision: &Value, rows: Vec<Value>) -> Value {
+    json!({
+        "kind": "Table",
+        "apiVersion": format!("meta.k8s.io/{version}"),
+        "metadata": {"resourceVersion": revision},
+        "columnDefinitions": null,
         "rows": rows,
     })
 }

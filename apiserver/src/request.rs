@@ -111,7 +111,8 @@ impl<'a> RequestInfo<'a> {
         } else {
             info.read_name(&mut parts);
         }
-        info.verb = resource_verb(method, info.name.is_empty(), watch || legacy_watch);
+        let collection = info.name.is_empty();
+        info.verb = resource_verb(method, collection, (watch && collection) || legacy_watch);
         if info.name.is_empty() && matches!(info.verb, "list" | "watch" | "deletecollection") {
             info.name = name_selector.unwrap_or_default();
         }

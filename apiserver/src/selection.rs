@@ -41,6 +41,18 @@ impl Selection {
         Ok(Selection { labels, fields })
     }
 
+    /// The same, narrowed to one name unless it is empty.
+    pub(crate) fn named(mut self, name: &str) -> Self {
+        if !name.is_empty() && self.name().is_none() {
+            self.fields.push(FieldRequirement {
+                field: "metadata.name".to_owned(),
+                value: name.to_owned(),
+                equal: true,
+            });
+        }
+        self
+    }
+
     /// Wants everything.
     pub(crate) fn is_empty(&self) -> bool {
         self.labels.is_none() && self.fields.is_empty()

@@ -61,6 +61,18 @@ impl Answer {
         self.json()
     }
 
+    /// The same of a failure written in YAML.
+    fn yaml_failure(&self) -> (u16, String, String) {
+        let json = cox_api::codec::yaml_value(&self.body).unwrap().to_string();
+        let (code, headers) = (self.code, self.headers.clone());
+        Answer {
+            code,
+            headers,
+            body: json.into(),
+        }
+        .failure()
+    }
+
     /// Code, reason and message of a failure.
     fn failure(&self) -> (u16, String, String) {
         let status = self.json();

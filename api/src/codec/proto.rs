@@ -2,7 +2,10 @@
 //!
 //! Input: an envelope (`k8s\0`, then `runtime.Unknown`) around a message whose field numbers the schema knows. Output: what the
 //! JSON of the same object decodes to. Typed clients, kubectl's `create` commands among them, send this. Numbers that the
-//! schema lacks are skipped, as protobuf wants it. It never writes protobuf.
+//! schema lacks are skipped, as protobuf wants it. [`encode`] goes the other way.
+
+mod encode;
+mod unions;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -11,7 +14,10 @@ use serde_json::{Map, Value};
 
 use super::{DecodeError, Decoded, canonicalize};
 use crate::meta;
-use crate::schema::{Declared, Field, Schema, Shape, TypeId};
+use crate::schema::{Declared, Field, Schema, Shape, TypeDef, TypeId};
+
+pub use encode::{encode_proto, proto_body, proto_header, proto_message};
+use unions::Union;
 
 /// What every body begins with.
 const MAGIC: &[u8] = b"k8s\0";
@@ -169,7 +175,7 @@ fn message(
                         .as_ref()
                         .is_some_and(|proto| proto.number == number) =>
                 {
-                    put(schema, &def.fields[*at], wire, object, depth)?;
+                    put(schema, def, &def.fields[*at], wire, object, depth)?;
                 }
                 Declared::Inline { .. } | Declared::Field(_) => {}
             }
@@ -178,14 +184,27 @@ fn message(
     Ok(())
 }
 
+/// A list whose Go type has a name is a message of its own in protobuf.
+fn named_list(def: &TypeDef, field: &Field) -> bool {
+    field.json == "verbs" && *def.name == *"k8s.io/apimachinery/pkg/apis/meta/v1.APIResource"
+}
+
 fn put(
     schema: &Schema,
+    def: &TypeDef,
     field: &Field,
     wire: Wire<'_>,
     object: &mut Map<String, Value>,
     depth: usize,
 ) -> Result<(), DecodeError> {
+    if let Some(union) = unions::of(def, field) {
+        return put_union(schema, union, field, wire, object, depth);
+    }
     match &field.shape {
+        Shape::List(_) if named_list(def, field) => {
+            let list = map_value(schema, &field.shape, wire, depth)?;
+            object.insert(field.json.to_string(), list);
+        }
         Shape::List(item) => {
             let list = object
                 .entry(field.json.as_ref())
@@ -233,6 +252,78 @@ fn put(
         }
     }
     Ok(())
+}
+
+fn put_union(
+    schema: &Schema,
+    union: Union,
+    field: &Field,
+    wire: Wire<'_>,
+    object: &mut Map<String, Value>,
+    depth: usize,
+) -> Result<(), DecodeError> {
+    let Wire::Bytes(bytes) = wire else {
+        return Err(bad("wrong wireType"));
+    };
+    if union != Union::Dependencies {
+        let value = union_value(schema, union, bytes, depth)?;
+        object.insert(field.json.to_string(), value);
+        return Ok(());
+    }
+    let (mut key, mut held) = (String::new(), &[][..]);
+    for part in Parts(bytes) {
+        match part? {
+            (1, Wire::Bytes(text)) => key = utf8(text)?,
+            (2, Wire::Bytes(message)) => held = message,
+            _ => {}
+        }
+    }
+    let held = union_value(schema, union, held, depth)?;
+    let map = object
+        .entry(field.json.as_ref())
+        .or_insert_with(|| Value::Object(Map::new()));
+    if let Value::Object(map) = map {
+        map.insert(key, held);
+    }
+    Ok(())
+}
+
+/// Whichever of its fields a union has: a schema wins over what stands beside it.
+fn union_value(
+    schema: &Schema,
+    union: Union,
+    bytes: &[u8],
+    depth: usize,
+) -> Result<Value, DecodeError> {
+    let type_id = schema
+        .type_named(unions::JSON_SCHEMA)
+        .ok_or_else(|| bad("unknown type"))?;
+    let read = |bytes: &[u8]| {
+        value(
+            schema,
+            &Shape::Struct(type_id),
+            Wire::Bytes(bytes),
+            depth + 1,
+        )
+    };
+    let (mut whole, mut list, mut allows) = (None, Vec::new(), false);
+    for part in Parts(bytes) {
+        match (union, part?) {
+            (Union::OrBool, (1, Wire::Varint(number))) => allows = number != 0,
+            (Union::OrBool, (2, Wire::Bytes(inner)))
+            | (Union::OrArray | Union::Dependencies, (1, Wire::Bytes(inner))) => {
+                whole = Some(read(inner)?);
+            }
+            (Union::OrArray, (2, Wire::Bytes(inner))) => list.push(read(inner)?),
+            (Union::Dependencies, (2, Wire::Bytes(text))) => list.push(utf8(text)?.into()),
+            _ => {}
+        }
+    }
+    Ok(match (whole, union) {
+        (Some(whole), _) => whole,
+        (None, Union::OrBool) => Value::Bool(allows),
+        (None, Union::OrArray | Union::Dependencies) => Value::Array(list),
+    })
 }
 
 /// What an absent map value stands for.

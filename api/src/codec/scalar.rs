@@ -91,12 +91,13 @@ pub(super) fn base64_text(text: String) -> Result<String, String> {
 
 /// Canonical Go duration text, e.g. `1h30m0s`.
 pub(super) fn duration(text: &str) -> Result<String, String> {
-    let nanos = parse_duration(text)
+    let nanos = duration_nanos(text)
         .ok_or_else(|| format!("time: invalid duration {}", crate::text::quote(text)))?;
     Ok(format_duration(nanos))
 }
 
-fn parse_duration(text: &str) -> Option<i64> {
+/// A Go duration in nanoseconds.
+pub(super) fn duration_nanos(text: &str) -> Option<i64> {
     let (negative, mut rest) = match text.strip_prefix('-') {
         Some(rest) => (true, rest),
         None => (false, text.strip_prefix('+').unwrap_or(text)),

@@ -220,7 +220,7 @@ fn flatten(schema: &mut Schema, raw: &[RawType], index: usize) {
     let mut fields = Vec::new();
     collect(raw, index, &mut fields);
     fields.sort_by(|a, b| a.json.cmp(&b.json));
-    let declared = raw[index]
+    let mut declared: Vec<Declared> = raw[index]
         .fields
         .iter()
         .map(|entry| match entry {
@@ -234,6 +234,10 @@ fn flatten(schema: &mut Schema, raw: &[RawType], index: usize) {
             }
         })
         .collect();
+    declared.sort_by_key(|declared| match declared {
+        Declared::Inline { number, .. } => *number,
+        Declared::Field(at) => fields[*at].proto.as_ref().map_or(0, |proto| proto.number),
+    });
     let always = (0..fields.len())
         .filter(|at| written_when_zero(&fields[*at]))
         .collect();

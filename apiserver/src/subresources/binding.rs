@@ -52,6 +52,7 @@ pub(crate) async fn create(call: &mut Call<'_>) -> Result<Response<Body>, ApiSta
         headers: call.headers,
         user: call.user,
         form: call.form,
+        encoding: call.encoding,
         body: bytes::Bytes::new(),
         now: call.now,
         warnings: Vec::new(),

@@ -80,7 +80,7 @@ async fn what_cannot_be_sent_is_not_acceptable() {
     assert_eq!((code, reason.as_str()), (406, "NotAcceptable"));
     assert_eq!(
         message,
-        "only the following media types are accepted: application/json"
+        "only the following media types are accepted: application/json, application/yaml, application/vnd.kubernetes.protobuf"
     );
     let (code, reason, _) = server
         .with_body("POST", CONFIG_MAPS, "image/png", "x")
@@ -148,4 +148,163 @@ async fn events_are_one_resource_in_two_groups() {
         .await
         .ok(200);
     assert_eq!(patched["note"], "again");
+}
+
+const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+
+/// A protobuf answer as the object that its JSON would be.
+fn decoded(group: &str, version: &str, kind: &str, body: &[u8]) -> Value {
+    let schema = cox_api::schema::builtin();
+    let type_id = schema.kind_type(group, version, kind).unwrap();
+    cox_api::codec::decode_proto(schema, type_id, body)
+        .unwrap()
+        .value
+}
+
+#[tokio::test]
+async fn protobuf_is_spoken_both_ways() {
+    let server = Server::with_namespace().await;
+    let schema = cox_api::schema::builtin();
+    let type_id = schema.kind_type("", "v1", "ConfigMap").unwrap();
+    let body = cox_api::codec::encode_proto(schema, type_id, &config_map("c"));
+    let request = Request::post(CONFIG_MAPS)
+        .header("content-type", PROTOBUF)
+        .header("accept", PROTOBUF)
+        .body(Full::new(body.into()))
+        .unwrap();
+    let created = server.send(request).await;
+    assert_eq!(
+        (
+            created.code,
+            created.headers["content-type"].to_str().unwrap()
+        ),
+        (201, PROTOBUF)
+    );
+    let json = server.get(&format!("{CONFIG_MAPS}/c")).await.ok(200);
+    assert_eq!(decoded("", "v1", "ConfigMap", &created.body), json);
+
+    let list = server.get_as(CONFIG_MAPS, PROTOBUF).await;
+    let list = decoded("", "v1", "ConfigMapList", &list.body);
+    let plain = server.get(CONFIG_MAPS).await.ok(200);
+    assert_eq!(list["metadata"], plain["metadata"]);
+    assert_eq!(names(&list), names(&plain));
+
+    let missing = server
+        .get_as(&format!("{CONFIG_MAPS}/none"), PROTOBUF)
+        .await;
+    assert_eq!(missing.code, 404);
+    assert_eq!(
+        decoded("", "v1", "Status", &missing.body)["reason"],
+        "NotFound"
+    );
+
+    let metadata = format!("{PROTOBUF};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1");
+    let list = server.get_as(CONFIG_MAPS, &metadata).await;
+    let list = decoded("meta.k8s.io", "v1", "PartialObjectMetadataList", &list.body);
+    assert_eq!(names(&list), names(&plain));
+}
+
+#[tokio::test]
+async fn protobuf_watches_send_frames_with_their_length() {
+    let server = Server::with_namespace().await;
+    let request = Request::get(format!("{CONFIG_MAPS}?watch=true&allowWatchBookmarks=true"))
+        .header("accept", PROTOBUF)
+        .body(Full::default())
+        .unwrap();
+    let response = server.open(request).await;
+    assert_eq!(
+        response.headers()["content-type"],
+        "application/vnd.kubernetes.protobuf;stream=watch"
+    );
+    server.post(CONFIG_MAPS, &config_map("c")).await.ok(201);
+    let mut body = response.into_body();
+    let mut read: Vec<u8> = Vec::new();
+    let mut events = Vec::new();
+    while events.len() < 2 {
+        let frame = body.frame().await.unwrap().unwrap();
+        read.extend_from_slice(&frame.into_data().unwrap());
+        while read.len() >= 4 {
+            let len = u32::from_be_bytes(read[..4].try_into().unwrap()) as usize;
+            if read.len() < 4 + len {
+                break;
+            }
+            let event: Vec<u8> = read.drain(..4 + len).skip(4).collect();
+            events.push(event);
+        }
+    }
+    assert!(events[0].starts_with(b"\x0a\x08BOOKMARK\x12"));
+    assert!(events[1].starts_with(b"\x0a\x05ADDED\x12"));
+    let at = events[1]
+        .windows(4)
+        .position(|four| four == b"k8s\0")
+        .unwrap();
+    let added = decoded("", "v1", "ConfigMap", &events[1][at..]);
+    assert_eq!(added, server.get(&format!("{CONFIG_MAPS}/c")).await.ok(200));
+}
+
+#[tokio::test]
+async fn yaml_is_answered_but_not_streamed() {
+    let server = Server::with_namespace().await;
+    let created = server.post(CONFIG_MAPS, &config_map("c")).await.ok(201);
+    let answer = server
+        .get_as(&format!("{CONFIG_MAPS}/c"), "application/yaml")
+        .await;
+    assert_eq!(answer.headers["content-type"], "application/yaml");
+    assert_eq!(cox_api::codec::yaml_value(&answer.body).unwrap(), created);
+    let (code, _, message) = server
+        .get_as(&format!("{CONFIG_MAPS}?watch=true"), "application/yaml")
+        .await
+        .yaml_failure();
+    assert_eq!(code, 406);
+    assert!(
+        message.ends_with(
+            "application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch"
+        ),
+        "{message}"
+    );
+}
+
+#[tokio::test]
+async fn lists_and_objects_have_metadata_forms_of_their_own() {
+    let server = Server::with_namespace().await;
+    let (code, _, message) = server.get_as(CONFIG_MAPS, METADATA).await.failure();
+    assert_eq!(
+        (code, message.as_str()),
+        (
+            406,
+            "you requested PartialObjectMetadata, but the requested object is a list (*v1.ConfigMapList)"
+        )
+    );
+    let (code, _, message) = server
+        .get_as("/api/v1/namespaces/a", METADATA_LIST)
+        .await
+        .failure();
+    assert_eq!(
+        (code, message.as_str()),
+        (
+            406,
+            "you requested PartialObjectMetadataList, but the requested object is not a list (*v1.Namespace)"
+        )
+    );
+}
+
+#[tokio::test]
+async fn a_watch_of_tables_tells_its_columns_once() {
+    let server = Server::with_namespace().await;
+    let request = Request::get(format!("{CONFIG_MAPS}?watch=true"))
+        .header("accept", TABLE)
+        .body(Full::default())
+        .unwrap();
+    let mut events = Events {
+        body: server.open(request).await.into_body(),
+        buffer: Vec::new(),
+    };
+    for name in ["c", "d"] {
+        server.post(CONFIG_MAPS, &config_map(name)).await.ok(201);
+    }
+    let first = events.next().await.unwrap();
+    assert_eq!(first["object"]["columnDefinitions"][0]["name"], "Name");
+    let second = events.next().await.unwrap();
+    assert_eq!(second["object"]["columnDefinitions"], Value::Null);
+    assert_eq!(second["object"]["rows"][0]["cells"][0], "d");
 }

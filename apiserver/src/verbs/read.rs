@@ -18,6 +18,7 @@ use crate::content::Form;
 use crate::refuse;
 use crate::render;
 use crate::selection::Selection;
+use crate::verbs::options;
 
 /// Answers one object.
 pub(crate) fn get(call: &Call<'_>) -> Result<Response<Body>, ApiStatus> {
@@ -43,7 +44,13 @@ pub(crate) fn list(call: &Call<'_>) -> Result<Response<Body>, ApiStatus> {
     let page = Page::read(call, &selection)?;
     let body = match call.form {
         Form::Object => list_body(call, page)?,
-        Form::Metadata(version) => {
+        Form::Metadata(_) => {
+            return Err(refuse::not_acceptable(format!(
+                "you requested PartialObjectMetadata, but the requested object is a list (*{}.{}List)",
+                call.entry.resource.version, call.entry.resource.kind
+            )));
+        }
+        Form::MetadataList(version) => {
             let items: Result<Vec<Item>, ApiStatus> = page
                 .objects
                 .iter()
@@ -195,6 +202,7 @@ struct Start {
 impl Start {
     fn find(call: &Call<'_>) -> Result<Self, ApiStatus> {
         let query = call.query;
+        options::check_list(query)?;
         let store = call.api.registry.store();
         let latest = store.snapshot();
         let wanted = query
@@ -224,36 +232,16 @@ impl Start {
             };
         }
         match (query.resource_version_match.as_deref(), wanted) {
-            (None, None) => Ok(Start {
-                snapshot: latest,
-                after: None,
-            }),
-            (Some(_), None) => Err(refuse::option_forbidden(
-                "ListOptions",
-                "resourceVersionMatch",
-                "resourceVersionMatch is forbidden unless resourceVersion is provided",
-            )),
-            (Some("Exact"), Some(0)) => Err(refuse::option_forbidden(
-                "ListOptions",
-                "resourceVersionMatch",
-                "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
-            )),
             (Some("Exact"), Some(wanted)) => exact(call, latest, wanted),
             // Upstream's rule from before resourceVersionMatch: a limit makes a plain resourceVersion exact.
             (None, Some(wanted)) if query.limit > 0 && wanted > 0 => exact(call, latest, wanted),
-            (None | Some("NotOlderThan"), Some(wanted)) => {
-                check_not_in_future(&latest, wanted)?;
+            (_, wanted) => {
+                check_not_in_future(&latest, wanted.unwrap_or_default())?;
                 Ok(Start {
                     snapshot: latest,
                     after: None,
                 })
             }
-            (Some(other), Some(_)) => Err(refuse::option_unsupported(
-                "ListOptions",
-                "resourceVersionMatch",
-                other,
-                &["Exact", "NotOlderThan"],
-            )),
         }
     }
 }

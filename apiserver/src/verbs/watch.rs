@@ -1,9 +1,12 @@
 //! watch: the state a watch begins with, then every write that its selectors see.
 //!
-//! The events are the store's; the bytes sent are the stored ones between two constants, so nothing is encoded per watcher.
+//! The events are the store's; the bytes sent are the stored ones between two constants, or a form of them that all watchers
+//! of that form share ([`crate::forms`]), so nothing is encoded per watcher.
 //! Selectors look at the attributes of the old and the new object: an object that begins or ceases to match is Added or Deleted
 //! for that watcher. The loop runs inside the response body; when the client goes away it is dropped with it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,18 +16,21 @@ use cox_store::{
 };
 use http::{Response, StatusCode};
 use rand::Rng;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::body::{Body, Driven, Output};
 use crate::call::Call;
-use crate::content::Form;
+use crate::content::{self, Encoding, Form};
+use crate::forms::{Forms, Wanted};
 use crate::metrics::WatchGauge;
 use crate::refuse;
 use crate::registry::{Entry, Registry};
-use crate::render::{self, Include};
+use crate::render;
 use crate::selection::Selection;
-use crate::verbs::read;
+use crate::verbs::frames::{self, Kind};
+use crate::verbs::{options, read};
 
 /// As upstream: watches without a timeout end after a random time between once and twice this.
 const TIMEOUT_MIN: Duration = Duration::from_secs(30 * 60);
@@ -32,16 +38,12 @@ const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
 /// A last bookmark goes out this long before the end.
 const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
 
-const ADDED: &[u8] = b"{\"type\":\"ADDED\",\"object\":";
-const MODIFIED: &[u8] = b"{\"type\":\"MODIFIED\",\"object\":";
-const DELETED: &[u8] = b"{\"type\":\"DELETED\",\"object\":";
-const BOOKMARK: &[u8] = b"{\"type\":\"BOOKMARK\",\"object\":";
-const ERROR: &[u8] = b"{\"type\":\"ERROR\",\"object\":";
-const END: &[u8] = b"}\n";
-
 /// Opens a watch. What is wrong with the request is an error; what is wrong with its position is an event.
 pub(crate) fn watch(call: &Call<'_>) -> Result<Response<Body>, ApiStatus> {
-    let selection = Selection::parse(call.entry, call.query)?;
+    if call.encoding == Encoding::Yaml {
+        return Err(content::not_streamable());
+    }
+    let selection = Selection::parse(call.entry, call.query)?.named(call.info.name);
     let begin = Begin::plan(call)?;
     let opened = Opened::new(call.api.registry.store(), &call.entry.prefix, &begin);
     let length = call
@@ -57,24 +59,37 @@ pub(crate) fn watch(call: &Call<'_>) -> Result<Response<Body>, ApiStatus> {
         entry: call.entry,
         namespace: call.entry.path_prefix(call.namespace()),
         selection,
-        form: call.form,
-        include: render::include_object(call),
+        forms: Arc::clone(&call.api.forms),
+        wanted: Wanted {
+            form: call.form,
+            encoding: call.encoding,
+            include: render::include_object(call),
+            entry: std::ptr::from_ref(call.entry).addr(),
+        },
+        columns_sent: AtomicBool::new(false),
         bookmarks: call.query.allow_watch_bookmarks,
         ends: Instant::now() + length,
         cancel: call.api.draining.clone(),
         gauge: call.api.metrics.watch_started(),
     };
-    Ok(render::json_response(
+    let mut response = render::json_response(
         StatusCode::OK,
         Driven::body(|output| watcher.run(opened, output)),
-    ))
+    );
+    if call.encoding == Encoding::Protobuf {
+        response
+            .headers_mut()
+            .insert(http::header::CONTENT_TYPE, frames::PROTOBUF_STREAM);
+    }
+    Ok(response)
 }
 
 /// How a watch begins.
 #[derive(Debug, PartialEq, Eq)]
 enum Begin {
-    /// The present state as Added events (`marked`: and a bookmark that says where it ends), then what follows.
-    State { marked: bool },
+    /// The present state as Added events, which must not be older than `least`, then what follows. To those who take
+    /// bookmarks one says where the state ends.
+    State { least: u64 },
     /// What follows after a revision.
     After(u64),
     /// Only what follows now.
@@ -84,44 +99,25 @@ enum Begin {
 impl Begin {
     fn plan(call: &Call<'_>) -> Result<Self, ApiStatus> {
         let query = call.query;
+        options::check_watch(query)?;
         let revision = query
             .resource_version
             .as_deref()
             .map(read::revision)
             .transpose()?;
-        let matching = query.resource_version_match.as_deref();
-        match (query.send_initial_events, matching) {
-            (Some(_), Some("NotOlderThan")) => {}
-            (Some(_), _) => {
-                return Err(refuse::option_forbidden(
-                    "ListOptions",
-                    "sendInitialEvents",
-                    "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-                ));
-            }
-            (None, Some(_)) => {
-                return Err(refuse::option_forbidden(
-                    "ListOptions",
-                    "resourceVersionMatch",
-                    "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-                ));
-            }
-            (None, None) => {}
-        }
         Ok(match (query.send_initial_events, revision) {
-            (Some(true), _) => Begin::State { marked: true },
             (Some(false), None | Some(0)) => Begin::Now,
-            (_, Some(after)) if after > 0 => Begin::After(after),
-            _ => Begin::State { marked: false },
+            (None | Some(false), Some(after)) if after > 0 => Begin::After(after),
+            (Some(true), Some(least)) => Begin::State { least },
+            _ => Begin::State { least: 0 },
         })
     }
 }
 
 /// A watch in its place. Opened before the request is answered: what the client writes afterwards is an event.
 struct Opened {
-    /// The state to begin with, and whether its end is marked.
+    /// The state to begin with.
     state: Option<Snapshot>,
-    marked: bool,
     after: Revision,
     watch: Watch,
 }
@@ -131,7 +127,11 @@ impl Opened {
         let snapshot = store.snapshot();
         let after = match begin {
             Begin::After(after) => *after,
-            Begin::Now | Begin::State { .. } => snapshot.revision().0,
+            Begin::State { least } => {
+                read::check_not_in_future(&snapshot, *least)?;
+                snapshot.revision().0
+            }
+            Begin::Now => snapshot.revision().0,
         };
         read::check_not_in_future(&snapshot, after)?;
         let watch = store.watch(prefix, Revision(after)).map_err(|_| {
@@ -140,11 +140,9 @@ impl Opened {
                 snapshot.revision().0
             ))
         })?;
-        let marked = *begin == Begin::State { marked: true };
         let state = matches!(begin, Begin::State { .. }).then_some(snapshot);
         Ok(Opened {
             state,
-            marked,
             after: Revision(after),
             watch,
         })
@@ -156,8 +154,10 @@ struct Watcher {
     entry: &'static Entry,
     namespace: String,
     selection: Selection,
-    form: Form,
-    include: Include,
+    forms: Arc<Forms>,
+    wanted: Wanted,
+    /// A watch of tables tells the columns once.
+    columns_sent: AtomicBool,
     bookmarks: bool,
     ends: Instant,
     cancel: CancellationToken,
@@ -168,11 +168,11 @@ impl Watcher {
     async fn run(self, opened: Result<Opened, ApiStatus>, output: Output) {
         let opened = match opened {
             Ok(opened) => opened,
-            Err(status) => return error(&output, &status),
+            Err(status) => return self.error(&output, &status),
         };
         if let Some(state) = opened.state {
             self.send_state(&state, &output).await;
-            if opened.marked && self.bookmarks {
+            if self.bookmarks {
                 self.bookmark(state.revision(), true, &output);
             }
         }
@@ -183,7 +183,7 @@ impl Watcher {
         for object in snapshot.range(&self.entry.prefix, &self.namespace, None) {
             if self.selection.matches(object) {
                 output.ready().await;
-                self.send(ADDED, object, output);
+                self.send_new(Kind::Added, object, output);
             }
         }
     }
@@ -196,7 +196,7 @@ impl Watcher {
             // What is there already goes out without arming timers.
             while let Some(item) = match watch.try_next() {
                 Ok(item) => item,
-                Err(ended) => return gave_up(output, ended),
+                Err(ended) => return self.gave_up(output, ended),
             } {
                 self.item(item, &mut bookmarked, output);
                 output.ready().await;
@@ -208,7 +208,7 @@ impl Watcher {
                 // Cancel safe by the store's contract.
                 item = watch.next() => match item {
                     Ok(item) => self.item(item, &mut bookmarked, output),
-                    Err(ended) => return gave_up(output, ended),
+                    Err(ended) => return self.gave_up(output, ended),
                 },
                 // Nothing is lost by dropping a timer or a cancellation.
                 () = tokio::time::sleep_until(bookmark_at.unwrap_or(self.ends)), if bookmark_at.is_some() => {
@@ -251,12 +251,12 @@ impl Watcher {
         let kind = match event.kind {
             EventKind::Deleted => (before
                 || (event.previous.is_none() && self.selection.matches(&event.object)))
-            .then_some(DELETED),
+            .then_some(Kind::Deleted),
             EventKind::Added | EventKind::Modified => {
                 match (before, self.selection.matches(&event.object)) {
-                    (false, true) => Some(ADDED),
-                    (true, true) => Some(MODIFIED),
-                    (true, false) => Some(DELETED),
+                    (false, true) => Some(Kind::Added),
+                    (true, true) => Some(Kind::Modified),
+                    (true, false) => Some(Kind::Deleted),
                     (false, false) => None,
                 }
             }
@@ -267,72 +267,101 @@ impl Watcher {
         }
     }
 
-    fn send(&self, kind: &'static [u8], object: &Object, output: &Output) {
-        let bytes = match self.form {
-            Form::Object => render::served(self.entry, object),
-            Form::Metadata(version) => render::metadata_bytes(object, version),
-            Form::Table(version) => render::table_of_one(
-                self.entry,
-                object,
-                self.include,
-                version,
-                self.registry.now(),
-            ),
+    /// Sends an event that other watchers are sent too.
+    fn send(&self, kind: Kind, object: &Arc<Object>, output: &Output) {
+        let bytes = if self.is_as_stored() {
+            Ok(object.json.clone())
+        } else if self.tells_columns() {
+            return self.send_new(kind, object, output);
+        } else {
+            self.forms.get(object, self.wanted, || self.make(object))
         };
+        self.push(kind, bytes, output);
+    }
+
+    /// Sends an object of the state that the watch begins with.
+    fn send_new(&self, kind: Kind, object: &Arc<Object>, output: &Output) {
+        let bytes = if self.is_as_stored() {
+            Ok(object.json.clone())
+        } else if let (Form::Table(version), true) = (self.wanted.form, self.tells_columns()) {
+            self.columns_sent.store(true, Ordering::Relaxed);
+            let (entry, include) = (self.entry, self.wanted.include);
+            render::table_of_one(entry, object, include, version, self.registry.now())
+        } else {
+            self.make(object)
+        };
+        self.push(kind, bytes, output);
+    }
+
+    /// Nothing has to be made of the stored bytes.
+    fn is_as_stored(&self) -> bool {
+        let wanted = (self.wanted.form, self.wanted.encoding);
+        wanted == (Form::Object, Encoding::Json) && self.entry.as_stored
+    }
+
+    fn tells_columns(&self) -> bool {
+        matches!(self.wanted.form, Form::Table(_)) && !self.columns_sent.load(Ordering::Relaxed)
+    }
+
+    fn make(&self, object: &Object) -> Result<Bytes, ApiStatus> {
+        let schema = self.registry.schema();
+        render::event_object(self.entry, schema, object, self.wanted, self.registry.now())
+    }
+
+    fn push(&self, kind: Kind, bytes: Result<Bytes, ApiStatus>, output: &Output) {
         match bytes {
-            Ok(bytes) => frame(output, kind, &bytes),
-            Err(status) => error(output, &status),
+            Ok(bytes) => frames::push(output, self.wanted.encoding, kind, &bytes),
+            Err(status) => self.error(output, &status),
         }
     }
 
     fn bookmark(&self, revision: Revision, initial_end: bool, output: &Output) {
-        let mark = if initial_end {
-            ",\"annotations\":{\"k8s.io/initial-events-end\":\"true\"}"
-        } else {
-            ""
-        };
-        let metadata = format!(
-            "\"metadata\":{{\"resourceVersion\":\"{}\",\"creationTimestamp\":null{mark}}}",
-            revision.0
-        );
-        let (kind, api_version, rest) = match self.form {
-            Form::Object => (
-                self.entry.resource.kind.as_str(),
-                self.entry.api_version.clone(),
-                "",
-            ),
-            Form::Metadata(version) => (
-                "PartialObjectMetadata",
-                format!("meta.k8s.io/{version}"),
-                "",
-            ),
-            Form::Table(version) => (
-                "Table",
-                format!("meta.k8s.io/{version}"),
-                ",\"columnDefinitions\":[],\"rows\":[]",
-            ),
-        };
+        let mut metadata =
+            json!({"resourceVersion": revision.0.to_string(), "creationTimestamp": null});
+        if initial_end {
+            metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+        }
+        let kind = self.entry.resource.kind.as_str();
         let object =
-            format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",{metadata}{rest}}}");
-        frame(output, BOOKMARK, &Bytes::from(object));
+            json!({"kind": kind, "apiVersion": self.entry.api_version, "metadata": metadata});
+        let object = match self.wanted.form {
+            Form::Object => object,
+            Form::Metadata(version) | Form::MetadataList(version) => json!({
+                "kind": "PartialObjectMetadata", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": metadata,
+            }),
+            Form::Table(version) => {
+                let now = self.registry.now();
+                let row = render::row(
+                    self.entry,
+                    &object,
+                    self.wanted.include.or_metadata(),
+                    version,
+                    now,
+                );
+                render::table_without_columns(version, &metadata["resourceVersion"], vec![row])
+            }
+        };
+        let bytes = self.encoded(&object);
+        self.push(Kind::Bookmark, bytes, output);
     }
-}
 
-fn gave_up(output: &Output, ended: WatchError) {
-    if ended == WatchError::Lagged {
-        error(
-            output,
-            &refuse::expired("The watch fell behind the events that are kept: list again"),
-        );
+    fn gave_up(&self, output: &Output, ended: WatchError) {
+        if ended == WatchError::Lagged {
+            let status = "The watch fell behind the events that are kept: list again";
+            self.error(output, &refuse::expired(status));
+        }
     }
-}
 
-fn frame(output: &Output, kind: &'static [u8], object: &Bytes) {
-    output.push(&[&Bytes::from_static(kind), object, &Bytes::from_static(END)]);
-}
+    fn error(&self, output: &Output, status: &ApiStatus) {
+        if let Ok(bytes) = self.encoded(&status.to_value()) {
+            frames::push(output, self.wanted.encoding, Kind::Error, &bytes);
+        }
+    }
 
-fn error(output: &Output, status: &ApiStatus) {
-    frame(output, ERROR, &render::to_bytes(&status.to_value()).into());
+    fn encoded(&self, object: &Value) -> Result<Bytes, ApiStatus> {
+        let json = Bytes::from(render::to_bytes(object));
+        render::encoded(self.registry.schema(), json, self.wanted.encoding)
+    }
 }
 
 impl std::fmt::Debug for Watcher {

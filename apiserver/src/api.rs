@@ -38,6 +38,7 @@ use crate::render;
 use crate::request::{self, RequestInfo};
 use crate::route;
 use crate::transcode;
+use crate::websocket;
 
 /// Upstream's limit for request bodies.
 pub const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
@@ -274,6 +275,12 @@ impl Api {
             warnings: Vec::new(),
         };
         let answered = route::route(&mut call).await;
+        let answered = match answered {
+            Ok(watch) if info.verb == "watch" && websocket::is_wanted(&parts.headers) => {
+                websocket::serve(parts, watch, call.encoding)
+            }
+            answered => answered,
+        };
         let mut response = match answered {
             Ok(response) => response,
             Err(status) => render::status_response(&status),

@@ -39,6 +39,7 @@ mod testing;
 mod tests;
 mod transcode;
 mod verbs;
+mod websocket;
 
 pub use api::BODY_BYTES_MAX;
 pub use registry::{BuiltinIndexer, Registry};

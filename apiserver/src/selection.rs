@@ -28,15 +28,14 @@ impl Selection {
         if let Some(text) = query.field_selector.as_deref() {
             let parsed = FieldSelector::parse(text)
                 .map_err(|error| refuse::bad_request(error.to_string()))?;
-            for requirement in &parsed.requirements {
-                if !entry.fields.contains(&requirement.field.as_str()) {
-                    return Err(refuse::bad_request(format!(
-                        "field label not supported: {}",
-                        requirement.field
-                    )));
-                }
-            }
             fields = parsed.requirements;
+            for requirement in &mut fields {
+                // The name that v1 clients of long ago used.
+                if requirement.field == "spec.host" && entry.prefix.as_ref() == "pods" {
+                    "spec.nodeName".clone_into(&mut requirement.field);
+                }
+                check_field(entry, &requirement.field)?;
+            }
         }
         Ok(Selection { labels, fields })
     }
@@ -81,6 +80,23 @@ impl Selection {
                 )
             })
     }
+}
+
+fn check_field(entry: &Entry, field: &str) -> Result<(), ApiStatus> {
+    if entry.fields.contains(&field) {
+        return Ok(());
+    }
+    let own = entry
+        .fields
+        .iter()
+        .any(|field| !field.starts_with("metadata."));
+    Err(refuse::bad_request(if own {
+        format!("field label not supported: {field}")
+    } else {
+        format!(
+            "{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
+        )
+    }))
 }
 
 fn field_of<'a>(object: &'a Object, name: &str) -> &'a str {

@@ -82,6 +82,64 @@ async fn ask(
 }
 
 #[tokio::test]
+async fn a_watch_goes_over_a_websocket() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let server = Server::with_namespace().await;
+    for (accept, opcode) in [
+        ("application/json", 1),
+        ("application/vnd.kubernetes.protobuf", 2),
+    ] {
+        let name = format!("c{opcode}");
+        let mut sender = connect(&server, Some(&server.pki.issue_admin().unwrap())).await;
+        let request = Request::get(format!(
+            "{CONFIG_MAPS}?watch=true&fieldSelector=metadata.name%3D{name}"
+        ))
+        .header(HOST, "test")
+        .header("accept", accept)
+        .header("connection", "Upgrade")
+        .header("upgrade", "websocket")
+        .header("sec-websocket-version", "13")
+        .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
+        .body(Full::default())
+        .unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
+        assert_eq!(
+            response.headers()["sec-websocket-accept"],
+            "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+        );
+        let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+        server.post(CONFIG_MAPS, &config_map(&name)).await.ok(201);
+        let mut head = [0; 4];
+        stream.read_exact(&mut head).await.unwrap();
+        assert_eq!(
+            head[..2],
+            [0x80 | opcode, 126],
+            "one message with a length of two bytes"
+        );
+        let mut event = vec![0; usize::from(u16::from_be_bytes([head[2], head[3]]))];
+        stream.read_exact(&mut event).await.unwrap();
+        if opcode == 1 {
+            let event: Value = serde_json::from_slice(&event).unwrap();
+            assert_eq!(
+                (&event["type"], &event["object"]["metadata"]["name"]),
+                (&json!("ADDED"), &json!(name))
+            );
+        } else {
+            assert!(event.starts_with(b"\x0a\x05ADDED\x12"));
+        }
+        // A ping is answered, a goodbye too.
+        stream
+            .write_all(&[0x89, 0x81, 0, 0, 0, 0, b'!', 0x88, 0x80, 0, 0, 0, 0])
+            .await
+            .unwrap();
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, [0x8a, 1, b'!', 0x88, 2, 0x03, 0xe8]);
+    }
+}
+
+#[tokio::test]
 async fn a_connection_survives_bad_input() {
     let server = Server::with_namespace().await;
     let mut sender = connect(&server, Some(&server.pki.issue_admin().unwrap())).await;

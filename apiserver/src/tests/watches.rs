@@ -129,6 +129,12 @@ async fn bookmarks_tell_how_far_a_quiet_watch_is_and_its_time_ends_it() {
             "{CONFIG_MAPS}?watch=true&allowWatchBookmarks=true&timeoutSeconds=90"
         ))
         .await;
+    let begun = events.next().await.unwrap();
+    let mark = &begun["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"];
+    assert_eq!(
+        mark, "true",
+        "as upstream, whoever takes bookmarks is told where the state ends"
+    );
     server
         .post(
             "/api/v1/namespaces/default/secrets",

@@ -153,11 +153,13 @@ impl Api {
             Ok(response) => response,
             Err(status) => render::status_response(&status),
         };
-        let response = transcode::response(
-            self.registry.schema(),
-            response,
-            content::encoding(&parts.headers),
-        );
+        let encoding = content::encoding(&parts.headers);
+        let mut response = transcode::response(self.registry.schema(), response, encoding);
+        // Unless a handler said otherwise: nothing between us and the client may keep an answer.
+        response
+            .headers_mut()
+            .entry(http::header::CACHE_CONTROL)
+            .or_insert(HeaderValue::from_static("no-cache, private"));
         self.metrics
             .answered(&info, entry, response.status().as_u16(), begun.elapsed());
         if content::takes_gzip(&parts.headers) {

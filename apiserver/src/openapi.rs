@@ -7,6 +7,7 @@ mod definitions;
 mod form;
 mod kinds;
 mod paths;
+mod proto;
 #[cfg(test)]
 mod tests;
 
@@ -40,17 +41,18 @@ struct Document {
 /// Answers a GET below `/openapi/`; `None` when there is nothing at that path.
 pub fn respond(path: &str, headers: &HeaderMap) -> Option<Response<Bytes>> {
     match path.trim_end_matches('/') {
-        "/openapi/v2" if wants_only_protobuf(headers) => Some(plain(StatusCode::NOT_ACCEPTABLE)),
-        "/openapi/v2" => Some(answer(&document("", "", Form::V2), headers)),
+        "/openapi/v2" => Some(match wanted_v2(headers) {
+            Some(encoding) => answer(&document("", "", Form::V2, encoding), headers, encoding),
+            None => plain(StatusCode::NOT_ACCEPTABLE),
+        }),
         "/openapi/v3" => Some(index_answer()),
         path => {
             let (group, version) = group_version(path.strip_prefix("/openapi/v3/")?)?;
             let served = |one: &schema::Resource| one.group == group && one.version == version;
-            schema::builtin()
-                .resources()
-                .iter()
-                .any(served)
-                .then(|| answer(&document(group, version, Form::V3), headers))
+            schema::builtin().resources().iter().any(served).then(|| {
+                let document = document(group, version, Form::V3, Encoding::Json);
+                answer(&document, headers, Encoding::Json)
+            })
         }
     }
 }
@@ -63,14 +65,34 @@ fn group_version(path: &str) -> Option<(&str, &str)> {
     }
 }
 
-/// There is no protobuf form; whoever takes JSON too gets that.
-fn wants_only_protobuf(headers: &HeaderMap) -> bool {
-    let Some(accept) = headers.get(ACCEPT).and_then(|value| value.to_str().ok()) else {
-        return false;
-    };
-    !accept.split(',').any(|one| {
-        let media = one.split(';').next().unwrap_or_default().trim();
-        matches!(media, "application/json" | "application/*" | "*/*" | "")
+/// How a document is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Encoding {
+    Json,
+    Protobuf,
+}
+
+impl Encoding {
+    fn content_type(self) -> HeaderValue {
+        HeaderValue::from_static(match self {
+            Encoding::Json => "application/json",
+            Encoding::Protobuf => "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+        })
+    }
+}
+
+/// The first encoding of the Accept header that version 2 has. Two spellings of the protobuf one are known, as upstream.
+fn wanted_v2(headers: &HeaderMap) -> Option<Encoding> {
+    let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok());
+    accept.unwrap_or("*/*").split(',').find_map(|one| {
+        match one.split(';').next().unwrap_or_default().trim() {
+            "application/json" | "application/*" | "*/*" | "*" | "" => Some(Encoding::Json),
+            "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
+            | "application/com.github.proto-openapi.spec.v2.v1.0+protobuf" => {
+                Some(Encoding::Protobuf)
+            }
+            _ => None,
+        }
     })
 }
 
@@ -140,18 +162,22 @@ fn group_versions(schema: &Schema) -> Vec<(&str, &str)> {
 }
 
 /// A document, from memory or made now. Empty group and version with [`Form::V2`] is everything.
-fn document(group: &str, version: &str, form: Form) -> Arc<Document> {
+fn document(group: &str, version: &str, form: Form, encoding: Encoding) -> Arc<Document> {
     static KEPT: OnceLock<Mutex<HashMap<String, Arc<Document>>>> = OnceLock::new();
     let kept = KEPT.get_or_init(Mutex::default);
-    let key = format!("{form:?} {group}/{version}");
+    let key = format!("{form:?} {encoding:?} {group}/{version}");
     if let Some(document) = kept.lock().get(&key) {
         return document.clone();
     }
     // Two who ask at the same time both make it, which is rare and harmless; the lock is not held for so long.
-    let text = build(schema::builtin(), group, version, form).to_string();
+    let built = build(schema::builtin(), group, version, form);
+    let bytes = match encoding {
+        Encoding::Json => built.to_string().into_bytes(),
+        Encoding::Protobuf => proto::encode(&built),
+    };
     let document = Arc::new(Document {
-        gzip: compress(text.as_bytes()),
-        etag: format!("\"{}\"", hex(&Sha256::digest(text.as_bytes()))),
+        gzip: compress(&bytes),
+        etag: format!("\"{}\"", hex(&Sha256::digest(&bytes))),
     });
     kept.lock().insert(key, document.clone());
     document
@@ -185,7 +211,7 @@ fn compress(text: &[u8]) -> Bytes {
     Bytes::from(encoder.finish().expect("writing into memory"))
 }
 
-fn answer(document: &Document, headers: &HeaderMap) -> Response<Bytes> {
+fn answer(document: &Document, headers: &HeaderMap, encoding: Encoding) -> Response<Bytes> {
     let mut response = if header_holds(headers, IF_NONE_MATCH, &document.etag) {
         plain(StatusCode::NOT_MODIFIED)
     } else if header_holds(headers, ACCEPT_ENCODING, "gzip") {
@@ -202,7 +228,7 @@ fn answer(document: &Document, headers: &HeaderMap) -> Response<Bytes> {
         Response::new(Bytes::from(text))
     };
     let fields = response.headers_mut();
-    fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    fields.insert(CONTENT_TYPE, encoding.content_type());
     fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     fields.insert(VARY, HeaderValue::from_static("Accept-Encoding, Accept"));
     fields.insert(

@@ -170,11 +170,17 @@ fn compression_and_revalidation() {
 }
 
 #[test]
-fn version_2_is_one_document_and_has_no_protobuf_form() {
+fn version_2_is_one_document_in_json_or_protobuf() {
     let protobuf = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
-    let refused = get("/openapi/v2", &[("accept", protobuf)]).expect("an answer");
+    let taken = get("/openapi/v2", &[("accept", protobuf)]).expect("an answer");
+    assert_eq!(
+        taken.headers()[CONTENT_TYPE],
+        "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
+    );
+    assert!(taken.body().starts_with(b"\x0a\x032.0\x12"));
+    let refused = get("/openapi/v2", &[("accept", "text/html")]).expect("an answer");
     assert_eq!(refused.status(), StatusCode::NOT_ACCEPTABLE);
-    let both = format!("{protobuf}, application/json;q=0.5");
+    let both = format!("application/json, {protobuf}");
     let taken = get("/openapi/v2", &[("accept", &both)]).expect("an answer");
     let document: Value = serde_json::from_slice(taken.body()).expect("JSON");
     assert_eq!(document["swagger"], "2.0");

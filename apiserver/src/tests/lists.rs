@@ -66,7 +66,7 @@ async fn selectors_choose() {
     for (query, message) in [
         (
             "fieldSelector=data.k=v",
-            "field label not supported: data.k",
+            "\"data.k\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\"",
         ),
         ("labelSelector=a+in+(", "unable to parse requirement"),
     ] {

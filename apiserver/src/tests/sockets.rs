@@ -53,7 +53,7 @@ async fn connect(server: &Server, pair: Option<&PemPair>) -> SendRequest<Full<By
     let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .unwrap();
-    tokio::spawn(connection);
+    tokio::spawn(connection.with_upgrades());
     sender
 }
 

@@ -1,15 +1,18 @@
-//! The one place that orders writes. A thread of its own takes the writes that wait, plans them as one batch, makes the
-//! batch durable, publishes it and answers.
+//! The one place that orders writes. A thread of its own takes the writes that wait, plans them as one batch and hands it to the
+//! database; a second one ([`publisher`]) makes durable what was handed over, publishes it and answers.
 //!
 //! Invariants: what is answered is durable (but for lazy writes); what is published is answered or about to be; revisions
 //! given out never exceed what the disk has reserved, so they never go backwards, whatever happens to the process.
 //! After a failed write it refuses everything: only opening again can tell what the disk has.
 
 mod plan;
+mod publisher;
 pub(crate) mod queue;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -21,6 +24,7 @@ use crate::publish::Published;
 use crate::ring::Event;
 use crate::state::State;
 use plan::{Plan, plan};
+use publisher::{Publisher, Staged};
 use queue::{Queue, Request, Taken};
 
 /// Writes in one batch. More would make the first of them wait without making the disk faster.
@@ -29,39 +33,60 @@ const BATCH_LEN_MAX: usize = 256;
 /// Revisions reserved at a time. A process that dies skips at most this many.
 const RESERVE_LEN: u64 = 10_000;
 
+/// Batches that may wait for the disk beside the one that was just planned. None: what comes meanwhile waits in the queue and makes
+/// one larger batch, which costs the disk and the database less than many small ones.
+const STAGED_MAX: usize = 0;
+
 type Outcome = Result<Committed, CommitError>;
+
+/// Set once, by the thread that could not write.
+type Failure = Arc<OnceLock<Arc<PersistError>>>;
 
 /// The state of the thread.
 pub(crate) struct Sequencer {
     persist: Box<dyn Persist>,
-    published: Arc<Published>,
+    /// After the last batch that was planned: what is published may be some batches behind.
     state: State,
     reserved: Revision,
     /// Keys whose newest version is not on disk, with what the disk has instead.
     lazy: HashMap<ObjectKey, Option<OnDisk>>,
     lazy_interval: Duration,
     lazy_since: Option<Instant>,
-    failed: Option<Arc<PersistError>>,
+    failure: Failure,
+    staged_tx: SyncSender<Staged>,
+    publisher: JoinHandle<()>,
 }
 
 impl Sequencer {
+    /// Starts the publisher's thread; the sequencer's own is whoever calls [`Sequencer::run`].
     pub(crate) fn new(
         persist: Box<dyn Persist>,
         published: Arc<Published>,
         reserved: Revision,
         lazy_interval: Duration,
-    ) -> Self {
+    ) -> std::io::Result<Self> {
         let state = (*published.state()).clone();
-        Self {
-            persist,
+        let failure = Failure::default();
+        let (staged_tx, staged_rx) = std::sync::mpsc::sync_channel(STAGED_MAX);
+        let publisher = Publisher {
+            barrier: persist.barrier(),
             published,
+            failure: Arc::clone(&failure),
+        };
+        let publisher = std::thread::Builder::new()
+            .name("store-publisher".into())
+            .spawn(move || publisher.run(&staged_rx))?;
+        Ok(Self {
+            persist,
             state,
             reserved,
             lazy: HashMap::new(),
             lazy_interval,
             lazy_since: None,
-            failed: None,
-        }
+            failure,
+            staged_tx,
+            publisher,
+        })
     }
 
     /// Works until the queue is closed, then writes what is left and lets the disk go.
@@ -84,23 +109,23 @@ impl Sequencer {
         if !self.lazy.is_empty() || self.reserved != self.state.revision {
             self.flush(self.state.revision);
         }
-        if let Err(error) = self.persist.close() {
-            self.fail(error);
+        drop(self.staged_tx);
+        if self.publisher.join().is_err() {
+            tracing::error!("Store's publisher panicked");
         }
-        self.published.close();
+        if let Err(error) = self.persist.close() {
+            fail(&self.failure, error);
+        }
     }
 
     fn commit(&mut self, batch: Vec<Request>) {
-        if let Some(error) = &self.failed {
-            for request in batch {
-                answer(request.outcome_tx, Err(CommitError::Io(Arc::clone(error))));
-            }
-            return;
-        }
         let (mutations, outcome_txs): (Vec<Mutation>, Vec<_>) = batch
             .into_iter()
             .map(|request| (request.mutation, request.outcome_tx))
             .unzip();
+        if let Some(error) = self.failure.get() {
+            return refuse(outcome_txs, error);
+        }
         let durabilities: Vec<Durability> = mutations
             .iter()
             .map(|mutation| mutation.durability)
@@ -114,33 +139,33 @@ impl Sequencer {
             .iter()
             .zip(&outcomes)
             .any(|(d, outcome)| *d == Durability::Durable && outcome.is_ok());
-        let written = if durable || state.revision > self.reserved {
-            self.write(&events, &state)
+        let sync = if durable || state.revision > self.reserved {
+            if let Err(error) = self.write(&events, &state) {
+                return refuse(outcome_txs, &fail(&self.failure, error));
+            }
+            Some(self.persist.sequence())
         } else {
             self.postpone(&events);
-            Ok(())
+            None
         };
-        match written {
-            Ok(()) => {
-                if !events.is_empty() {
-                    self.state = state.clone();
-                    self.published.publish(state, events);
-                }
-                outcome_txs
-                    .into_iter()
-                    .zip(outcomes)
-                    .for_each(|(tx, outcome)| answer(tx, outcome));
-            }
-            Err(error) => {
-                let error = self.fail(error);
-                outcome_txs
-                    .into_iter()
-                    .for_each(|tx| answer(tx, Err(CommitError::Io(Arc::clone(&error)))));
-            }
+        if !events.is_empty() {
+            self.state = state.clone();
+        }
+        self.stage(Staged {
+            sync,
+            change: (!events.is_empty()).then_some((state, events)),
+            answers: outcome_txs.into_iter().zip(outcomes).collect(),
+        });
+    }
+
+    fn stage(&self, staged: Staged) {
+        // The publisher ends before this thread only by a panic: who waits learns it from the dropped sender.
+        if self.staged_tx.send(staged).is_err() {
+            tracing::error!("Store's publisher is gone");
         }
     }
 
-    /// Makes the batch durable, and with it the lazy writes that wait.
+    /// Hands the batch to the database, and with it the lazy writes that wait.
     fn write(&mut self, events: &[Arc<Event>], state: &State) -> Result<(), PersistError> {
         let reserved = if state.revision > self.reserved {
             Revision(state.revision.0 + RESERVE_LEN)
@@ -171,7 +196,7 @@ impl Sequencer {
 
     /// Writes what waits.
     fn flush(&mut self, reserved: Revision) {
-        if self.failed.is_some() {
+        if self.failure.get().is_some() {
             return;
         }
         let changes = changes(&self.lazy, &self.state);
@@ -180,20 +205,30 @@ impl Sequencer {
                 self.reserved = reserved;
                 self.lazy.clear();
                 self.lazy_since = None;
+                self.stage(Staged {
+                    sync: Some(self.persist.sequence()),
+                    change: None,
+                    answers: Vec::new(),
+                });
             }
             Err(error) => {
-                self.fail(error);
+                self.lazy_since = None;
+                fail(&self.failure, error);
             }
         }
     }
+}
 
-    fn fail(&mut self, error: PersistError) -> Arc<PersistError> {
-        let source = std::error::Error::source(&error).map(ToString::to_string);
-        tracing::error!(%error, source, "Store cannot write and refuses all writes until it is opened again");
-        let error = Arc::new(error);
-        self.failed = Some(Arc::clone(&error));
-        self.lazy_since = None;
-        error
+/// Remembers the first error and says so once.
+fn fail(failure: &Failure, error: PersistError) -> Arc<PersistError> {
+    let source = std::error::Error::source(&error).map(ToString::to_string);
+    tracing::error!(%error, source, "Store cannot write and refuses all writes until it is opened again");
+    Arc::clone(failure.get_or_init(|| Arc::new(error)))
+}
+
+fn refuse(outcome_txs: Vec<oneshot::Sender<Outcome>>, error: &Arc<PersistError>) {
+    for outcome_tx in outcome_txs {
+        answer(outcome_tx, Err(CommitError::Io(Arc::clone(error))));
     }
 }
 

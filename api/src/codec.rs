@@ -94,6 +94,15 @@ pub fn yaml_value(bytes: &[u8]) -> Result<Value, DecodeError> {
     .map_err(|e| DecodeError::Syntax(format!("error converting YAML to JSON: {e}")))
 }
 
+/// Reads one YAML document through a visitor of the caller's, with the same bounds.
+pub(crate) fn yaml_with<T>(
+    bytes: &[u8],
+    visit: impl FnOnce(serde_saphyr::Deserializer<'_, '_>) -> Result<T, serde_saphyr::Error>,
+) -> Result<T, DecodeError> {
+    serde_saphyr::with_deserializer_from_slice_with_options(bytes, yaml_options(), visit)
+        .map_err(|e| DecodeError::Syntax(format!("error converting YAML to JSON: {e}")))
+}
+
 fn json(
     schema: &Schema,
     type_id: TypeId,

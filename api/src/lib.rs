@@ -5,6 +5,7 @@
 
 pub mod codec;
 pub mod convert;
+pub mod custom;
 pub mod defaults;
 pub mod managed;
 pub mod meta;

@@ -27,10 +27,12 @@ pub struct Schema {
     /// (group, version) to the Go package that holds its kinds.
     packages: HashMap<(&'static str, &'static str), &'static str>,
     resources: Vec<Resource>,
+    /// Status is written through the main endpoint, as everything else: a custom resource without the subresource.
+    pub(crate) status_is_plain: bool,
 }
 
 /// One struct type.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct TypeDef {
     /// Full Go name, as in `k8s.io/api/core/v1.PodSpec`.
     pub name: Box<str>,
@@ -40,6 +42,8 @@ pub struct TypeDef {
     pub declared: Vec<Declared>,
     /// Owned as one value by server-side apply wherever it is used.
     pub atomic: bool,
+    /// Defaults of fields that may be keys of lists; only custom resources have them here.
+    pub(crate) key_defaults: Vec<(String, serde_json::Value)>,
     /// Indices of the fields that Go writes even when they are zero.
     pub(crate) always: Vec<usize>,
 }
@@ -240,6 +244,15 @@ pub fn builtin() -> &'static Schema {
 }
 
 impl Schema {
+    /// A schema of types only, as custom resources have. `status_apart`: status is written through its own endpoint only.
+    pub(crate) fn of_types(types: Vec<TypeDef>, status_apart: bool) -> Self {
+        Schema {
+            types,
+            status_is_plain: !status_apart,
+            ..Schema::default()
+        }
+    }
+
     /// All resources in discovery order.
     pub fn resources(&self) -> &[Resource] {
         &self.resources

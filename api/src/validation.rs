@@ -39,7 +39,9 @@ pub fn create(resource: &Resource, object: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     meta::create(resource, object, &mut errors);
     let root = Node::root(object);
-    if (resource.group.as_str(), resource.plural.as_str()) == ("", "pods") {
+    if is_definition(resource) {
+        errors.extend(crate::custom::check::create(object));
+    } else if (resource.group.as_str(), resource.plural.as_str()) == ("", "pods") {
         pod::create(&root, &mut errors);
     } else {
         body(resource, &root, &mut errors);
@@ -51,10 +53,19 @@ pub fn create(resource: &Resource, object: &Value) -> Vec<FieldError> {
 pub fn update(resource: &Resource, new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     meta::update(resource, new, old, &mut errors);
+    if is_definition(resource) {
+        errors.extend(crate::custom::check::update(new, old));
+        return errors;
+    }
     let (root, before) = (Node::root(new), Node::root(old));
     transition(resource, &root, &before, &mut errors);
     body(resource, &root, &mut errors);
     errors
+}
+
+/// Definitions of custom resources have rules of their own, over schemas.
+fn is_definition(resource: &Resource) -> bool {
+    resource.group == "apiextensions.k8s.io" && resource.plural == "customresourcedefinitions"
 }
 
 /// Complaints about an update through `/status`.
@@ -84,6 +95,20 @@ pub fn update_ephemeral_containers(
     let mut errors = Vec::new();
     meta::update(resource, new, old, &mut errors);
     pod::update_ephemeral_containers(&Node::root(new), &Node::root(old), &mut errors);
+    errors
+}
+
+/// Complaints about the metadata of a new custom resource.
+pub(crate) fn custom_meta_create(resource: &Resource, object: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    meta::create(resource, object, &mut errors);
+    errors
+}
+
+/// Complaints about the metadata of a changed custom resource.
+pub(crate) fn custom_meta_update(resource: &Resource, new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    meta::update(resource, new, old, &mut errors);
     errors
 }
 

@@ -24,7 +24,7 @@ use crate::auth::{Attributes, Authenticator, Authorizer, Peer, UserInfo};
 use crate::body::Body;
 use crate::call::Call;
 use crate::content::{self, Offers};
-use crate::discovery::Discovery;
+use crate::discovery;
 use crate::forms::Forms;
 use crate::health;
 use crate::kubelet::Kubelets;
@@ -33,7 +33,7 @@ use crate::openapi;
 use crate::pki::Pki;
 use crate::query::Query;
 use crate::refuse;
-use crate::registry::{Entry, Registry};
+use crate::registry::{Entry, EntryRef, Registry};
 use crate::render;
 use crate::request::{self, RequestInfo};
 use crate::route;
@@ -56,7 +56,7 @@ pub(crate) struct Api {
     pub(crate) authn: Authenticator,
     pub(crate) authz: Authorizer,
     pub(crate) kubelets: Kubelets,
-    pub(crate) discovery: Discovery,
+    pub(crate) discovery: discovery::Served,
     pub(crate) metrics: Metrics,
     pub(crate) forms: Arc<Forms>,
     /// Bootstrapped.
@@ -91,7 +91,7 @@ impl Api {
             admission: Admission::new(registry.store().clone(), authz.clone()),
             authn: Authenticator::new(Arc::clone(pki), registry.store().clone()),
             authz,
-            discovery: Discovery::new(registry.schema()),
+            discovery: discovery::Served::new(registry.customs().present()),
             registry,
             kubelets,
             metrics: Metrics::default(),
@@ -138,8 +138,7 @@ impl Api {
         let info = RequestInfo::parse(&parts.method, &path, query.watch, query.name_selector());
         let entry = if info.is_resource {
             self.registry
-                .catalog()
-                .entry(info.group, info.version, info.resource)
+                .lookup(info.group, info.version, info.resource)
         } else {
             None
         };
@@ -147,21 +146,31 @@ impl Api {
             parts: &parts,
             info: &info,
             query: &query,
-            entry,
+            entry: entry.as_ref(),
         };
         let response = match self.admitted(&arrived, body, peer).await {
             Ok(response) => response,
             Err(status) => render::status_response(&status),
         };
-        let encoding = content::encoding(&parts.headers);
+        // Errors about custom resources have a protobuf form, the resources have none.
+        let custom = entry.as_ref().is_some_and(|entry| entry.custom.is_some());
+        let encoding = if custom && response.status().is_success() {
+            content::encoding_of(&parts.headers, Offers::NoProtobuf)
+        } else {
+            content::encoding(&parts.headers)
+        };
         let mut response = transcode::response(self.registry.schema(), response, encoding);
         // Unless a handler said otherwise: nothing between us and the client may keep an answer.
         response
             .headers_mut()
             .entry(http::header::CACHE_CONTROL)
             .or_insert(HeaderValue::from_static("no-cache, private"));
-        self.metrics
-            .answered(&info, entry, response.status().as_u16(), begun.elapsed());
+        self.metrics.answered(
+            &info,
+            entry.as_ref(),
+            response.status().as_u16(),
+            begun.elapsed(),
+        );
         if content::takes_gzip(&parts.headers) {
             render::compress(response)
         } else {
@@ -298,7 +307,7 @@ impl Api {
 
     /// What the kind that an entry or its subresource speaks can be sent as.
     fn offers(&self, entry: &Entry, sub: Option<&Subresource>) -> Offers {
-        let resource = entry.resource;
+        let resource = &entry.resource;
         let (group, version, kind) = sub.map_or(
             (&resource.group, &resource.version, &resource.kind),
             |sub| (&sub.group, &sub.version, &sub.kind),
@@ -347,7 +356,10 @@ impl Api {
                 .ok_or_else(ApiStatus::unknown_path);
         }
         health::respond(self, path, query)
-            .or_else(|| self.discovery.respond(path, &parts.headers))
+            .or_else(|| {
+                self.discovery
+                    .respond(self.registry.customs(), path, &parts.headers)
+            })
             .ok_or_else(ApiStatus::unknown_path)
     }
 }
@@ -357,7 +369,7 @@ struct Arrived<'a> {
     parts: &'a Parts,
     info: &'a RequestInfo<'a>,
     query: &'a Query<'a>,
-    entry: Option<&'static Entry>,
+    entry: Option<&'a EntryRef>,
 }
 
 impl<'a> Arrived<'a> {

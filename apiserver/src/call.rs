@@ -11,15 +11,15 @@ use crate::auth::UserInfo;
 use crate::content::{Encoding, Form};
 use crate::query::Query;
 use crate::refuse;
-use crate::registry::Entry;
+use crate::registry::EntryRef;
 use crate::request::RequestInfo;
 
 /// An authorized request for a resource.
 #[derive(Debug)]
 pub(crate) struct Call<'a> {
     pub(crate) api: &'a Api,
-    pub(crate) entry: &'static Entry,
-    pub(crate) sub: Option<&'static Subresource>,
+    pub(crate) entry: &'a EntryRef,
+    pub(crate) sub: Option<&'a Subresource>,
     pub(crate) info: &'a RequestInfo<'a>,
     pub(crate) query: &'a Query<'a>,
     pub(crate) headers: &'a HeaderMap,
@@ -52,7 +52,7 @@ impl Call<'_> {
     }
 
     /// The name of the subresource, empty for the object itself.
-    pub(crate) fn sub_name(&self) -> &'static str {
+    pub(crate) fn sub_name(&self) -> &str {
         self.sub.map_or("", |sub| sub.name.as_str())
     }
 

@@ -115,6 +115,11 @@ pub(crate) fn encoding(headers: &HeaderMap) -> Encoding {
     accepted(headers, Offers::All).unwrap_or_default().encoding
 }
 
+/// The encoding of answers of which the server has these.
+pub(crate) fn encoding_of(headers: &HeaderMap, offers: Offers) -> Encoding {
+    accepted(headers, offers).unwrap_or_default().encoding
+}
+
 /// Streams have no YAML.
 pub(crate) fn not_streamable() -> ApiStatus {
     ApiStatus::not_acceptable(&[

@@ -3,15 +3,18 @@
 //! All documents are made once at start from the resource table; the aggregated ones carry an ETag over their content.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
-use cox_api::schema::{Resource, Schema, Subresource, join_group_version};
+use cox_api::schema::{self, Resource, Subresource, join_group_version};
 use http::header::{ACCEPT, ETAG, HeaderValue, IF_NONE_MATCH, VARY};
 use http::{HeaderMap, Response, StatusCode};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::body::Body;
+use crate::registry::customs::{CustomCatalog, Customs};
 use crate::render;
 
 /// Paths at `/` that are not API groups.
@@ -46,11 +49,54 @@ struct Group<'a> {
     versions: Vec<&'a str>,
 }
 
+/// The documents of what is served now: built in and defined. They are made anew when the catalog of definitions is another.
+#[derive(Debug)]
+pub(crate) struct Served {
+    made: ArcSwap<(Arc<Customs>, Discovery)>,
+}
+
+impl Served {
+    /// The documents of the built-in kinds and these.
+    pub(crate) fn new(customs: Arc<Customs>) -> Self {
+        Served {
+            made: ArcSwap::from_pointee(make(customs)),
+        }
+    }
+
+    /// Answers a discovery path, if it is one.
+    pub(crate) fn respond(
+        &self,
+        customs: &CustomCatalog,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> Option<Response<Body>> {
+        let present = customs.present();
+        let made = self.made.load();
+        if Arc::ptr_eq(&made.0, &present) {
+            return made.1.respond(path, headers);
+        }
+        let made = Arc::new(make(present));
+        self.made.store(Arc::clone(&made));
+        made.1.respond(path, headers)
+    }
+}
+
+fn make(customs: Arc<Customs>) -> (Arc<Customs>, Discovery) {
+    let entries = customs.entries();
+    let builtin = schema::builtin().resources().iter();
+    let resources: Vec<&Resource> = builtin
+        .chain(entries.iter().map(|entry| &*entry.resource))
+        .collect();
+    let discovery = Discovery::new(&resources);
+    drop(resources);
+    (customs, discovery)
+}
+
 impl Discovery {
     /// Makes the documents.
     #[must_use]
-    pub(crate) fn new(schema: &Schema) -> Self {
-        let groups = groups(schema);
+    pub(crate) fn new(resources: &[&Resource]) -> Self {
+        let groups = groups(resources);
         let mut documents = HashMap::new();
         let mut put = |path: String, value: Value| {
             documents.insert(path, Bytes::from(render::to_bytes(&value)))
@@ -86,7 +132,7 @@ impl Discovery {
             }
             for version in &group.versions {
                 let path = version_path(group.name, version);
-                put(path.clone(), resource_list(schema, group.name, version));
+                put(path.clone(), resource_list(resources, group.name, version));
                 paths.push(path);
             }
         }
@@ -96,8 +142,8 @@ impl Discovery {
         put("/".into(), json!({"paths": paths}));
         let (core, rest): (Vec<_>, Vec<_>) = groups.iter().partition(|group| group.name.is_empty());
         let aggregated = HashMap::from([
-            ("/api", Aggregated::new(schema, &core)),
-            ("/apis", Aggregated::new(schema, &rest)),
+            ("/api", Aggregated::new(resources, &core)),
+            ("/apis", Aggregated::new(resources, &rest)),
         ]);
         Discovery {
             documents,
@@ -155,10 +201,10 @@ fn wants_aggregated(headers: &HeaderMap) -> Option<usize> {
 }
 
 impl Aggregated {
-    fn new(schema: &Schema, groups: &[&Group<'_>]) -> Self {
+    fn new(resources: &[&Resource], groups: &[&Group<'_>]) -> Self {
         let items: Vec<Value> = groups
             .iter()
-            .map(|group| group_discovery(schema, group))
+            .map(|group| group_discovery(resources, group))
             .collect();
         let body = |version: &str| {
             let list = json!({
@@ -211,9 +257,9 @@ fn version_path(group: &str, version: &str) -> String {
 }
 
 /// Groups and versions in the order of the table; a group's preferred version comes first.
-fn groups(schema: &Schema) -> Vec<Group<'_>> {
+fn groups<'a>(resources: &[&'a Resource]) -> Vec<Group<'a>> {
     let mut groups: Vec<Group<'_>> = Vec::new();
-    for resource in schema.resources() {
+    for resource in resources {
         let at = match groups.iter().position(|group| group.name == resource.group) {
             Some(at) => at,
             None => {
@@ -230,8 +276,7 @@ fn groups(schema: &Schema) -> Vec<Group<'_>> {
         }
     }
     for group in &mut groups {
-        let preferred = schema
-            .resources()
+        let preferred = resources
             .iter()
             .find(|one| one.group == group.name && one.preferred);
         if let Some(preferred) = preferred {
@@ -250,19 +295,19 @@ fn group_value(group: &Group<'_>) -> Value {
 }
 
 fn resources_of<'a>(
-    schema: &'a Schema,
+    resources: &[&'a Resource],
     group: &str,
     version: &str,
 ) -> impl Iterator<Item = &'a Resource> {
-    schema
-        .resources()
+    resources
         .iter()
+        .copied()
         .filter(move |resource| resource.group == group && resource.version == version)
 }
 
-fn resource_list(schema: &Schema, group: &str, version: &str) -> Value {
+fn resource_list(resources: &[&Resource], group: &str, version: &str) -> Value {
     let mut rows = Vec::new();
-    for resource in resources_of(schema, group, version) {
+    for resource in resources_of(resources, group, version) {
         let mut row = json!({
             "name": resource.plural, "singularName": resource.singular, "namespaced": resource.namespaced,
             "kind": resource.kind, "verbs": resource.verbs,
@@ -309,12 +354,12 @@ fn storage_version_hash(resource: &Resource) -> String {
     base64::engine::general_purpose::STANDARD.encode(&Sha256::digest(text)[..8])
 }
 
-fn group_discovery(schema: &Schema, group: &Group<'_>) -> Value {
+fn group_discovery(resources: &[&Resource], group: &Group<'_>) -> Value {
     let versions: Vec<Value> = group
         .versions
         .iter()
         .map(|version| {
-            let resources: Vec<Value> = resources_of(schema, group.name, version)
+            let resources: Vec<Value> = resources_of(resources, group.name, version)
                 .map(resource_discovery)
                 .collect();
             json!({"version": version, "resources": resources, "freshness": "Current"})

@@ -38,10 +38,20 @@ pub(crate) fn decode(
     let validation = call.field_validation(options)?;
     let schema = call.api.registry.schema();
     let format = content::format(call.headers)?;
-    let decoded = match format {
-        Format::Json => codec::decode_json(schema, expected.type_id, &call.body),
-        Format::Yaml => codec::decode_yaml(schema, expected.type_id, &call.body),
-        Format::Protobuf => codec::decode_proto(schema, expected.type_id, &call.body),
+    // The body is the custom resource itself, not a Scale or options.
+    let custom = call.entry.custom.as_ref();
+    let custom = custom.filter(|_| expected.kind == call.entry.resource.kind);
+    let decoded = match (format, custom) {
+        (Format::Protobuf, Some(_)) => {
+            return Err(refuse::unsupported_media_type(&[
+                "application/json",
+                "application/yaml",
+            ]));
+        }
+        (_, Some(custom)) => custom.version().decode(&call.body, format == Format::Yaml),
+        (Format::Json, None) => codec::decode_json(schema, expected.type_id, &call.body),
+        (Format::Yaml, None) => codec::decode_yaml(schema, expected.type_id, &call.body),
+        (Format::Protobuf, None) => codec::decode_proto(schema, expected.type_id, &call.body),
     };
     let Decoded {
         mut value,

@@ -2,6 +2,7 @@
 //!
 //! Requests are counted by verb, resource and code in a map behind a short lock; everything else is an atomic.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
@@ -10,7 +11,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::registry::Entry;
+use crate::registry::EntryRef;
+use crate::registry::catalog::Row;
 use crate::request::RequestInfo;
 
 /// Upper bounds of the duration buckets, in seconds.
@@ -36,11 +38,39 @@ struct Watches {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Series {
     verb: &'static str,
-    group: &'static str,
-    version: &'static str,
-    resource: &'static str,
-    subresource: &'static str,
+    group: Label,
+    version: Label,
+    resource: Label,
+    subresource: Label,
     code: u16,
+}
+
+/// Borrowed for built-in kinds, so that counting allocates nothing for them.
+type Label = Cow<'static, str>;
+
+/// Group, version, resource and subresource.
+fn label_values(entry: Option<&EntryRef>, subresource: &str) -> [Label; 4] {
+    match entry.map(|entry| &entry.resource) {
+        None => std::array::from_fn(|_| Label::Borrowed("")),
+        Some(Row::Builtin(resource)) => [
+            &*resource.group,
+            &*resource.version,
+            &*resource.plural,
+            resource
+                .subresource(subresource)
+                .map_or("", |sub| &sub.name),
+        ]
+        .map(Label::Borrowed),
+        Some(resource) => [
+            &*resource.group,
+            &*resource.version,
+            &*resource.plural,
+            resource
+                .subresource(subresource)
+                .map_or("", |sub| &sub.name),
+        ]
+        .map(|text| Label::Owned(text.to_owned())),
+    }
 }
 
 #[derive(Debug, Default)]
@@ -103,20 +133,11 @@ impl Metrics {
     pub(crate) fn answered(
         &self,
         info: &RequestInfo<'_>,
-        entry: Option<&'static Entry>,
+        entry: Option<&EntryRef>,
         code: u16,
         took: Duration,
     ) {
-        let subresource = entry
-            .and_then(|entry| entry.subresource(info.subresource))
-            .map_or("", |sub| sub.name.as_str());
-        let (group, version, resource) = entry.map_or(("", "", ""), |entry| {
-            (
-                entry.resource.group.as_str(),
-                entry.resource.version.as_str(),
-                entry.resource.plural.as_str(),
-            )
-        });
+        let [group, version, resource, subresource] = label_values(entry, info.subresource);
         let series = Series {
             verb: info.verb,
             group,
@@ -275,15 +296,17 @@ mod tests {
     #[test]
     fn requests_are_counted_and_rendered() {
         let metrics = Metrics::default();
-        let entry = catalog::builtin().entry("", "v1", "pods");
+        let entry = catalog::builtin()
+            .entry("", "v1", "pods")
+            .map(EntryRef::Builtin);
         let info = RequestInfo::parse(
             &http::Method::GET,
             "/api/v1/namespaces/a/pods/b",
             false,
             None,
         );
-        metrics.answered(&info, entry, 200, Duration::from_micros(300));
-        metrics.answered(&info, entry, 200, Duration::from_millis(3));
+        metrics.answered(&info, entry.as_ref(), 200, Duration::from_micros(300));
+        metrics.answered(&info, entry.as_ref(), 200, Duration::from_millis(3));
         let watch = metrics.watch_started();
         let page = metrics.render(7);
         let labels = "verb=\"GET\",group=\"\",version=\"v1\",resource=\"pods\",subresource=\"\",code=\"200\"";

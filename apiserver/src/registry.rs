@@ -4,7 +4,10 @@
 //! [`Registry::put`]) run defaults, strategy and validation, but neither admission nor authorization: those belong to requests.
 
 pub mod catalog;
+pub mod customs;
 pub(crate) mod prepare;
+mod version;
+mod webhook;
 
 use std::sync::Arc;
 
@@ -17,8 +20,10 @@ use cox_store::{
 use jiff::Timestamp;
 use serde_json::Value;
 
-pub use catalog::{BuiltinIndexer, Catalog, Entry};
+pub use catalog::{BuiltinIndexer, Catalog, Entry, EntryRef};
+use customs::CustomCatalog;
 
+use crate::outside::Outside;
 use crate::refuse;
 
 /// Where the time comes from.
@@ -29,6 +34,8 @@ pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 pub struct Registry {
     store: Store,
     catalog: &'static Catalog,
+    customs: Arc<CustomCatalog>,
+    outside: Outside,
     clock: Clock,
 }
 
@@ -53,6 +60,8 @@ impl Registry {
         Registry {
             store,
             catalog: catalog::builtin(),
+            customs: Arc::default(),
+            outside: Outside::default(),
             clock,
         }
     }
@@ -69,10 +78,32 @@ impl Registry {
         self.catalog.schema()
     }
 
-    /// All resources.
+    /// All built-in resources.
     #[must_use]
     pub fn catalog(&self) -> &'static Catalog {
         self.catalog
+    }
+
+    /// The custom resources that are served now.
+    #[must_use]
+    pub fn customs(&self) -> &CustomCatalog {
+        &self.customs
+    }
+
+    /// The way to servers outside.
+    pub(crate) fn outside(&self) -> &Outside {
+        &self.outside
+    }
+
+    /// The entry that a URL names: built in, or a definition's.
+    #[must_use]
+    pub fn lookup(&self, group: &str, version: &str, plural: &str) -> Option<EntryRef> {
+        if let Some(entry) = self.catalog.entry(group, version, plural) {
+            return Some(EntryRef::Builtin(entry));
+        }
+        self.customs
+            .entry(group, version, plural)
+            .map(EntryRef::Custom)
     }
 
     /// The present time.
@@ -247,22 +278,22 @@ impl Registry {
 
     fn new_value(&self, entry: &Entry, object: Value) -> Result<Value, ApiStatus> {
         let mut value = self.canonical(entry, object)?;
-        defaults::apply(entry.storage, &mut value);
+        defaults::apply(&entry.storage, &mut value);
         prepare::stamp_new(&mut value, self.now());
-        strategy::prepare_create(entry.storage, &mut value);
-        refuse::invalid_if(entry, &value, validation::create(entry.storage, &value))?;
+        strategy::prepare_create(&entry.storage, &mut value);
+        refuse::invalid_if(entry, &value, validation::create(&entry.storage, &value))?;
         Ok(value)
     }
 
     fn changed_value(&self, entry: &Entry, object: Value, old: &Value) -> Result<Value, ApiStatus> {
         let mut value = self.canonical(entry, object)?;
-        defaults::apply(entry.storage, &mut value);
+        defaults::apply(&entry.storage, &mut value);
         prepare::carry_over(&mut value, old);
-        strategy::prepare_update(entry.storage, &mut value, old);
+        strategy::prepare_update(&entry.storage, &mut value, old);
         refuse::invalid_if(
             entry,
             &value,
-            validation::update(entry.storage, &value, old),
+            validation::update(&entry.storage, &value, old),
         )?;
         Ok(value)
     }

@@ -126,6 +126,9 @@ pub(crate) fn served(entry: &Entry, object: &Object) -> Result<Bytes, ApiStatus>
     if entry.as_stored {
         return Ok(object.json.clone());
     }
+    if let Some(custom) = &entry.custom {
+        return custom.served(object);
+    }
     if let Some(renamed) = entry.renamed(&object.json) {
         return Ok(renamed.into());
     }
@@ -141,7 +144,10 @@ pub(crate) fn served(entry: &Entry, object: &Object) -> Result<Bytes, ApiStatus>
 
 /// The object decoded, in the entry's version.
 pub(crate) fn decoded(entry: &Entry, object: &Object) -> Result<Value, ApiStatus> {
-    Ok(entry.from_storage(decode_stored(&object.json)?))
+    match &entry.custom {
+        Some(custom) => custom.decoded(object),
+        None => Ok(entry.from_storage(decode_stored(&object.json)?)),
+    }
 }
 
 /// A table with one row.
@@ -255,14 +261,14 @@ pub(crate) fn row(
     version: &str,
     now: Timestamp,
 ) -> Value {
-    let cells = printing::cells(entry.resource, value, now);
+    let cells = entry.cells(value, now);
     let object = match include {
         Include::Nothing => Value::Null,
         Include::Metadata => partial(value, version),
         Include::Object => value.clone(),
     };
     let mut row = json!({"cells": cells, "object": object});
-    let conditions = printing::row_conditions(entry.resource, value);
+    let conditions = printing::row_conditions(&entry.resource, value);
     if !conditions.is_empty() {
         row["conditions"] = conditions.into();
     }
@@ -293,7 +299,10 @@ pub(crate) fn table_without_columns(version: &str, revision: &Value, rows: Vec<V
 
 /// The columns of a kind's table.
 pub(crate) fn column_definitions(entry: &Entry) -> Value {
-    printing::columns(entry.resource)
+    if let Some(custom) = &entry.custom {
+        return custom.version().column_definitions();
+    }
+    printing::columns(&entry.resource)
         .iter()
         .map(|column| {
             json!({

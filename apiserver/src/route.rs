@@ -10,7 +10,7 @@ use crate::verbs::{delete, patch, read, watch, write};
 
 /// Answers an authorized request for a resource.
 pub(crate) async fn route(call: &mut Call<'_>) -> Result<Response<Body>, ApiStatus> {
-    let resource = call.entry.resource;
+    let resource = &call.entry.resource;
     let verbs = call.sub.map_or(&resource.verbs, |sub| &sub.verbs);
     let verb = call.info.verb;
     if !verbs.iter().any(|has| has == verb) {
@@ -21,6 +21,18 @@ pub(crate) async fn route(call: &mut Call<'_>) -> Result<Response<Body>, ApiStat
                 ApiStatus::method_not_supported(&resource.group, &resource.plural, verb)
             },
         );
+    }
+    if let Some(custom) = &call.entry.custom {
+        if verb == "create" && custom.terminating {
+            let mut refused =
+                ApiStatus::method_not_supported(&resource.group, &resource.plural, verb);
+            refused.message =
+                format!("{verb} not allowed while custom resource definition is terminating");
+            return Err(refused);
+        }
+        if let Some(warning) = &custom.version().deprecation {
+            call.warnings.push(warning.clone());
+        }
     }
     if call.sub.is_some() {
         return subresources::route(call).await;

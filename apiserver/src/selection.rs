@@ -1,23 +1,27 @@
 //! Which objects a list or watch wants: label and field selectors over the attributes that travel with each object.
 
+use std::borrow::Cow;
+
 use cox_api::selector::{FieldRequirement, FieldSelector, LabelSelector};
 use cox_api::status::ApiStatus;
 use cox_store::Object;
 
 use crate::query::Query;
 use crate::refuse;
-use crate::registry::Entry;
+use crate::registry::{Entry, EntryRef};
 
 /// A parsed pair of selectors.
 #[derive(Debug, Default)]
 pub(crate) struct Selection {
     labels: Option<LabelSelector>,
     fields: Vec<FieldRequirement>,
+    /// The entry whose definition says where fields stand, when some are asked for.
+    custom: Option<EntryRef>,
 }
 
 impl Selection {
     /// Reads the selectors of a request; refuses labels of fields that the resource does not index.
-    pub(crate) fn parse(entry: &Entry, query: &Query<'_>) -> Result<Self, ApiStatus> {
+    pub(crate) fn parse(entry: &EntryRef, query: &Query<'_>) -> Result<Self, ApiStatus> {
         let labels = match query.label_selector.as_deref() {
             Some(text) => Some(LabelSelector::parse(text).map_err(|error| {
                 refuse::bad_request(format!("unable to parse requirement: {error}"))
@@ -37,7 +41,12 @@ impl Selection {
                 check_field(entry, &requirement.field)?;
             }
         }
-        Ok(Selection { labels, fields })
+        let custom = (entry.custom.is_some() && !fields.is_empty()).then(|| entry.clone());
+        Ok(Selection {
+            labels,
+            fields,
+            custom,
+        })
     }
 
     /// The same, narrowed to one name unless it is empty.
@@ -69,7 +78,7 @@ impl Selection {
     pub(crate) fn matches(&self, object: &Object) -> bool {
         self.fields
             .iter()
-            .all(|field| (field_of(object, &field.field) == field.value) == field.equal)
+            .all(|field| (self.value_of(object, &field.field) == field.value) == field.equal)
             && self.labels.as_ref().is_none_or(|selector| {
                 selector.matches(
                     object
@@ -83,7 +92,7 @@ impl Selection {
 }
 
 fn check_field(entry: &Entry, field: &str) -> Result<(), ApiStatus> {
-    if entry.fields.contains(&field) {
+    if entry.fields.iter().any(|known| known == field) {
         return Ok(());
     }
     let own = entry
@@ -97,6 +106,18 @@ fn check_field(entry: &Entry, field: &str) -> Result<(), ApiStatus> {
             "{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
         )
     }))
+}
+
+impl Selection {
+    fn value_of<'a>(&self, object: &'a Object, name: &str) -> Cow<'a, str> {
+        match self.custom.as_ref().and_then(|entry| entry.custom.as_ref()) {
+            Some(custom) if !name.starts_with("metadata.") => {
+                let value = serde_json::from_slice(&object.json).unwrap_or_default();
+                Cow::Owned(custom.version().selectable_value(name, &value))
+            }
+            _ => Cow::Borrowed(field_of(object, name)),
+        }
+    }
 }
 
 fn field_of<'a>(object: &'a Object, name: &str) -> &'a str {

@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use crate::api::Api;
 use crate::auth::{Peer, UserInfo, aggregation};
 use crate::bootstrap;
+use crate::definitions;
 use crate::kubelet::{KubeletTlsError, Kubelets};
 use crate::pki::{Pki, PkiError};
 use crate::registry::{Clock, Registry};
@@ -141,6 +142,7 @@ pub async fn start(
     let tls = config.pki.server_config(&config.extra_sans)?;
     let kubelets = Kubelets::new(&config.pki)?;
     let registry = Registry::with_clock(deps.store, deps.clock);
+    definitions::load(&registry);
     let draining = cancel.child_token();
     let api = Arc::new(Api::new(
         registry,
@@ -174,6 +176,7 @@ pub async fn start(
     .await
     .map_err(StartError::Bootstrap)?;
     // After the bootstrap: it would see aggregated roles before their parts and write what is undone a moment later.
+    tasks.spawn(definitions::run(api.registry.clone(), cancel.clone()));
     tasks.spawn(aggregation::run(
         api.registry.store().clone(),
         cancel.clone(),

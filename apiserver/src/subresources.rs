@@ -17,7 +17,7 @@ use crate::verbs::{patch, read, write};
 /// Answers a request for a subresource.
 pub(crate) async fn route(call: &mut Call<'_>) -> Result<Response<Body>, ApiStatus> {
     match (call.sub_name(), call.info.verb) {
-        ("scale", "get") => scale::get(call),
+        ("scale", "get") => scale::get(call).await,
         ("scale", "update") => scale::update(call).await,
         ("scale", "patch") => scale::patch(call).await,
         ("binding", "create") => binding::create(call).await,
@@ -39,7 +39,7 @@ pub(crate) async fn route(call: &mut Call<'_>) -> Result<Response<Body>, ApiStat
 
 /// The resource is never stored: creating one asks a question or does something else.
 pub(crate) fn is_virtual(call: &Call<'_>) -> bool {
-    let resource = call.entry.resource;
+    let resource = &call.entry.resource;
     matches!(
         resource.group.as_str(),
         "authentication.k8s.io" | "authorization.k8s.io"

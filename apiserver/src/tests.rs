@@ -1,6 +1,7 @@
 //! Component tests: the whole API in process over a memory store, as its clients see it.
 
 mod content;
+mod crds;
 mod delete;
 mod errors;
 mod lists;

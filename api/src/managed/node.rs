@@ -134,6 +134,9 @@ fn default_key(schema: &Schema, element: &Shape, key: &str) -> Option<Value> {
         return None;
     };
     let def = schema.def(*id);
+    if let Some((_, default)) = def.key_defaults.iter().find(|(name, _)| name == key) {
+        return Some(default.clone());
+    }
     match (key, def.name.rsplit('.').next()?) {
         ("protocol", "ContainerPort" | "ServicePort") => Some(Value::from("TCP")),
         ("name", "LocalObjectReference") => Some(Value::from("")),

@@ -72,7 +72,11 @@ impl Scope<'_> {
             Level::Metadata => UNOWNED_METADATA.binary_search(&name).is_ok(),
             Level::Root => match name {
                 "apiVersion" | "kind" => true,
-                "status" => self.subresource != "status" && self.subresource != "approval",
+                "status" => {
+                    !self.schema.status_is_plain
+                        && self.subresource != "status"
+                        && self.subresource != "approval"
+                }
                 "spec" => self.subresource == "status",
                 _ => false,
             },

@@ -3,22 +3,32 @@
 //!
 //! Built once from the resource table; a row per resource and version. Holds no objects.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 
-use cox_api::convert;
+use cox_api::codec::{self, DecodeError, Decoded};
+use cox_api::custom::Definition;
 use cox_api::schema::{self, Resource, Schema, Subresource};
-use cox_api::strategy;
+use cox_api::validation::FieldError;
+use cox_api::{convert, defaults, printing, strategy, validation};
 use cox_store::{Attrs, Durability, Indexer, ObjectKey};
+use jiff::Timestamp;
 use serde_json::Value;
+
+use super::customs::Custom;
 
 /// One served resource in one version.
 #[derive(Debug)]
 pub struct Entry {
     /// Its row in the resource table.
-    pub resource: &'static Resource,
-    /// The row of the version in which its objects are stored (the same row for most).
-    pub storage: &'static Resource,
+    pub resource: Row,
+    /// The row of the version that is worked on: where its objects are stored (the same row for most). Custom resources are
+    /// worked on in the version of the request, as upstream has it, and converted when they are read and written.
+    pub storage: Row,
+    /// What a definition says of it; none for built-in kinds.
+    pub custom: Option<Custom>,
     /// Key prefix in the store.
     pub prefix: Arc<str>,
     /// `v1`, `apps/v1`.
@@ -27,9 +37,9 @@ pub struct Entry {
     pub as_stored: bool,
     /// How objects of this version begin, and how stored ones do: where nothing but the version differs, one is put in the
     /// other's place and nothing is decoded.
-    heads: Option<[Vec<u8>; 2]>,
+    pub(super) heads: Option<[Vec<u8>; 2]>,
     /// Field labels that selectors may use.
-    pub fields: Vec<&'static str>,
+    pub fields: Vec<Cow<'static, str>>,
     /// How durable writes are.
     pub durability: Durability,
     /// PUT makes what is not there.
@@ -38,6 +48,46 @@ pub struct Entry {
     pub unconditional_update: bool,
     /// DELETE answers with the object instead of a Status.
     pub returns_deleted: bool,
+}
+
+/// A row of the resource table: of the built-in one, or of a definition.
+#[derive(Clone, Debug)]
+pub enum Row {
+    /// Built in.
+    Builtin(&'static Resource),
+    /// A definition's.
+    Custom(Arc<Definition>, usize),
+}
+
+impl Deref for Row {
+    type Target = Resource;
+
+    fn deref(&self) -> &Resource {
+        match self {
+            Row::Builtin(resource) => resource,
+            Row::Custom(definition, at) => &definition.versions[*at].resource,
+        }
+    }
+}
+
+/// An entry of the built-in catalog, or one that goes when its definition does.
+#[derive(Clone, Debug)]
+pub enum EntryRef {
+    /// Built in.
+    Builtin(&'static Entry),
+    /// A definition's.
+    Custom(Arc<Entry>),
+}
+
+impl Deref for EntryRef {
+    type Target = Entry;
+
+    fn deref(&self) -> &Entry {
+        match self {
+            EntryRef::Builtin(entry) => entry,
+            EntryRef::Custom(entry) => entry,
+        }
+    }
 }
 
 /// All rows, with the indexes that requests need.
@@ -96,11 +146,11 @@ impl Catalog {
         let mut by_prefix = HashMap::new();
         for (at, entry) in entries.iter().enumerate() {
             by_plural
-                .entry(entry.resource.plural.as_str())
+                .entry(resources[at].plural.as_str())
                 .or_default()
                 .push(at);
-            if std::ptr::eq(entry.resource, entry.storage) {
-                by_prefix.insert(entry.resource.storage_prefix.as_str(), at);
+            if entry.is_storage_row() {
+                by_prefix.insert(resources[at].storage_prefix.as_str(), at);
             }
         }
         Catalog {
@@ -117,17 +167,21 @@ impl Catalog {
     }
 
     /// The row that a URL names.
-    pub fn entry(&self, group: &str, version: &str, plural: &str) -> Option<&Entry> {
+    pub fn entry(
+        &'static self,
+        group: &str,
+        version: &str,
+        plural: &str,
+    ) -> Option<&'static Entry> {
         self.rows(plural)
             .find(|entry| entry.resource.version == version && entry.resource.group == group)
     }
 
     /// The row of a group's resource in the version that is stored.
-    pub fn stored(&self, group: &str, plural: &str) -> Option<&Entry> {
+    pub fn stored(&'static self, group: &str, plural: &str) -> Option<&'static Entry> {
         self.rows(plural).find(|entry| {
             entry.resource.group == group
-                && (std::ptr::eq(entry.resource, entry.storage)
-                    || entry.resource.group != entry.storage.group)
+                && (entry.is_storage_row() || entry.resource.group != entry.storage.group)
         })
     }
 
@@ -136,7 +190,7 @@ impl Catalog {
         &self.entries
     }
 
-    fn rows(&self, plural: &str) -> impl Iterator<Item = &Entry> {
+    fn rows(&'static self, plural: &str) -> impl Iterator<Item = &'static Entry> {
         self.by_plural
             .get(plural)
             .into_iter()
@@ -155,19 +209,16 @@ impl Entry {
             )
             .unwrap_or(resource);
         let plural = resource.plural.as_str();
-        let mut fields: Vec<&'static str> = strategy::selectable_fields(storage, &Value::Null)
+        let mut fields: Vec<Cow<'static, str>> = strategy::selectable_fields(storage, &Value::Null)
             .into_iter()
-            .map(|(name, _)| name)
+            .map(|(name, _)| Cow::Borrowed(name))
             .collect();
-        for name in ["metadata.name", "metadata.namespace"] {
-            if !fields.contains(&name) && (name == "metadata.name" || resource.namespaced) {
-                fields.push(name);
-            }
-        }
+        add_metadata_fields(&mut fields, resource.namespaced);
         let api_version = resource.api_version();
         Entry {
-            resource,
-            storage,
+            resource: Row::Builtin(resource),
+            storage: Row::Builtin(storage),
+            custom: None,
             prefix: Arc::from(resource.storage_prefix.as_str()),
             as_stored: convert::is_stored_as_served(resource),
             heads: convert::is_rename_only(resource).then(|| {
@@ -184,6 +235,86 @@ impl Entry {
             create_on_update: CREATE_ON_UPDATE.contains(&plural),
             unconditional_update: strategy::allows_unconditional_update(resource),
             returns_deleted: RETURNS_DELETED.contains(&plural),
+        }
+    }
+
+    /// The schema that its objects are walked along; the row names the type.
+    pub fn schema(&self) -> &Schema {
+        match &self.custom {
+            Some(custom) => custom.version().types(),
+            None => schema::builtin(),
+        }
+    }
+
+    /// Fills in what an object leaves out.
+    pub fn apply_defaults(&self, value: &mut Value) {
+        match &self.custom {
+            Some(custom) => custom.version().apply_defaults(value),
+            None => defaults::apply(&self.storage, value),
+        }
+    }
+
+    /// Complaints about a new object.
+    pub fn validate_create(&self, value: &Value) -> Vec<FieldError> {
+        match &self.custom {
+            Some(custom) => custom.version().validate_create(value),
+            None => validation::create(&self.storage, value),
+        }
+    }
+
+    /// Complaints about an update of the main endpoint.
+    pub fn validate_update(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        match &self.custom {
+            Some(custom) => custom.version().validate_update(new, old),
+            None => validation::update(&self.storage, new, old),
+        }
+    }
+
+    /// Complaints about an update through `/status`.
+    pub fn validate_status(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        match &self.custom {
+            Some(custom) => custom.version().validate_status(new, old),
+            None => validation::update_status(&self.storage, new, old),
+        }
+    }
+
+    /// Brings what a patch left into the canonical form of this version.
+    pub fn canonicalize(&self, value: Value) -> Result<Decoded, DecodeError> {
+        match &self.custom {
+            Some(custom) => custom.version().canonicalize(value),
+            None => codec::canonicalize(schema::builtin(), self.resource.type_id, value),
+        }
+    }
+
+    /// The cells of an object's row in a table.
+    pub fn cells(&self, value: &Value, now: Timestamp) -> Vec<Value> {
+        match &self.custom {
+            Some(custom) => custom.version().cells(value, now),
+            None => printing::cells(&self.resource, value, now),
+        }
+    }
+
+    /// The Scale of an object.
+    pub fn scale_of(&self, value: &Value) -> Option<Value> {
+        match &self.custom {
+            Some(custom) => custom.version().scale_of(value),
+            None => strategy::get_scale(&self.storage, value),
+        }
+    }
+
+    /// Takes over the replicas that a Scale asks for.
+    pub fn set_scale(&self, value: &mut Value, scale: &Value) {
+        match &self.custom {
+            Some(custom) => custom.version().set_scale(value, scale),
+            None => strategy::set_scale(&self.storage, value, scale),
+        }
+    }
+
+    /// An applied Scale as a configuration of the object.
+    pub fn scale_configuration(&self, value: &Value, scale: &Value) -> Value {
+        match &self.custom {
+            Some(custom) => custom.version().scale_configuration(value, scale),
+            None => strategy::scale_configuration(value, scale),
         }
     }
 
@@ -214,8 +345,16 @@ impl Entry {
     }
 
     /// A subresource by name.
-    pub fn subresource(&self, name: &str) -> Option<&'static Subresource> {
+    pub fn subresource(&self, name: &str) -> Option<&Subresource> {
         self.resource.subresource(name)
+    }
+
+    /// This is the row of the version that is stored.
+    fn is_storage_row(&self) -> bool {
+        match (&self.resource, &self.storage) {
+            (Row::Builtin(resource), Row::Builtin(storage)) => std::ptr::eq(*resource, *storage),
+            (resource, _) => resource.version == resource.storage_version,
+        }
     }
 
     /// The resource supports a verb.
@@ -231,45 +370,66 @@ impl Entry {
 
     /// Labels and selectable fields of an object in its stored version.
     pub fn attrs(&self, value: &Value) -> Attrs {
-        let labels = value["metadata"]["labels"].as_object();
-        let labels = labels.into_iter().flatten().map(|(key, value)| {
-            (
-                key.as_str().into(),
-                value.as_str().unwrap_or_default().into(),
-            )
-        });
-        let fields = strategy::selectable_fields(self.storage, value);
+        let attrs = labels_only(value);
+        if self.custom.is_some() {
+            return attrs;
+        }
+        let fields = strategy::selectable_fields(&self.storage, value);
         let fields = fields
             .into_iter()
             .filter(|(name, _)| !name.starts_with("metadata."));
         Attrs {
-            labels: labels.collect(),
             fields: fields
                 .map(|(name, value)| (name.into(), value.into_boxed_str()))
                 .collect(),
+            ..attrs
         }
     }
 
     /// The stored form of an object of this version.
     pub fn to_storage(&self, mut value: Value) -> Value {
-        if !self.as_stored {
-            convert::to_storage(self.resource, &mut value);
+        if !self.as_stored && self.custom.is_none() {
+            convert::to_storage(&self.resource, &mut value);
         }
         value
     }
 
     /// An object of this version from its stored form.
     pub fn from_storage(&self, mut value: Value) -> Value {
-        if !self.as_stored {
-            convert::from_storage(self.resource, &mut value);
+        if !self.as_stored && self.custom.is_none() {
+            convert::from_storage(&self.resource, &mut value);
         }
         value
     }
 }
 
+/// Every kind is selectable by its name.
+pub(super) fn add_metadata_fields(fields: &mut Vec<Cow<'static, str>>, namespaced: bool) {
+    for name in ["metadata.name", "metadata.namespace"] {
+        if !fields.iter().any(|field| field == name) && (name == "metadata.name" || namespaced) {
+            fields.push(Cow::Borrowed(name));
+        }
+    }
+}
+
 /// How the encoder begins an object.
-fn head(kind: &str, api_version: &str) -> Vec<u8> {
+pub(super) fn head(kind: &str, api_version: &str) -> Vec<u8> {
     format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",").into_bytes()
+}
+
+/// The attributes of a custom resource: its selectable fields are read from the object, since definitions change.
+fn labels_only(value: &Value) -> Attrs {
+    let labels = value["metadata"]["labels"].as_object();
+    let labels = labels.into_iter().flatten().map(|(key, value)| {
+        (
+            key.as_str().into(),
+            value.as_str().unwrap_or_default().into(),
+        )
+    });
+    Attrs {
+        labels: labels.collect(),
+        ..Attrs::default()
+    }
 }
 
 /// Gives the store the attributes of the objects that it loads from disk.
@@ -285,6 +445,7 @@ impl Indexer for BuiltinIndexer {
             .map(|at| &catalog.entries[*at]);
         match (entry, serde_json::from_slice::<Value>(json)) {
             (Some(entry), Ok(value)) => entry.attrs(&value),
+            (None, Ok(value)) => labels_only(&value),
             _ => Attrs::default(),
         }
     }

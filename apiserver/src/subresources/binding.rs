@@ -8,7 +8,7 @@ use crate::body::Body;
 use crate::call::Call;
 use crate::input::{self, Expected};
 use crate::refuse;
-use crate::registry::{Entry, decode_stored, prepare};
+use crate::registry::{Entry, EntryRef, decode_stored, prepare};
 use crate::render;
 use crate::request::RequestInfo;
 use crate::verbs::write::{self, Outcome, Ownership, RACE_ATTEMPTS, WriteError};
@@ -43,9 +43,10 @@ pub(crate) async fn create(call: &mut Call<'_>) -> Result<Response<Body>, ApiSta
         name: &name,
         ..*call.info
     };
+    let pods_ref = EntryRef::Builtin(pods);
     let mut on_pod = Call {
         api: call.api,
-        entry: pods,
+        entry: &pods_ref,
         sub: pods.subresource("binding"),
         info: &info,
         query: call.query,

@@ -3,7 +3,6 @@
 use cox_api::codec;
 use cox_api::schema::TypeId;
 use cox_api::status::ApiStatus;
-use cox_api::strategy;
 use cox_api::validation::FieldError;
 use http::{Response, StatusCode};
 use serde_json::Value;
@@ -13,7 +12,6 @@ use crate::call::Call;
 use crate::content::{self, PatchType};
 use crate::input::{self, Expected};
 use crate::refuse;
-use crate::registry::decode_stored;
 use crate::render;
 use crate::verbs::write::{self, Outcome, Ownership, RACE_ATTEMPTS, WriteError};
 use crate::verbs::{patch, read};
@@ -21,9 +19,9 @@ use crate::verbs::{patch, read};
 const API_VERSION: &str = "autoscaling/v1";
 
 /// GET of the scale.
-pub(crate) fn get(call: &Call<'_>) -> Result<Response<Body>, ApiStatus> {
+pub(crate) async fn get(call: &Call<'_>) -> Result<Response<Body>, ApiStatus> {
     let object = read::find(call, &call.api.registry.store().snapshot())?;
-    let scale = scale_of(call, &decode_stored(&object.json)?)?;
+    let scale = scale_of(call, &call.api.registry.current(call.entry, &object).await?)?;
     Ok(render::value(call, StatusCode::OK, &scale))
 }
 
@@ -48,7 +46,7 @@ pub(crate) async fn patch(call: &mut Call<'_>) -> Result<Response<Body>, ApiStat
             .map_err(|error| input::decode_error(&call.body, expected, &error))?
             .value;
         return change(call, dry_run, |call, object| {
-            let configuration = strategy::scale_configuration(object, &applied);
+            let configuration = call.entry.scale_configuration(object, &applied);
             Ok((
                 patch::apply(call, Some(object), &configuration)?,
                 Ownership::Settled,
@@ -99,7 +97,7 @@ fn scaled(call: &Call<'_>, object: &Value, scale: &Value) -> Result<(Value, Owne
         ));
     }
     let mut new = object.clone();
-    strategy::set_scale(call.entry.storage, &mut new, scale);
+    call.entry.set_scale(&mut new, scale);
     Ok((new, Ownership::Record))
 }
 
@@ -110,12 +108,14 @@ where
 {
     for _ in 0..RACE_ATTEMPTS {
         let old = read::find(call, &call.api.registry.store().snapshot())?;
-        let old_value = decode_stored(&old.json)?;
+        let old_value = call.api.registry.current(call.entry, &old).await?;
         let (new, ownership) = edit(call, &old_value)?;
         match write::change(call, &old, &old_value, new, dry_run, ownership).await {
             Ok(outcome) => {
                 let value = match outcome {
-                    Outcome::Stored(object) => decode_stored(&object.json)?,
+                    Outcome::Stored(object) => {
+                        call.api.registry.current(call.entry, &object).await?
+                    }
                     Outcome::Dry(value) => value,
                 };
                 return Ok(render::value(
@@ -133,7 +133,8 @@ where
 }
 
 fn scale_of(call: &Call<'_>, value: &Value) -> Result<Value, ApiStatus> {
-    strategy::get_scale(call.entry.storage, value)
+    call.entry
+        .scale_of(value)
         .ok_or_else(|| refuse::not_found(call.entry, call.info.name))
 }
 

@@ -168,7 +168,7 @@ async fn every_resource_is_served_by_the_one_registry() {
     let server = Server::with_namespace().await;
     let mut served = 0;
     for entry in server.server.registry().catalog().entries() {
-        let resource = entry.resource;
+        let resource = &entry.resource;
         let root = if resource.group.is_empty() {
             "/api".to_owned()
         } else {

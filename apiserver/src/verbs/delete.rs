@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use cox_api::codec;
+use cox_api::custom;
 use cox_api::status::ApiStatus;
 use cox_store::{CommitError, Object, Precondition};
 use http::{Response, StatusCode};
@@ -16,7 +17,7 @@ use crate::body::{Body, Item, ListBody};
 use crate::call::{Call, check_dry_run};
 use crate::content::{self, Format};
 use crate::refuse;
-use crate::registry::{Entry, decode_stored, prepare};
+use crate::registry::{Entry, Registry, decode_stored, prepare};
 use crate::render;
 use crate::selection::Selection;
 use crate::verbs::read::Page;
@@ -83,7 +84,7 @@ enum Deleted {
 }
 
 fn answer(call: &Call<'_>, deleted: &Deleted) -> Result<Response<Body>, ApiStatus> {
-    let resource = call.entry.resource;
+    let resource = &call.entry.resource;
     let success = |value: &Value| {
         let text = |field: &str| value["metadata"][field].as_str().unwrap_or_default();
         let status =
@@ -156,11 +157,34 @@ async fn delete_named(
     Err(refuse::modified(entry, name))
 }
 
+/// Deletes an object without a request: finalizers hold it as they always do.
+pub(crate) async fn delete_stored(
+    registry: &Registry,
+    entry: &Entry,
+    object: &Object,
+) -> Result<(), ApiStatus> {
+    let value = decode_stored(&object.json)?;
+    let (namespace, name) = prepare::names(entry, &value);
+    let at = Precondition::Revision(object.revision);
+    let committed = match plan(entry, &value, &Options::default(), registry.now()) {
+        Plan::Nothing => return Ok(()),
+        Plan::Remove => registry.commit_delete(entry, &namespace, &name, at).await,
+        Plan::Mark(marked) => {
+            registry
+                .commit_put(entry, &namespace, &name, &marked, at)
+                .await
+        }
+    };
+    committed
+        .map(|_| ())
+        .map_err(|error| refuse::commit(entry, &name, error))
+}
+
 async fn admit(call: &Call<'_>, name: &str, value: &Value, dry_run: bool) -> Result<(), ApiStatus> {
     let admission = &call.api.admission;
     let mut request = Request {
         operation: Operation::Delete,
-        resource: call.entry.storage,
+        resource: &call.entry.storage,
         subresource: "",
         namespace: call.namespace(),
         name,
@@ -311,7 +335,13 @@ enum Plan {
 /// Decides. `old` is the stored object; the plan for a repeated delete only ever shortens.
 fn plan(entry: &Entry, old: &Value, options: &Options, now: Timestamp) -> Plan {
     let mut new = old.clone();
-    let finalizers = finalizers_for(old, options.propagation);
+    let mut finalizers = finalizers_for(old, options.propagation);
+    let definition = entry.resource.kind == "CustomResourceDefinition";
+    if definition && old["metadata"]["deletionTimestamp"].is_null() {
+        // Its objects go first.
+        finalizers.push(custom::status::CLEANUP.to_owned());
+        new = custom::status::terminating(&new, false, &prepare::time_text(now));
+    }
     let waits = !finalizers.is_empty()
         || (entry.resource.kind == "Namespace" && has_items(&old["spec"]["finalizers"]));
     set_finalizers(&mut new, &finalizers);

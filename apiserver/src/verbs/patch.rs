@@ -14,7 +14,6 @@ use crate::call::{Call, FieldValidation};
 use crate::content::{self, PatchType};
 use crate::input::{self, Expected};
 use crate::refuse;
-use crate::registry::decode_stored;
 use crate::verbs::write::{self, Ownership, RACE_ATTEMPTS, WriteError};
 
 const OPTIONS: &str = "PatchOptions";
@@ -33,7 +32,7 @@ pub(crate) async fn patch(call: &mut Call<'_>) -> Result<Response<Body>, ApiStat
             return create_by_apply(call, &body, dry_run).await;
         };
         drop(snapshot);
-        let old_value = decode_stored(&old.json)?;
+        let old_value = call.api.registry.current(entry, &old).await?;
         let served = entry.from_storage(old_value.clone());
         let (new, ownership) = body.on(call, &served, validation)?;
         let wanted = new["metadata"]["resourceVersion"]
@@ -46,7 +45,7 @@ pub(crate) async fn patch(call: &mut Call<'_>) -> Result<Response<Body>, ApiStat
         }
         let new = entry.to_storage(new);
         match write::change(call, &old, &old_value, new, dry_run, ownership).await {
-            Ok(outcome) => return write::respond(call, StatusCode::OK, outcome),
+            Ok(outcome) => return write::respond(call, StatusCode::OK, outcome).await,
             Err(WriteError::Refused(status)) => return Err(status),
             Err(WriteError::Raced) if body.pins_revision() => {
                 return Err(refuse::modified(entry, call.info.name));
@@ -79,7 +78,7 @@ async fn create_by_apply(
     }
     let merged = apply(call, None, applied)?;
     let outcome = write::create_value(call, merged, dry_run, Ownership::Settled).await?;
-    write::respond(call, StatusCode::CREATED, outcome)
+    write::respond(call, StatusCode::CREATED, outcome).await
 }
 
 /// A parsed patch.
@@ -120,8 +119,13 @@ impl Patch {
             ));
         }
         let expected = Expected::object(call);
-        let schema = call.api.registry.schema();
-        let decoded = codec::decode_applied_yaml(schema, expected.type_id, &call.body);
+        let decoded = match &call.entry.custom {
+            Some(custom) => custom.version().decode_applied(&call.body),
+            None => {
+                let schema = call.api.registry.schema();
+                codec::decode_applied_yaml(schema, expected.type_id, &call.body)
+            }
+        };
         let Decoded {
             mut value,
             problems,
@@ -147,7 +151,7 @@ impl Patch {
         validation: FieldValidation,
     ) -> Result<(Value, Ownership), ApiStatus> {
         let expected = Expected::object(call);
-        let schema = call.api.registry.schema();
+        let schema = call.entry.schema();
         let patched = match self {
             Patch::Apply(applied) => {
                 return Ok((apply(call, Some(old), applied)?, Ownership::Settled));
@@ -162,7 +166,7 @@ impl Patch {
         let Decoded {
             mut value,
             problems,
-        } = codec::canonicalize(schema, expected.type_id, patched).map_err(|error| {
+        } = call.entry.canonicalize(patched).map_err(|error| {
             refuse::unprocessable(call.entry, call.info.name, &error.to_string())
         })?;
         input::complete_type(&mut value, expected)?;
@@ -199,7 +203,7 @@ pub(crate) fn apply(
         writer: write::writer(call, &manager),
         force: call.query.force.unwrap_or(false),
     };
-    let schema = call.api.registry.schema();
+    let schema = call.entry.schema();
     let type_id = call.entry.resource.type_id;
     let merged = managed::apply(schema, type_id, live, applied, &options).map_err(|error| {
         if let ApplyError::Conflicts(conflicts) = &error {
@@ -208,7 +212,7 @@ pub(crate) fn apply(
             refuse::bad_request(error.to_string())
         }
     })?;
-    let decoded = codec::canonicalize(schema, type_id, merged);
+    let decoded = call.entry.canonicalize(merged);
     Ok(decoded
         .map_err(|error| refuse::bad_request(error.to_string()))?
         .value)

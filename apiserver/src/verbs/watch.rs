@@ -26,7 +26,7 @@ use crate::content::{self, Encoding, Form};
 use crate::forms::{Forms, Wanted};
 use crate::metrics::WatchGauge;
 use crate::refuse;
-use crate::registry::{Entry, Registry};
+use crate::registry::{Entry, EntryRef, Registry};
 use crate::render;
 use crate::selection::Selection;
 use crate::verbs::frames::{self, Kind};
@@ -56,7 +56,7 @@ pub(crate) fn watch(call: &Call<'_>) -> Result<Response<Body>, ApiStatus> {
         );
     let watcher = Watcher {
         registry: call.api.registry.clone(),
-        entry: call.entry,
+        entry: call.entry.clone(),
         namespace: call.entry.path_prefix(call.namespace()),
         selection,
         forms: Arc::clone(&call.api.forms),
@@ -64,7 +64,7 @@ pub(crate) fn watch(call: &Call<'_>) -> Result<Response<Body>, ApiStatus> {
             form: call.form,
             encoding: call.encoding,
             include: render::include_object(call),
-            entry: std::ptr::from_ref(call.entry).addr(),
+            entry: std::ptr::from_ref::<Entry>(call.entry).addr(),
         },
         columns_sent: AtomicBool::new(false),
         bookmarks: call.query.allow_watch_bookmarks,
@@ -151,7 +151,7 @@ impl Opened {
 
 struct Watcher {
     registry: Registry,
-    entry: &'static Entry,
+    entry: EntryRef,
     namespace: String,
     selection: Selection,
     forms: Arc<Forms>,
@@ -285,7 +285,7 @@ impl Watcher {
             Ok(object.json.clone())
         } else if let (Form::Table(version), true) = (self.wanted.form, self.tells_columns()) {
             self.columns_sent.store(true, Ordering::Relaxed);
-            let (entry, include) = (self.entry, self.wanted.include);
+            let (entry, include) = (&self.entry, self.wanted.include);
             render::table_of_one(entry, object, include, version, self.registry.now())
         } else {
             self.make(object)
@@ -305,7 +305,13 @@ impl Watcher {
 
     fn make(&self, object: &Object) -> Result<Bytes, ApiStatus> {
         let schema = self.registry.schema();
-        render::event_object(self.entry, schema, object, self.wanted, self.registry.now())
+        render::event_object(
+            &self.entry,
+            schema,
+            object,
+            self.wanted,
+            self.registry.now(),
+        )
     }
 
     fn push(&self, kind: Kind, bytes: Result<Bytes, ApiStatus>, output: &Output) {
@@ -332,7 +338,7 @@ impl Watcher {
             Form::Table(version) => {
                 let now = self.registry.now();
                 let row = render::row(
-                    self.entry,
+                    &self.entry,
                     &object,
                     self.wanted.include.or_metadata(),
                     version,

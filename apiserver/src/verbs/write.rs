@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cox_api::managed::{self, Writer};
 use cox_api::status::ApiStatus;
-use cox_api::{defaults, strategy, validation};
+use cox_api::{strategy, validation};
 use cox_store::{CommitError, Object, Precondition};
 use http::{Response, StatusCode};
 use serde_json::{Map, Value};
@@ -14,7 +14,7 @@ use crate::body::Body;
 use crate::call::Call;
 use crate::input::{self, Expected};
 use crate::refuse;
-use crate::registry::{decode_stored, prepare};
+use crate::registry::prepare;
 use crate::render;
 
 /// Attempts at a generated name before the client is told to try again.
@@ -60,7 +60,7 @@ pub(crate) async fn create(call: &mut Call<'_>) -> Result<Response<Body>, ApiSta
     let dry_run = call.dry_run("CreateOptions")?;
     let value = input::decode(call, Expected::object(call), "CreateOptions")?;
     let outcome = create_value(call, value, dry_run, Ownership::Record).await?;
-    respond(call, StatusCode::CREATED, outcome)
+    respond(call, StatusCode::CREATED, outcome).await
 }
 
 /// PUT of an object or of one of its parts.
@@ -68,7 +68,7 @@ pub(crate) async fn update(call: &mut Call<'_>) -> Result<Response<Body>, ApiSta
     let dry_run = call.dry_run("UpdateOptions")?;
     let value = input::decode(call, Expected::object(call), "UpdateOptions")?;
     let (outcome, status) = update_value(call, value, dry_run).await?;
-    respond(call, status, outcome)
+    respond(call, status, outcome).await
 }
 
 async fn update_value(
@@ -101,7 +101,7 @@ async fn update_value(
             return Err(refuse::modified(entry, call.info.name));
         }
         let new = entry.to_storage(value.clone());
-        let old_value = decode_stored(&old.json)?;
+        let old_value = call.api.registry.current(entry, &old).await?;
         match change(call, &old, &old_value, new, dry_run, Ownership::Record).await {
             Ok(outcome) => return Ok((outcome, StatusCode::OK)),
             Err(WriteError::Refused(status)) => return Err(status),
@@ -215,6 +215,7 @@ async fn create_named(
         .map_err(refused)?;
     let (namespace, name) = prepare::names(entry, &value);
     let registry = &call.api.registry;
+    let stored = registry.stored_form(entry, &value).await.map_err(refused)?;
     if dry_run {
         let taken = registry
             .store()
@@ -228,7 +229,7 @@ async fn create_named(
         };
     }
     match registry
-        .commit_put(entry, &namespace, &name, &value, Precondition::Absent)
+        .commit_put(entry, &namespace, &name, &stored, Precondition::Absent)
         .await
     {
         Ok(object) => Ok(Outcome::Stored(object)),
@@ -244,11 +245,11 @@ async fn prepare_new(
     ownership: Ownership,
 ) -> Result<Value, ApiStatus> {
     let entry = call.entry;
-    defaults::apply(entry.storage, &mut value);
+    entry.apply_defaults(&mut value);
     value = admit(call, Operation::Create, value, None, dry_run, Phase::Mutate).await?;
     prepare::stamp_new(&mut value, call.now);
-    strategy::prepare_create(entry.storage, &mut value);
-    refuse::invalid_if(entry, &value, validation::create(entry.storage, &value))?;
+    strategy::prepare_create(&entry.storage, &mut value);
+    refuse::invalid_if(entry, &value, entry.validate_create(&value))?;
     value = admit(
         call,
         Operation::Create,
@@ -283,7 +284,7 @@ pub(crate) async fn change(
         return Err(refuse::conflict(entry, call.info.name, &why).into());
     }
     prepare::carry_over(&mut new, old_value);
-    defaults::apply(entry.storage, &mut new);
+    entry.apply_defaults(&mut new);
     new = admit(
         call,
         Operation::Update,
@@ -328,8 +329,9 @@ async fn commit_change(
     } else if prepare::is_same(&new, old_value) {
         return Ok(Outcome::Stored(Arc::clone(old)));
     } else {
+        let stored = registry.stored_form(entry, &new).await?;
         registry
-            .commit_put(entry, &namespace, &name, &new, at)
+            .commit_put(entry, &namespace, &name, &stored, at)
             .await
     };
     match committed {
@@ -371,7 +373,7 @@ pub(crate) async fn admit(
         .to_owned();
     let mut request = Request {
         operation,
-        resource: call.entry.storage,
+        resource: &call.entry.storage,
         subresource: call.sub_name(),
         namespace: call.namespace(),
         name: &name,
@@ -392,7 +394,7 @@ fn record(call: &Call<'_>, old: Option<&Value>, new: &mut Value) {
     let manager = call.manager();
     let writer = writer(call, &manager);
     managed::record_update(
-        call.api.registry.schema(),
+        call.entry.schema(),
         call.entry.storage.type_id,
         old,
         new,
@@ -411,13 +413,16 @@ pub(crate) fn writer<'a>(call: &'a Call<'_>, manager: &'a str) -> Writer<'a> {
 }
 
 /// The answer to a write.
-pub(crate) fn respond(
+pub(crate) async fn respond(
     call: &Call<'_>,
     status: StatusCode,
     outcome: Outcome,
 ) -> Result<Response<Body>, ApiStatus> {
     match outcome {
-        Outcome::Stored(object) => render::object(call, status, &object),
+        Outcome::Stored(object) => {
+            let object = call.api.registry.in_version(call.entry, object).await?;
+            render::object(call, status, &object)
+        }
         Outcome::Dry(value) => Ok(render::value(call, status, &call.entry.from_storage(value))),
     }
 }
@@ -434,15 +439,15 @@ mod part {
         old: &Value,
     ) -> Result<Value, ApiStatus> {
         let entry = call.entry;
-        let resource = entry.storage;
+        let resource = &entry.storage;
         let errors = match call.sub_name() {
             "" | "scale" => {
                 strategy::prepare_update(resource, &mut new, old);
-                validation::update(resource, &new, old)
+                entry.validate_update(&new, old)
             }
             "status" => {
                 strategy::prepare_status_update(resource, &mut new, old);
-                validation::update_status(resource, &new, old)
+                entry.validate_status(&new, old)
             }
             "finalize" => {
                 strategy::prepare_namespace_finalize(&mut new, old);

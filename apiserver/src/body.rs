@@ -179,18 +179,27 @@ impl ListBody {
         }
     }
 
-    /// The head and the items, for a list that goes out in another encoding.
-    pub(crate) fn into_parts(self) -> (Vec<u8>, Vec<Item>) {
-        (self.head.unwrap_or_default().into(), self.items.collect())
+    /// What has not been sent yet of the items.
+    pub(crate) fn items(&self) -> &[Item] {
+        self.items.as_slice()
+    }
+
+    /// The list as if it had no items.
+    pub(crate) fn bytes_without_items(&self) -> Vec<u8> {
+        [self.head.as_deref().unwrap_or_default(), TAIL].concat()
     }
 
     /// All of it at once.
-    pub(crate) fn into_bytes(mut self) -> Bytes {
-        let mut all = BytesMut::new();
-        while let Some(chunk) = self.next_chunk() {
-            all.put(chunk);
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        let mut all = self.head.as_deref().unwrap_or_default().to_vec();
+        for (at, item) in self.items().iter().enumerate() {
+            if at > 0 {
+                all.push(b',');
+            }
+            all.extend_from_slice(item.bytes());
         }
-        all.freeze()
+        all.extend_from_slice(TAIL);
+        all
     }
 
     fn next_chunk(&mut self) -> Option<Bytes> {

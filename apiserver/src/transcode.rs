@@ -1,12 +1,11 @@
 //! Finished JSON answers in the other encodings: YAML, and protobuf along the schema.
 //!
 //! Verbs answer in JSON, which is what is stored; whoever asked for another encoding pays for it here, at the end of the
-//! request. Watches are no answers in one piece and encode their events themselves. What has no protobuf form is refused.
+//! request. Watches are no answers in one piece and encode their events themselves.
 
 use bytes::Bytes;
 use cox_api::codec;
 use cox_api::schema::{Schema, Shape, TypeId};
-use cox_api::status::ApiStatus;
 use http::Response;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use serde_json::Value;
@@ -34,31 +33,27 @@ pub(crate) fn response(
         return response;
     }
     let (mut parts, body) = response.into_parts();
-    let (written, content_type) = match (encoding, body) {
-        (Encoding::Yaml, body @ (Body::Full(_) | Body::List(_))) => (yaml(body), YAML),
-        (Encoding::Protobuf, Body::Full(Some(json))) => (whole(schema, &json), PROTOBUF),
-        (Encoding::Protobuf, Body::List(list)) => (items(schema, *list), PROTOBUF),
-        (_, body) => return Response::from_parts(parts, body),
+    let written = match (encoding, &body) {
+        (Encoding::Yaml, Body::Full(Some(json))) => yaml(json),
+        (Encoding::Yaml, Body::List(list)) => yaml(&list.bytes()),
+        (Encoding::Protobuf, Body::Full(Some(json))) => whole(schema, json),
+        (Encoding::Protobuf, Body::List(list)) => items(schema, list),
+        _ => None,
     };
-    match written {
-        Some(bytes) => {
-            parts.headers.insert(CONTENT_TYPE, content_type);
-            Response::from_parts(parts, bytes.into())
-        }
-        None => render::status_response(&ApiStatus::not_acceptable(&[
-            "application/json",
-            "application/yaml",
-        ])),
-    }
+    // What has no such form (`/version`) stays JSON: clients read the content type.
+    let Some(written) = written else {
+        return Response::from_parts(parts, body);
+    };
+    let content_type = match encoding {
+        Encoding::Yaml => YAML,
+        Encoding::Json | Encoding::Protobuf => PROTOBUF,
+    };
+    parts.headers.insert(CONTENT_TYPE, content_type);
+    Response::from_parts(parts, written.into())
 }
 
-fn yaml(body: Body) -> Option<Bytes> {
-    let json = match body {
-        Body::Full(bytes) => bytes.unwrap_or_default(),
-        Body::List(list) => list.into_bytes(),
-        Body::Driven(_) | Body::Proxied(_) | Body::Gzip(_) => return None,
-    };
-    let value: Value = serde_json::from_slice(&json).ok()?;
+fn yaml(json: &[u8]) -> Option<Bytes> {
+    let value: Value = serde_json::from_slice(json).ok()?;
     codec::encode_yaml(&value).map(Bytes::from)
 }
 
@@ -70,10 +65,9 @@ pub(crate) fn whole(schema: &Schema, json: &[u8]) -> Option<Bytes> {
 }
 
 /// A list: its items are read one by one, so that no more than one of them is a value at a time.
-fn items(schema: &Schema, list: ListBody) -> Option<Bytes> {
-    let (mut head, items) = list.into_parts();
-    head.extend_from_slice(b"]}");
-    let head: Value = serde_json::from_slice(&head).ok()?;
+fn items(schema: &Schema, list: &ListBody) -> Option<Bytes> {
+    let items = list.items();
+    let head: Value = serde_json::from_slice(&list.bytes_without_items()).ok()?;
     let list_type = schema.def(type_of(schema, &head)?);
     let type_of_field = |name: &str| match &list_type.field(name)?.shape {
         Shape::Struct(type_id) => Some(*type_id),

@@ -220,3 +220,15 @@ async fn a_busy_port_is_a_clear_error() {
         format!("{addr} is in use by another program: choose another port (0 picks a free one)")
     );
 }
+
+#[tokio::test]
+async fn documents_without_a_protobuf_form_stay_json() {
+    let server = Server::new().await;
+    let protobuf = "application/vnd.kubernetes.protobuf";
+    let version = server.get_as("/version", protobuf).await;
+    assert_eq!(version.headers["content-type"], "application/json");
+    assert_eq!(version.ok(200)["major"], "1");
+    let groups = server.get_as("/apis", protobuf).await;
+    assert_eq!(groups.headers["content-type"], protobuf);
+    assert!(groups.body.starts_with(b"k8s\0"));
+}

@@ -33,6 +33,17 @@ pub(crate) struct RetainLimits {
     pub(crate) age_max: Duration,
 }
 
+/// How far back lists may look. Rings could undo more, but a page of a list that began long ago is to be told so within a
+/// time that clients can rely on, as upstream's compaction tells them.
+#[derive(Debug)]
+struct Horizon {
+    /// States before this one are not shown any more.
+    oldest: Revision,
+    /// Becomes the oldest when it is old enough.
+    marked: Revision,
+    since: Instant,
+}
+
 /// See the module's description.
 #[derive(Debug)]
 pub(crate) struct Published {
@@ -42,6 +53,7 @@ pub(crate) struct Published {
     /// Held while publishing and while an older state is put together, so that state and rings match.
     step: Mutex<()>,
     retained: Mutex<VecDeque<(Instant, Arc<State>)>>,
+    horizon: Mutex<Horizon>,
     loaded_at: Revision,
     ring_limits: RingLimits,
     retain_limits: RetainLimits,
@@ -56,6 +68,11 @@ impl Published {
             revision: AtomicU64::new(loaded_at.0),
             step: Mutex::default(),
             retained: Mutex::default(),
+            horizon: Mutex::new(Horizon {
+                oldest: loaded_at,
+                marked: loaded_at,
+                since: Instant::now(),
+            }),
             loaded_at,
             ring_limits,
             retain_limits,
@@ -124,6 +141,7 @@ impl Published {
 
     /// The state at a revision: the present one, a kept one, or the present one with the events since then undone.
     pub(crate) fn state_at(&self, revision: Revision) -> Result<Arc<State>, Compacted> {
+        self.drop_expired();
         let kept = self
             .retained
             .lock()
@@ -138,6 +156,14 @@ impl Published {
             let current = self.state();
             if current.revision == revision {
                 return Ok(current);
+            }
+            let oldest = self.horizon.lock().oldest;
+            if revision < oldest {
+                return Err(Compacted {
+                    requested: revision,
+                    oldest,
+                    latest: current.revision,
+                });
             }
             Arc::new(self.undo(&current, revision)?)
         };
@@ -196,6 +222,14 @@ impl Published {
     }
 
     fn drop_expired(&self) {
+        {
+            let mut horizon = self.horizon.lock();
+            if horizon.since.elapsed() > self.retain_limits.age_max {
+                horizon.oldest = horizon.marked;
+                horizon.marked = self.revision();
+                horizon.since = Instant::now();
+            }
+        }
         let mut expired = Vec::new();
         let mut retained = self.retained.lock();
         while retained

@@ -205,6 +205,29 @@ pub async fn retained_snapshots_outlive_their_events(mut bed: Bed) {
     );
 }
 
+pub async fn what_is_older_than_the_bound_is_not_shown(mut bed: Bed) {
+    bed.config.snapshot_age_max = std::time::Duration::ZERO;
+    let store = bed.open();
+    let using = Using(&store);
+    let first = using.put("pods/a", "1").await;
+    let mut last = first;
+    for text in ["2", "3", "4"] {
+        last = using.put("pods/a", text).await;
+    }
+    let gone = store.snapshot_at(first).map_err(|gone| gone.requested);
+    assert_eq!(
+        gone.map(|at| show(&at, "pods")),
+        Err(first),
+        "its events are there, but it is too old"
+    );
+    let present = store.snapshot_at(last).map(|at| show(&at, "pods"));
+    assert_eq!(
+        present.as_deref(),
+        Ok("a=4"),
+        "the present state is never too old"
+    );
+}
+
 pub async fn watch_from_any_revision(bed: Bed) {
     let store = bed.open();
     let using = Using(&store);

@@ -31,6 +31,7 @@ on_both! {
     a_snapshot_does_not_move
     older_revisions_can_be_read_while_their_events_are_kept
     retained_snapshots_outlive_their_events
+    what_is_older_than_the_bound_is_not_shown
     watch_from_any_revision
     watch_sees_only_its_resource
     progress_comes_after_all_events

@@ -454,9 +454,7 @@ mod part {
                 Vec::new()
             }
             "approval" => {
-                let metadata = new["metadata"].take();
                 new = only(old, &new, &["status", "conditions"]);
-                new["metadata"] = metadata;
                 validation::update_status(resource, &new, old)
             }
             "ephemeralcontainers" => {

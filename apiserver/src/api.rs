@@ -31,6 +31,7 @@ use crate::kubelet::Kubelets;
 use crate::metrics::Metrics;
 use crate::openapi;
 use crate::pki::Pki;
+use crate::pretty;
 use crate::query::Query;
 use crate::refuse;
 use crate::registry::{Entry, EntryRef, Registry};
@@ -38,6 +39,7 @@ use crate::render;
 use crate::request::{self, RequestInfo};
 use crate::route;
 use crate::transcode;
+use crate::verbs::limit::WatchLimit;
 use crate::websocket;
 
 /// Upstream's limit for request bodies.
@@ -59,6 +61,7 @@ pub(crate) struct Api {
     pub(crate) discovery: discovery::Served,
     pub(crate) metrics: Metrics,
     pub(crate) forms: Arc<Forms>,
+    pub(crate) watches: WatchLimit,
     /// Bootstrapped.
     pub(crate) ready: AtomicBool,
     pub(crate) store_closed: AtomicBool,
@@ -96,6 +99,7 @@ impl Api {
             kubelets,
             metrics: Metrics::default(),
             forms: Arc::new(Forms::default()),
+            watches: WatchLimit::default(),
             ready: AtomicBool::new(false),
             store_closed: AtomicBool::new(false),
             draining,
@@ -160,6 +164,9 @@ impl Api {
             content::encoding(&parts.headers)
         };
         let mut response = transcode::response(self.registry.schema(), response, encoding);
+        if pretty::is_wanted(&query, &parts.headers) {
+            response = pretty::response(response);
+        }
         // Unless a handler said otherwise: nothing between us and the client may keep an answer.
         response
             .headers_mut()

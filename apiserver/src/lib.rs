@@ -26,6 +26,7 @@ mod metrics;
 pub mod openapi;
 mod outside;
 pub mod pki;
+mod pretty;
 mod query;
 mod refuse;
 pub mod registry;

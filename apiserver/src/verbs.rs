@@ -2,6 +2,7 @@
 
 pub(crate) mod delete;
 pub(crate) mod frames;
+pub(crate) mod limit;
 pub(crate) mod options;
 pub(crate) mod patch;
 pub(crate) mod read;

@@ -30,6 +30,7 @@ use crate::registry::{Entry, EntryRef, Registry};
 use crate::render;
 use crate::selection::Selection;
 use crate::verbs::frames::{self, Kind};
+use crate::verbs::limit::Place;
 use crate::verbs::{options, read};
 
 /// As upstream: watches without a timeout end after a random time between once and twice this.
@@ -71,6 +72,7 @@ pub(crate) fn watch(call: &Call<'_>) -> Result<Response<Body>, ApiStatus> {
         ends: Instant::now() + length,
         cancel: call.api.draining.clone(),
         gauge: call.api.metrics.watch_started(),
+        _place: call.api.watches.enter(&call.user.name)?,
     };
     let mut response = render::json_response(
         StatusCode::OK,
@@ -162,6 +164,8 @@ struct Watcher {
     ends: Instant,
     cancel: CancellationToken,
     gauge: WatchGauge,
+    /// Given back when the watch ends.
+    _place: Place,
 }
 
 impl Watcher {

@@ -19,6 +19,9 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Images and compiled code.
     pub root_dir: PathBuf,
+    /// Unix socket of containerd, which runs the OCI containers. Without one that answers there are Wasm containers only.
+    #[serde(default = "default_containerd_socket")]
+    pub containerd_socket: PathBuf,
     /// Addresses of Pods in the virtual network.
     #[serde(default = "default_pod_cidr")]
     pub pod_cidr: String,
@@ -92,6 +95,7 @@ impl Config {
             images_socket: dir.join("images.sock"),
             state_dir: dir.join("state"),
             root_dir: dir.join("root"),
+            containerd_socket: default_containerd_socket(),
             pod_cidr: default_pod_cidr(),
             cluster_pod_cidrs: default_cluster_pod_cidrs(),
             host_services: Vec::new(),
@@ -113,6 +117,10 @@ impl Default for CompileLimits {
             parallel: 2,
         }
     }
+}
+
+fn default_containerd_socket() -> PathBuf {
+    "/run/containerd/containerd.sock".into()
 }
 
 fn default_pod_cidr() -> String {

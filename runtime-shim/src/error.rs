@@ -4,6 +4,7 @@ use tonic::Status;
 
 use crate::container::IllegalMove;
 use crate::images::{ImageError, PullError};
+use crate::oci::OciError;
 
 /// Error of a CRI verb. The text ends up in the Pod's events.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +43,8 @@ pub(crate) enum VerbError {
         #[source]
         source: std::io::Error,
     },
+    #[error(transparent)]
+    Oci(#[from] OciError),
     #[error("{0}")]
     Start(String),
     #[error("{0}")]
@@ -55,9 +58,9 @@ impl From<VerbError> for Status {
             VerbError::NoSandbox(_) | VerbError::NoContainer(_) | VerbError::NoImage(_) => {
                 Status::not_found(text)
             }
-            VerbError::Invalid(_) | VerbError::Image(ImageError::Reference(..)) => {
-                Status::invalid_argument(text)
-            }
+            VerbError::Oci(OciError::Refused(_))
+            | VerbError::Invalid(_)
+            | VerbError::Image(ImageError::Reference(..)) => Status::invalid_argument(text),
             VerbError::Unsupported(_) => Status::unimplemented(text),
             VerbError::Reserved { .. } => Status::already_exists(text),
             VerbError::SandboxNotReady(_)
@@ -72,15 +75,22 @@ impl From<VerbError> for Status {
             | VerbError::Image(ImageError::Code { .. } | ImageError::TooLarge(_)) => {
                 Status::failed_precondition(text)
             }
+            VerbError::Oci(OciError::Unavailable { .. })
+            | VerbError::Pull(PullError::Backend {
+                source: OciError::Unavailable { .. },
+                ..
+            }) => Status::unavailable(text),
             VerbError::NoAddress(_) => Status::resource_exhausted(text),
             VerbError::Pull(
                 PullError::Registry { .. }
                 | PullError::NotLoaded(_)
+                | PullError::Backend { .. }
                 | PullError::Credentials(_)
                 | PullError::Store(_),
             )
             | VerbError::Image(ImageError::Io { .. } | ImageError::Damaged { .. })
             | VerbError::Checkpoint { .. }
+            | VerbError::Oci(_)
             | VerbError::Start(_) => Status::unknown(text),
             VerbError::Timeout(_) => Status::deadline_exceeded(text),
         }

@@ -17,6 +17,7 @@ pub mod images;
 mod logs;
 mod names;
 mod network;
+mod oci;
 mod sandbox;
 mod server;
 mod shim;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use cox_cri::v1::image_service_server::ImageServiceServer;
 use cox_cri::v1::runtime_service_server::RuntimeServiceServer;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +22,9 @@ use crate::shim::Shim;
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// Guests get this long to end when the shim does.
 const END_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A containerd that does not answer delays the start by this, where it has containers of ours.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why the shim could not run. Each text names what to mend.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +75,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), RunErr
         Arc::clone(&shim.images),
         cancel.clone(),
     ));
+    let following = follow_containerd(&shim, &cancel).await;
     tracing::info!(socket = %shim.config.socket.display(), "Serving CRI");
     let runtime = RuntimeServiceServer::new(CriService::new(Arc::clone(&shim), cancel.clone()))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -88,6 +93,9 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), RunErr
         .await;
     cancel.cancel();
     end(&shim).await;
+    if let Err(err) = following.await {
+        tracing::error!(error = %err, "Following containerd failed");
+    }
     if let Err(err) = door.await {
         tracing::error!(error = %err, "The image door failed");
     }
@@ -99,12 +107,29 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), RunErr
     served.map_err(RunError::Serve)
 }
 
+/// Begins to follow containerd. Where there are containers of an earlier shim, their state is found out before anyone asks.
+async fn follow_containerd(shim: &Arc<Shim>, cancel: &CancellationToken) -> JoinHandle<()> {
+    let (settled, mut done) = tokio::sync::watch::channel(false);
+    let following = tokio::spawn(crate::oci::watch(Arc::clone(shim), settled, cancel.clone()));
+    if !shim.oci_containers().is_empty()
+        && tokio::time::timeout(SETTLE_PATIENCE, done.wait_for(|settled| *settled))
+            .await
+            .is_err()
+    {
+        tracing::warn!(
+            "containerd does not answer: its containers are reported as they were last seen"
+        );
+    }
+    following
+}
+
 /// Interrupts all guests, so that their logs are complete and their state is true.
 async fn end(shim: &Arc<Shim>) {
     let containers: Vec<_> = shim.containers.read().values().cloned().collect();
     let running: Vec<_> = containers
         .into_iter()
-        .filter(|container| container.is_running())
+        // OCI containers go on.
+        .filter(|container| container.is_running() && container.oci.is_none())
         .collect();
     let ending = running
         .iter()
@@ -115,6 +140,7 @@ async fn end(shim: &Arc<Shim>) {
     {
         tracing::warn!("Some guests did not end in time");
     }
+    shim.images.oci().close().await;
     shim.tasks.close();
 }
 

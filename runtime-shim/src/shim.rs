@@ -141,7 +141,8 @@ impl Shim {
             | Phase::Stopping { started_at } => *started_at,
             Phase::Created | Phase::Starting => 0,
         };
-        if !matches!(record.phase, Phase::Exited { .. }) {
+        // OCI containers go on without this process; containerd says later how they are.
+        if record.oci.is_none() && !matches!(record.phase, Phase::Exited { .. }) {
             let exit = Exit {
                 code: 137,
                 reason: "RuntimeRestarted".into(),

@@ -13,7 +13,8 @@ use crate::engine::memory::MemoryAccount;
 use crate::engine::{GuestContext, ProgramKind};
 use crate::error::VerbError;
 use crate::ids::ContainerId;
-use crate::images::Image;
+use crate::images::{AnyImage, Image};
+use crate::oci::OciContainer;
 use crate::sandbox::Sandbox;
 use crate::shim::Shim;
 
@@ -37,22 +38,26 @@ impl Shim {
             .unwrap_or_default();
         let image = self
             .images
-            .find(wanted)
+            .find_any(wanted)
+            .await
             .ok_or_else(|| VerbError::NoImage(wanted.to_owned()))?;
         let record = Record {
             phase: Phase::Created,
             sandbox: sandbox.id.to_string(),
             created_at: now_nanos(),
-            image_id: image.id.to_string(),
-            image_ref: image
-                .digests
-                .first()
-                .cloned()
-                .unwrap_or_else(|| image.id.to_string()),
+            image_id: image.id().to_owned(),
+            image_ref: image.reference().to_owned(),
+            oci: None,
         };
         // Written first: a shim that dies in the middle finds the folder, staged files included, and removes it.
         self.container_state.create(id.as_str(), &config, &record)?;
-        let made = self.prepare(&id, &sandbox, config, image, record).await;
+        let made = match image {
+            AnyImage::Wasm(image) => self.prepare(&id, &sandbox, config, image, record).await,
+            AnyImage::Oci(image) => {
+                self.prepare_oci(&id, &sandbox, config, &image, record)
+                    .await
+            }
+        };
         let container = match made {
             Ok(container) => container,
             Err(err) => {
@@ -119,6 +124,7 @@ impl Shim {
             live: Mutex::new(Live::default()),
             exited: CancellationToken::new(),
             cpu_sample: Mutex::new(stats::CpuSample::default()),
+            oci: None,
         };
         container.apply(&resources);
         Ok(Arc::new(container))
@@ -126,7 +132,7 @@ impl Shim {
 }
 
 impl Container {
-    /// A container that the shim finds again after its own restart: over, whatever it was.
+    /// A container as its record tells it: one that the shim finds again after its own restart, or an OCI container.
     pub(crate) fn recovered(
         id: ContainerId,
         sandbox: Arc<Sandbox>,
@@ -139,7 +145,10 @@ impl Container {
             .and_then(|linux| linux.resources.clone())
             .unwrap_or_default();
         let exited = CancellationToken::new();
-        exited.cancel();
+        if matches!(record.phase, Phase::Exited { .. }) {
+            exited.cancel();
+        }
+        let oci = record.oci.clone().map(OciContainer::new);
         Arc::new(Self {
             id,
             sandbox,
@@ -152,6 +161,7 @@ impl Container {
             live: Mutex::new(Live::default()),
             exited,
             cpu_sample: Mutex::new(stats::CpuSample::default()),
+            oci,
         })
     }
 }

@@ -59,6 +59,9 @@ impl Shim {
         timeout_secs: i64,
     ) -> Result<ExecSyncResponse, VerbError> {
         let container = self.container(id)?;
+        if container.oci.is_some() {
+            return self.exec_sync_oci(&container, cmd, timeout_secs).await;
+        }
         let prepared = self.prepare_exec(&container, &cmd).await?;
         // A command that times out, or whose caller goes away, ends; the container goes on.
         let kill = container.account.kill_token().child_token();

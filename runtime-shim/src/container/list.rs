@@ -26,19 +26,20 @@ impl Shim {
             .collect()
     }
 
-    pub(crate) fn list_container_stats(
+    pub(crate) async fn list_container_stats(
         &self,
         filter: Option<ContainerStatsFilter>,
     ) -> Vec<ContainerStats> {
         let filter = filter.unwrap_or_default();
-        self.candidates(&filter.id, &filter.pod_sandbox_id)
-            .iter()
-            .filter(|container| {
-                container.is_running()
-                    && labels_match(&filter.label_selector, &container.config.labels)
-            })
-            .map(|container| container.stats())
-            .collect()
+        let mut all = Vec::new();
+        for container in self.candidates(&filter.id, &filter.pod_sandbox_id) {
+            if container.is_running()
+                && labels_match(&filter.label_selector, &container.config.labels)
+            {
+                all.push(self.measured(&container).await);
+            }
+        }
+        all
     }
 
     fn candidates(&self, id: &str, sandbox: &str) -> Vec<Arc<Container>> {

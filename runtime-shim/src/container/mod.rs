@@ -10,6 +10,7 @@ mod create;
 mod exec;
 mod list;
 mod mounts;
+mod oci;
 mod phase;
 mod remove;
 mod spec;
@@ -36,6 +37,7 @@ use crate::engine::{GuestContext, Program};
 use crate::ids::{ContainerId, SandboxId};
 use crate::images::Image;
 use crate::logs::ContainerLog;
+use crate::oci::{OciContainer, OciRecord};
 use crate::sandbox::Sandbox;
 use crate::streaming::pipe::PipeWriter;
 
@@ -52,6 +54,8 @@ pub(crate) struct Container {
     /// What it runs; none after a restart of the shim, when it has exited.
     guest: Option<Guest>,
     live: Mutex<Live>,
+    /// What an OCI container is beside that; none for Wasm.
+    pub(crate) oci: Option<OciContainer>,
     exited: CancellationToken,
     cpu_sample: Mutex<stats::CpuSample>,
 }
@@ -64,6 +68,9 @@ pub(crate) struct Record {
     pub(crate) created_at: i64,
     pub(crate) image_id: String,
     pub(crate) image_ref: String,
+    /// Of an OCI container; none for Wasm.
+    #[serde(default)]
+    pub(crate) oci: Option<OciRecord>,
 }
 
 /// Program and context of a container that can run.
@@ -123,6 +130,11 @@ impl Container {
 
     fn log(&self) -> Option<Arc<ContainerLog>> {
         self.live.lock().log.clone()
+    }
+
+    /// The log of a container whose process an earlier shim started.
+    pub(crate) fn take_log(&self, log: Arc<ContainerLog>) {
+        self.live.lock().log = Some(log);
     }
 
     fn service(&self) -> Option<Arc<HttpService>> {

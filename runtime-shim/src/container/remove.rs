@@ -14,6 +14,12 @@ impl Shim {
             return Ok(());
         };
         self.end_container(&container, Duration::ZERO).await?;
+        if let Some(oci) = &container.oci {
+            self.images
+                .oci()
+                .delete_container(container.id.as_str(), oci)
+                .await?;
+        }
         self.container_state.remove(container.id.as_str())?;
         self.forget_container(&container);
         self.names

@@ -21,7 +21,7 @@ pub(super) const TERMINATED: i32 = 143;
 /// As shells say that a program was aborted: a trap is the guest's own crash.
 const TRAPPED: i32 = 134;
 /// The runtime could not run it.
-const CANNOT_RUN: i32 = 128;
+pub(super) const CANNOT_RUN: i32 = 128;
 
 impl Shim {
     pub(crate) async fn start_container(self: &Arc<Self>, id: &str) -> Result<(), VerbError> {
@@ -33,13 +33,23 @@ impl Shim {
         }
         let record = container.advance(super::Phase::begin_start)?;
         self.container_state.save(container.id.as_str(), &record)?;
-        match self.launch(&container) {
+        let launched = match &container.oci {
+            Some(oci) => self.launch_oci(&container, oci).await,
+            None => self.launch(&container),
+        };
+        match launched {
             Ok(()) => Ok(()),
             Err(message) => {
-                let exit = Exit {
-                    code: CANNOT_RUN,
-                    reason: "StartError".into(),
-                    message: message.clone(),
+                let exit = match &container.oci {
+                    Some(oci) => {
+                        self.undo_start(&container, oci).await;
+                        super::oci::start_exit(&message)
+                    }
+                    None => Exit {
+                        code: CANNOT_RUN,
+                        reason: "StartError".into(),
+                        message: message.clone(),
+                    },
                 };
                 self.finish(&container, exit).await;
                 Err(VerbError::Start(message))
@@ -80,7 +90,7 @@ impl Shim {
         Ok(())
     }
 
-    fn open_log(&self, container: &Container) -> Result<Arc<ContainerLog>, String> {
+    pub(crate) fn open_log(&self, container: &Container) -> Result<Arc<ContainerLog>, String> {
         let dir = &container.sandbox.config.log_directory;
         let path = (!dir.is_empty() && !container.config.log_path.is_empty())
             .then(|| PathBuf::from(dir).join(&container.config.log_path));
@@ -148,7 +158,7 @@ impl Shim {
     }
 
     /// Everything that ends with a container, in the order in which others may look: files, log, state, event.
-    pub(super) async fn finish(&self, container: &Arc<Container>, exit: Exit) {
+    pub(crate) async fn finish(&self, container: &Arc<Container>, exit: Exit) {
         // An exec of it must not outlive it.
         container.account.kill();
         if let Some(guest) = &container.guest {

@@ -1,10 +1,13 @@
 //! `ContainerStats`: run time by the guest threads' clocks, memory by what the guest's memories and tables hold.
 
-use cox_cri::v1::{ContainerAttributes, ContainerStats, CpuUsage, MemoryUsage, UInt64Value};
+use cox_cri::v1::{
+    ContainerAttributes, ContainerStats, CpuUsage, FilesystemUsage, MemoryUsage, UInt64Value,
+};
 
 use super::Container;
 use crate::clock::now_nanos;
 use crate::error::VerbError;
+use crate::oci::Usage;
 use crate::shim::Shim;
 
 /// Samples closer together than this tell the rate of the one before.
@@ -36,6 +39,9 @@ impl CpuSample {
 
 impl Container {
     pub(crate) fn stats(&self) -> ContainerStats {
+        if let Some(oci) = &self.oci {
+            return self.stats_of(oci.usage());
+        }
         let timestamp = now_nanos();
         let used = self.account.cpu_nanos();
         let memory = Some(UInt64Value {
@@ -76,9 +82,62 @@ impl Container {
     }
 }
 
+impl Container {
+    /// The figures of a container that has cgroups and a writable layer.
+    fn stats_of(&self, usage: Usage) -> ContainerStats {
+        let timestamp = now_nanos();
+        let some = |value: u64| Some(UInt64Value { value });
+        let available = usage
+            .memory_limit_bytes
+            .map(|limit| limit.saturating_sub(usage.working_set_bytes));
+        ContainerStats {
+            attributes: Some(ContainerAttributes {
+                id: self.id.to_string(),
+                metadata: self.config.metadata.clone(),
+                labels: self.config.labels.clone(),
+                annotations: self.config.annotations.clone(),
+            }),
+            cpu: Some(CpuUsage {
+                timestamp,
+                usage_core_nano_seconds: some(usage.cpu_nanos),
+                usage_nano_cores: some(self.cpu_sample.lock().rate(timestamp, usage.cpu_nanos)),
+                psi: None,
+            }),
+            memory: Some(MemoryUsage {
+                timestamp,
+                working_set_bytes: some(usage.working_set_bytes),
+                available_bytes: available.and_then(some),
+                usage_bytes: some(usage.memory_bytes),
+                rss_bytes: some(usage.rss_bytes),
+                page_faults: some(usage.page_faults),
+                major_page_faults: some(usage.major_page_faults),
+                psi: None,
+            }),
+            writable_layer: Some(FilesystemUsage {
+                timestamp,
+                fs_id: None,
+                used_bytes: some(usage.writable_bytes),
+                inodes_used: some(usage.writable_inodes),
+            }),
+            swap: None,
+            io: None,
+        }
+    }
+}
+
 impl Shim {
-    pub(crate) fn container_stats(&self, id: &str) -> Result<ContainerStats, VerbError> {
-        Ok(self.container(id)?.stats())
+    pub(crate) async fn container_stats(&self, id: &str) -> Result<ContainerStats, VerbError> {
+        let container = self.container(id)?;
+        Ok(self.measured(&container).await)
+    }
+
+    /// The figures, with the size of the writable layer as it is now or was a moment ago.
+    pub(super) async fn measured(&self, container: &Container) -> ContainerStats {
+        if let Some(oci) = &container.oci {
+            let backend = self.images.oci();
+            backend.measure(container.id.as_str(), oci).await;
+        }
+        container.stats()
     }
 }
 

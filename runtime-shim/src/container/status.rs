@@ -68,7 +68,7 @@ impl Container {
                 windows: None,
             }),
             image_id: record.image_id,
-            user: None,
+            user: self.oci.as_ref().map(|oci| oci.record.identity.to_cri()),
             stop_signal: self.config.stop_signal,
         }
     }
@@ -87,6 +87,8 @@ impl Shim {
                 .service()
                 .map_or((0, 0), |service| service.counts());
             let text = serde_json::json!({
+                "kind": if container.oci.is_some() { "oci" } else { "wasm" },
+                "pid": container.oci.as_ref().and_then(|oci| oci.pid()),
                 "program": container.guest.as_ref().map(|guest| guest.program.kind().as_str()),
                 "listens": container.service().map(|service| service.addr().to_string()),
                 "requests": requests,

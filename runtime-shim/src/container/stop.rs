@@ -39,16 +39,22 @@ impl Shim {
         }
         let (shim, ended) = (Arc::clone(self), Arc::clone(container));
         // A task of its own: the stop goes on when the caller gives up waiting.
-        let stop = self
-            .tasks
-            .spawn(async move { shim.stop_running(&ended, grace).await });
+        let stop = self.tasks.spawn(async move {
+            match &ended.oci {
+                Some(oci) => shim.stop_oci(&ended, oci, grace).await,
+                None => {
+                    shim.stop_running(&ended, grace).await;
+                    Ok(())
+                }
+            }
+        });
         stop.await
-            .map_err(|err| VerbError::Start(err.to_string()))?;
+            .map_err(|err| VerbError::Start(err.to_string()))??;
         if container.exited.is_cancelled() {
             return Ok(());
         }
         Err(VerbError::Timeout(format!(
-            "container {} was interrupted but is still in a host call",
+            "container {} was told to end but is still in a call of the kernel's",
             container.id
         )))
     }

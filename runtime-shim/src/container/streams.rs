@@ -35,13 +35,27 @@ impl Shim {
         io: Io,
     ) -> Result<i32, VerbError> {
         let container = self.container(id)?;
+        if container.oci.is_some() {
+            return self.exec_oci(&container, cmd, tty, io).await;
+        }
         self.exec_wasm(&container, cmd, tty, io).await
     }
 
     /// Connects a client to a running container until the container ends.
     pub(crate) async fn attach(&self, id: &str, io: Io) -> Result<(), VerbError> {
         let container = self.container(id)?;
-        attach_wasm(&container, io).await
+        if container.oci.is_none() {
+            return attach_to(&container, io, container.config.tty).await;
+        }
+        // Its terminal is a real one: nothing is put in between but the size.
+        let mut io = io;
+        let sizing = self.resize_oci(&container, io.resize.take());
+        let attached = attach_to(&container, io, false);
+        tokio::pin!(attached);
+        tokio::select! {
+            done = &mut attached => done,
+            () = sizing => attached.await,
+        }
     }
 
     async fn exec_wasm(
@@ -120,10 +134,10 @@ impl Container {
     }
 }
 
-async fn attach_wasm(container: &Arc<Container>, io: Io) -> Result<(), VerbError> {
+/// `tty`: the container has a terminal, which is emulated here.
+async fn attach_to(container: &Arc<Container>, io: Io, tty: bool) -> Result<(), VerbError> {
     let log = container.log().filter(|_| container.is_running());
     let log = log.ok_or_else(|| not_running(container))?;
-    let tty = container.config.tty;
     let watched =
         |output: Option<Output>, stream| output.map(|to| (log.attached().watch(stream), to));
     let out = watched(io.stdout, Stream::Stdout);

@@ -31,7 +31,7 @@ impl Container {
 }
 
 impl Shim {
-    pub(crate) fn update_container_resources(
+    pub(crate) async fn update_container_resources(
         &self,
         id: &str,
         linux: Option<&LinuxContainerResources>,
@@ -39,6 +39,15 @@ impl Shim {
         let container = self.container(id)?;
         if matches!(container.record().phase, Phase::Exited { .. }) {
             return Err(VerbError::Invalid(format!("container {id} has exited")));
+        }
+        if let (Some(new), Some(_)) = (linux, &container.oci) {
+            let id = container.id.as_str();
+            self.images
+                .oci()
+                .update(id, new, container.is_running())
+                .await?;
+            container.apply(new);
+            return Ok(());
         }
         if let Some(new) = linux {
             let (limit, used) = (

@@ -62,10 +62,14 @@ impl RuntimeService for CriService {
     async fn status(&self, request: Request<StatusRequest>) -> Reply<StatusResponse> {
         let mut info = HashMap::new();
         if request.into_inner().verbose {
+            let backend = self.shim.images.oci();
+            let oci = backend.version().await.map(
+                |version| serde_json::json!({ "containerd": version, "socket": backend.socket() }),
+            );
             let text = serde_json::json!({
                 "podCIDR": self.shim.config.pod_cidr,
                 "network": "virtual",
-                "ociRuntime": null,
+                "ociRuntime": oci,
                 "sandboxes": self.shim.sandboxes.read().len(),
                 "containers": self.shim.containers.read().len(),
             });
@@ -231,7 +235,8 @@ impl RuntimeService for CriService {
     ) -> Reply<UpdateContainerResourcesResponse> {
         let request = request.into_inner();
         self.shim
-            .update_container_resources(&request.container_id, request.linux.as_ref())?;
+            .update_container_resources(&request.container_id, request.linux.as_ref())
+            .await?;
         reply(UpdateContainerResourcesResponse {})
     }
 
@@ -272,7 +277,8 @@ impl RuntimeService for CriService {
     ) -> Reply<ContainerStatsResponse> {
         let stats = self
             .shim
-            .container_stats(&request.into_inner().container_id)?;
+            .container_stats(&request.into_inner().container_id)
+            .await?;
         reply(ContainerStatsResponse { stats: Some(stats) })
     }
 
@@ -281,7 +287,10 @@ impl RuntimeService for CriService {
         request: Request<ListContainerStatsRequest>,
     ) -> Reply<ListContainerStatsResponse> {
         reply(ListContainerStatsResponse {
-            stats: self.shim.list_container_stats(request.into_inner().filter),
+            stats: self
+                .shim
+                .list_container_stats(request.into_inner().filter)
+                .await,
         })
     }
 
@@ -291,7 +300,10 @@ impl RuntimeService for CriService {
         &self,
         request: Request<StreamContainerStatsRequest>,
     ) -> Reply<Self::StreamContainerStatsStream> {
-        let items = self.shim.list_container_stats(request.into_inner().filter);
+        let items = self
+            .shim
+            .list_container_stats(request.into_inner().filter)
+            .await;
         chunks(items, |container_stats| StreamContainerStatsResponse {
             container_stats,
         })

@@ -137,6 +137,39 @@ impl WasmFiles {
     }
 }
 
+/// Names, places and sizes of the files in a tar archive.
+pub(crate) fn tar_entries(
+    mut tar: impl Read + std::io::Seek,
+) -> Result<Vec<(String, u64, u64)>, ArchiveError> {
+    let (mut entries, mut long_name) = (Vec::new(), None);
+    for _ in 0..ENTRIES_MAX {
+        let Some(header) = Header::read(&mut tar)? else {
+            return Ok(entries);
+        };
+        let at = tar.stream_position()?;
+        match header.kind {
+            b'L' | b'x' => {
+                if header.size > META_BYTES_MAX {
+                    return Err(ArchiveError::Format("a name is too long"));
+                }
+                let mut meta = Vec::new();
+                tar.by_ref().take(header.size).read_to_end(&mut meta)?;
+                let name = if header.kind == b'L' {
+                    c_string(&meta)
+                } else {
+                    pax_path(&meta)
+                };
+                long_name = name.or(long_name);
+            }
+            b'0' | 0 => entries.push((long_name.take().unwrap_or(header.name), at, header.size)),
+            _ => long_name = None,
+        }
+        let next = at.saturating_add(header.size.next_multiple_of(BLOCK as u64));
+        tar.seek(std::io::SeekFrom::Start(next))?;
+    }
+    Err(ArchiveError::Format("too many entries"))
+}
+
 struct Header {
     name: String,
     size: u64,

@@ -22,7 +22,7 @@ pub struct Entry {
     pub name: String,
     /// Digest of the image.
     pub id: String,
-    /// `wasm`.
+    /// `wasm` or `oci`.
     pub kind: String,
     /// Bytes on disk.
     pub size: u64,
@@ -58,7 +58,8 @@ pub(crate) struct Refusal {
     pub(crate) error: String,
 }
 
-/// Loads a `.wasm` file as image `name`; it is validated and compiled before this returns.
+/// Loads a `.wasm` file as image `name`; it is validated and compiled before this returns. An archive (an OCI layout or what
+/// `docker save` writes) goes into containerd, under its own names when it holds several images.
 ///
 /// # Errors
 /// When the shim cannot be reached, or refuses the file: [`DoorError::Refused`] says why in words for the user.

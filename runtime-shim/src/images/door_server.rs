@@ -9,12 +9,17 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::door::{Entry, Refusal};
-use super::{Image, ImageError, Images};
+use super::{AnyImage, ImageError, Images};
+use crate::oci::{OciError, is_archive};
+
+/// Enough of a file to tell an archive from Wasm.
+const START_BYTES: usize = 512;
 
 /// Why a request was refused, with its status.
 struct Refused(StatusCode, String);
@@ -68,7 +73,7 @@ pub(crate) async fn serve(listener: UnixListener, images: Arc<Images>, cancel: C
 async fn respond(images: &Images, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let answer = match (request.method(), request.uri().path()) {
         (&Method::GET, "/images") => {
-            let entries: Vec<Entry> = images.list().iter().map(|image| entry(image)).collect();
+            let entries: Vec<Entry> = images.list_any().await.iter().map(entry).collect();
             Ok(serde_json::to_vec(&entries))
         }
         (&Method::PUT, "/images") => load(images, request)
@@ -101,16 +106,20 @@ fn refusal(error: String) -> Vec<u8> {
     serde_json::to_vec(&Refusal { error }).expect("a text is valid JSON")
 }
 
-fn entry(image: &Image) -> Entry {
+fn entry(image: &AnyImage) -> Entry {
+    let (name, kind, size) = match image {
+        AnyImage::Wasm(image) => (image.name(), "wasm", image.size),
+        AnyImage::Oci(image) => (image.name(), "oci", image.size),
+    };
     Entry {
-        name: image.name().to_owned(),
-        id: image.id.to_string(),
-        kind: "wasm".into(),
-        size: image.size,
+        name: name.to_owned(),
+        id: image.id().to_owned(),
+        kind: kind.into(),
+        size,
     }
 }
 
-async fn load(images: &Images, request: Request<Incoming>) -> Result<Arc<Image>, Refused> {
+async fn load(images: &Images, request: Request<Incoming>) -> Result<AnyImage, Refused> {
     let name = request
         .uri()
         .query()
@@ -129,20 +138,73 @@ async fn load(images: &Images, request: Request<Incoming>) -> Result<Arc<Image>,
                 "the query must have ?name=REFERENCE".into(),
             )
         })?;
-    super::full_name(&name)?;
-    let mut draft = images.blobs.draft(images.config.wasm_bytes_max)?;
+    let full = super::full_name(&name)?;
     let mut body = request.into_body();
+    let mut start: Vec<u8> = Vec::new();
+    while start.len() < START_BYTES
+        && let Some(frame) = body.frame().await
+    {
+        start.extend_from_slice(&data(frame)?);
+    }
+    if is_archive(&start) {
+        return load_archive(images, &full, &start, body).await;
+    }
+    let mut draft = images.blobs.draft(images.config.wasm_bytes_max)?;
+    draft.write(&start)?;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|err| {
-            Refused(
-                StatusCode::BAD_REQUEST,
-                format!("the file did not arrive whole: {err}"),
-            )
-        })?;
-        if let Ok(bytes) = frame.into_data() {
-            draft.write(&bytes)?;
-        }
+        draft.write(&data(frame)?)?;
     }
     let (file, digest) = draft.finish()?;
-    Ok(images.load(&name, file, digest).await?)
+    Ok(AnyImage::Wasm(images.load(&name, file, digest).await?))
+}
+
+fn data(frame: Result<http_body::Frame<Bytes>, hyper::Error>) -> Result<Bytes, Refused> {
+    let frame = frame.map_err(|err| {
+        Refused(
+            StatusCode::BAD_REQUEST,
+            format!("the file did not arrive whole: {err}"),
+        )
+    })?;
+    // Trailers say nothing about the file.
+    Ok(frame.into_data().unwrap_or_default())
+}
+
+/// An archive goes to a file of its own first: it is read back and forth. Only containerd limits its size.
+async fn load_archive(
+    images: &Images,
+    name: &str,
+    start: &[u8],
+    mut body: Incoming,
+) -> Result<AnyImage, Refused> {
+    let failed = |err: std::io::Error| {
+        Refused(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("the archive cannot be kept: {err}"),
+        )
+    };
+    let (file, path) = tempfile::NamedTempFile::new_in(&images.config.root_dir)
+        .map_err(failed)?
+        .into_parts();
+    let mut file = tokio::fs::File::from_std(file);
+    file.write_all(start).await.map_err(failed)?;
+    while let Some(frame) = body.frame().await {
+        file.write_all(&data(frame)?).await.map_err(failed)?;
+    }
+    file.flush().await.map_err(failed)?;
+    let loaded = images.oci.load(name, &path).await.map_err(|err| {
+        let status = match &err {
+            OciError::Refused(_) | OciError::Damaged { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            OciError::Unavailable { .. } | OciError::Call { .. } | OciError::Io { .. } => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+        };
+        Refused(status, err.to_string())
+    })?;
+    let first = loaded.into_iter().next();
+    first.map(AnyImage::Oci).ok_or_else(|| {
+        Refused(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the images were gone right after they were loaded".into(),
+        )
+    })
 }

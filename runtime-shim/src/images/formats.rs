@@ -142,6 +142,18 @@ fn is_wasm_platform(os: &str, architecture: &str) -> bool {
     )
 }
 
+/// Whether images for `architecture`, as Go names it, run on this machine.
+pub(crate) fn is_host_architecture(architecture: &str) -> bool {
+    let here = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "powerpc64" => "ppc64le",
+        other => other,
+    };
+    architecture.eq_ignore_ascii_case(here)
+}
+
 /// Chooses from an index: Wasm first (WASI 0.2 before preview 1), else the Linux image, which the caller then names as such.
 pub(super) fn choose(entries: &[ImageIndexEntry]) -> Option<String> {
     let rank = |entry: &ImageIndexEntry| {
@@ -153,7 +165,7 @@ pub(super) fn choose(entries: &[ImageIndexEntry]) -> Option<String> {
         ) {
             (true, "wasip2") => Some(0),
             (true, _) => Some(1),
-            (false, "linux") => Some(2),
+            (false, "linux") if is_host_architecture(&architecture) => Some(2),
             (false, _) => None,
         }
     };

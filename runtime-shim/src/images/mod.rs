@@ -22,13 +22,17 @@ use oci_client::Reference;
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use archive::tar_entries;
 pub(crate) use digest::Digest;
 pub(crate) use door_server::serve as serve_door;
+pub(crate) use formats::is_host_architecture;
 pub(crate) use pull::{Credentials, PullError};
 
 use crate::config::Config;
 use crate::engine::Program;
 use crate::engine::code::{CodeCache, CodeError};
+use crate::error::VerbError;
+use crate::oci::{Backend, OciImage};
 use content::Blobs;
 use references::References;
 
@@ -64,6 +68,33 @@ pub(crate) struct ImageConfig {
     pub(crate) working_dir: String,
 }
 
+/// An image of either kind.
+#[derive(Clone, Debug)]
+pub(crate) enum AnyImage {
+    /// Runs in this process.
+    Wasm(Arc<Image>),
+    /// Runs in containerd.
+    Oci(Arc<OciImage>),
+}
+
+impl AnyImage {
+    pub(crate) fn id(&self) -> &str {
+        match self {
+            Self::Wasm(image) => image.id.as_str(),
+            Self::Oci(image) => &image.id,
+        }
+    }
+
+    /// By what the image can be fetched again exactly as it is; its id when it cannot.
+    pub(crate) fn reference(&self) -> &str {
+        let digests = match self {
+            Self::Wasm(image) => &image.digests,
+            Self::Oci(image) => &image.digests,
+        };
+        digests.first().map_or(self.id(), String::as_str)
+    }
+}
+
 /// Why the store could not do what it was asked. The texts go to the user.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ImageError {
@@ -94,6 +125,8 @@ pub(crate) struct Images {
     references: RwLock<References>,
     code: CodeCache,
     config: Arc<Config>,
+    /// Where images for Linux are.
+    oci: Arc<Backend>,
     /// Pulls and loads change the references one after the other.
     change: tokio::sync::Mutex<()>,
     /// Read while content is brought in that no image refers to yet; written while unused content is removed.
@@ -108,6 +141,7 @@ impl Images {
             blobs,
             references: RwLock::new(references),
             code,
+            oci: Arc::new(Backend::new(&config.containerd_socket, &config.state_dir)),
             config: Arc::clone(config),
             change: tokio::sync::Mutex::new(()),
             incoming: tokio::sync::RwLock::new(()),
@@ -121,6 +155,34 @@ impl Images {
             return Some(found);
         }
         references.by_name(&full_name(name).ok()?)
+    }
+
+    /// Finds an image of either kind.
+    pub(crate) async fn find_any(&self, name: &str) -> Option<AnyImage> {
+        if let Some(image) = self.find(name) {
+            return Some(AnyImage::Wasm(image));
+        }
+        self.oci.find(name).await.map(AnyImage::Oci)
+    }
+
+    /// The images of both kinds.
+    pub(crate) async fn list_any(&self) -> Vec<AnyImage> {
+        let wasm = self.list().into_iter().map(AnyImage::Wasm);
+        let oci = self.oci.list().await.into_iter().map(AnyImage::Oci);
+        wasm.chain(oci).collect()
+    }
+
+    /// Removes an image of either kind; one that is not there is removed already.
+    pub(crate) async fn remove_any(&self, name: &str) -> Result<(), VerbError> {
+        match self.find_any(name).await {
+            Some(AnyImage::Oci(image)) => Ok(self.oci.remove(&image).await?),
+            Some(AnyImage::Wasm(_)) => Ok(self.remove(name).await?),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn oci(&self) -> &Arc<Backend> {
+        &self.oci
     }
 
     pub(crate) fn list(&self) -> Vec<Arc<Image>> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
-use oci_client::manifest::{OciDescriptor, OciImageManifest};
+use oci_client::manifest::{OciDescriptor, OciImageManifest, OciManifest};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
 use tokio::io::AsyncWrite;
@@ -16,12 +16,20 @@ use tokio::io::AsyncWrite;
 use super::archive::{ArchiveError, WasmFiles};
 use super::content::Draft;
 use super::formats::{self, FormatError, Shape};
-use super::{Digest, Image, ImageConfig, ImageError, Images, parse, program_name};
+use super::{AnyImage, Digest, Image, ImageConfig, ImageError, Images, parse, program_name};
+use crate::oci::{Document, OciError, OciImage, RegistryImage};
 
 /// Images of this host come through the image door only: "pulling" one looks whether it is there, so that Pods run whatever their
 /// pull policy, and nobody is asked for it over the network.
 const LOCAL_REGISTRY: &str = "cox.local";
 
+/// What a name may lead to: a manifest or an index, in OCI's form and in docker's.
+const MANIFEST_TYPES: [&str; 4] = [
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+];
 const CONFIG_BYTES_MAX: u64 = 4 << 20;
 const CONNECT_PATIENCE: Duration = Duration::from_secs(20);
 const READ_PATIENCE: Duration = Duration::from_secs(60);
@@ -41,6 +49,12 @@ pub(crate) enum PullError {
     NotLoaded(String),
     #[error("no container runtime on this node: {0} is an OCI image; only Wasm images run here")]
     Oci(String),
+    #[error("cannot pull {image}: {source}")]
+    Backend {
+        image: String,
+        #[source]
+        source: OciError,
+    },
     #[error("{image} cannot run here: {source}")]
     Format {
         image: String,
@@ -107,9 +121,9 @@ impl Images {
         &self,
         name: &str,
         credentials: &Credentials,
-    ) -> Result<Arc<Image>, PullError> {
+    ) -> Result<AnyImage, PullError> {
         if parse(name)?.registry() == LOCAL_REGISTRY {
-            let found = self.find(name);
+            let found = self.find_any(name).await;
             return found.ok_or_else(|| PullError::NotLoaded(name.to_owned()));
         }
         let incoming = self.incoming.read().await;
@@ -123,7 +137,7 @@ impl Images {
         &self,
         name: &str,
         credentials: &Credentials,
-    ) -> Result<Arc<Image>, PullError> {
+    ) -> Result<AnyImage, PullError> {
         let reference = parse(name)?;
         let registry = reference.registry().to_owned();
         let auth = credentials.for_registry(&registry)?;
@@ -198,7 +212,6 @@ impl Images {
         Client::new(ClientConfig {
             protocol: ClientProtocol::HttpsExcept(registries.plain_http.clone()),
             extra_root_certificates,
-            platform_resolver: Some(Box::new(formats::choose)),
             connect_timeout: Some(CONNECT_PATIENCE),
             read_timeout: Some(READ_PATIENCE),
             user_agent: concat!("coxswain/", env!("CARGO_PKG_VERSION")),
@@ -213,18 +226,19 @@ impl Images {
         reference: &Reference,
         source: &Reference,
         auth: &RegistryAuth,
-    ) -> Result<Arc<Image>, PullError> {
+    ) -> Result<AnyImage, PullError> {
         let pull = Pull {
             images: self,
             client,
             source,
             name: reference.whole(),
         };
-        let (manifest, manifest_digest, index_digest) = client
-            .pull_image_manifest_and_list_digest(source, auth)
-            .await
-            .map_err(|err| pull.registry_error(&err))?;
-        let named_digest = index_digest.unwrap_or_else(|| manifest_digest.clone());
+        let Manifests {
+            index,
+            document,
+            manifest,
+        } = pull.manifests(auth).await?;
+        let named_digest = index.as_ref().unwrap_or(&document).digest.clone();
         let config = if formats::needs_config(&manifest) {
             Some(pull.config(&manifest.config).await?)
         } else {
@@ -236,7 +250,16 @@ impl Images {
                 source,
             })?;
         let (entry, files, config) = match shape {
-            Shape::Oci => return Err(PullError::Oci(pull.name)),
+            Shape::Oci => {
+                let wanted = RegistryImage {
+                    client,
+                    reference,
+                    source,
+                    index,
+                    manifest: document,
+                };
+                return pull.into_containerd(&wanted).await.map(AnyImage::Oci);
+            }
             Shape::Raw(at) => (
                 pull.raw_layer(&manifest.layers[at]).await?,
                 BTreeMap::new(),
@@ -247,7 +270,8 @@ impl Images {
                 (pull.entry(&files, &config)?, files, config)
             }
         };
-        let id = manifest_digest
+        let id = document
+            .digest
             .parse::<Digest>()
             .map_err(|err| pull.registry_error(&err))?;
         let repository = format!("{}/{}", reference.registry(), reference.repository());
@@ -274,8 +298,15 @@ impl Images {
                 .sum(),
             pinned: false,
         };
-        Ok(self.add(image).await?)
+        Ok(AnyImage::Wasm(self.add(image).await?))
     }
+}
+
+/// What a name leads to in a registry.
+struct Manifests {
+    index: Option<Document>,
+    document: Document,
+    manifest: OciImageManifest,
 }
 
 /// One pull from one host.
@@ -299,6 +330,83 @@ impl Pull<'_> {
             host: self.source.resolve_registry().to_owned(),
             message,
         }
+    }
+
+    /// The manifest for this machine, and the index that led to it.
+    async fn manifests(&self, auth: &RegistryAuth) -> Result<Manifests, PullError> {
+        let top = self.manifest_at(self.source, auth).await?;
+        let (document, parsed) = top;
+        let entries = match parsed {
+            OciManifest::Image(manifest) => {
+                return Ok(Manifests {
+                    index: None,
+                    document,
+                    manifest,
+                });
+            }
+            OciManifest::ImageIndex(index) => index.manifests,
+        };
+        let chosen = formats::choose(&entries).ok_or_else(|| PullError::Registry {
+            image: self.name.clone(),
+            host: self.source.resolve_registry().to_owned(),
+            message: format!(
+                "it has no image for Wasm or linux/{}",
+                std::env::consts::ARCH
+            ),
+        })?;
+        let below = self.source.clone_with_digest(chosen);
+        match self.manifest_at(&below, auth).await? {
+            (inner, OciManifest::Image(manifest)) => Ok(Manifests {
+                index: Some(document),
+                document: inner,
+                manifest,
+            }),
+            (_, OciManifest::ImageIndex(_)) => Err(self.registry_error(&std::io::Error::other(
+                "an index within an index is not supported",
+            ))),
+        }
+    }
+
+    async fn manifest_at(
+        &self,
+        reference: &Reference,
+        auth: &RegistryAuth,
+    ) -> Result<(Document, OciManifest), PullError> {
+        let (bytes, digest) = self
+            .client
+            .pull_manifest_raw(reference, auth, &MANIFEST_TYPES)
+            .await
+            .map_err(|err| self.registry_error(&err))?;
+        let parsed: OciManifest =
+            serde_json::from_slice(&bytes).map_err(|err| self.registry_error(&err))?;
+        // The specification lets a manifest leave its own type out.
+        let (named, usual) = match &parsed {
+            OciManifest::Image(manifest) => (&manifest.media_type, MANIFEST_TYPES[0]),
+            OciManifest::ImageIndex(index) => (&index.media_type, MANIFEST_TYPES[1]),
+        };
+        let document = Document {
+            media_type: named.clone().unwrap_or_else(|| usual.to_owned()),
+            digest,
+            bytes,
+        };
+        Ok((document, parsed))
+    }
+
+    /// Hands an image for Linux over to containerd, where there is one.
+    async fn into_containerd(
+        &self,
+        wanted: &RegistryImage<'_>,
+    ) -> Result<Arc<OciImage>, PullError> {
+        let pulled = self.images.oci.pull(wanted).await;
+        pulled.map_err(|source| match source {
+            OciError::Unavailable { .. } if !self.images.oci.socket().exists() => {
+                PullError::Oci(self.name.clone())
+            }
+            source => PullError::Backend {
+                image: self.name.clone(),
+                source,
+            },
+        })
     }
 
     /// Fetches a blob; its digest is verified by the client and once more by the draft.

@@ -46,7 +46,7 @@ impl Shim {
             handler,
             created_at: now_nanos(),
             ip,
-            namespaces: None,
+            namespaces: wants_host_network(&config).then(crate::sandbox::Namespaces::default),
         };
         // Written first: whatever happens from here on is found again and undone.
         if let Err(err) = self.sandbox_state.create(id.as_str(), &config, &record) {

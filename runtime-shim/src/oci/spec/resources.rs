@@ -1,0 +1,149 @@
+//! Limits: from CRI's numbers to the specification's, and where the container's cgroup is.
+
+use std::path::PathBuf;
+
+use cox_cri::v1::{LinuxContainerResources, PodSandboxConfig};
+use oci_spec::runtime::{
+    LinuxCpu, LinuxHugepageLimitBuilder, LinuxMemory, LinuxResources, LinuxResourcesBuilder,
+};
+
+use super::{Host, incomplete};
+use crate::oci::client::OciError;
+
+/// The limits of a container; zero and empty mean none.
+pub(in crate::oci) fn limits(
+    wanted: Option<&LinuxContainerResources>,
+    host: &Host,
+) -> Result<LinuxResources, OciError> {
+    let wanted = wanted.cloned().unwrap_or_default();
+    let set = |value: i64| (value != 0).then_some(value);
+    let unsigned = |value: i64| u64::try_from(value).ok().filter(|value| *value != 0);
+    let text = |value: &str| (!value.is_empty()).then(|| value.to_owned());
+    let mut cpu = LinuxCpu::default();
+    cpu.set_shares(unsigned(wanted.cpu_shares))
+        .set_quota(set(wanted.cpu_quota))
+        .set_period(unsigned(wanted.cpu_period))
+        .set_cpus(text(&wanted.cpuset_cpus))
+        .set_mems(text(&wanted.cpuset_mems));
+    let mut memory = LinuxMemory::default();
+    memory.set_limit(set(wanted.memory_limit_in_bytes));
+    if host.swap_accounting {
+        // A limit of memory without one for swap would let the container swap as much again.
+        memory
+            .set_swap(set(wanted.memory_swap_limit_in_bytes).or(set(wanted.memory_limit_in_bytes)));
+    }
+    let pages = wanted
+        .hugepage_limits
+        .iter()
+        .map(|limit| {
+            LinuxHugepageLimitBuilder::default()
+                .page_size(limit.page_size.clone())
+                .limit(i64::try_from(limit.limit).unwrap_or(i64::MAX))
+                .build()
+                .map_err(incomplete)
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut resources = LinuxResourcesBuilder::default()
+        .cpu(cpu)
+        .memory(memory)
+        .build()
+        .map_err(incomplete)?;
+    if !pages.is_empty() {
+        resources.set_hugepage_limits(Some(pages));
+    }
+    if host.cgroup_v2 && !wanted.unified.is_empty() {
+        resources.set_unified(Some(wanted.unified));
+    }
+    Ok(resources)
+}
+
+/// Whether the kubelet drives cgroups through systemd: then a Pod's parent is a slice.
+pub(in crate::oci) fn is_systemd(pod: &PodSandboxConfig) -> bool {
+    parent(pod).ends_with(".slice")
+}
+
+fn parent(pod: &PodSandboxConfig) -> &str {
+    pod.linux
+        .as_ref()
+        .map_or("", |linux| linux.cgroup_parent.as_str())
+}
+
+/// The container's cgroup below the Pod's, in the form of the driver; `None` leaves it to the runtime below.
+pub(in crate::oci) fn cgroups_path(pod: &PodSandboxConfig, id: &str) -> Option<PathBuf> {
+    let parent = parent(pod);
+    if parent.is_empty() {
+        return Some(PathBuf::from(format!("/k8s.io/{id}")));
+    }
+    if is_systemd(pod) {
+        // systemd's form is slice:prefix:name; the slice alone names its place in the tree.
+        let slice = parent.rsplit('/').next().unwrap_or(parent);
+        return Some(PathBuf::from(format!("{slice}:cri-containerd:{id}")));
+    }
+    Some(PathBuf::from(format!(
+        "{}/{id}",
+        parent.trim_end_matches('/')
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cox_cri::v1::{HugepageLimit, LinuxPodSandboxConfig};
+
+    #[test]
+    fn cgroups_in_the_form_of_each_driver() {
+        for (parent, expected) in [
+            ("", "/k8s.io/c1"),
+            ("/kubepods/burstable/pod1", "/kubepods/burstable/pod1/c1"),
+            ("/kubepods/pod1/", "/kubepods/pod1/c1"),
+            (
+                "/kubepods.slice/kubepods-pod1.slice",
+                "kubepods-pod1.slice:cri-containerd:c1",
+            ),
+        ] {
+            let pod = PodSandboxConfig {
+                linux: Some(LinuxPodSandboxConfig {
+                    cgroup_parent: parent.into(),
+                    ..LinuxPodSandboxConfig::default()
+                }),
+                ..PodSandboxConfig::default()
+            };
+            assert_eq!(
+                cgroups_path(&pod, "c1"),
+                Some(expected.into()),
+                "parent: {parent}"
+            );
+            assert_eq!(is_systemd(&pod), parent.contains("slice"));
+        }
+    }
+
+    #[test]
+    fn limits_as_they_are_written() {
+        let wanted = LinuxContainerResources {
+            cpu_shares: 512,
+            cpu_quota: 50_000,
+            cpu_period: 100_000,
+            memory_limit_in_bytes: 1 << 20,
+            cpuset_cpus: "0-1".into(),
+            hugepage_limits: vec![HugepageLimit {
+                page_size: "2MB".into(),
+                limit: 0,
+            }],
+            ..LinuxContainerResources::default()
+        };
+        let mut host = Host::default();
+        let json =
+            |host: &Host| serde_json::to_value(limits(Some(&wanted), host).unwrap()).unwrap();
+        let plain = json(&host);
+        assert_eq!(plain["cpu"]["shares"], 512);
+        assert_eq!(plain["cpu"]["quota"], 50_000);
+        assert_eq!(plain["cpu"]["cpus"], "0-1");
+        assert_eq!(plain["memory"]["limit"], 1 << 20);
+        assert!(plain["memory"]["swap"].is_null());
+        assert_eq!(plain["hugepageLimits"][0]["pageSize"], "2MB");
+        host.swap_accounting = true;
+        assert_eq!(json(&host)["memory"]["swap"], 1 << 20);
+        let none = serde_json::to_value(limits(None, &host).unwrap()).unwrap();
+        assert!(none["memory"]["limit"].is_null());
+    }
+}

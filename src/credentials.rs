@@ -4,7 +4,7 @@ use std::io::Write;
 
 use anyhow::{Context, Result, bail};
 use cox_apiserver::pki::Pki;
-use serde_json::Value;
+use kube::config::Kubeconfig;
 
 use crate::cli::KubeconfigArgs;
 use crate::paths::Paths;
@@ -40,15 +40,15 @@ pub(crate) fn run(args: &KubeconfigArgs) -> Result<()> {
 /// The URL that the last start wrote down.
 fn last_server(paths: &Paths) -> Result<String> {
     let path = paths.kubeconfig();
-    let text = std::fs::read_to_string(&path).with_context(|| {
+    let config = Kubeconfig::read_from(&path).with_context(|| {
         format!(
             "{} cannot be read: say where the API server is with --server",
             path.display()
         )
     })?;
-    let config: Value = serde_saphyr::from_str(&text)?;
-    let url = config["clusters"][0]["cluster"]["server"]
-        .as_str()
-        .context("it names no server: say where it is with --server")?;
-    Ok(url.to_owned())
+    config
+        .clusters
+        .into_iter()
+        .find_map(|named| named.cluster?.server)
+        .context("it names no server: say where it is with --server")
 }

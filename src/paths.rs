@@ -78,12 +78,13 @@ impl Paths {
 
     /// Makes both folders, private to the user, and takes the lock.
     pub(crate) fn take(&self) -> Result<DataLock> {
-        private_dir(&self.data).with_context(|| {
+        let unwritable = || {
             format!(
                 "the data folder {} cannot be written: choose another with --data-dir, or mend its permissions",
                 self.data.display()
             )
-        })?;
+        };
+        private_dir(&self.data).with_context(unwritable)?;
         private_dir(&self.state)
             .with_context(|| format!("the state folder {} cannot be made", self.state.display()))?;
         if fs::metadata(&self.state)?.uid() != current_uid() {
@@ -93,14 +94,14 @@ impl Paths {
             );
         }
         let path = self.data.join("lock");
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).with_context(
-            || {
-                format!(
-                    "the data folder {} cannot be written: choose another with --data-dir, or mend its permissions",
-                    self.data.display()
-                )
-            },
-        )?;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .with_context(unwritable)?;
         if file.try_lock().is_err() {
             let mut holder = String::new();
             file.read_to_string(&mut holder).ok();

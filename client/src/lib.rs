@@ -24,6 +24,23 @@ pub use clock::{Clock, SystemClock, TestClock};
 pub use connect::{ConnectError, from_kubeconfig, in_process, in_process_as};
 pub use informer::{Cached, Change, Informer, Informers, Sink, Source, Subscription, reflect};
 
+/// What a component that acts under one identity stands on.
+#[derive(Clone)]
+pub struct Deps {
+    /// Writes, and reads that must not be old.
+    pub client: kube::Client,
+    /// The caches of the process.
+    pub informers: Informers,
+    /// Time.
+    pub clock: std::sync::Arc<dyn Clock>,
+}
+
+impl std::fmt::Debug for Deps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Deps").finish_non_exhaustive()
+    }
+}
+
 /// Any error, as the runner and the controllers pass it around.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 

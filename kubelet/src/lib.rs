@@ -18,5 +18,6 @@ pub mod volumes;
 pub mod worker;
 
 pub use config::Config;
-pub use run::{Deps, Handle, RunError, prepare, run};
+pub use cox_client::Deps;
+pub use run::{Handle, RunError, prepare, run};
 pub use server::ServerError;

@@ -13,9 +13,9 @@ use crate::volumes::Volumes;
 use crate::volumes::objects::Objects;
 use crate::volumes::tokens::Tokens;
 use crate::worker::shared::{ClientHandle, Shared};
+use cox_client::Deps;
 use cox_client::events::Recorder;
 use cox_client::tasks::TaskScope;
-use cox_client::{Clock, Informers};
 use k8s_openapi::api::core::v1::{EventSource, Pod};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -27,22 +27,6 @@ use tokio_util::sync::CancellationToken;
 const PARALLEL_WRITES: usize = 32;
 /// How long the tasks get to end.
 const SHUTDOWN: Duration = Duration::from_secs(5);
-
-/// What a kubelet works with.
-#[derive(Clone)]
-pub struct Deps {
-    /// With the identity `system:node:NAME`.
-    pub client: kube::Client,
-    /// Shared caches of the process.
-    pub informers: Informers,
-    pub clock: Arc<dyn Clock>,
-}
-
-impl std::fmt::Debug for Deps {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Deps").finish_non_exhaustive()
-    }
-}
 
 /// The kubelet could not start.
 #[derive(Debug, thiserror::Error)]

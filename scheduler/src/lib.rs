@@ -22,9 +22,10 @@ mod run_tests;
 mod schedule;
 
 pub use crate::core::{Core, Decision};
+pub use cox_client::Deps;
 pub use event::ClusterEvents;
 pub use node_info::{NodeFacts, NodeInfo, Usage};
 pub use pod_info::{HostPort, PodInfo};
 pub use queue::BackoffLimits;
 pub use resources::{Requests, Resources};
-pub use run::{Config, Deps, RunError, run};
+pub use run::{Config, RunError, run};

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use cox_client::events::{EventType, Recorder};
 use cox_client::runner::chain;
-use cox_client::{Change, Clock, Informer, Informers, Subscription, is_not_found};
+use cox_client::{Change, Clock, Deps, Informer, Subscription, is_not_found};
 use k8s_openapi::api::core::v1::{Node, Pod, PodCondition};
 use kube::Api;
 use kube::api::{Patch, PatchParams};
@@ -54,23 +54,6 @@ impl Default for Config {
             decisions_max: 128,
             call_timeout: Duration::from_secs(30),
         }
-    }
-}
-
-/// What the scheduler stands on.
-#[derive(Clone)]
-pub struct Deps {
-    /// For bindings, conditions and events.
-    pub client: kube::Client,
-    /// For Pods and Nodes.
-    pub informers: Informers,
-    /// For times in conditions and events.
-    pub clock: Arc<dyn Clock>,
-}
-
-impl std::fmt::Debug for Deps {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Deps").finish_non_exhaustive()
     }
 }
 

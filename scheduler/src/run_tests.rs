@@ -16,8 +16,9 @@ use serde_json::{Value, json};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::Deps;
 use crate::fixture::{node_object, pod_object};
-use crate::run::{Config, Deps, run};
+use crate::run::{Config, run};
 
 type Answer = Response<BoxBody<Bytes, Infallible>>;
 

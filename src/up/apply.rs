@@ -1,7 +1,5 @@
 //! Loads the images and applies the manifests of `cox up PATH`, then waits until every workload is ready.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result};
 use futures::{StreamExt, TryStreamExt};
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
@@ -143,6 +141,5 @@ async fn wait_for(one: &Applied, index: usize, console: &Console) -> Result<()> 
         }
     }
     // The watcher reconnects by itself: its stream ends only with the cluster.
-    tokio::time::sleep(Duration::from_secs(1)).await;
     anyhow::bail!("the cluster ended while {} was awaited", one.label)
 }

@@ -18,7 +18,7 @@ use crate::Clock;
 use crate::tasks::TaskScope;
 
 /// Events that may wait to be written; more are dropped.
-const QUEUE_LEN_MAX: usize = 1000;
+const QUEUE_LEN_MAX: usize = 8192;
 
 /// The two types that events have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -33,6 +33,9 @@ pub(crate) enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    /// Holds the PID namespace that a Pod's containers share (started by the runtime)
+    #[command(hide = true)]
+    Pause,
     /// Compiles one Wasm file (started by the runtime)
     #[command(hide = true)]
     Compile {

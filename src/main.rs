@@ -37,6 +37,9 @@ fn main() -> ExitCode {
     if let Command::Compile { args } = command {
         return cox_runtime_shim::compile_main(args);
     }
+    if let Command::Pause = command {
+        return cox_runtime_shim::pause_main();
+    }
     start_logging(&command);
     if rustls::crypto::ring::default_provider()
         .install_default()
@@ -72,7 +75,7 @@ async fn run(command: Command) -> Result<()> {
         Command::Image(command) => image::run(command).await,
         Command::Kubeconfig(args) => credentials::run(&args),
         Command::Shim { config } => Box::pin(shim_process::run(&config)).await,
-        Command::Compile { .. } => unreachable!("handled before the runtime starts"),
+        Command::Compile { .. } | Command::Pause => unreachable!("handled before the runtime starts"),
     }
 }
 

@@ -45,6 +45,10 @@ pub(crate) fn config(paths: &Paths, pod_cidr: &str) -> Result<Config> {
     config.root_dir = paths.runtime();
     config.pod_cidr = pod_cidr.to_owned();
     config.compile_command = vec![own_binary()?.into(), "compile".into()];
+    config.pause_command = vec![own_binary()?.into(), "pause".into()];
+    // Guests trust the cluster they are in; on a node that joined there is no such file.
+    let cluster_ca = paths.pki().join("ca.crt");
+    config.tls_ca_files.extend(cluster_ca.exists().then_some(cluster_ca));
     config.registries = registries(&paths.data.join("registries.json"))?;
     Ok(config)
 }

@@ -1,5 +1,6 @@
 //! Figures of the shim, printed: sandbox + create + start of a Wasm container, wasi:http requests per second at 1, 32 and 256
-//! connections, cost of idle containers. `cargo bench -p cox-runtime-shim [-- start|http|idle]`.
+//! connections, cost of idle containers, sandboxes with a network namespace (as root).
+//! `cargo bench -p cox-runtime-shim [-- start|http|idle|netns]`.
 
 #![allow(
     clippy::unwrap_used,
@@ -41,6 +42,9 @@ fn main() {
         if runs("idle") {
             idle().await;
         }
+        if runs("netns") {
+            netns().await;
+        }
     });
 }
 
@@ -64,6 +68,45 @@ async fn start() {
     print_times("sandbox + status + create + start, over gRPC", &mut all);
     print_times("start alone, over gRPC", &mut starts);
     shim.stop().await;
+}
+
+/// Sandboxes with namespaces on the built-in bridge; the shim is a process of its own, on a node of the benchmark's own.
+async fn netns() {
+    if !support::node::can_make_nodes("netns") {
+        return;
+    }
+    let node = support::node::Node::make().await;
+    let mut shim = node.shim(|_| {}).await;
+    let (mut made, mut shared, mut removed) = (Vec::new(), Vec::new(), Vec::new());
+    for index in 0..100 {
+        let config = shim.pod_config(&format!("pod{index}"));
+        made.push(timed(&mut shim, config, &mut removed).await);
+        let mut config = shim.pod_config(&format!("shared{index}"));
+        config.linux = None;
+        shared.push(timed(&mut shim, config, &mut removed).await);
+    }
+    print_times("sandbox with network namespace, over gRPC", &mut made);
+    print_times("the same with a shared PID namespace", &mut shared);
+    print_times("stop and remove", &mut removed);
+    shim.shim.stop().await;
+}
+
+async fn timed(
+    shim: &mut support::node::NodeShim,
+    config: cox_cri::v1::PodSandboxConfig,
+    removed: &mut Vec<Duration>,
+) -> Duration {
+    let request = cox_cri::v1::RunPodSandboxRequest {
+        config: Some(config),
+        runtime_handler: String::new(),
+    };
+    let begun = Instant::now();
+    let made = shim.shim.runtime.run_pod_sandbox(request).await.unwrap();
+    let took = begun.elapsed();
+    let begun = Instant::now();
+    shim.remove_pod(&made.into_inner().pod_sandbox_id).await;
+    removed.push(begun.elapsed());
+    took
 }
 
 fn print_times(what: &str, times: &mut [Duration]) {

@@ -31,6 +31,15 @@ pub struct Config {
     /// Addresses on the host's own loopback that Pods may connect to all the same, such as the API server's.
     #[serde(default)]
     pub host_services: Vec<SocketAddr>,
+    /// How Pods with a network namespace are made and connected.
+    #[serde(default)]
+    pub network: Network,
+    /// The command that starts [`crate::pause_main`]. Empty: Pods that share a PID namespace are refused.
+    #[serde(default)]
+    pub pause_command: Vec<std::ffi::OsString>,
+    /// PEM files of certificate authorities that guests' HTTPS clients trust besides the system's, such as the cluster's own.
+    #[serde(default)]
+    pub tls_ca_files: Vec<PathBuf>,
     /// How registries are reached.
     #[serde(default)]
     pub registries: Registries,
@@ -41,6 +50,9 @@ pub struct Config {
     /// Bounds of one compilation.
     #[serde(default)]
     pub compile_limits: CompileLimits,
+    /// What a container's log may take between two rotations; beyond, its guest is slowed down to a trickle. 0 means any amount.
+    #[serde(default = "default_log_burst_bytes")]
+    pub log_burst_bytes: u64,
     /// Threads that run guests; 0 means one per core.
     #[serde(default)]
     pub guest_threads: usize,
@@ -50,6 +62,46 @@ pub struct Config {
     /// Largest accepted .wasm file.
     #[serde(default = "default_wasm_bytes_max")]
     pub wasm_bytes_max: u64,
+}
+
+/// How Pods with a network namespace are made and connected.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Network {
+    /// Whether they are made at all.
+    pub netns: NetnsUse,
+    /// The built-in network's bridge.
+    pub bridge: String,
+    /// Addresses behind the bridge. Without it `pod_cidr` is split: its lower half is for virtual Pods, its upper half for the
+    /// bridge; a `pod_cidr` of loopback addresses stays whole, and the bridge has the same range of 10.0.0.0/8.
+    pub bridge_cidr: Option<String>,
+    /// Where a CNI configuration is looked for; one that is there replaces the built-in network.
+    pub cni_conf_dir: PathBuf,
+    /// Where its plugins are looked for.
+    pub cni_bin_dirs: Vec<PathBuf>,
+}
+
+/// Whether Pods get network namespaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetnsUse {
+    /// Where this process has the rights for it.
+    #[default]
+    Auto,
+    /// All Pods are in the virtual network; those that cannot be are refused.
+    Never,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self {
+            netns: NetnsUse::Auto,
+            bridge: "cox0".into(),
+            bridge_cidr: None,
+            cni_conf_dir: "/etc/cni/net.d".into(),
+            cni_bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+        }
+    }
 }
 
 /// Bounds of one compilation; beyond them it is killed and the image refused.
@@ -99,9 +151,13 @@ impl Config {
             pod_cidr: default_pod_cidr(),
             cluster_pod_cidrs: default_cluster_pod_cidrs(),
             host_services: Vec::new(),
+            network: Network::default(),
+            pause_command: Vec::new(),
+            tls_ca_files: Vec::new(),
             registries: Registries::default(),
             compile_command: Vec::new(),
             compile_limits: CompileLimits::default(),
+            log_burst_bytes: default_log_burst_bytes(),
             guest_threads: 0,
             http_instances_max: default_http_instances_max(),
             wasm_bytes_max: default_wasm_bytes_max(),
@@ -133,6 +189,11 @@ fn default_cluster_pod_cidrs() -> Vec<String> {
 
 fn default_http_instances_max() -> u32 {
     1000
+}
+
+/// With the five files that kubelets keep, less than 200 MiB per container.
+fn default_log_burst_bytes() -> u64 {
+    32 << 20
 }
 
 fn default_wasm_bytes_max() -> u64 {

@@ -5,6 +5,7 @@ use tonic::Status;
 use crate::container::IllegalMove;
 use crate::images::{ImageError, PullError};
 use crate::oci::OciError;
+use crate::sandbox::SandboxError;
 
 /// Error of a CRI verb. The text ends up in the Pod's events.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +32,8 @@ pub(crate) enum VerbError {
     SandboxNotReady(String),
     #[error(transparent)]
     State(#[from] IllegalMove),
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     #[error("no free Pod address in {0}")]
     NoAddress(String),
     #[error(transparent)]
@@ -91,6 +94,7 @@ impl From<VerbError> for Status {
             | VerbError::Image(ImageError::Io { .. } | ImageError::Damaged { .. })
             | VerbError::Checkpoint { .. }
             | VerbError::Oci(_)
+            | VerbError::Sandbox(_)
             | VerbError::Start(_) => Status::unknown(text),
             VerbError::Timeout(_) => Status::deadline_exceeded(text),
         }

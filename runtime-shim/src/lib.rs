@@ -24,8 +24,9 @@ mod shim;
 mod state;
 mod streaming;
 
-pub use config::{CompileLimits, Config, Mirror, Registries};
+pub use config::{CompileLimits, Config, Mirror, NetnsUse, Network, Registries};
 pub use engine::EngineError;
 pub use engine::compile::compile_main;
 pub use network::CidrError;
+pub use sandbox::pause_main;
 pub use server::{RunError, run};

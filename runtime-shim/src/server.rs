@@ -96,6 +96,11 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), RunErr
     if let Err(err) = following.await {
         tracing::error!(error = %err, "Following containerd failed");
     }
+    if shim.sandboxes.read().is_empty()
+        && let Err(err) = shim.networks.remove()
+    {
+        tracing::warn!(error = %err, "The Pods' bridge could not be removed");
+    }
     if let Err(err) = door.await {
         tracing::error!(error = %err, "The image door failed");
     }

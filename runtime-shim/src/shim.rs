@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use cox_cri::v1::{ContainerConfig, PodSandboxConfig};
+use cox_cri::v1::ContainerConfig;
 use parking_lot::RwLock;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
@@ -19,8 +19,8 @@ use crate::ids::{ContainerId, SandboxId};
 use crate::images::Images;
 use crate::logs::LogWriter;
 use crate::names::Names;
-use crate::network::{AddressPool, Cidr, Policy};
-use crate::sandbox::{self, Namespaces, PodFiles, Sandbox};
+use crate::network::{Cidr, Policy};
+use crate::sandbox::{Namespaces, Networks, PodFiles, Sandbox};
 use crate::server::RunError;
 use crate::state::{Recovered, StateDir};
 
@@ -30,7 +30,7 @@ pub(crate) struct Shim {
     pub(crate) engine: Arc<WasmEngine>,
     pub(crate) images: Arc<Images>,
     pub(crate) logs: LogWriter,
-    pub(crate) addresses: AddressPool,
+    pub(crate) networks: Networks,
     pub(crate) policy: Arc<Policy>,
     pub(crate) sandbox_state: StateDir,
     pub(crate) container_state: StateDir,
@@ -51,14 +51,19 @@ impl Shim {
     pub(crate) fn open(config: Config) -> Result<Arc<Self>, RunError> {
         let config = Arc::new(config);
         let cidr: Cidr = config.pod_cidr.parse()?;
+        let (_, bridge) = crate::sandbox::ranges(&config)?;
         let cluster = config
             .cluster_pod_cidrs
             .iter()
             .map(|text| text.parse())
             .collect::<Result<Vec<Cidr>, _>>()?;
+        let cluster: Vec<Cidr> = cluster.into_iter().chain([cidr, bridge]).collect();
+        let networks = Networks::open(&config, &cluster)?;
         let policy = Policy {
-            cluster: cluster.into_iter().chain([cidr]).collect(),
+            cluster,
             host_services: config.host_services.clone(),
+            tls_ca_files: config.tls_ca_files.clone(),
+            ..Policy::default()
         };
         let threads = match config.guest_threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -81,8 +86,8 @@ impl Shim {
             sandbox_state: state("sandboxes")?,
             container_state: state("containers")?,
             http_slots: Arc::new(Semaphore::new(engine.http_instances_max() as usize)),
-            logs: LogWriter::start().map_err(RunError::Threads)?,
-            addresses: AddressPool::new(cidr),
+            logs: LogWriter::start(config.log_burst_bytes).map_err(RunError::Threads)?,
+            networks,
             policy: Arc::new(policy),
             engine,
             images: Arc::new(images),
@@ -98,24 +103,10 @@ impl Shim {
         Ok(shim)
     }
 
-    /// Reads back what an earlier shim wrote. Sandboxes of the virtual network are as good as before; guests ended with the
-    /// process, which their containers now say. What refers to nothing is removed.
-    fn recover(&self) {
-        for Recovered { id, config, state } in self
-            .sandbox_state
-            .recover::<PodSandboxConfig, sandbox::Record>()
-        {
-            let mut record: sandbox::Record = state;
-            if record.ip.is_some_and(|ip| !self.addresses.reserve(ip)) {
-                // The node's range has changed: the Pod needs a new sandbox.
-                record.phase = sandbox::Phase::NotReady;
-                record.ip = None;
-            }
-            let network = self.pod_network(&config, &record);
-            let sandbox = Sandbox::new(SandboxId::from(id.as_str()), config, network, record);
-            self.take_name("sandbox", &sandbox.reservation(), &id);
-            self.sandboxes.write().insert(sandbox.id.clone(), sandbox);
-        }
+    /// Reads back what an earlier shim wrote. Sandboxes are as good as before, or undone; guests ended with the process, which
+    /// their containers now say. What refers to nothing is removed.
+    fn recover(self: &Arc<Self>) {
+        self.recover_sandboxes();
         for Recovered { id, config, state } in self
             .container_state
             .recover::<ContainerConfig, container::Record>()
@@ -161,7 +152,7 @@ impl Shim {
         Ok(())
     }
 
-    fn take_name(&self, what: &'static str, name: &str, id: &str) {
+    pub(crate) fn take_name(&self, what: &'static str, name: &str, id: &str) {
         match self.names.reserve(what, name, id) {
             Ok(reserved) => reserved.keep(),
             Err(err) => tracing::warn!(error = %err, "A name was in use twice"),

@@ -97,6 +97,9 @@ impl StateDir {
                     return Some(Recovered { id, config, state });
                 }
                 tracing::warn!(id, "Half-written state is removed");
+                if let Err(err) = crate::sandbox::unmount_below(&entry.path()) {
+                    tracing::warn!(error = %err, id, "Half-written state could not be unmounted");
+                }
                 if let Err(err) = self.remove(&id) {
                     tracing::warn!(error = %err, id, "Half-written state could not be removed");
                 }

@@ -114,16 +114,16 @@ async fn the_host_is_out_of_reach() {
         run(&mut shim, &pod, "other", &["get", "127.0.0.53", "53"]).await,
         refused
     );
-    for (name, ip) in [
-        ("elsewhere", "127.0.0.1"),
-        ("any", "0.0.0.0"),
-        ("own", pod.ip.as_str()),
+    for (name, ip, bound) in [
+        ("elsewhere", "127.0.0.1", "127.0.0.1"),
+        ("any", "0.0.0.0", pod.ip.as_str()),
+        ("own", pod.ip.as_str(), pod.ip.as_str()),
     ] {
         let line = run(&mut shim, &pod, name, &["bind", ip, "0"])
             .await
             .remove(0);
         assert!(
-            line.starts_with(&format!("bound {}:", pod.ip)),
+            line.starts_with(&format!("bound {bound}:")),
             "{name}: {line}"
         );
     }
@@ -175,5 +175,43 @@ async fn datagrams_go_from_pod_to_pod() {
         line.starts_with(&format!("ping from {}:", server.ip)),
         "{line}"
     );
+    shim.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_listens_on_localhost_is_private_to_its_pod() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut shim = Shim::start(dir.path()).await;
+    shim.load_bytes("sockets", GUEST.to_vec()).await.unwrap();
+    let (server, other) = (shim.sandbox("server").await, shim.sandbox("other").await);
+    launch(&mut shim, &server, "serve", &["serve", "127.0.0.1", "8099"]).await;
+    wait_until(
+        "the server listens, as it sees it, on localhost",
+        || async {
+            (server.log("serve") == ["stdout F listening at 127.0.0.1:8099"]).then_some(())
+        },
+    )
+    .await;
+    let line = run(&mut shim, &server, "own", &["get", "localhost", "8099"])
+        .await
+        .remove(0);
+    assert!(
+        line.starts_with("from 127.0.0.1:") && line.ends_with(" at 127.0.0.1:8099"),
+        "both ends see localhost: {line}"
+    );
+    let refused = ["connection-refused"];
+    let by_address = run(&mut shim, &other, "address", &["get", &server.ip, "8099"]).await;
+    assert_eq!(by_address, refused, "not at the Pod's address");
+    let behind = server.ip.replacen("127.", "", 1);
+    let (first, rest) = behind.split_once('.').unwrap();
+    let behind = format!("127.{}.{rest}", 192 | (first.parse::<u8>().unwrap() & 63));
+    let found_out = run(&mut shim, &other, "behind", &["get", &behind, "8099"]).await;
+    assert_eq!(found_out, refused, "nor at the one behind it, {behind}");
+    // The same port on another Pod's localhost is another socket.
+    launch(&mut shim, &other, "also", &["serve", "127.0.0.1", "8099"]).await;
+    wait_until("both listen", || async {
+        (other.log("also") == ["stdout F listening at 127.0.0.1:8099"]).then_some(())
+    })
+    .await;
     shim.stop().await;
 }

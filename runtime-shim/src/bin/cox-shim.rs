@@ -1,7 +1,7 @@
 //! The shim by itself, to drive it by hand (`crictl --runtime-endpoint`) and in tests.
 //!
 //! `cox-shim DIR` serves with all its sockets and folders below DIR; `cox-shim --config FILE` takes a configuration in JSON;
-//! `cox-shim compile ...` is the compiler child.
+//! `cox-shim compile ...` is the compiler child, `cox-shim pause` the process that holds a Pod's PID namespace.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -16,6 +16,9 @@ fn main() -> ExitCode {
     let first = args.next().unwrap_or_default();
     if first == "compile" {
         return cox_runtime_shim::compile_main(args);
+    }
+    if first == "pause" {
+        return cox_runtime_shim::pause_main();
     }
     let config = match configuration(first, args.next()) {
         Ok(config) => config,
@@ -71,6 +74,7 @@ fn configuration(first: OsString, second: Option<OsString>) -> Result<Config, St
     }
     let mut config = Config::below(Path::new(&first));
     let own = std::env::current_exe().map_err(|err| err.to_string())?;
+    config.pause_command = vec![own.clone().into(), "pause".into()];
     config.compile_command = vec![own.into(), "compile".into()];
     Ok(config)
 }

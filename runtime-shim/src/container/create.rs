@@ -14,6 +14,7 @@ use crate::engine::{GuestContext, ProgramKind};
 use crate::error::VerbError;
 use crate::ids::ContainerId;
 use crate::images::{AnyImage, Image};
+use crate::network::PodNetwork;
 use crate::oci::OciContainer;
 use crate::sandbox::Sandbox;
 use crate::shim::Shim;
@@ -97,7 +98,7 @@ impl Shim {
             env: spec::environment(&image, &config, &sandbox.config.hostname),
             cwd: spec::working_dir(&image, &config),
             preopens,
-            network: Arc::clone(&sandbox.network),
+            network: network_of(&config, sandbox),
             account: Arc::clone(&account),
             memory: Arc::clone(&memory),
         };
@@ -128,6 +129,18 @@ impl Shim {
         };
         container.apply(&resources);
         Ok(Arc::new(container))
+    }
+}
+
+/// The Pod's network, with the hosts file that the container mounts.
+fn network_of(config: &ContainerConfig, sandbox: &Sandbox) -> Arc<PodNetwork> {
+    let hosts = config
+        .mounts
+        .iter()
+        .find(|mount| mount.container_path == "/etc/hosts");
+    match hosts {
+        Some(mount) => sandbox.network.with_hosts(mount.host_path.clone().into()),
+        None => Arc::clone(&sandbox.network),
     }
 }
 

@@ -1,6 +1,6 @@
 //! `StartContainer`: runs the program, and what happens when it ends.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -111,15 +111,24 @@ impl Shim {
             .virtual_ip()
             .unwrap_or(Ipv4Addr::UNSPECIFIED);
         let addr = SocketAddr::new(IpAddr::V4(ip), port);
-        HttpService::start(
-            &self.engine,
-            Arc::clone(&guest.program),
-            Arc::clone(&guest.context),
-            Arc::clone(log),
-            Arc::clone(&self.http_slots),
-            addr,
-        )
-        .map_err(|err| format!("cannot listen at {addr}: {err}"))
+        let start = |addr| {
+            HttpService::start(
+                &self.engine,
+                Arc::clone(&guest.program),
+                Arc::clone(&guest.context),
+                Arc::clone(log),
+                Arc::clone(&self.http_slots),
+                addr,
+            )
+        };
+        // In a namespace of its own both families, as its containers of the other kind do: their `localhost` may be either.
+        let both = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
+        if container.sandbox.network.netns().is_some()
+            && let Ok(service) = start(both)
+        {
+            return Ok(service);
+        }
+        start(addr).map_err(|err| format!("cannot listen at {addr}: {err}"))
     }
 
     async fn run_command(self: Arc<Self>, container: &Arc<Container>, log: &Arc<ContainerLog>) {

@@ -48,6 +48,18 @@ fn condition(r#type: &str) -> RuntimeCondition {
     }
 }
 
+fn network_condition(problem: Option<String>) -> RuntimeCondition {
+    match problem {
+        None => condition("NetworkReady"),
+        Some(message) => RuntimeCondition {
+            r#type: "NetworkReady".into(),
+            status: false,
+            reason: "NetworkPluginNotReady".into(),
+            message,
+        },
+    }
+}
+
 #[tonic::async_trait]
 impl RuntimeService for CriService {
     async fn version(&self, _: Request<VersionRequest>) -> Reply<VersionResponse> {
@@ -68,8 +80,8 @@ impl RuntimeService for CriService {
             );
             let text = serde_json::json!({
                 "podCIDR": self.shim.config.pod_cidr,
-                "network": "virtual",
                 "ociRuntime": oci,
+                "network": self.shim.networks.describe(),
                 "sandboxes": self.shim.sandboxes.read().len(),
                 "containers": self.shim.containers.read().len(),
             });
@@ -81,7 +93,10 @@ impl RuntimeService for CriService {
         };
         reply(StatusResponse {
             status: Some(RuntimeStatus {
-                conditions: vec![condition("RuntimeReady"), condition("NetworkReady")],
+                conditions: vec![
+                    condition("RuntimeReady"),
+                    network_condition(self.shim.networks.problem()),
+                ],
             }),
             info,
             runtime_handlers: crate::sandbox::HANDLERS.map(handler).to_vec(),
@@ -96,7 +111,8 @@ impl RuntimeService for CriService {
         let request = request.into_inner();
         let id = self
             .shim
-            .run_pod_sandbox(request.config.unwrap_or_default(), request.runtime_handler)?;
+            .run_pod_sandbox(request.config.unwrap_or_default(), request.runtime_handler)
+            .await?;
         reply(RunPodSandboxResponse {
             pod_sandbox_id: id.to_string(),
         })

@@ -33,6 +33,7 @@ use super::program::Program;
 use super::stdio::Stdio;
 use super::{Outcome, WasmEngine};
 use crate::logs::{ContainerLog, LogStream, Stream};
+use crate::network::PodNetwork;
 
 /// Connections of one container.
 const CONNECTIONS_MAX: usize = 4096;
@@ -80,7 +81,7 @@ impl HttpService {
     ) -> std::io::Result<Self> {
         let io = engine.executor().io().clone();
         let _entered = io.enter();
-        let listener = listen(addr)?;
+        let listener = listen(&context.network, addr)?;
         let addr = listener.local_addr()?;
         let drain = CancellationToken::new();
         let shared = Arc::new(Shared {
@@ -143,12 +144,8 @@ impl Drop for HttpService {
     }
 }
 
-fn listen(addr: SocketAddr) -> std::io::Result<TcpListener> {
-    let socket = if addr.is_ipv4() {
-        tokio::net::TcpSocket::new_v4()?
-    } else {
-        tokio::net::TcpSocket::new_v6()?
-    };
+fn listen(network: &PodNetwork, addr: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = network.tcp_socket(addr)?;
     socket.set_reuseaddr(true)?;
     socket.bind(addr)?;
     socket.listen(LISTEN_BACKLOG.unsigned_abs())

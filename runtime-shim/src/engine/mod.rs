@@ -14,6 +14,7 @@ pub(crate) mod http;
 pub(crate) mod imports;
 pub(crate) mod memory;
 pub(crate) mod program;
+mod stacks;
 pub(crate) mod stdio;
 pub(crate) mod ticker;
 
@@ -90,7 +91,9 @@ pub(crate) fn compatibility(engine: &Engine) -> String {
 impl WasmEngine {
     /// Starts the engine with `threads` guest threads.
     pub(crate) fn start(threads: usize, http_instances_max: u32) -> Result<Arc<Self>, EngineError> {
-        let on_demand = Engine::new(&code_config()).map_err(EngineError::Wasmtime)?;
+        let mut config = code_config();
+        config.with_host_stack(Arc::new(stacks::Stacks::default()));
+        let on_demand = Engine::new(&config).map_err(EngineError::Wasmtime)?;
         let linker = imports::component_linker(&on_demand).map_err(EngineError::Wasmtime)?;
         let module_linker = imports::module_linker(&on_demand).map_err(EngineError::Wasmtime)?;
         let ticker = Ticker::start().map_err(EngineError::Threads)?;

@@ -243,7 +243,7 @@ mod tests {
     async fn rotation_keeps_every_line_in_order() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pod/app/0.log");
-        let log = LogWriter::start()
+        let log = LogWriter::start(0)
             .unwrap()
             .open(Some(path.clone()))
             .unwrap();
@@ -275,7 +275,7 @@ mod tests {
     async fn a_flood_of_lines_stays_within_the_buffer() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("0.log");
-        let log = LogWriter::start()
+        let log = LogWriter::start(0)
             .unwrap()
             .open(Some(path.clone()))
             .unwrap();

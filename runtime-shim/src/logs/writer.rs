@@ -1,4 +1,8 @@
 //! From the buffers of all containers to their files: one thread, files open only while they are written.
+//!
+//! Kubelets rotate a log that has grown too large, but look only every ten seconds, in which a guest can write gigabytes. So what
+//! a log may take between two rotations is bounded: a burst, then a trickle. The guest waits meanwhile, as it does for a slow disk;
+//! nothing is lost, and the rotation (`ReopenContainerLog`) gives it a new burst.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -6,8 +10,9 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -20,6 +25,8 @@ const BUFFER_BYTES_MAX: usize = 64 << 10;
 const OPEN_FILES_MAX: usize = 64;
 /// Containers that may wait for the writer at once; a further one's bytes wait until it asks again.
 const QUEUE_LEN_MAX: usize = 4 << 10;
+/// What a log gets per second once it has used up its burst: enough to see that a flood goes on, too little to fill a disk.
+const SLOW_BYTES_PER_SEC: u64 = 512 << 10;
 
 /// The writer's handle; the thread ends when the last one and all logs are gone.
 #[derive(Clone, Debug)]
@@ -47,6 +54,10 @@ pub(crate) struct ContainerLog {
 
 #[derive(Debug, Default)]
 struct State {
+    /// Bytes in the file since it was opened or rotated.
+    written: u64,
+    /// When the burst was used up.
+    slow_since: Option<Instant>,
     buffer: Vec<u8>,
     queued: bool,
     waiting: Vec<Waker>,
@@ -55,11 +66,12 @@ struct State {
 }
 
 impl LogWriter {
-    pub(crate) fn start() -> std::io::Result<Self> {
+    /// `burst_bytes` is what a log may take between two rotations before it is slowed down; 0 means any amount.
+    pub(crate) fn start(burst_bytes: u64) -> std::io::Result<Self> {
         let (jobs, queue) = sync_channel(QUEUE_LEN_MAX);
         std::thread::Builder::new()
             .name("container-logs".into())
-            .spawn(move || Files::default().run(&queue))?;
+            .spawn(move || Files::new(burst_bytes).run(&queue))?;
         Ok(Self { jobs })
     }
 
@@ -168,17 +180,59 @@ impl ContainerLog {
     }
 }
 
+impl State {
+    /// When the next bytes may be written, if not now.
+    fn due(&self, burst_bytes: u64) -> Option<Instant> {
+        let over = Duration::from_secs(self.written.saturating_sub(burst_bytes))
+            / u32::try_from(SLOW_BYTES_PER_SEC).ok()?;
+        Some(self.slow_since? + over)
+    }
+}
+
 /// The open files, most recently used last.
-#[derive(Default)]
 struct Files {
     open: VecDeque<(PathBuf, File)>,
+    burst_bytes: u64,
+    /// Logs that are slowed down, with the time of their next write.
+    slow: Vec<(Instant, Arc<ContainerLog>)>,
 }
 
 impl Files {
+    fn new(burst_bytes: u64) -> Self {
+        Self {
+            open: VecDeque::new(),
+            burst_bytes,
+            slow: Vec::new(),
+        }
+    }
+
+    /// The next job; slowed-down logs are written when their time comes. None when nobody can send one any more.
+    fn next(&mut self, queue: &Receiver<Job>) -> Option<Job> {
+        loop {
+            let Some(due) = self.slow.iter().map(|(due, _)| *due).min() else {
+                return queue.recv().ok();
+            };
+            match queue.recv_timeout(due.saturating_duration_since(Instant::now())) {
+                Ok(job) => return Some(job),
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            let now = Instant::now();
+            let (ready, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.slow)
+                .into_iter()
+                .partition(|(due, _)| *due <= now);
+            self.slow = waiting;
+            ready.into_iter().for_each(|(_, log)| self.write(&log));
+        }
+    }
+
     fn run(&mut self, queue: &Receiver<Job>) {
-        while let Ok(job) = queue.recv() {
+        while let Some(job) = self.next(queue) {
             match job {
-                Job::Write(log) => self.write(&log),
+                Job::Write(log) => match self.due(&log) {
+                    Some(due) => self.slow.push((due, log)),
+                    None => self.write(&log),
+                },
                 Job::Reopen(log, done) => {
                     self.write(&log);
                     let reopened = self.reopen(&log);
@@ -187,6 +241,7 @@ impl Files {
                 }
                 Job::Close(log, done) => {
                     self.write(&log);
+                    self.slow.retain(|(_, slow)| !Arc::ptr_eq(slow, &log));
                     if let Some(path) = &log.path {
                         self.forget(path);
                     }
@@ -196,6 +251,15 @@ impl Files {
                 }
             }
         }
+    }
+
+    /// When `log` may be written, if it is too early now.
+    fn due(&self, log: &ContainerLog) -> Option<Instant> {
+        if self.burst_bytes == 0 {
+            return None;
+        }
+        let due = log.state.lock().due(self.burst_bytes)?;
+        (due > Instant::now()).then_some(due)
     }
 
     fn write(&mut self, log: &ContainerLog) {
@@ -214,6 +278,11 @@ impl Files {
         {
             tracing::warn!(error = %err, path = ?log.path, "A container log cannot be written, its lines are lost");
         }
+        state.written += bytes.len() as u64;
+        if self.burst_bytes != 0 && state.written > self.burst_bytes && state.slow_since.is_none() {
+            state.slow_since = Some(Instant::now());
+            tracing::info!(path = ?log.path, bytes = state.written, "A container log is slowed down until it is rotated");
+        }
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
         waiting.into_iter().for_each(Waker::wake);
@@ -222,8 +291,16 @@ impl Files {
     fn reopen(&mut self, log: &ContainerLog) -> std::io::Result<()> {
         let Some(path) = &log.path else { return Ok(()) };
         self.forget(path);
-        open(path)?;
-        log.state.lock().failed = false;
+        self.slow
+            .retain(|(_, slow)| !std::ptr::eq(&raw const **slow, log));
+        let already = open(path)?.metadata()?.len();
+        let mut state = log.state.lock();
+        state.failed = false;
+        // A file that was not moved away is as full as before: asking to reopen it alone gives no new burst.
+        if already < state.written {
+            state.written = 0;
+            state.slow_since = None;
+        }
         Ok(())
     }
 
@@ -243,5 +320,57 @@ impl Files {
 
     fn forget(&mut self, path: &Path) {
         self.open.retain(|(open, _)| open != path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Appends until the log takes no more for a while; how much it took.
+    async fn flood(log: &Arc<ContainerLog>, bytes: usize) -> usize {
+        let mut taken = 0;
+        while taken < bytes {
+            let room = std::future::poll_fn(|cx| log.poll_room(cx));
+            if tokio::time::timeout(Duration::from_millis(200), room)
+                .await
+                .is_err()
+            {
+                break;
+            }
+            log.append(|buffer| buffer.extend_from_slice(&[b'x'; 4096]));
+            taken += 4096;
+        }
+        taken
+    }
+
+    #[tokio::test]
+    async fn a_flood_is_slowed_down_until_the_log_is_rotated() {
+        const BURST: u64 = 1 << 20;
+        let dir = tempfile::tempdir().unwrap();
+        let (path, old) = (dir.path().join("c.log"), dir.path().join("c.log.1"));
+        let log = LogWriter::start(BURST)
+            .unwrap()
+            .open(Some(path.clone()))
+            .unwrap();
+        flood(&log, 64 << 20).await;
+        let on_disk = std::fs::metadata(&path).unwrap().len();
+        assert!(
+            (BURST..BURST * 3).contains(&on_disk),
+            "{on_disk} bytes on disk"
+        );
+        log.reopen().await.unwrap();
+        assert!(
+            flood(&log, 4 << 20).await < 1 << 20,
+            "a file that is still there is as full as before"
+        );
+
+        std::fs::rename(&path, &old).unwrap();
+        log.reopen().await.unwrap();
+        let taken = flood(&log, 512 << 10).await;
+        assert_eq!(taken, 512 << 10, "the rotation gives it a new burst");
+        log.close().await;
+        let sum = std::fs::metadata(&path).unwrap().len() + std::fs::metadata(&old).unwrap().len();
+        assert_eq!(sum % 4096, 0, "nothing is torn");
     }
 }

@@ -1,5 +1,6 @@
 //! Pod addresses: which are free, by node range.
 
+use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
@@ -43,6 +44,51 @@ impl Cidr {
         u32::MAX << (32 - self.prefix)
     }
 
+    pub(crate) fn base(self) -> Ipv4Addr {
+        self.base.into()
+    }
+
+    pub(crate) fn last(self) -> Ipv4Addr {
+        (self.base | !self.mask()).into()
+    }
+
+    pub(crate) fn netmask(self) -> Ipv4Addr {
+        self.mask().into()
+    }
+
+    /// Length of the network's part.
+    pub(crate) fn prefix(self) -> u8 {
+        u8::try_from(self.prefix).expect("at most 32")
+    }
+
+    /// The two ranges that a node's range is split into: what is local to the node as a whole (virtual Pods), and what lies behind
+    /// its bridge (Pods with a network namespace). A loopback range cannot be routed into a namespace: the bridge then has the
+    /// same range of 10.0.0.0/8, so that nodes with ranges of their own keep them.
+    pub(crate) fn split(self) -> (Self, Self) {
+        if self.base().is_loopback() {
+            let bridge = (self.base & 0x00ff_ffff) | (10 << 24);
+            return (
+                self,
+                Self {
+                    base: bridge,
+                    prefix: self.prefix,
+                },
+            );
+        }
+        let prefix = (self.prefix + 1).min(32);
+        let upper = self.base | (1 << (32 - prefix));
+        (
+            Self {
+                base: self.base,
+                prefix,
+            },
+            Self {
+                base: upper,
+                prefix,
+            },
+        )
+    }
+
     pub(crate) fn contains(self, ip: Ipv4Addr) -> bool {
         u32::from(ip) & self.mask() == self.base
     }
@@ -50,6 +96,12 @@ impl Cidr {
     /// Addresses without the first (the network) and the last (broadcast).
     fn hosts(self) -> std::ops::RangeInclusive<u32> {
         self.base + 1..=(self.base | !self.mask()).saturating_sub(1)
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.base(), self.prefix)
     }
 }
 
@@ -124,6 +176,31 @@ mod tests {
         assert_eq!(pool.take(), Some(first));
         assert!(!pool.reserve(second), "still taken");
         assert!(!pool.reserve(Ipv4Addr::new(10, 0, 0, 1)), "outside");
+    }
+
+    #[test]
+    fn a_node_s_range_is_split() {
+        for (case, whole, local, bridge) in [
+            (
+                "halves",
+                "10.244.3.0/24",
+                "10.244.3.0/25",
+                "10.244.3.128/25",
+            ),
+            (
+                "loopback stays whole",
+                "127.64.64.0/18",
+                "127.64.64.0/18",
+                "10.64.64.0/18",
+            ),
+        ] {
+            let (first, second) = whole.parse::<Cidr>().unwrap().split();
+            assert_eq!(
+                (first.to_string().as_str(), second.to_string().as_str()),
+                (local, bridge),
+                "case: {case}"
+            );
+        }
     }
 
     #[test]

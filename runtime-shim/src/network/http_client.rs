@@ -1,19 +1,21 @@
 //! Outgoing requests of guests (wasi:http/outgoing-handler): the Pod's names, addresses and source, one connection per request.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::Uri;
 use http::uri::Scheme;
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
-use super::PodNetwork;
 use super::resolver::ResolveError;
+use super::{PodNetwork, Policy, Protocol};
 
 /// Where the guest sets no timeout.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -56,7 +58,7 @@ async fn send(
         .map_err(|_| Error::ConnectionTimeout)??;
     if uri.scheme() == Some(&Scheme::HTTPS) {
         let host = uri.host().ok_or(Error::HttpRequestUriInvalid)?;
-        let stream = secure(host, stream).await?;
+        let stream = secure(network, host, stream).await?;
         exchange(request, stream, options).await
     } else {
         exchange(request, stream, options).await
@@ -72,18 +74,14 @@ async fn connect(network: &PodNetwork, uri: &Uri) -> Result<TcpStream, Error> {
         } else {
             80
         });
-    let found = network
-        .resolver()
-        .resolve(host)
-        .await
-        .map_err(|err| match err {
-            ResolveError::BadName => Error::HttpRequestUriInvalid,
-            ResolveError::NotFound => dns_error("name not found"),
-            ResolveError::Unreachable => Error::DnsTimeout,
-        })?;
+    let found = network.resolve(host).await.map_err(|err| match err {
+        ResolveError::BadName => Error::HttpRequestUriInvalid,
+        ResolveError::NotFound => dns_error("name not found"),
+        ResolveError::Unreachable => Error::DnsTimeout,
+    })?;
     let mut last = dns_error("no address");
     for ip in found {
-        let Ok(remote) = network.map_remote(SocketAddr::new(ip, port)) else {
+        let Ok(remote) = network.map_remote(SocketAddr::new(ip, port), Protocol::Tcp) else {
             last = Error::DestinationIpProhibited;
             continue;
         };
@@ -103,23 +101,31 @@ fn dns_error(rcode: &str) -> Error {
 }
 
 async fn secure(
+    network: &PodNetwork,
     host: &str,
     stream: TcpStream,
 ) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static, Error> {
     let name = rustls::pki_types::ServerName::try_from(host.to_owned())
         .map_err(|_| Error::HttpRequestUriInvalid)?;
-    let connector = tokio_rustls::TlsConnector::from(tls_config()?);
+    let connector = tokio_rustls::TlsConnector::from(tls_config(network.policy())?);
     connector.connect(name, stream).await.map_err(Error::Tls)
 }
 
-/// TLS with the system's roots, read once.
-fn tls_config() -> Result<Arc<rustls::ClientConfig>, Error> {
-    static CONFIG: OnceLock<Option<Arc<rustls::ClientConfig>>> = OnceLock::new();
-    let made = CONFIG.get_or_init(|| {
+/// TLS with the system's roots and the configured ones, read once.
+fn tls_config(policy: &Policy) -> Result<Arc<rustls::ClientConfig>, Error> {
+    let made = policy.tls.get_or_init(|| {
         let mut roots = rustls::RootCertStore::empty();
-        let (added, ignored) =
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        tracing::debug!(added, ignored, "Read the system's certificate authorities");
+        let mut certificates = rustls_native_certs::load_native_certs().certs;
+        for file in &policy.tls_ca_files {
+            match CertificateDer::pem_file_iter(file) {
+                Ok(found) => certificates.extend(found.flatten()),
+                Err(err) => {
+                    tracing::warn!(error = %err, file = %file.display(), "Certificate authorities could not be read");
+                }
+            }
+        }
+        let (added, ignored) = roots.add_parsable_certificates(certificates);
+        tracing::debug!(added, ignored, "Read the certificate authorities for guests");
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()

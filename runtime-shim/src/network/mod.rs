@@ -7,15 +7,22 @@
 //! inside it ([`netns`]); nothing is mapped. *Host* network (`hostNetwork: true`) maps nothing either.
 
 mod addresses;
+pub(crate) mod bridge;
+pub(crate) mod cni;
 mod dns;
+pub(crate) mod host_ports;
 mod http_client;
+mod links;
+mod masquerade;
+mod netlink;
 mod netns;
 mod resolver;
 mod sockets;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -24,9 +31,12 @@ use wasmtime_wasi::sockets::SocketAddrUse;
 
 pub use addresses::CidrError;
 pub(crate) use addresses::{AddressPool, Cidr};
+pub(crate) use bridge::{BridgeNetwork, veth_name};
+pub(crate) use host_ports::{HostPorts, plan_host_ports};
 pub(crate) use http_client::PodHttp;
+pub(crate) use links::{Links, POD_INTERFACE};
 pub(crate) use netns::{EachPollInside, Netns};
-pub(crate) use resolver::{DnsConfig, Resolver};
+pub(crate) use resolver::{DnsConfig, ResolveError, Resolver};
 pub(crate) use sockets::shadow_sockets;
 
 /// Which addresses are Pods, and which of the host's own are open to them.
@@ -34,6 +44,10 @@ pub(crate) use sockets::shadow_sockets;
 pub(crate) struct Policy {
     pub(crate) cluster: Vec<Cidr>,
     pub(crate) host_services: Vec<SocketAddr>,
+    /// PEM files of authorities that guests' HTTPS clients trust besides the system's.
+    pub(crate) tls_ca_files: Vec<PathBuf>,
+    /// Made from them when the first guest needs it.
+    pub(crate) tls: OnceLock<Option<Arc<rustls::ClientConfig>>>,
 }
 
 /// Where a Pod's sockets live.
@@ -52,7 +66,16 @@ pub(crate) enum Place {
 pub(crate) struct PodNetwork {
     place: Place,
     policy: Arc<Policy>,
-    resolver: Resolver,
+    resolver: Arc<Resolver>,
+    /// A hosts file that a container brings along, such as the one that kubelets write.
+    hosts: Option<PathBuf>,
+}
+
+/// For which kind of socket an address is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Tcp,
+    Udp,
 }
 
 /// A guest asked for an address that is not its to use.
@@ -69,8 +92,23 @@ impl PodNetwork {
         Self {
             place,
             policy,
-            resolver,
+            resolver: Arc::new(resolver),
+            hosts: None,
         }
+    }
+
+    /// The same network for a container that mounts a hosts file of its own.
+    pub(crate) fn with_hosts(&self, file: PathBuf) -> Arc<Self> {
+        Arc::new(Self {
+            place: self.place.clone(),
+            policy: Arc::clone(&self.policy),
+            resolver: Arc::clone(&self.resolver),
+            hosts: Some(file),
+        })
+    }
+
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.policy
     }
 
     /// The Pod's address in the virtual network; elsewhere its sockets say `0.0.0.0` and mean it.
@@ -125,7 +163,7 @@ impl PodNetwork {
     /// Connects to `wanted` as a guest would.
     async fn connect_to(&self, wanted: SocketAddr) -> io::Result<TcpStream> {
         let remote = self
-            .map_remote(wanted)
+            .map_remote(wanted, Protocol::Tcp)
             .map_err(|err| io::Error::new(io::ErrorKind::ConnectionRefused, err))?;
         self.dial(remote).await
     }
@@ -141,8 +179,35 @@ impl PodNetwork {
         Ok(stream)
     }
 
-    pub(crate) fn resolver(&self) -> &Resolver {
-        &self.resolver
+    /// Addresses of `name` as the container sees names, in the order to try them.
+    pub(crate) async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, ResolveError> {
+        if let Some(file) = &self.hosts {
+            // Read each time: kubelets rewrite it in place.
+            let text = tokio::fs::read_to_string(file).await.unwrap_or_default();
+            let found = resolver::in_hosts(&text, name);
+            if !found.is_empty() {
+                return Ok(found);
+            }
+        }
+        self.resolver.resolve(name, self.netns()).await
+    }
+
+    /// The loopback address that is this Pod's alone: what a guest of a virtual Pod binds to `localhost` listens there, and no
+    /// other Pod may connect to it.
+    fn private(ip: Ipv4Addr) -> Ipv4Addr {
+        const BASE: u32 = 0x7fc0_0000;
+        const OWN: u32 = 0x003f_ffff;
+        (BASE | (u32::from(ip) & OWN)).into()
+    }
+
+    /// What the guest is told that an address is: it never sees the one behind its `localhost`.
+    pub(crate) fn show(&self, real: SocketAddr) -> SocketAddr {
+        match (self.virtual_ip(), real.ip()) {
+            (Some(ip), IpAddr::V4(real_ip)) if real_ip == Self::private(ip) => {
+                SocketAddr::new(Ipv4Addr::LOCALHOST.into(), real.port())
+            }
+            _ => real,
+        }
     }
 
     /// The address to listen on when the guest asks for `wanted`.
@@ -151,10 +216,11 @@ impl PodNetwork {
             return Ok(wanted);
         };
         match wanted.ip() {
-            IpAddr::V4(asked)
-                if asked.is_unspecified() || asked == Ipv4Addr::LOCALHOST || asked == ip =>
-            {
+            IpAddr::V4(asked) if asked.is_unspecified() || asked == ip => {
                 Ok(SocketAddr::new(ip.into(), wanted.port()))
+            }
+            IpAddr::V4(asked) if asked == Ipv4Addr::LOCALHOST || asked == Self::private(ip) => {
+                Ok(SocketAddr::new(Self::private(ip).into(), wanted.port()))
             }
             // The Pod has no IPv6 address: `[::]` would be every address of the host.
             other => Err(Refused::Bind(other)),
@@ -162,7 +228,11 @@ impl PodNetwork {
     }
 
     /// The address to talk to when the guest asks for `wanted`.
-    pub(crate) fn map_remote(&self, wanted: SocketAddr) -> Result<SocketAddr, Refused> {
+    pub(crate) fn map_remote(
+        &self,
+        wanted: SocketAddr,
+        protocol: Protocol,
+    ) -> Result<SocketAddr, Refused> {
         let Some(ip) = self.virtual_ip() else {
             return Ok(wanted);
         };
@@ -172,8 +242,14 @@ impl PodNetwork {
         }
         match canonical.ip() {
             IpAddr::V4(asked) if asked == Ipv4Addr::LOCALHOST => {
-                Ok(SocketAddr::new(ip.into(), wanted.port()))
+                let private = SocketAddr::new(Self::private(ip).into(), wanted.port());
+                Ok(if is_listened_on(private, protocol) {
+                    private
+                } else {
+                    SocketAddr::new(ip.into(), wanted.port())
+                })
             }
+            IpAddr::V4(asked) if asked == Self::private(ip) => Ok(canonical),
             IpAddr::V4(asked) if asked.is_unspecified() => Err(Refused::HostLoopback(wanted)),
             IpAddr::V4(asked)
                 if asked.is_loopback()
@@ -190,12 +266,17 @@ impl PodNetwork {
 
     /// The source to bind before talking to `remote` (already mapped): the Pod's address, for what is local to the node.
     pub(crate) fn source_for(&self, remote: SocketAddr) -> Option<SocketAddr> {
-        match (self.virtual_ip(), remote.ip()) {
-            (Some(ip), IpAddr::V4(remote)) if remote.is_loopback() => {
-                Some(SocketAddr::new(ip.into(), 0))
-            }
-            _ => None,
-        }
+        let (ip, IpAddr::V4(remote)) = (self.virtual_ip()?, remote.ip()) else {
+            return None;
+        };
+        let inside =
+            remote.is_loopback() || self.policy.cluster.iter().any(|cidr| cidr.contains(remote));
+        let source = if remote == Self::private(ip) {
+            remote
+        } else {
+            ip
+        };
+        inside.then(|| SocketAddr::new(source.into(), 0))
     }
 
     /// Gives a guest its sockets. The check behind them is the second line: the mapping in [`sockets`] comes first.
@@ -217,10 +298,29 @@ impl PodNetwork {
                 (addr.ip().is_unspecified() && addr.port() == 0) || self.map_bind(addr) == Ok(addr)
             }
             SocketAddrUse::TcpListen => self.map_bind(addr) == Ok(addr),
-            SocketAddrUse::TcpConnect | SocketAddrUse::UdpSend => self.map_remote(addr) == Ok(addr),
+            SocketAddrUse::TcpConnect => self.map_remote(addr, Protocol::Tcp) == Ok(addr),
+            SocketAddrUse::UdpSend => self.map_remote(addr, Protocol::Udp) == Ok(addr),
             SocketAddrUse::TcpAccept | SocketAddrUse::UdpReceive => true,
         }
     }
+}
+
+/// Whether something listens at `addr`, which is one of this host's: the kernel's own table, asked by trying to take its place.
+fn is_listened_on(addr: SocketAddr, protocol: Protocol) -> bool {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
+    let kind = match protocol {
+        Protocol::Tcp => SocketType::STREAM,
+        Protocol::Udp => SocketType::DGRAM,
+    };
+    let taken = || -> rustix::io::Result<()> {
+        let probe = socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, None)?;
+        if protocol == Protocol::Tcp {
+            // Connections of an earlier listener that are still closing do not count, only a listener does.
+            sockopt::set_socket_reuseaddr(&probe, true)?;
+        }
+        bind(&probe, &addr)
+    };
+    taken() == Err(rustix::io::Errno::ADDRINUSE)
 }
 
 #[cfg(test)]
@@ -231,6 +331,7 @@ mod tests {
         let policy = Policy {
             cluster: vec!["127.64.0.0/10".parse().unwrap()],
             host_services: vec!["127.0.0.1:6443".parse().unwrap()],
+            ..Policy::default()
         };
         PodNetwork::new(
             Place::Virtual(Ipv4Addr::new(127, 64, 0, 7)),
@@ -249,10 +350,11 @@ mod tests {
                 Some("127.64.0.7:80"),
             ),
             (
-                "localhost is the Pod's",
+                "localhost is an address of the Pod's alone",
                 "127.0.0.1:80",
-                Some("127.64.0.7:80"),
+                Some("127.192.0.7:80"),
             ),
+            ("another Pod's localhost", "127.192.0.8:80", None),
             ("its own", "127.64.0.7:80", Some("127.64.0.7:80")),
             ("another Pod's", "127.64.0.8:80", None),
             ("the host's", "10.0.0.1:80", None),
@@ -277,6 +379,7 @@ mod tests {
                 Some("127.64.0.7:80"),
             ),
             ("another Pod", "127.64.9.8:80", Some("127.64.9.8:80")),
+            ("another Pod's localhost", "127.192.9.8:80", None),
             ("outside", "93.184.216.34:80", Some("93.184.216.34:80")),
             (
                 "a named service of the host",
@@ -287,7 +390,7 @@ mod tests {
             ("IPv6 loopback", "[::1]:80", None),
             ("IPv4 loopback in disguise", "[::ffff:127.0.0.53]:53", None),
         ] {
-            let mapped = pod.map_remote(wanted.parse().unwrap()).ok();
+            let mapped = pod.map_remote(wanted.parse().unwrap(), Protocol::Tcp).ok();
             assert_eq!(
                 mapped,
                 expected.map(|text| text.parse().unwrap()),

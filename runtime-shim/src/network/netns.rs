@@ -26,10 +26,6 @@ impl Netns {
         Self { path: path.into() }
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Runs `act` with this thread inside. It must not block for long and must not start threads: they would stay inside.
     ///
     /// # Errors

@@ -6,9 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::{TcpSocket, UdpSocket};
 
 use super::dns::{self, Answer, RecordType};
+use super::netns::Netns;
 
 const DNS_PORT: u16 = 53;
 const DNS_MESSAGE_BYTES_MAX: usize = 4096;
@@ -23,6 +24,24 @@ pub(crate) struct DnsConfig {
     pub(crate) servers: Vec<String>,
     pub(crate) searches: Vec<String>,
     pub(crate) options: Vec<String>,
+}
+
+impl DnsConfig {
+    /// Reads a resolv.conf.
+    pub(crate) fn parse(text: &str) -> Self {
+        let mut config = Self::default();
+        for line in text.lines() {
+            let mut words = line.split_whitespace().map(str::to_owned);
+            match words.next().as_deref() {
+                Some("nameserver") => config.servers.extend(words.next()),
+                // The last one counts, as resolv.conf(5) has it.
+                Some("search" | "domain") => config.searches = words.collect(),
+                Some("options") => config.options.extend(words),
+                _ => {}
+            }
+        }
+        config
+    }
 }
 
 /// Why a name gave no address.
@@ -46,11 +65,11 @@ pub(crate) struct Resolver {
 }
 
 impl Resolver {
-    /// `hostname` is the Pod's own name, `ip` its address.
-    pub(crate) fn new(config: &DnsConfig, hostname: &str, ip: Option<Ipv4Addr>) -> Self {
+    /// `hostname` is the Pod's own name, `ips` its addresses.
+    pub(crate) fn new(config: &DnsConfig, hostname: &str, ips: &[IpAddr]) -> Self {
         let mut hosts = HashMap::new();
-        if let Some(ip) = ip.filter(|_| !hostname.is_empty()) {
-            hosts.insert(hostname.to_ascii_lowercase(), vec![ip.into()]);
+        if !ips.is_empty() && !hostname.is_empty() {
+            hosts.insert(hostname.to_ascii_lowercase(), ips.to_vec());
         }
         let servers = config
             .servers
@@ -70,7 +89,12 @@ impl Resolver {
     }
 
     /// Addresses of `name`, in the order to try them.
-    pub(crate) async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, ResolveError> {
+    /// The servers are asked from inside `netns`, where there is one.
+    pub(crate) async fn resolve(
+        &self,
+        name: &str,
+        netns: Option<&Netns>,
+    ) -> Result<Vec<IpAddr>, ResolveError> {
         let literal = name
             .strip_prefix('[')
             .and_then(|rest| rest.strip_suffix(']'))
@@ -93,7 +117,7 @@ impl Resolver {
         }
         let mut last = ResolveError::NotFound;
         for candidate in candidates(&name, &self.searches, self.ndots) {
-            match self.ask(&candidate).await {
+            match self.ask(&candidate, netns).await {
                 Ok(found) => return Ok(found),
                 Err(ResolveError::NotFound) => {}
                 Err(other) => last = other,
@@ -102,10 +126,10 @@ impl Resolver {
         Err(last)
     }
 
-    async fn ask(&self, name: &str) -> Result<Vec<IpAddr>, ResolveError> {
+    async fn ask(&self, name: &str, netns: Option<&Netns>) -> Result<Vec<IpAddr>, ResolveError> {
         let (v4, v6) = tokio::join!(
-            self.ask_type(name, RecordType::A),
-            self.ask_type(name, RecordType::Aaaa)
+            self.ask_type(name, RecordType::A, netns),
+            self.ask_type(name, RecordType::Aaaa, netns)
         );
         match (v4, v6) {
             (Ok(mut v4), v6) => {
@@ -117,18 +141,24 @@ impl Resolver {
         }
     }
 
-    async fn ask_type(&self, name: &str, record: RecordType) -> Result<Vec<IpAddr>, ResolveError> {
+    async fn ask_type(
+        &self,
+        name: &str,
+        record: RecordType,
+        netns: Option<&Netns>,
+    ) -> Result<Vec<IpAddr>, ResolveError> {
         // Unpredictable ids: std's hasher keys come from the system's randomness.
         let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), name);
         let id = u16::try_from(random & 0xffff).expect("masked to 16 bits");
         let question = dns::question(id, name, record).ok_or(ResolveError::BadName)?;
         for server in std::iter::repeat_n(&self.servers, TRIES).flatten() {
-            let answer = match tokio::time::timeout(PATIENCE, over_udp(*server, &question)).await {
-                Ok(Ok(Answer::Truncated)) => {
-                    tokio::time::timeout(PATIENCE, over_tcp(*server, &question)).await
-                }
-                answer => answer,
-            };
+            let answer =
+                match tokio::time::timeout(PATIENCE, over_udp(*server, &question, netns)).await {
+                    Ok(Ok(Answer::Truncated)) => {
+                        tokio::time::timeout(PATIENCE, over_tcp(*server, &question, netns)).await
+                    }
+                    answer => answer,
+                };
             match answer {
                 Ok(Ok(Answer::Addresses(found))) => return Ok(found),
                 Ok(Ok(Answer::Nothing)) => return Err(ResolveError::NotFound),
@@ -137,6 +167,34 @@ impl Resolver {
             }
         }
         Err(ResolveError::Unreachable)
+    }
+}
+
+/// The addresses that a hosts file has for `name`.
+pub(super) fn in_hosts(text: &str, name: &str) -> Vec<IpAddr> {
+    let name = name.trim_end_matches('.');
+    let lines = text
+        .lines()
+        .map(|line| line.split('#').next().unwrap_or_default());
+    lines
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            let ip = words.next()?.parse().ok()?;
+            words
+                .any(|word| word.eq_ignore_ascii_case(name))
+                .then_some(ip)
+        })
+        .collect()
+}
+
+/// Runs `make`, which makes a socket and does not wait, inside `netns` where there is one.
+fn inside<T>(
+    netns: Option<&Netns>,
+    make: impl FnOnce() -> std::io::Result<T>,
+) -> std::io::Result<T> {
+    match netns {
+        Some(netns) => netns.run(make)?,
+        None => make(),
     }
 }
 
@@ -164,13 +222,21 @@ fn candidates(name: &str, searches: &[String], ndots: usize) -> Vec<String> {
     all
 }
 
-async fn over_udp(server: SocketAddr, question: &[u8]) -> std::io::Result<Answer> {
+async fn over_udp(
+    server: SocketAddr,
+    question: &[u8],
+    netns: Option<&Netns>,
+) -> std::io::Result<Answer> {
     let any: SocketAddr = if server.is_ipv4() {
         ([0, 0, 0, 0], 0).into()
     } else {
         ([0u16; 8], 0).into()
     };
-    let socket = UdpSocket::bind(any).await?;
+    let socket = inside(netns, || {
+        let socket = std::net::UdpSocket::bind(any)?;
+        socket.set_nonblocking(true)?;
+        UdpSocket::from_std(socket)
+    })?;
     socket.connect(server).await?;
     socket.send(question).await?;
     let mut buffer = vec![0; DNS_MESSAGE_BYTES_MAX];
@@ -183,8 +249,19 @@ async fn over_udp(server: SocketAddr, question: &[u8]) -> std::io::Result<Answer
     }
 }
 
-async fn over_tcp(server: SocketAddr, question: &[u8]) -> std::io::Result<Answer> {
-    let mut stream = TcpStream::connect(server).await?;
+async fn over_tcp(
+    server: SocketAddr,
+    question: &[u8],
+    netns: Option<&Netns>,
+) -> std::io::Result<Answer> {
+    let socket = inside(netns, || {
+        if server.is_ipv4() {
+            TcpSocket::new_v4()
+        } else {
+            TcpSocket::new_v6()
+        }
+    })?;
+    let mut stream = socket.connect(server).await?;
     let len = u16::try_from(question.len()).map_err(std::io::Error::other)?;
     stream
         .write_all(&[&len.to_be_bytes(), question].concat())
@@ -213,6 +290,24 @@ mod tests {
         assert_eq!(candidates("a.b.", &searches, 5), ["a.b"]);
     }
 
+    #[test]
+    fn hosts_and_resolv_conf_are_read_as_their_manuals_say() {
+        let text = "127.0.0.1\tlocalhost\n# 1.1.1.1 web\n10.0.0.7 web.local Web # the Pod\nfd00::7 web\nnot-an-ip web\n";
+        let found: Vec<_> = in_hosts(text, "web")
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(found, ["10.0.0.7", "fd00::7"]);
+        assert!(in_hosts(text, "other").is_empty());
+        let text = "domain old\nsearch a.local b.local\nnameserver 10.0.0.10\nnameserver 10.0.0.11\noptions ndots:5 edns0\n; comment\n";
+        let expected = DnsConfig {
+            servers: vec!["10.0.0.10".into(), "10.0.0.11".into()],
+            searches: vec!["a.local".into(), "b.local".into()],
+            options: vec!["ndots:5".into(), "edns0".into()],
+        };
+        assert_eq!(DnsConfig::parse(text), expected);
+    }
+
     #[tokio::test]
     async fn a_server_is_asked_with_the_search_list() {
         let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -221,7 +316,7 @@ mod tests {
             searches: vec!["svc.local".into()],
             options: vec!["ndots:5".into()],
         };
-        let resolver = Resolver::new(&config, "pod-0", Some(Ipv4Addr::new(127, 64, 0, 3)));
+        let resolver = Resolver::new(&config, "pod-0", &[Ipv4Addr::new(127, 64, 0, 3).into()]);
         let serve = async {
             let mut buffer = [0; 512];
             loop {
@@ -242,20 +337,23 @@ mod tests {
         };
         let ask = async {
             assert_eq!(
-                resolver.resolve("web").await,
+                resolver.resolve("web", None).await,
                 Ok(vec![Ipv4Addr::new(127, 64, 0, 9).into()])
             );
-            assert_eq!(resolver.resolve("web.").await, Err(ResolveError::NotFound));
             assert_eq!(
-                resolver.resolve("pod-0").await,
+                resolver.resolve("web.", None).await,
+                Err(ResolveError::NotFound)
+            );
+            assert_eq!(
+                resolver.resolve("pod-0", None).await,
                 Ok(vec![Ipv4Addr::new(127, 64, 0, 3).into()])
             );
             assert_eq!(
-                resolver.resolve("localhost").await,
+                resolver.resolve("localhost", None).await,
                 Ok(vec![Ipv4Addr::LOCALHOST.into()])
             );
             assert_eq!(
-                resolver.resolve("10.1.2.3").await,
+                resolver.resolve("10.1.2.3", None).await,
                 Ok(vec![Ipv4Addr::new(10, 1, 2, 3).into()])
             );
         };

@@ -1,25 +1,32 @@
 //! wasi:sockets through the Pod's network: the few calls that carry an address are replaced in the linker, map it, and go on to
 //! wasmtime's own implementation. Name lookup is replaced as a whole, since the host's resolver is not the Pod's.
 
+use std::sync::Arc;
+
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, Resource, ResourceType};
-use wasmtime_wasi::p2::bindings::sockets::network::{ErrorCode, IpAddress, IpSocketAddress};
-use wasmtime_wasi::p2::bindings::sockets::tcp::HostTcpSocket;
-use wasmtime_wasi::p2::bindings::sockets::udp::{
-    HostOutgoingDatagramStream, HostUdpSocket, IncomingDatagramStream, OutgoingDatagram,
-    OutgoingDatagramStream,
+use wasmtime_wasi::p2::bindings::sockets::network::{
+    ErrorCode, IpAddress, IpAddressFamily, IpSocketAddress,
 };
+use wasmtime_wasi::p2::bindings::sockets::tcp::HostTcpSocket;
+use wasmtime_wasi::p2::bindings::sockets::tcp_create_socket::Host as _;
+use wasmtime_wasi::p2::bindings::sockets::udp::{
+    HostIncomingDatagramStream, HostOutgoingDatagramStream, HostUdpSocket, IncomingDatagramStream,
+    OutgoingDatagram, OutgoingDatagramStream,
+};
+use wasmtime_wasi::p2::bindings::sockets::udp_create_socket::Host as _;
 use wasmtime_wasi::p2::{
     DynPollable, Network, Pollable, SocketResult, TcpSocket, UdpSocket, subscribe,
 };
-use wasmtime_wasi::sockets::WasiSocketsView;
+use wasmtime_wasi::sockets::{WasiSocketsCtxView, WasiSocketsView};
 
-use super::Refused;
-use super::resolver::ResolveError;
+use super::{EachPollInside, PodNetwork, Protocol, Refused, ResolveError};
 use crate::engine::guest::Guest;
 
 const TCP: &str = "wasi:sockets/tcp@0.2.12";
 const UDP: &str = "wasi:sockets/udp@0.2.12";
+const TCP_CREATE: &str = "wasi:sockets/tcp-create-socket@0.2.12";
+const UDP_CREATE: &str = "wasi:sockets/udp-create-socket@0.2.12";
 const LOOKUP: &str = "wasi:sockets/ip-name-lookup@0.2.12";
 
 type Outcome<T> = wasmtime::Result<(Result<T, ErrorCode>,)>;
@@ -27,8 +34,10 @@ type Outcome<T> = wasmtime::Result<(Result<T, ErrorCode>,)>;
 /// Puts the Pod's network between guests and the sockets of the host.
 pub(crate) fn shadow_sockets(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
+    shadow_creation(linker)?;
     shadow_tcp(linker)?;
     shadow_udp(linker)?;
+    shadow_told_addresses(linker)?;
     shadow_lookup(linker)?;
     linker.allow_shadowing(false);
     Ok(())
@@ -48,6 +57,107 @@ fn told<T>(result: SocketResult<T>) -> Outcome<T> {
         Ok(value) => Ok((Ok(value),)),
         Err(err) => Ok((Err(err.downcast()?),)),
     }
+}
+
+/// Sockets are made where the Pod's sockets belong; from there on the kernel knows.
+fn shadow_creation(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    linker.instance(TCP_CREATE)?.func_wrap(
+        "create-tcp-socket",
+        |mut store: StoreContextMut<'_, Guest>, (family,): (IpAddressFamily,)| {
+            let pod = Arc::clone(&store.data().network);
+            let mut sockets = store.data_mut().sockets();
+            match pod.make(|| Ok(sockets.create_tcp_socket(family))) {
+                Ok(made) => told(made),
+                Err(err) => Ok((Err(no_socket(&err)),)),
+            }
+        },
+    )?;
+    linker.instance(UDP_CREATE)?.func_wrap_async(
+        "create-udp-socket",
+        |mut store: StoreContextMut<'_, Guest>, (family,): (IpAddressFamily,)| {
+            Box::new(async move {
+                let netns = store.data().network.netns().cloned();
+                let mut sockets = store.data_mut().sockets();
+                let making = sockets.create_udp_socket(family);
+                match netns {
+                    None => told(making.await),
+                    Some(netns) => match EachPollInside::new(netns, making).await {
+                        Ok(made) => told(made),
+                        Err(err) => Ok((Err(no_socket(&err)),)),
+                    },
+                }
+            })
+        },
+    )
+}
+
+/// The Pod's namespace cannot be entered: it is being torn down, or the node is out of descriptors.
+fn no_socket(err: &std::io::Error) -> ErrorCode {
+    tracing::debug!(error = %err, "A guest's socket could not be made in its Pod's namespace");
+    match err.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE) => ErrorCode::NewSocketLimit,
+        _ => ErrorCode::InvalidState,
+    }
+}
+
+/// Guests of virtual Pods see `localhost` where they asked for it, not the address behind it.
+fn shadow_told_addresses(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    let mut tcp = linker.instance(TCP)?;
+    type Told<T> = fn(&mut WasiSocketsCtxView<'_>, Resource<T>) -> SocketResult<IpSocketAddress>;
+    let tcp_addresses: [(&str, Told<TcpSocket>); 2] = [
+        ("[method]tcp-socket.local-address", |sockets, socket| {
+            HostTcpSocket::local_address(sockets, socket)
+        }),
+        ("[method]tcp-socket.remote-address", |sockets, socket| {
+            HostTcpSocket::remote_address(sockets, socket)
+        }),
+    ];
+    for (name, address) in tcp_addresses {
+        tcp.func_wrap(
+            name,
+            move |mut store: StoreContextMut<'_, Guest>, (socket,): (Resource<TcpSocket>,)| {
+                let result = address(&mut store.data_mut().sockets(), socket);
+                told(result.map(|real| shown(&store.data().network, real)))
+            },
+        )?;
+    }
+    let mut udp = linker.instance(UDP)?;
+    let udp_addresses: [(&str, Told<UdpSocket>); 2] = [
+        ("[method]udp-socket.local-address", |sockets, socket| {
+            HostUdpSocket::local_address(sockets, socket)
+        }),
+        ("[method]udp-socket.remote-address", |sockets, socket| {
+            HostUdpSocket::remote_address(sockets, socket)
+        }),
+    ];
+    for (name, address) in udp_addresses {
+        udp.func_wrap(
+            name,
+            move |mut store: StoreContextMut<'_, Guest>, (socket,): (Resource<UdpSocket>,)| {
+                let result = address(&mut store.data_mut().sockets(), socket);
+                told(result.map(|real| shown(&store.data().network, real)))
+            },
+        )?;
+    }
+    udp.func_wrap(
+        "[method]incoming-datagram-stream.receive",
+        |mut store: StoreContextMut<'_, Guest>,
+         (stream, max): (Resource<IncomingDatagramStream>, u64)| {
+            let result =
+                HostIncomingDatagramStream::receive(&mut store.data_mut().sockets(), stream, max);
+            let network = &store.data().network;
+            told(result.map(|mut datagrams| {
+                for datagram in &mut datagrams {
+                    datagram.remote_address = shown(network, datagram.remote_address);
+                }
+                datagrams
+            }))
+        },
+    )
+}
+
+fn shown(network: &PodNetwork, real: IpSocketAddress) -> IpSocketAddress {
+    network.show(real.into()).into()
 }
 
 fn shadow_tcp(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
@@ -71,7 +181,7 @@ fn shadow_tcp(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
         |mut store: StoreContextMut<'_, Guest>, (socket, network, wanted): Params| {
             Box::new(async move {
                 let pod = &store.data().network;
-                let remote = match pod.map_remote(wanted.into()) {
+                let remote = match pod.map_remote(wanted.into(), Protocol::Tcp) {
                     Ok(remote) => remote,
                     Err(err) => return Ok((Err(refused(err)),)),
                 };
@@ -132,7 +242,12 @@ fn shadow_udp(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
          (socket, wanted): (Resource<UdpSocket>, Option<IpSocketAddress>)| {
             Box::new(async move {
                 let remote = match wanted
-                    .map(|wanted| store.data().network.map_remote(wanted.into()))
+                    .map(|wanted| {
+                        store
+                            .data()
+                            .network
+                            .map_remote(wanted.into(), Protocol::Udp)
+                    })
                     .transpose()
                 {
                     Ok(remote) => remote,
@@ -153,7 +268,7 @@ fn shadow_udp(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
          (stream, mut datagrams): (Resource<OutgoingDatagramStream>, Vec<OutgoingDatagram>)| {
             for datagram in &mut datagrams {
                 let Some(wanted) = datagram.remote_address else { continue };
-                match store.data().network.map_remote(wanted.into()) {
+                match store.data().network.map_remote(wanted.into(), Protocol::Udp) {
                     Ok(remote) => datagram.remote_address = Some(remote.into()),
                     Err(err) => return Ok((Err(refused(err)),)),
                 }
@@ -192,9 +307,9 @@ fn shadow_lookup(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
         "resolve-addresses",
         |mut store: StoreContextMut<'_, Guest>, (_network, name): (Resource<Network>, String)| {
             Box::new(async move {
-                let pod = std::sync::Arc::clone(&store.data().network);
+                let pod = Arc::clone(&store.data().network);
                 // The guest waits here instead of polling: a lookup is short, and its timeouts are ours.
-                let found = match pod.resolver().resolve(&name).await {
+                let found = match pod.resolve(&name).await {
                     Ok(found) => found,
                     Err(err) => return Ok((Err(lookup_error(&err)),)),
                 };

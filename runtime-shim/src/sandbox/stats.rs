@@ -1,14 +1,16 @@
 //! `PodSandboxStats` and `ListPodSandboxStats`: the sums of the containers.
 
 use cox_cri::v1::{
-    ContainerStats, CpuUsage, LinuxPodSandboxStats, MemoryUsage, PodSandboxAttributes,
-    PodSandboxStats, PodSandboxStatsFilter, ProcessUsage, UInt64Value,
+    ContainerStats, CpuUsage, LinuxPodSandboxStats, MemoryUsage, NetworkInterfaceUsage,
+    NetworkUsage, PodSandboxAttributes, PodSandboxStats, PodSandboxStatsFilter, ProcessUsage,
+    UInt64Value,
 };
 
 use super::Sandbox;
 use crate::clock::now_nanos;
 use crate::cri::labels_match;
 use crate::error::VerbError;
+use crate::network::POD_INTERFACE;
 use crate::shim::Shim;
 
 impl Shim {
@@ -81,12 +83,82 @@ impl Shim {
             linux: Some(LinuxPodSandboxStats {
                 cpu: Some(cpu),
                 memory: Some(memory),
-                network: None,
+                network: self.network_usage(sandbox),
                 process: Some(process),
                 containers: stats,
                 io: None,
             }),
             windows: None,
         }
+    }
+
+    /// What went through the Pod's interfaces, as the kernel counts it inside; nothing is counted in the other networks.
+    fn network_usage(&self, sandbox: &Sandbox) -> Option<NetworkUsage> {
+        let read = || std::fs::read_to_string("/proc/thread-self/net/dev");
+        let text = sandbox.network.netns()?.run(read).and_then(|text| text);
+        let mut interfaces: Vec<_> = text.ok()?.lines().filter_map(interface_usage).collect();
+        let default = interfaces
+            .iter()
+            .position(|interface| interface.name == POD_INTERFACE)
+            .map(|at| interfaces.remove(at));
+        Some(NetworkUsage {
+            timestamp: now_nanos(),
+            default_interface: default,
+            interfaces,
+        })
+    }
+}
+
+/// A line of `/proc/net/dev`, unless it is the loopback's or a heading.
+fn interface_usage(line: &str) -> Option<NetworkInterfaceUsage> {
+    let (name, counts) = line.split_once(':')?;
+    let name = name.trim();
+    if name == "lo" {
+        return None;
+    }
+    let counts: Vec<u64> = counts
+        .split_whitespace()
+        .map_while(|count| count.parse().ok())
+        .collect();
+    let at = |index: usize| {
+        Some(UInt64Value {
+            value: *counts.get(index)?,
+        })
+    };
+    Some(NetworkInterfaceUsage {
+        name: name.to_owned(),
+        rx_bytes: Some(at(0)?),
+        rx_errors: Some(at(2)?),
+        tx_bytes: Some(at(8)?),
+        tx_errors: Some(at(10)?),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interfaces_are_read_as_the_kernel_prints_them() {
+        let line = "  eth0:    1296      16    1    0    0     0          0         0     2446      29    3    0    0     0       0          0";
+        let usage = interface_usage(line).unwrap();
+        let value = |value: &Option<UInt64Value>| value.as_ref().unwrap().value;
+        assert_eq!(
+            (
+                usage.name.as_str(),
+                value(&usage.rx_bytes),
+                value(&usage.rx_errors),
+                value(&usage.tx_bytes),
+                value(&usage.tx_errors)
+            ),
+            ("eth0", 1296, 1, 2446, 3)
+        );
+        assert!(interface_usage(&line.replace("eth0", "lo")).is_none());
+        assert!(
+            interface_usage(
+                " face |bytes    packets errs drop fifo frame compressed multicast|bytes"
+            )
+            .is_none()
+        );
     }
 }

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 
 use cox_cri::v1::{
-    LinuxPodSandboxStatus, Namespace, NamespaceOption, PodSandboxNetworkStatus, PodSandboxState,
-    PodSandboxStatus, PodSandboxStatusResponse,
+    LinuxPodSandboxStatus, Namespace, NamespaceOption, PodIp, PodSandboxNetworkStatus,
+    PodSandboxState, PodSandboxStatus, PodSandboxStatusResponse,
 };
 
-use super::{Phase, Sandbox};
+use super::{Phase, Record, Sandbox};
 use crate::clock::now_nanos;
 use crate::error::VerbError;
 use crate::shim::Shim;
@@ -16,7 +16,7 @@ impl Phase {
     pub(super) fn to_cri(self) -> PodSandboxState {
         match self {
             Self::Ready => PodSandboxState::SandboxReady,
-            Self::NotReady => PodSandboxState::SandboxNotready,
+            Self::Making | Self::NotReady => PodSandboxState::SandboxNotready,
         }
     }
 }
@@ -36,10 +36,7 @@ impl Sandbox {
             metadata: self.config.metadata.clone(),
             state: record.phase.to_cri().into(),
             created_at: record.created_at,
-            network: Some(PodSandboxNetworkStatus {
-                ip: record.ip.map(|ip| ip.to_string()).unwrap_or_default(),
-                additional_ips: Vec::new(),
-            }),
+            network: Some(network_status(&record)),
             linux: Some(LinuxPodSandboxStatus {
                 namespaces: Some(Namespace { options }),
             }),
@@ -59,15 +56,13 @@ impl Shim {
         let sandbox = self.sandbox(id)?;
         let mut info = HashMap::new();
         if verbose {
-            let network = if sandbox.network.virtual_ip().is_some() {
-                "virtual"
-            } else {
-                "host"
-            };
-            info.insert(
-                "info".to_owned(),
-                serde_json::json!({ "network": network }).to_string(),
-            );
+            let record = sandbox.record();
+            let text = serde_json::json!({
+                "network": record.attachment,
+                "namespaces": record.namespaces,
+                "pid": record.pause.map(|pause| pause.pid),
+            });
+            info.insert("info".to_owned(), text.to_string());
         }
         let containers = self.containers_of(&sandbox.id);
         Ok(PodSandboxStatusResponse {
@@ -79,5 +74,13 @@ impl Shim {
                 .collect(),
             timestamp: now_nanos(),
         })
+    }
+}
+
+fn network_status(record: &Record) -> PodSandboxNetworkStatus {
+    let mut ips = record.ips().into_iter().map(|ip| ip.to_string());
+    PodSandboxNetworkStatus {
+        ip: ips.next().unwrap_or_default(),
+        additional_ips: ips.map(|ip| PodIp { ip }).collect(),
     }
 }

@@ -1,4 +1,4 @@
-//! `StopPodSandbox`: ends what still runs in it and gives its address back. May be repeated.
+//! `StopPodSandbox`: ends what still runs in it, releases what it is made of and gives its address back. May be repeated.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,13 @@ impl Shim {
         let Ok(sandbox) = self.sandbox(id) else {
             return Ok(());
         };
-        self.end_sandbox(&sandbox).await
+        let shim = Arc::clone(self);
+        // A task of its own: it goes on when the caller gives up waiting.
+        let stop = self
+            .tasks
+            .spawn(async move { shim.end_sandbox(&sandbox).await });
+        stop.await
+            .map_err(|err| VerbError::Start(err.to_string()))?
     }
 
     pub(super) async fn end_sandbox(
@@ -25,20 +31,23 @@ impl Shim {
         for container in self.containers_of(&sandbox.id) {
             self.end_container(&container, Duration::ZERO).await?;
         }
-        let was_ready = sandbox.is_ready();
-        let ip = sandbox.retire();
-        self.sandbox_state
-            .save(sandbox.id.as_str(), &sandbox.record())?;
-        if let Some(ip) = ip {
-            self.addresses.give_back(ip);
+        // One at a time: a second one finds everything released.
+        let _ending = sandbox.ending.lock().await;
+        let was_ready = sandbox.retire();
+        let record = sandbox.record();
+        let id = sandbox.id.as_str();
+        self.sandbox_state.save(id, &record)?;
+        if record.holds_something() {
+            self.release(id, &record).await?;
+            sandbox.forget_parts();
+            self.sandbox_state.save(id, &sandbox.record())?;
+            if let Some(ip) = record.ip {
+                self.networks.give_back(ip, record.attachment);
+            }
         }
         if was_ready {
             tracing::info!(sandbox = %sandbox.id, "Sandbox is stopped");
-            self.emit(
-                ContainerEventType::ContainerStoppedEvent,
-                sandbox.id.as_str(),
-                sandbox,
-            );
+            self.emit(ContainerEventType::ContainerStoppedEvent, id, sandbox);
         }
         Ok(())
     }

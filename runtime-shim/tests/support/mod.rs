@@ -52,6 +52,8 @@ impl Shim {
         let mut config = Config::below(dir);
         config.pod_cidr = pod_cidr();
         config.compile_command = vec![env!("CARGO_BIN_EXE_cox-shim").into(), "compile".into()];
+        config.pause_command = vec![env!("CARGO_BIN_EXE_cox-shim").into(), "pause".into()];
+        config.network.cni_conf_dir = dir.join("cni");
         change(&mut config);
         Self::run(config).await
     }
@@ -59,6 +61,15 @@ impl Shim {
     pub async fn run(config: Config) -> Self {
         let cancel = CancellationToken::new();
         let server = tokio::spawn(cox_runtime_shim::run(config.clone(), cancel.clone()));
+        Self::connect(config, cancel, server).await
+    }
+
+    /// A client of the shim that `server` runs and `cancel` ends.
+    pub async fn connect(
+        config: Config,
+        cancel: CancellationToken,
+        server: JoinHandle<Result<(), RunError>>,
+    ) -> Self {
         let socket = config.socket.clone();
         wait_until("the shim answers", || {
             let socket = socket.clone();
@@ -108,7 +119,19 @@ impl Shim {
         .await
     }
 
+    /// Waits until the shim has ended by itself.
+    pub async fn ended(self) {
+        drop((self.runtime, self.images));
+        self.server.await.unwrap().unwrap();
+    }
+
     pub async fn sandbox(&mut self, name: &str) -> Pod {
+        let config = self.sandbox_config(name);
+        self.run_sandbox(name, config).await.unwrap()
+    }
+
+    /// A Pod of the virtual network.
+    pub fn sandbox_config(&self, name: &str) -> PodSandboxConfig {
         let logs = self
             .config
             .state_dir
@@ -116,7 +139,7 @@ impl Shim {
             .unwrap()
             .join("logs")
             .join(name);
-        let config = PodSandboxConfig {
+        PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {
                 name: name.into(),
                 uid: format!("uid-{name}"),
@@ -127,7 +150,14 @@ impl Shim {
             log_directory: logs.display().to_string(),
             annotations: HashMap::from([("coxswain.dev/pod-network".into(), "virtual".into())]),
             ..PodSandboxConfig::default()
-        };
+        }
+    }
+
+    pub async fn run_sandbox(
+        &mut self,
+        name: &str,
+        config: PodSandboxConfig,
+    ) -> Result<Pod, tonic::Status> {
         let request = RunPodSandboxRequest {
             config: Some(config.clone()),
             runtime_handler: "wasm".into(),
@@ -135,8 +165,7 @@ impl Shim {
         let id = self
             .runtime
             .run_pod_sandbox(request)
-            .await
-            .unwrap()
+            .await?
             .into_inner()
             .pod_sandbox_id;
         let request = PodSandboxStatusRequest {
@@ -151,12 +180,13 @@ impl Shim {
             .into_inner()
             .status
             .unwrap();
-        Pod {
+        Ok(Pod {
             id,
             ip: status.network.unwrap().ip,
-            logs,
+            logs: PathBuf::from(&config.log_directory),
+            name: name.to_owned(),
             config,
-        }
+        })
     }
 
     pub async fn create(
@@ -258,6 +288,7 @@ pub struct Pod {
     pub id: String,
     pub ip: String,
     pub logs: PathBuf,
+    pub name: String,
     pub config: PodSandboxConfig,
 }
 
@@ -321,3 +352,4 @@ pub async fn wait_until<T, F: Future<Output = Option<T>>>(
 }
 
 pub mod guests;
+pub mod node;

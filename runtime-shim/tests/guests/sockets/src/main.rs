@@ -1,6 +1,6 @@
 //! Tries what a Pod's network allows; prints one line per finding. Sockets come from the crate `wasip2`, since not every std has them.
 //!
-//! `serve PORT` answers every connection with `from PEER at LOCAL`; `get HOST PORT` prints such an answer; `bind ADDRESS PORT`,
+//! `serve [ADDRESS] PORT` answers every connection with `from PEER at LOCAL`; `get HOST PORT` prints such an answer; `bind ADDRESS PORT`,
 //! `echo PORT` (UDP) and `send HOST PORT` (UDP) print what they got, or the error.
 
 use std::net::Ipv4Addr;
@@ -17,7 +17,8 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match args.as_slice() {
-        ["serve", port] => serve(port),
+        ["serve", port] => serve("0.0.0.0", port),
+        ["serve", address, port] => serve(address, port),
         ["get", host, port] => get(host, port),
         ["bind", address, port] => bind(address, port).and_then(|socket| Ok(println!("bound {}", text(socket.local_address()?)))),
         ["echo", port] => echo(port),
@@ -62,8 +63,8 @@ fn bind(ip: &str, port: &str) -> Result<TcpSocket, ErrorCode> {
     Ok(socket)
 }
 
-fn serve(port: &str) -> Result<(), ErrorCode> {
-    let socket = bind("0.0.0.0", port)?;
+fn serve(ip: &str, port: &str) -> Result<(), ErrorCode> {
+    let socket = bind(ip, port)?;
     socket.start_listen()?;
     socket.finish_listen()?;
     println!("listening at {}", text(socket.local_address()?));

@@ -1,0 +1,102 @@
+//! The way out of the node: packets of Pods to anything that is no Pod leave with the node's address. One table of nftables of our
+//! own, replaced as a whole, removed as a whole; nobody else's rules are looked at.
+
+use std::io;
+
+use super::addresses::Cidr;
+use super::netlink::{APPEND, CREATE, Message, Socket};
+
+const BATCH_BEGIN: u16 = 16;
+const BATCH_END: u16 = 17;
+const NFTABLES: u16 = 10 << 8;
+const NEW_TABLE: u16 = NFTABLES;
+const DELETE_TABLE: u16 = NFTABLES | 2;
+const NEW_CHAIN: u16 = NFTABLES | 3;
+const NEW_RULE: u16 = NFTABLES | 6;
+
+const FAMILY_IPV4: u8 = 2;
+const HOOK_POSTROUTING: u32 = 4;
+/// After routing, where source addresses are translated.
+const PRIORITY_SOURCE_NAT: u32 = 100;
+const ACCEPT: u32 = 1;
+
+/// Positions in the IPv4 header.
+const SOURCE: u32 = 12;
+const DESTINATION: u32 = 16;
+
+const EQUAL: u32 = 0;
+const NOT_EQUAL: u32 = 1;
+
+const CHAIN: &str = "postrouting";
+
+/// Masquerades what comes from `pods` and goes to none of `inside`.
+pub(crate) fn ensure_masquerade(table: &str, pods: Cidr, inside: &[Cidr]) -> io::Result<()> {
+    let chain = message(NEW_CHAIN, CREATE)
+        .text(1, table)
+        .text(3, CHAIN)
+        .nest(4, |hook| {
+            hook.be32(1, HOOK_POSTROUTING).be32(2, PRIORITY_SOURCE_NAT)
+        })
+        .be32(5, ACCEPT)
+        .text(7, "nat");
+    let rule = message(NEW_RULE, CREATE | APPEND)
+        .text(1, table)
+        .text(2, CHAIN)
+        .nest(4, |list| {
+            let list = matches(list, SOURCE, EQUAL, pods);
+            let list = inside.iter().fold(list, |list, range| {
+                matches(list, DESTINATION, NOT_EQUAL, *range)
+            });
+            expression(list, "masq", |data| data)
+        });
+    let messages = vec![
+        // Made, so that it can be removed: an older version goes with all its rules.
+        message(NEW_TABLE, CREATE).text(1, table),
+        message(DELETE_TABLE, 0).text(1, table),
+        message(NEW_TABLE, CREATE).text(1, table),
+        chain,
+        rule,
+    ];
+    commit(messages)
+}
+
+/// Removes the table; none there is fine.
+pub(crate) fn remove_masquerade(table: &str) -> io::Result<()> {
+    commit(vec![
+        message(NEW_TABLE, CREATE).text(1, table),
+        message(DELETE_TABLE, 0).text(1, table),
+    ])
+}
+
+fn commit(messages: Vec<Message>) -> io::Result<()> {
+    let batch = |kind| Message::new(kind, 0, &[0, 0, 0, 10]);
+    Socket::netfilter()?.transaction(batch(BATCH_BEGIN), messages, batch(BATCH_END))
+}
+
+fn message(kind: u16, flags: u16) -> Message {
+    Message::new(kind, flags, &[FAMILY_IPV4, 0, 0, 0])
+}
+
+fn expression(list: Message, name: &str, data: impl FnOnce(Message) -> Message) -> Message {
+    list.nest(1, |element| element.text(1, name).nest(2, data))
+}
+
+/// Goes on when the address at `offset` is (or is not) in `range`.
+fn matches(list: Message, offset: u32, operator: u32, range: Cidr) -> Message {
+    let register = 1;
+    let list = expression(list, "payload", |data| {
+        data.be32(1, register).be32(2, 1).be32(3, offset).be32(4, 4)
+    });
+    let list = expression(list, "bitwise", |data| {
+        data.be32(1, register)
+            .be32(2, register)
+            .be32(3, 4)
+            .nest(4, |mask| mask.attribute(1, &range.netmask().octets()))
+            .nest(5, |xor| xor.attribute(1, &[0; 4]))
+    });
+    expression(list, "cmp", |data| {
+        data.be32(1, register)
+            .be32(2, operator)
+            .nest(3, |value| value.attribute(1, &range.base().octets()))
+    })
+}

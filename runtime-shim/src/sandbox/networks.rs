@@ -1,0 +1,183 @@
+//! What the node gives its Pods' networks: addresses of the virtual network, the bridge, CNI where it is configured, and whether
+//! this process may make namespaces at all.
+
+use std::ffi::OsString;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use parking_lot::Mutex;
+
+use super::plan::Ability;
+use super::{Attachment, Record};
+use crate::config::{Config, NetnsUse};
+use crate::network::{AddressPool, BridgeNetwork, Cidr, CidrError, Links, cni};
+
+/// Bits of `CapEff` in `/proc/self/status`.
+const CAP_NET_ADMIN: u64 = 1 << 12;
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+
+/// The node's side of all Pod networks.
+#[derive(Debug)]
+pub(crate) struct Networks {
+    pub(super) ability: Ability,
+    pub(super) bridge: BridgeNetwork,
+    pub(super) pause_command: Vec<OsString>,
+    pub(super) cni_bin_dirs: Vec<PathBuf>,
+    cni_conf_dir: PathBuf,
+    local: Cidr,
+    addresses: AddressPool,
+    /// Whether the local range has been made this host's, which a loopback range is anyway.
+    local_ready: Mutex<bool>,
+}
+
+impl Networks {
+    pub(crate) fn open(config: &Config, cluster: &[Cidr]) -> Result<Self, CidrError> {
+        let (local, bridge) = ranges(config)?;
+        Ok(Self {
+            ability: ability(config),
+            bridge: BridgeNetwork::new(&config.network.bridge, bridge, cluster),
+            pause_command: config.pause_command.clone(),
+            cni_bin_dirs: config.network.cni_bin_dirs.clone(),
+            cni_conf_dir: config.network.cni_conf_dir.clone(),
+            local,
+            addresses: AddressPool::new(local),
+            local_ready: Mutex::new(local.base().is_loopback()),
+        })
+    }
+
+    /// The CNI network that connects Pods, where one is configured. Read each time: configurations come and change under way.
+    pub(super) fn cni(&self) -> Result<Option<cni::NetworkList>, cni::CniError> {
+        cni::load(&self.cni_conf_dir)
+    }
+
+    /// An address of the virtual network.
+    pub(super) fn take_virtual(&self) -> io::Result<Option<Ipv4Addr>> {
+        let mut ready = self.local_ready.lock();
+        if !*ready {
+            Links::open()?.add_local_range(self.local)?;
+            *ready = true;
+            tracing::info!(range = %self.local, "Addresses of virtual Pods are local to this node");
+        }
+        drop(ready);
+        Ok(self.addresses.take())
+    }
+
+    /// Takes the address of a recovered sandbox again; false when it is no longer this node's to give.
+    pub(super) fn reserve(&self, record: &Record) -> bool {
+        match (record.ip, record.attachment) {
+            (Some(ip), Attachment::Virtual) => self.addresses.reserve(ip),
+            (Some(ip), Attachment::Bridge) => self.bridge.reserve(ip),
+            (_, Attachment::Host | Attachment::Cni) | (None, _) => true,
+        }
+    }
+
+    pub(super) fn give_back(&self, ip: Ipv4Addr, attachment: Attachment) {
+        match attachment {
+            Attachment::Virtual => self.addresses.give_back(ip),
+            Attachment::Bridge => self.bridge.give_back(ip),
+            Attachment::Host | Attachment::Cni => {}
+        }
+    }
+
+    /// The default network, for people.
+    pub(crate) fn describe(&self) -> serde_json::Value {
+        match (&self.ability, self.cni()) {
+            (Ability::VirtualOnly(reason), _) => {
+                serde_json::json!({"default": "virtual", "reason": reason})
+            }
+            (Ability::Namespaces, Ok(Some(list))) => {
+                serde_json::json!({"default": "cni", "name": list.name()})
+            }
+            (Ability::Namespaces, Ok(None)) => {
+                serde_json::json!({"default": "bridge", "range": self.bridge.range().to_string()})
+            }
+            (Ability::Namespaces, Err(err)) => {
+                serde_json::json!({"default": "cni", "error": err.to_string()})
+            }
+        }
+    }
+
+    /// Why Pods with a network namespace cannot be connected at present.
+    pub(crate) fn problem(&self) -> Option<String> {
+        match self.ability {
+            Ability::VirtualOnly(_) => None,
+            Ability::Namespaces => self.cni().err().map(|err| err.to_string()),
+        }
+    }
+
+    /// Removes what the networks need while there are Pods; called when there are none.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        if self.ability != Ability::Namespaces {
+            return Ok(());
+        }
+        self.bridge.remove()?;
+        if !self.local.base().is_loopback() && std::mem::take(&mut *self.local_ready.lock()) {
+            Links::open()?.remove_local_range(self.local)?;
+        }
+        Ok(())
+    }
+}
+
+/// The range of virtual Pods and the range behind the bridge.
+pub(crate) fn ranges(config: &Config) -> Result<(Cidr, Cidr), CidrError> {
+    let (local, bridge) = config.pod_cidr.parse::<Cidr>()?.split();
+    Ok(match &config.network.bridge_cidr {
+        // The whole range stays local then.
+        Some(text) => (config.pod_cidr.parse()?, text.parse()?),
+        None => (local, bridge),
+    })
+}
+
+fn ability(config: &Config) -> Ability {
+    if config.network.netns == NetnsUse::Never {
+        return Ability::VirtualOnly(
+            "this node is configured to make none (network.netns: never)".into(),
+        );
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    match missing_rights(&status) {
+        None => Ability::Namespaces,
+        Some(missing) => Ability::VirtualOnly(format!(
+            "this node's runtime runs without the rights to make one ({missing})"
+        )),
+    }
+}
+
+fn missing_rights(status: &str) -> Option<String> {
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or(0);
+    let missing: Vec<&str> = [
+        (CAP_SYS_ADMIN, "CAP_SYS_ADMIN"),
+        (CAP_NET_ADMIN, "CAP_NET_ADMIN"),
+    ]
+    .into_iter()
+    .filter(|(bit, _)| effective & bit == 0)
+    .map(|(_, name)| name)
+    .collect();
+    (!missing.is_empty()).then(|| missing.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rights_are_read_from_the_process_s_status() {
+        assert_eq!(
+            missing_rights("Name:\tx\nCapEff:\t000001ffffffffff\n"),
+            None
+        );
+        assert_eq!(
+            missing_rights("CapEff:\t0000000000001000\n").as_deref(),
+            Some("CAP_SYS_ADMIN")
+        );
+        assert_eq!(
+            missing_rights("").as_deref(),
+            Some("CAP_SYS_ADMIN, CAP_NET_ADMIN")
+        );
+    }
+}

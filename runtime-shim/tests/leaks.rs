@@ -1,0 +1,215 @@
+//! Random lives of sandboxes, with a shim that is killed in the middle of everything: afterwards the node has what it had before.
+//!
+//! `COX_TEST_CYCLES` says how many (default 60); `COX_TEST_SEED` repeats a run.
+
+#![allow(
+    clippy::tests_outside_test_module,
+    clippy::unwrap_used,
+    clippy::large_futures,
+    clippy::too_many_lines,
+    reason = "an integration test"
+)]
+
+mod support;
+
+use std::io::Write;
+use std::time::Instant;
+
+use cox_cri::v1::*;
+use support::node::{Node, NodeShim, can_make_nodes};
+use support::{Pod, container, guests, wait_until};
+
+/// xorshift: repeatable, and that is all it must be.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+}
+
+/// What must be as before.
+#[derive(Debug, PartialEq, Eq)]
+struct Census {
+    links: Vec<String>,
+    addresses: Vec<String>,
+    rules: String,
+    mounts: Vec<String>,
+    /// Processes that hold namespaces of Pods.
+    processes: usize,
+    sandboxes: usize,
+    containers: usize,
+    cgroups: usize,
+}
+
+fn census(node: &Node) -> Census {
+    let lines = |text: String| text.lines().map(str::to_owned).collect();
+    let below = |name: &str| {
+        std::fs::read_dir(node.dir.path().join("state").join(name)).map_or(0, Iterator::count)
+    };
+    Census {
+        links: lines(node.run("ip -o link show | cut -d: -f2")),
+        addresses: lines(node.run("ip -4 -o addr show")),
+        rules: node.run("nft list ruleset"),
+        mounts: node.mounts(),
+        processes: pause_processes(node),
+        sandboxes: below("sandboxes"),
+        containers: below("containers"),
+        cgroups: std::fs::read_to_string("/proc/self/cgroup")
+            .map_or(0, |text| text.lines().count()),
+    }
+}
+
+/// Processes of this node that run `cox-shim pause`.
+fn pause_processes(node: &Node) -> usize {
+    let own = std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter(|entry| {
+            let cmdline = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let mounts = std::fs::read_link(entry.path().join("ns/mnt")).ok();
+            cmdline.ends_with(b"cox-shim\0pause\0") && mounts == node.mount_namespace()
+        });
+    own.count()
+}
+
+fn descriptors(shim: &NodeShim) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", shim.pid))
+        .unwrap()
+        .count()
+}
+
+/// Kernel objects for namespaces that exist on this machine and belong to no process: what pins would leave.
+fn net_namespaces(node: &Node) -> usize {
+    node.run("lsns -t net -n -o NS").lines().count()
+}
+
+async fn make(shim: &mut NodeShim, dice: &mut Dice, index: u64) -> Option<Pod> {
+    let (shared, virtual_pod, bad) = (dice.below(3) == 0, dice.below(4) == 0, dice.below(8) == 0);
+    let made = shim
+        .pod(&format!("pod{index}"), |config| {
+            if virtual_pod {
+                config
+                    .annotations
+                    .insert("coxswain.dev/pod-network".into(), "virtual".into());
+            }
+            let linux = config.linux.as_mut().unwrap();
+            if shared {
+                linux.security_context.as_mut().unwrap().namespace_options =
+                    Some(NamespaceOption::default());
+            }
+            if bad {
+                // Fails after the namespaces are made.
+                linux.sysctls.insert("net.no.such.thing".into(), "1".into());
+            }
+        })
+        .await;
+    assert!(made.is_ok() || bad, "{:?}", made.err());
+    made.ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn random_lives_leave_nothing() {
+    if !can_make_nodes("random_lives_leave_nothing") {
+        return;
+    }
+    let number = |name: &str, default: u64| {
+        std::env::var(name)
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(default)
+    };
+    let (cycles, seed) = (
+        number("COX_TEST_CYCLES", 60),
+        number("COX_TEST_SEED", 0x5eed),
+    );
+    let node = Node::make().await;
+    let mut shim = node.shim(|_| {}).await;
+    shim.shim.load("sleeps", &guests::sleeps()).await.unwrap();
+    let before = census(&node);
+    let namespaces_before = net_namespaces(&node);
+    let mut dice = Dice(seed | 1);
+    // The first cycle opens what stays open: files of the engine, sockets of the client.
+    let mut descriptors_before = None;
+    let begun = Instant::now();
+    let mut restarts = 0;
+    let mut live: Vec<Pod> = Vec::new();
+    for index in 0..cycles {
+        if let Some(pod) = make(&mut shim, &mut dice, index).await {
+            if dice.below(2) == 0 {
+                shim.shim.launch(&pod, container("app", "sleeps")).await;
+            }
+            live.push(pod);
+        }
+        match dice.below(10) {
+            0 => {
+                // In the middle of making one: the call fails, what it had done is undone by the next shim.
+                let mut runtime = shim.shim.runtime.clone();
+                let mut config = shim.shim.sandbox_config(&format!("torn{index}"));
+                config.annotations.clear();
+                let request = RunPodSandboxRequest {
+                    config: Some(config),
+                    runtime_handler: String::new(),
+                };
+                let torn =
+                    tokio::spawn(async move { runtime.run_pod_sandbox(request).await.is_ok() });
+                tokio::time::sleep(std::time::Duration::from_micros(dice.below(12_000))).await;
+                shim.kill().await;
+                drop(torn.await);
+                shim = node.shim(|_| {}).await;
+                restarts += 1;
+                descriptors_before = None;
+            }
+            1..=6 if !live.is_empty() => {
+                let at = usize::try_from(dice.below(live.len() as u64)).unwrap();
+                let pod = live.swap_remove(at);
+                if dice.below(2) == 0 {
+                    shim.stop_pod(&pod.id).await;
+                }
+                shim.remove_pod(&pod.id).await;
+            }
+            _ => {}
+        }
+        if live.is_empty() && descriptors_before.is_none() {
+            descriptors_before = Some(descriptors(&shim));
+        }
+    }
+    // Sandboxes whose making survived the kill are listed, and a kubelet removes what it does not know.
+    let list = shim
+        .shim
+        .runtime
+        .list_pod_sandbox(ListPodSandboxRequest::default())
+        .await
+        .unwrap()
+        .into_inner()
+        .items;
+    for sandbox in list {
+        shim.remove_pod(&sandbox.id).await;
+    }
+    let mut config = shim.shim.config.clone();
+    config.log_burst_bytes = 0;
+    let descriptors_at_rest = descriptors(&shim);
+    shim.shim.stop().await;
+    let after = wait_until("everything is gone", || async {
+        let after = census(&node);
+        (after.processes == 0 && after.sandboxes == 0).then_some(after)
+    })
+    .await;
+    assert_eq!(after, before, "{}", node.shim_log());
+    assert_eq!(net_namespaces(&node), namespaces_before);
+    if let Some(first) = descriptors_before {
+        assert!(
+            descriptors_at_rest <= first + 4,
+            "{first} descriptors at first, {descriptors_at_rest} at the end"
+        );
+    }
+    writeln!(
+        std::io::stderr(),
+        "{cycles} cycles, {restarts} of them killed, on Wasm, in {:?} (seed {seed:#x})",
+        begun.elapsed()
+    )
+    .unwrap();
+}

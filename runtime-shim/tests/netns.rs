@@ -199,16 +199,15 @@ async fn wasm_and_processes_of_a_pod_reach_each_other_on_localhost() {
     );
 
     // The other way round: a process of the Pod serves, on its loopback alone.
-    let ns = shim.ns(&pod, "net").display().to_string();
-    let server = node.spawn(&format!(
-        "nsenter --net={ns} busybox nc -ll -p 9000 -s 127.0.0.1 -e echo hello from a process"
-    ));
-    wait_until("the process listens", || async {
-        inside(&node, &shim, &pod, &["net"], "ss -Hltn sport = 9000")
-            .contains("127.0.0.1:9000")
-            .then_some(())
-    })
-    .await;
+    let listener = node.inside(Some(&shim.ns(&pod, "net")), || {
+        std::net::TcpListener::bind("127.0.0.1:9000").unwrap()
+    });
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        std::io::Write::write_all(&mut stream, b"hello from a process").unwrap();
+        // Listens until the others have tried, which is when its only client is long gone.
+        listener
+    });
     assert_eq!(
         run(&mut shim, &pod, "sidecar", &["get", "localhost", "9000"]).await,
         "hello from a process"
@@ -223,7 +222,7 @@ async fn wasm_and_processes_of_a_pod_reach_each_other_on_localhost() {
         refused.contains("connection-refused") || refused.contains("ConnectionRefused"),
         "{refused}"
     );
-    drop(server);
+    drop(server.join().unwrap());
 
     // UDP as well.
     launch(&mut shim, &pod, "echo", &["echo", "5353"]).await;
@@ -275,8 +274,17 @@ async fn host_ports_lead_to_the_pod_and_close_with_it() {
         answer.trim().ends_with(&format!(" at {}:8099", pod.ip)),
         "{answer}"
     );
-    let answer = node.run("echo ping | busybox nc -u -w1 127.0.0.1 5300");
-    assert!(answer.starts_with("ping"), "{answer}");
+    let answer = node.inside(None, || {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket
+            .set_read_timeout(Some(std::time::Duration::from_secs(30)))
+            .unwrap();
+        socket.send_to(b"ping", "127.0.0.1:5300").unwrap();
+        let mut buffer = [0; 100];
+        let len = socket.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..len]).into_owned()
+    });
+    assert!(answer.starts_with("ping from "), "{answer}");
 
     // The port is taken: the second Pod is told which, and nothing is left of it.
     let refused = shim

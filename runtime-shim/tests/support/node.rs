@@ -162,6 +162,31 @@ impl Node {
         }
     }
 
+    /// Does `act` in a network namespace: the node's own, or the one pinned at `path` in the node.
+    pub fn inside<T: Send + 'static>(
+        &self,
+        path: Option<&Path>,
+        act: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
+        let process = PathBuf::from("/proc").join(self.holder.id().to_string());
+        let path = match path {
+            // As the node's mount namespace has it.
+            Some(path) => process.join("root").join(path.strip_prefix("/").unwrap()),
+            None => process.join("ns/net"),
+        };
+        let namespace = std::fs::File::open(path).unwrap();
+        let moved = std::thread::spawn(move || {
+            let network = rustix::thread::LinkNameSpaceType::Network;
+            rustix::thread::move_into_link_name_space(
+                std::os::fd::AsFd::as_fd(&namespace),
+                Some(network),
+            )
+            .unwrap();
+            act()
+        });
+        moved.join().unwrap()
+    }
+
     /// What the shims of this node wrote to stderr.
     pub fn shim_log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("shim.log")).unwrap_or_default()

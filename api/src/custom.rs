@@ -12,6 +12,7 @@ mod loose;
 mod owned;
 mod path;
 mod printing;
+mod rules;
 pub mod status;
 pub mod structural;
 #[cfg(test)]
@@ -81,11 +82,11 @@ pub struct Version {
     structural: Structural,
     types: Schema,
     preserve_all: bool,
-    has_status: bool,
     scale: Option<ScalePaths>,
     columns: Vec<printing::Column>,
     selectable: Vec<(String, JsonPath)>,
     has_defaults: bool,
+    rules: Option<rules::Rules>,
 }
 
 /// Where the scale of an object stands in it.
@@ -211,9 +212,9 @@ impl Version {
             has_defaults: structural.any(&|one| one.default.is_some()),
             types,
             preserve_all: spec["preserveUnknownFields"] == true,
-            has_status,
             scale,
             columns: printing::Column::all(version),
+            rules: rules::Rules::compile(&structural, true),
             selectable: selectable.collect(),
             resource,
             structural,
@@ -373,7 +374,10 @@ impl Version {
         errors
     }
 
-    fn check_rules(&self, _new: &Value, _old: Option<&Value>, errors: &mut Vec<FieldError>) {
+    fn check_rules(&self, new: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
+        let Some(rules) = &self.rules else {
+            return;
+        };
         let blocking = errors.iter().any(|error| {
             matches!(
                 error.kind,
@@ -383,8 +387,9 @@ impl Version {
                     | ErrorKind::TypeInvalid
             )
         });
-        let has_rules = self.structural.any(&|one| !one.rules.is_empty());
-        if blocking && has_rules {
+        if !blocking {
+            errors.extend(rules.validate(new, old, ""));
+        } else {
             errors.push(FieldError::invalid(
                 validate::NOWHERE,
                 Value::Null,
@@ -574,6 +579,11 @@ fn row(
         group,
         plural,
     }
+}
+
+/// A text has a format of the OpenAPI schema.
+pub(crate) fn format_holds(format: &str, text: &str) -> bool {
+    formats::holds(format, text)
 }
 
 /// Converts by saying so: the strategy None.

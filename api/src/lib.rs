@@ -3,6 +3,7 @@
 //! Objects are `serde_json::Value` trees walked along a [`schema::Schema`]. Inputs are bytes and values, outputs are values,
 //! bytes and errors in upstream's words. It never does I/O, never reads a clock and starts no task.
 
+pub mod cel;
 pub mod codec;
 pub mod convert;
 pub mod custom;

@@ -60,6 +60,7 @@ pub(crate) struct Api {
     pub(crate) kubelets: Kubelets,
     pub(crate) discovery: discovery::Served,
     pub(crate) metrics: Metrics,
+    documents: openapi::Documents,
     pub(crate) forms: Arc<Forms>,
     pub(crate) watches: WatchLimit,
     /// Bootstrapped.
@@ -98,6 +99,7 @@ impl Api {
             registry,
             kubelets,
             metrics: Metrics::default(),
+            documents: openapi::Documents::default(),
             forms: Arc::new(Forms::default()),
             watches: WatchLimit::default(),
             ready: AtomicBool::new(false),
@@ -357,7 +359,10 @@ impl Api {
             return Ok(render::json_response(http::StatusCode::OK, keys));
         }
         if path.starts_with("/openapi/") {
-            let document = openapi::respond(path, &parts.headers);
+            let document = self
+                .documents
+                .respond(self.registry.customs(), path, &parts.headers)
+                .or_else(|| openapi::respond(path, &parts.headers));
             return document
                 .map(|response| response.map(Body::from))
                 .ok_or_else(ApiStatus::unknown_path);

@@ -3,6 +3,7 @@
 //! Built when first asked for, never at start: definitions and descriptions from the types of k8s-openapi, everything else
 //! from the schema's tables. Finished documents are kept compressed (about a megabyte together), nothing else is.
 
+mod custom;
 mod definitions;
 mod form;
 mod kinds;
@@ -29,6 +30,7 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+pub(crate) use custom::Documents;
 use form::Form;
 
 /// A finished document.
@@ -181,6 +183,11 @@ fn document(group: &str, version: &str, form: Form, encoding: Encoding) -> Arc<D
     });
     kept.lock().insert(key, document.clone());
     document
+}
+
+/// The document of version 2 about the built-in kinds.
+fn built_v2() -> Value {
+    build(schema::builtin(), "", "", Form::V2)
 }
 
 fn build(schema: &Schema, group: &str, version: &str, form: Form) -> Value {

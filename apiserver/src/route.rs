@@ -41,8 +41,8 @@ pub(crate) async fn route(call: &mut Call<'_>) -> Result<Response<Body>, ApiStat
         return subresources::create_virtual(call).await;
     }
     match verb {
-        "get" => read::get(call),
-        "list" => read::list(call),
+        "get" => read::get(call).await,
+        "list" => read::list(call).await,
         "watch" => watch::watch(call),
         "create" if !call.info.name.is_empty() => Err(ApiStatus::method_not_allowed()),
         "create" => write::create(call).await,

@@ -30,7 +30,7 @@ pub(crate) async fn route(call: &mut Call<'_>) -> Result<Response<Body>, ApiStat
                 call.sub_name()
             )))
         }
-        (_, "get") => read::get(call),
+        (_, "get") => read::get(call).await,
         (_, "update") => write::update(call).await,
         (_, "patch") => patch::patch(call).await,
         _ => Err(ApiStatus::method_not_allowed()),
@@ -52,8 +52,8 @@ pub(crate) async fn create_virtual(call: &mut Call<'_>) -> Result<Response<Body>
     match call.entry.resource.plural.as_str() {
         "bindings" => binding::create(call).await,
         // Upstream answers these from health checks of parts that this server does not have apart from itself.
-        "componentstatuses" if call.info.verb == "list" => read::list(call),
-        "componentstatuses" => read::get(call),
+        "componentstatuses" if call.info.verb == "list" => read::list(call).await,
+        "componentstatuses" => read::get(call).await,
         _ => reviews::create(call),
     }
 }

@@ -23,6 +23,8 @@ pub enum ErrorKind {
     TooLong,
     /// More items than allowed.
     TooMany,
+    /// Malformed, and too large to print.
+    InvalidUnshown,
     /// Of the wrong type.
     TypeInvalid,
     /// Our fault.
@@ -36,7 +38,9 @@ impl ErrorKind {
             ErrorKind::NotFound => "Not found",
             ErrorKind::Required => "Required value",
             ErrorKind::Duplicate => "Duplicate value",
-            ErrorKind::Invalid | ErrorKind::TypeInvalid => "Invalid value",
+            ErrorKind::Invalid | ErrorKind::InvalidUnshown | ErrorKind::TypeInvalid => {
+                "Invalid value"
+            }
             ErrorKind::NotSupported => "Unsupported value",
             ErrorKind::Forbidden => "Forbidden",
             ErrorKind::TooLong => "Too long",
@@ -51,7 +55,7 @@ impl ErrorKind {
             ErrorKind::NotFound => "FieldValueNotFound",
             ErrorKind::Required => "FieldValueRequired",
             ErrorKind::Duplicate => "FieldValueDuplicate",
-            ErrorKind::Invalid => "FieldValueInvalid",
+            ErrorKind::Invalid | ErrorKind::InvalidUnshown => "FieldValueInvalid",
             ErrorKind::TypeInvalid => "FieldValueTypeInvalid",
             ErrorKind::NotSupported => "FieldValueNotSupported",
             ErrorKind::Forbidden => "FieldValueForbidden",
@@ -161,6 +165,7 @@ impl FieldError {
             ErrorKind::Required
             | ErrorKind::Forbidden
             | ErrorKind::TooLong
+            | ErrorKind::InvalidUnshown
             | ErrorKind::Internal => {}
             _ => match &self.value {
                 Value::String(value) => text.push_str(&format!(": {}", quote(value))),

@@ -84,6 +84,7 @@ pub(super) fn definitions<'a>(
         .into_generator();
     add::<meta::DeleteOptions>(&mut generator);
     add::<meta::ListMeta>(&mut generator);
+    add::<meta::ObjectMeta>(&mut generator);
     add::<meta::Status>(&mut generator);
     add::<meta::WatchEvent<RawExtension>>(&mut generator);
     for (group, version) in wanted {

@@ -31,11 +31,6 @@ struct Target<'a> {
 
 /// All paths of one group and version.
 pub(super) fn paths(schema: &Schema, group: &str, version: &str, form: Form) -> Map<String, Value> {
-    let base = if group.is_empty() {
-        format!("/api/{version}")
-    } else {
-        format!("/apis/{group}/{version}")
-    };
     let mut paths = Map::new();
     for resource in schema
         .resources()
@@ -43,10 +38,33 @@ pub(super) fn paths(schema: &Schema, group: &str, version: &str, form: Form) -> 
         .filter(|one| one.group == group && one.version == version)
     {
         let name = definition_name(&schema.def(resource.type_id).name);
+        let of_sub = |sub: &str| {
+            let type_id = resource.subresource(sub)?.type_id?;
+            Some(definition_name(&schema.def(type_id).name))
+        };
+        add_resource(&mut paths, resource, Some(&name), &of_sub, form);
+    }
+    paths
+}
+
+/// Adds the paths of one resource. `definition` is that of its kind, `of_sub` tells those of its subresources.
+pub(super) fn add_resource(
+    paths: &mut Map<String, Value>,
+    resource: &Resource,
+    definition: Option<&str>,
+    of_sub: &dyn Fn(&str) -> Option<String>,
+    form: Form,
+) {
+    let base = if resource.group.is_empty() {
+        format!("/api/{}", resource.version)
+    } else {
+        format!("/apis/{}/{}", resource.group, resource.version)
+    };
+    {
         let target = Target {
             resource,
             sub: None,
-            definition: Some(&name),
+            definition,
             form,
         };
         let everywhere = format!("{base}/{}", resource.plural);
@@ -60,7 +78,7 @@ pub(super) fn paths(schema: &Schema, group: &str, version: &str, form: Form) -> 
         };
         let item = format!("{collection}/{{name}}");
         add(
-            &mut paths,
+            paths,
             collection,
             target,
             &[
@@ -70,7 +88,7 @@ pub(super) fn paths(schema: &Schema, group: &str, version: &str, form: Form) -> 
             ],
         );
         add(
-            &mut paths,
+            paths,
             item.clone(),
             target,
             &[
@@ -81,7 +99,7 @@ pub(super) fn paths(schema: &Schema, group: &str, version: &str, form: Form) -> 
             ],
         );
         for sub in &resource.subresources {
-            let name = sub.type_id.map(|id| definition_name(&schema.def(id).name));
+            let name = of_sub(&sub.name);
             let target = Target {
                 sub: Some(sub),
                 definition: name.as_deref(),
@@ -94,10 +112,9 @@ pub(super) fn paths(schema: &Schema, group: &str, version: &str, form: Form) -> 
                 ("patch", "patch"),
                 ("delete", "delete"),
             ];
-            add(&mut paths, format!("{item}/{}", sub.name), target, &methods);
+            add(paths, format!("{item}/{}", sub.name), target, &methods);
         }
     }
-    paths
 }
 
 fn everywhere_item(target: Target<'_>) -> Value {

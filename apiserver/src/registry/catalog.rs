@@ -246,6 +246,14 @@ impl Entry {
         }
     }
 
+    /// The kind of its lists.
+    pub fn list_kind(&self) -> String {
+        match &self.custom {
+            Some(custom) => custom.version().list_kind.clone(),
+            None => format!("{}List", self.resource.kind),
+        }
+    }
+
     /// Fills in what an object leaves out.
     pub fn apply_defaults(&self, value: &mut Value) {
         match &self.custom {

@@ -313,3 +313,154 @@ async fn apply_owns_items_by_their_keys() {
     let gone = apply("m1", json!([])).await.ok(200);
     assert_eq!(gone["spec"]["ports"], json!([{"name": "b", "port": 2}]));
 }
+
+/// A definition of `things` whose spec has this schema.
+fn things(spec: Value) -> Value {
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "things.example.org"},
+        "spec": {
+            "group": "example.org", "scope": "Cluster", "names": {"plural": "things", "kind": "Thing"},
+            "versions": [{"name": "v1", "served": true, "storage": true,
+                "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": spec}}}}],
+        },
+    })
+}
+
+const THINGS: &str = "/apis/example.org/v1/things";
+
+fn thing(spec: Value) -> Value {
+    json!({"apiVersion": "example.org/v1", "kind": "Thing", "metadata": {"name": "one"}, "spec": spec})
+}
+
+#[tokio::test]
+async fn rules_judge_objects_and_their_changes() {
+    let server = Server::with_namespace().await;
+    let spec = json!({"type": "object",
+        "x-kubernetes-validations": [
+            {"rule": "self.min <= self.max", "messageExpression": "'min ' + string(self.min) + ' is over max'", "fieldPath": ".min"},
+        ],
+        "properties": {"min": {"type": "integer"}, "max": {"type": "integer"},
+            "fixed": {"type": "string", "x-kubernetes-validations": [{"rule": "self == oldSelf", "message": "fixed is immutable", "reason": "FieldValueForbidden"}]}}});
+    define(&server, &things(spec)).await;
+    let (code, _, message) = server
+        .post(THINGS, &thing(json!({"min": 3, "max": 2})))
+        .await
+        .failure();
+    assert_eq!(
+        (code, message.as_str()),
+        (
+            422,
+            "Thing.example.org \"one\" is invalid: spec.min: Invalid value: min 3 is over max"
+        )
+    );
+    let mut one = server
+        .post(THINGS, &thing(json!({"min": 1, "max": 2, "fixed": "a"})))
+        .await
+        .ok(201);
+    one["spec"]["fixed"] = "b".into();
+    let (code, _, message) = server.put(&format!("{THINGS}/one"), &one).await.failure();
+    assert_eq!(
+        (code, message.as_str()),
+        (
+            422,
+            "Thing.example.org \"one\" is invalid: spec.fixed: Forbidden: fixed is immutable"
+        )
+    );
+    one["spec"] = json!({"min": 1, "max": 9, "fixed": "a"});
+    server.put(&format!("{THINGS}/one"), &one).await.ok(200);
+}
+
+#[tokio::test]
+async fn rules_that_cannot_hold_are_refused_with_their_definition() {
+    let server = Server::with_namespace().await;
+    let with = |rule: &str| {
+        json!({"type": "object", "properties": {"x": {"type": "integer"}, "list": {"type": "array", "items": {"type": "string"}}},
+            "x-kubernetes-validations": [{"rule": rule}]})
+    };
+    for (rule, why) in [
+        ("self.z == 100", "undefined field 'z'"),
+        ("self = 42", "Syntax error"),
+        ("self.x + 1", "cel expression must evaluate to a bool"),
+        (
+            "self.list.all(a, self.list.all(b, a == b))",
+            "estimated rule cost exceeds budget by factor of more than 100x",
+        ),
+    ] {
+        let (code, _, message) = server.post(CRDS, &things(with(rule))).await.failure();
+        assert_eq!(code, 422, "case: {rule}");
+        assert!(message.contains(why), "case: {rule}: {message}");
+        assert!(
+            message.contains(
+                "spec.validation.openAPIV3Schema.properties[spec].x-kubernetes-validations[0].rule"
+            ),
+            "case: {rule}: {message}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_is_defined_is_published() {
+    let server = Server::with_namespace().await;
+    define(&server, &crontabs()).await;
+    let index = server.get("/openapi/v3").await.ok(200);
+    let url = index["paths"]["apis/example.com/v1"]["serverRelativeURL"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let document = server.get(&url).await.ok(200);
+    let kind = &document["components"]["schemas"]["com.example.v1.CronTab"];
+    assert_eq!(
+        kind["properties"]["spec"]["properties"]["replicas"]["maximum"],
+        10
+    );
+    assert_eq!(
+        kind["x-kubernetes-group-version-kind"][0]["kind"],
+        "CronTab"
+    );
+    assert!(
+        document["paths"]["/apis/example.com/v1/namespaces/{namespace}/crontabs/{name}"]["patch"]
+            .is_object()
+    );
+    let whole = server.get("/openapi/v2").await.ok(200);
+    assert!(whole["definitions"]["com.example.v1.CronTab"]["properties"]["metadata"].is_object());
+    assert!(whole["definitions"]["io.k8s.api.core.v1.Pod"].is_object());
+    let aggregated = server
+        .get_as(
+            "/apis",
+            "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
+        )
+        .await
+        .ok(200);
+    let groups = aggregated["items"].as_array().unwrap();
+    assert!(
+        groups
+            .iter()
+            .any(|group| group["metadata"]["name"] == "example.com")
+    );
+}
+
+#[tokio::test]
+async fn watchers_see_custom_resources() {
+    let server = Server::with_namespace().await;
+    define(&server, &crontabs()).await;
+    let mut events = server
+        .watch(&format!(
+            "{CRONTABS}?watch=true&fieldSelector=spec.image%3Dx"
+        ))
+        .await;
+    server
+        .post(CRONTABS, &crontab("other", json!({"image": "y"})))
+        .await
+        .ok(201);
+    server
+        .post(CRONTABS, &crontab("one", json!({"image": "x"})))
+        .await
+        .ok(201);
+    assert_eq!(events.short().await, "ADDED one");
+    server
+        .merge(&format!("{CRONTABS}/one"), &json!({"spec": {"image": "z"}}))
+        .await
+        .ok(200);
+    assert_eq!(events.short().await, "DELETED one");
+}

@@ -32,14 +32,15 @@ const POD_GRACE_SECS: i64 = 30;
 pub(crate) async fn delete(call: &mut Call<'_>) -> Result<Response<Body>, ApiStatus> {
     let options = Options::read(call)?;
     let deleted = delete_named(call, call.info.name, &options).await?;
-    answer(call, &deleted)
+    answer(call, &deleted).await
 }
 
 /// DELETE of a collection: each object by itself, in order; answers what was found.
 pub(crate) async fn delete_collection(call: &mut Call<'_>) -> Result<Response<Body>, ApiStatus> {
     let options = Options::read(call)?;
     let selection = Selection::parse(call.entry, call.query)?;
-    let page = Page::read(call, &selection)?;
+    let mut page = Page::read(call, &selection)?;
+    page.convert(call).await?;
     let mut items = Vec::with_capacity(page.objects.len());
     for object in &page.objects {
         let name = object.key.path.rsplit('/').next().unwrap_or_default();
@@ -51,8 +52,10 @@ pub(crate) async fn delete_collection(call: &mut Call<'_>) -> Result<Response<Bo
         }
     }
     let head = format!(
-        "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{{\"resourceVersion\":\"{}\"}},\"items\":[",
-        call.entry.resource.kind, call.entry.api_version, page.revision
+        "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{{\"resourceVersion\":\"{}\"}},\"items\":[",
+        call.entry.list_kind(),
+        call.entry.api_version,
+        page.revision
     );
     Ok(render::json_response(
         StatusCode::OK,
@@ -83,7 +86,7 @@ enum Deleted {
     Dry { value: Value, gone: bool },
 }
 
-fn answer(call: &Call<'_>, deleted: &Deleted) -> Result<Response<Body>, ApiStatus> {
+async fn answer(call: &Call<'_>, deleted: &Deleted) -> Result<Response<Body>, ApiStatus> {
     let resource = &call.entry.resource;
     let success = |value: &Value| {
         let text = |field: &str| value["metadata"][field].as_str().unwrap_or_default();
@@ -99,7 +102,9 @@ fn answer(call: &Call<'_>, deleted: &Deleted) -> Result<Response<Body>, ApiStatu
             success(&decode_stored(&object.json)?)
         }
         Deleted::Gone(object) | Deleted::Marked(object) => {
-            render::object(call, StatusCode::OK, object)
+            let object = Arc::clone(object);
+            let object = call.api.registry.in_version(call.entry, object).await?;
+            render::object(call, StatusCode::OK, &object)
         }
         Deleted::Dry { value, gone: true } if !call.entry.returns_deleted => success(value),
         Deleted::Dry { value, .. } => Ok(render::value(

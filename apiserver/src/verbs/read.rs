@@ -21,12 +21,13 @@ use crate::selection::Selection;
 use crate::verbs::options;
 
 /// Answers one object.
-pub(crate) fn get(call: &Call<'_>) -> Result<Response<Body>, ApiStatus> {
+pub(crate) async fn get(call: &Call<'_>) -> Result<Response<Body>, ApiStatus> {
     let snapshot = call.api.registry.store().snapshot();
     if let Some(wanted) = call.query.resource_version.as_deref() {
         check_not_in_future(&snapshot, revision(wanted)?)?;
     }
     let object = find(call, &snapshot)?;
+    let object = call.api.registry.in_version(call.entry, object).await?;
     render::object(call, StatusCode::OK, &object)
 }
 
@@ -39,9 +40,10 @@ pub(crate) fn find(call: &Call<'_>, snapshot: &Snapshot) -> Result<Arc<Object>, 
 }
 
 /// Answers a collection.
-pub(crate) fn list(call: &Call<'_>) -> Result<Response<Body>, ApiStatus> {
+pub(crate) async fn list(call: &Call<'_>) -> Result<Response<Body>, ApiStatus> {
     let selection = Selection::parse(call.entry, call.query)?;
-    let page = Page::read(call, &selection)?;
+    let mut page = Page::read(call, &selection)?;
+    page.convert(call).await?;
     let body = match call.form {
         Form::Object => list_body(call, page)?,
         Form::Metadata(_) => {
@@ -71,7 +73,7 @@ pub(crate) fn list(call: &Call<'_>) -> Result<Response<Body>, ApiStatus> {
 
 fn list_body(call: &Call<'_>, page: Page) -> Result<Body, ApiStatus> {
     let head = list_head(
-        &format!("{}List", call.entry.resource.kind),
+        &call.entry.list_kind(),
         &call.entry.api_version,
         &page,
         "items",
@@ -136,6 +138,18 @@ pub(crate) struct Page {
 }
 
 impl Page {
+    /// Brings the objects to the version of the request where a webhook is needed for that.
+    pub(crate) async fn convert(&mut self, call: &Call<'_>) -> Result<(), ApiStatus> {
+        let custom = call.entry.custom.as_ref();
+        if custom.is_some_and(|custom| custom.needs_webhook()) {
+            for object in &mut self.objects {
+                let registry = &call.api.registry;
+                *object = registry.in_version(call.entry, Arc::clone(object)).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Reads the page that the request asks for.
     pub(crate) fn read(call: &Call<'_>, selection: &Selection) -> Result<Self, ApiStatus> {
         let start = Start::find(call)?;

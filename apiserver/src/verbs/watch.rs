@@ -187,7 +187,14 @@ impl Watcher {
         for object in snapshot.range(&self.entry.prefix, &self.namespace, None) {
             if self.selection.matches(object) {
                 output.ready().await;
-                self.send_new(Kind::Added, object, output);
+                match self
+                    .registry
+                    .in_version(&self.entry, Arc::clone(object))
+                    .await
+                {
+                    Ok(object) => self.send_new(Kind::Added, &object, output),
+                    Err(status) => self.error(output, &status),
+                }
             }
         }
     }
@@ -202,6 +209,7 @@ impl Watcher {
                 Ok(item) => item,
                 Err(ended) => return self.gave_up(output, ended),
             } {
+                let item = self.in_version(item).await;
                 self.item(item, &mut bookmarked, output);
                 output.ready().await;
                 if Instant::now() >= self.ends || self.cancel.is_cancelled() {
@@ -211,7 +219,10 @@ impl Watcher {
             tokio::select! {
                 // Cancel safe by the store's contract.
                 item = watch.next() => match item {
-                    Ok(item) => self.item(item, &mut bookmarked, output),
+                    Ok(item) => {
+                        let item = self.in_version(item).await;
+                        self.item(item, &mut bookmarked, output);
+                    }
                     Err(ended) => return self.gave_up(output, ended),
                 },
                 // Nothing is lost by dropping a timer or a cancellation.
@@ -221,6 +232,34 @@ impl Watcher {
                 }
                 () = tokio::time::sleep_until(self.ends) => return,
                 () = self.cancel.cancelled() => return,
+            }
+        }
+    }
+
+    /// The item with its object in the version of the request, where a webhook is needed for that. One that cannot be
+    /// converted is sent as it is stored: the next one may do better.
+    async fn in_version(&self, item: WatchItem) -> WatchItem {
+        let custom = self.entry.custom.as_ref();
+        let WatchItem::Event(event) = &item else {
+            return item;
+        };
+        if !custom.is_some_and(|custom| custom.needs_webhook()) {
+            return item;
+        }
+        let object = Arc::clone(&event.object);
+        match self.registry.in_version(&self.entry, object).await {
+            Ok(object) => WatchItem::Event(Arc::new(Event {
+                kind: event.kind,
+                object,
+                previous: event.previous.clone(),
+                revision: event.revision,
+            })),
+            Err(status) => {
+                tracing::warn!(
+                    message = status.message,
+                    "Watched object cannot be converted"
+                );
+                item
             }
         }
     }

@@ -1,8 +1,14 @@
 //! The keywords of a schema one by one: which are allowed, and which combinations of the `x-kubernetes-` ones make sense.
 
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use super::{Errors, text};
+use crate::cel::{most_entries, most_items};
+use crate::custom::rules::{Complaint, check as check_rules};
 use crate::custom::structural::{Structural, strings};
 use crate::validation::FieldError;
 
@@ -13,6 +19,10 @@ const REASONS: [&str; 4] = [
     "FieldValueInvalid",
     "FieldValueRequired",
 ];
+
+/// What one rule may cost, and all of a version together: upstream's limits.
+const RULE_COST_MAX: u64 = 10_000_000;
+const TOTAL_COST_MAX: u64 = 100_000_000;
 
 /// What holds around a place of a schema.
 #[derive(Clone, Debug)]
@@ -27,6 +37,10 @@ pub(super) struct Context {
     pub(super) rules: bool,
     /// The schema was accepted before: costs are not counted again.
     pub(super) unchanged: bool,
+    /// How often this place can occur in one object.
+    cardinality: u64,
+    /// What all rules may cost together.
+    total: Rc<Cell<u64>>,
 }
 
 impl Context {
@@ -38,6 +52,8 @@ impl Context {
             uncorrelated: None,
             rules,
             unchanged,
+            cardinality: 1,
+            total: Rc::default(),
         }
     }
 
@@ -79,7 +95,21 @@ pub(super) fn check(schema: &Value, field: &str, context: &Context, errors: &mut
     extensions(schema, field, errors);
     list_type(schema, field, errors);
     list_keys(schema, field, errors);
+    let before = errors.len();
     rules(schema, field, errors);
+    if context.rules && errors.len() == before {
+        compile(schema, field, context, errors);
+    }
+    if context.is_root && context.total.get() > TOTAL_COST_MAX && !context.unchanged {
+        errors.push(FieldError::forbidden(
+            field,
+            over_budget(
+                "x-kubernetes-validations estimated rule cost total for entire OpenAPIv3 schema",
+                context.total.get(),
+                TOTAL_COST_MAX,
+            ),
+        ));
+    }
 }
 
 fn allowed(schema: &Value, field: &str, context: &Context, errors: &mut Errors) {
@@ -148,7 +178,11 @@ fn below(schema: &Value, field: &str, context: &Context, errors: &mut Errors) {
             "additionalProperties and properties are mutual exclusive",
         ));
     }
+    let parsed = || Structural::parse(schema);
     let mut inner = context.inner();
+    if additional.is_object() {
+        inner.cardinality = inner.cardinality.saturating_mul(most_entries(&parsed()));
+    }
     if context.inside_meta {
         inner = inner.no_defaults("inside additionalProperties applying to object metadata");
     }
@@ -175,6 +209,9 @@ fn below(schema: &Value, field: &str, context: &Context, errors: &mut Errors) {
         }
     }
     let mut inner = context.inner();
+    if schema["items"].is_object() {
+        inner.cardinality = inner.cardinality.saturating_mul(most_items(&parsed()));
+    }
     if text(schema, "x-kubernetes-list-type") != "map" {
         inner = inner.uncorrelated(field);
     }
@@ -396,6 +433,75 @@ fn rules(schema: &Value, field: &str, errors: &mut Errors) {
         };
         errors.push(FieldError::invalid(place("fieldPath"), path, why));
     }
+}
+
+/// Compiles the rules of one place.
+fn compile(schema: &Value, field: &str, context: &Context, errors: &mut Errors) {
+    if !schema["x-kubernetes-validations"].is_array() {
+        return;
+    }
+    let parsed = Arc::new(Structural::parse(schema));
+    let of_rule = |at: usize| &schema["x-kubernetes-validations"][at];
+    let total = check_rules(
+        &parsed,
+        context.is_root,
+        context.cardinality,
+        |at, name, said| {
+            let place = format!("{field}.x-kubernetes-validations[{at}].{name}");
+            match said {
+                Complaint::Mistake(why) => {
+                    errors.push(FieldError::invalid(place, of_rule(at).clone(), why));
+                }
+                Complaint::Cost { cost, uses_old } => {
+                    if cost > RULE_COST_MAX && !context.unchanged {
+                        let what = match name {
+                            "rule" => "estimated rule cost",
+                            _ => "estimated messageExpression cost",
+                        };
+                        errors.push(FieldError::forbidden(
+                            place.as_str(),
+                            over_budget(what, cost, RULE_COST_MAX),
+                        ));
+                    }
+                    if name != "rule" {
+                        return;
+                    }
+                    match (&context.uncorrelated, uses_old) {
+                    (Some(within), true) => errors.push(FieldError::invalid(
+                        place,
+                        text(of_rule(at), "rule"),
+                        format!("oldSelf cannot be used on the uncorrelatable portion of the schema within {within}"),
+                    )),
+                    (_, false) if of_rule(at)["optionalOldSelf"].is_boolean() => {
+                        errors.push(FieldError::invalid(
+                            format!("{field}.x-kubernetes-validations[{at}].optionalOldSelf"),
+                            of_rule(at)["optionalOldSelf"].clone(),
+                            "may not be set if oldSelf is not used in rule",
+                        ));
+                    }
+                    _ => {}
+                }
+                }
+            }
+        },
+    );
+    context.total.set(context.total.get().saturating_add(total));
+}
+
+/// Upstream's sentence about costs.
+#[expect(clippy::cast_precision_loss, reason = "a factor to one digit")]
+fn over_budget(what: &str, cost: u64, max: u64) -> String {
+    let factor = cost as f64 / max as f64;
+    let factor = if factor > 100.0 {
+        "more than 100x".to_owned()
+    } else if factor < 1.5 {
+        format!("{factor:.6}x")
+    } else {
+        format!("{factor:.1}x")
+    };
+    format!(
+        "{what} exceeds budget by factor of {factor} (try simplifying the rule, or adding maxItems, maxProperties, and maxLength where arrays, maps, and strings are declared)"
+    )
 }
 
 /// The place of a schema that a path of fields leads to.

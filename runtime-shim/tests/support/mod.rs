@@ -51,6 +51,8 @@ impl Shim {
     pub async fn start_with(dir: &Path, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::below(dir);
         config.pod_cidr = pod_cidr();
+        // Not the machine's, if it has one.
+        config.containerd_socket = dir.join("no-containerd.sock");
         config.compile_command = vec![env!("CARGO_BIN_EXE_cox-shim").into(), "compile".into()];
         config.pause_command = vec![env!("CARGO_BIN_EXE_cox-shim").into(), "pause".into()];
         config.network.cni_conf_dir = dir.join("cni");
@@ -353,3 +355,4 @@ pub async fn wait_until<T, F: Future<Output = Option<T>>>(
 
 pub mod guests;
 pub mod node;
+pub mod oci;

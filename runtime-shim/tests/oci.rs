@@ -1,0 +1,458 @@
+//! Containers for Linux through containerd: their life, what their specification does, what survives.
+
+#![allow(
+    clippy::tests_outside_test_module,
+    clippy::unwrap_used,
+    clippy::large_futures,
+    clippy::too_many_lines,
+    reason = "an integration test"
+)]
+
+mod support;
+
+use std::collections::HashMap;
+
+use cox_cri::v1::security_profile::ProfileType;
+use cox_cri::v1::*;
+use support::oci::{Containerd, can_run_oci, shell};
+use support::{Pod, Shim, wait_until};
+
+async fn exec(
+    shim: &mut Shim,
+    id: &str,
+    line: &str,
+    timeout: i64,
+) -> Result<ExecSyncResponse, tonic::Status> {
+    let request = ExecSyncRequest {
+        container_id: id.into(),
+        cmd: ["sh", "-c", line].map(str::to_owned).to_vec(),
+        timeout,
+    };
+    Ok(shim.runtime.exec_sync(request).await?.into_inner())
+}
+
+async fn remove(shim: &mut Shim, id: &str) {
+    let request = RemoveContainerRequest {
+        container_id: id.into(),
+    };
+    shim.runtime.remove_container(request).await.unwrap();
+}
+
+async fn remove_pod(shim: &mut Shim, pod: &Pod) {
+    let request = RemovePodSandboxRequest {
+        pod_sandbox_id: pod.id.clone(),
+    };
+    shim.runtime.remove_pod_sandbox(request).await.unwrap();
+}
+
+fn security(config: &mut ContainerConfig) -> &mut LinuxContainerSecurityContext {
+    config
+        .linux
+        .as_mut()
+        .unwrap()
+        .security_context
+        .as_mut()
+        .unwrap()
+}
+
+fn limit(config: &mut ContainerConfig, resources: LinuxContainerResources) {
+    config.linux.as_mut().unwrap().resources = Some(resources);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_runs_is_looked_into_and_leaves_nothing() {
+    if !can_run_oci("a_container_runs_is_looked_into_and_leaves_nothing") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let containerd = Containerd::start(dir.path()).await;
+    let mut shim = Shim::with_containerd(dir.path(), &containerd).await;
+    shim.load_busybox("busybox").await;
+    let pod = shim.host_sandbox("runs").await;
+    let mut events = shim
+        .runtime
+        .get_container_events(GetEventsRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    let line = "echo to stdout; echo to stderr >&2; echo $FROM_IMAGE $PWD $EXTRA; while ! [ -e end ]; do sleep 0.05; done; exit 7";
+    let mut config = shell("app", "busybox", line);
+    config.envs = vec![KeyValue {
+        key: "EXTRA".into(),
+        value: "more".into(),
+    }];
+    let id = shim.launch(&pod, config).await;
+    wait_until("it has spoken", || async {
+        (pod.log("app").len() == 3).then_some(())
+    })
+    .await;
+    let mut log = pod.log("app");
+    log.sort();
+    assert_eq!(
+        log,
+        [
+            "stderr F to stderr",
+            "stdout F to stdout",
+            "stdout F yes /tmp more"
+        ]
+    );
+    assert_eq!(
+        shim.status(&id).await.state(),
+        ContainerState::ContainerRunning
+    );
+    let answer = exec(&mut shim, &id, "cat; echo out; echo err >&2; exit 3", 10)
+        .await
+        .unwrap();
+    assert_eq!(
+        (answer.exit_code, &*answer.stdout, &*answer.stderr),
+        (3, &b"out\n"[..], &b"err\n"[..])
+    );
+    let late = exec(&mut shim, &id, "sleep 100", 1).await.unwrap_err();
+    assert_eq!(late.code(), tonic::Code::DeadlineExceeded, "{late}");
+    assert!(shim.cpu_nanos(&id).await > 0);
+    exec(&mut shim, &id, "touch end", 10).await.unwrap();
+    let status = shim.exit(&id).await;
+    assert_eq!((status.exit_code, &*status.reason), (7, "Error"));
+    let mut kinds = Vec::new();
+    while kinds.last() != Some(&ContainerEventType::ContainerStoppedEvent) {
+        let event = events.message().await.unwrap().unwrap();
+        assert_eq!(event.container_id, id);
+        kinds.push(event.container_event_type());
+    }
+    assert_eq!(kinds.len(), 3, "{kinds:?}");
+    remove(&mut shim, &id).await;
+    remove_pod(&mut shim, &pod).await;
+    assert_eq!(containerd.ctr(&["containers", "ls", "-q"]), "");
+    assert_eq!(containerd.ctr(&["tasks", "ls", "-q"]), "");
+    let snapshots = containerd.ctr(&["snapshots", "ls"]);
+    assert!(!snapshots.contains(&id), "{snapshots}");
+    let image = RemoveImageRequest {
+        image: Some(ImageSpec {
+            image: "cox.local/busybox".into(),
+            ..ImageSpec::default()
+        }),
+    };
+    shim.images.remove_image(image).await.unwrap();
+    assert_eq!(containerd.ctr(&["images", "ls", "-q"]), "");
+    shim.stop().await;
+    assert_eq!(containerd.ctr(&["leases", "ls", "-q"]), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pod_says_as_whom_and_with_what_rights_a_container_runs() {
+    if !can_run_oci("the_pod_says_as_whom_and_with_what_rights_a_container_runs") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let containerd = Containerd::start(dir.path()).await;
+    let mut shim = Shim::with_containerd(dir.path(), &containerd).await;
+    shim.load_busybox("busybox").await;
+    let pod = shim.host_sandbox("rights").await;
+    std::fs::create_dir(dir.path().join("data")).unwrap();
+    std::fs::write(dir.path().join("data/file"), "from the host").unwrap();
+    let script = "id; cat /data/file; echo; touch /data/new || echo data is read-only; touch /x || echo root is read-only; \
+                  grep -E 'CapEff|Seccomp:|NoNewPrivs' /proc/self/status; mount -t tmpfs none /tmp || echo no mount; \
+                  cat /proc/self/oom_score_adj; cat /proc/1/cmdline | head -c 2";
+    let mut config = shell("app", "busybox", script);
+    config.mounts = vec![Mount {
+        container_path: "/data".into(),
+        host_path: dir.path().join("data").display().to_string(),
+        readonly: true,
+        ..Mount::default()
+    }];
+    *security(&mut config) = LinuxContainerSecurityContext {
+        run_as_username: "www".into(),
+        supplemental_groups: vec![4321],
+        readonly_rootfs: true,
+        no_new_privs: true,
+        capabilities: Some(Capability {
+            drop_capabilities: vec!["ALL".into()],
+            ..Capability::default()
+        }),
+        seccomp: Some(SecurityProfile {
+            profile_type: ProfileType::RuntimeDefault.into(),
+            localhost_ref: String::new(),
+        }),
+        ..security(&mut config).clone()
+    };
+    limit(
+        &mut config,
+        LinuxContainerResources {
+            oom_score_adj: 900,
+            ..LinuxContainerResources::default()
+        },
+    );
+    let id = shim.launch(&pod, config).await;
+    let status = shim.exit(&id).await;
+    let log = pod.log("app").join("\n");
+    for line in [
+        "uid=33(www) gid=33(www) groups=33(www),50(extra),4321",
+        "from the host",
+        "data is read-only",
+        "root is read-only",
+        "CapEff:\t0000000000000000",
+        "NoNewPrivs:\t1",
+        "Seccomp:\t2",
+        "no mount",
+        "stdout F 900",
+    ] {
+        assert!(log.contains(line), "{line} is not in:\n{log}");
+    }
+    assert!(
+        log.ends_with("sh"),
+        "it is the first process of its own PID namespace:\n{log}"
+    );
+    let user = status.user.unwrap().linux.unwrap();
+    assert_eq!(
+        (user.uid, user.gid, user.supplemental_groups),
+        (33, 33, vec![33, 50, 4321])
+    );
+    for (case, change, says) in [
+        (
+            "a privileged container in an ordinary sandbox",
+            LinuxContainerSecurityContext {
+                privileged: true,
+                ..LinuxContainerSecurityContext::default()
+            },
+            "privileged",
+        ),
+        (
+            "an unknown user",
+            LinuxContainerSecurityContext {
+                run_as_username: "nobody".into(),
+                ..LinuxContainerSecurityContext::default()
+            },
+            "\"nobody\" is not in the image's /etc/passwd",
+        ),
+        (
+            "a user namespace",
+            LinuxContainerSecurityContext {
+                namespace_options: Some(NamespaceOption {
+                    userns_options: Some(UserNamespace {
+                        mode: NamespaceMode::Pod.into(),
+                        ..UserNamespace::default()
+                    }),
+                    ..NamespaceOption::default()
+                }),
+                ..LinuxContainerSecurityContext::default()
+            },
+            "runc 1.1 has none",
+        ),
+    ] {
+        let mut config = shell("refused", "busybox", "true");
+        *security(&mut config) = change;
+        let err = shim.create(&pod, config).await.unwrap_err();
+        assert!(err.message().contains(says), "case: {case}: {err}");
+    }
+    assert_eq!(
+        containerd.ctr(&["containers", "ls", "-q"]).lines().count(),
+        1,
+        "what was refused left nothing"
+    );
+    shim.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_ends_by_its_signal_by_force_or_for_want_of_memory() {
+    if !can_run_oci("a_container_ends_by_its_signal_by_force_or_for_want_of_memory") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let containerd = Containerd::start(dir.path()).await;
+    let mut shim = Shim::with_containerd(dir.path(), &containerd).await;
+    shim.load_busybox("busybox").await;
+    let pod = shim.host_sandbox("ends").await;
+    for (name, trap, signal, grace, code) in [
+        ("term", "trap 'exit 4' TERM", Signal::RuntimeDefault, 30, 4),
+        ("usr1", "trap 'exit 5' USR1", Signal::Sigusr1, 30, 5),
+        ("deaf", "trap '' TERM", Signal::RuntimeDefault, 1, 137),
+    ] {
+        let line = format!("{trap}; echo ready; while true; do sleep 0.05; done");
+        let mut config = shell(name, "busybox", &line);
+        config.stop_signal = signal.into();
+        let id = shim.launch(&pod, config).await;
+        wait_until("it is ready", || async {
+            (!pod.log(name).is_empty()).then_some(())
+        })
+        .await;
+        shim.stop_container(&id, grace).await;
+        assert_eq!(shim.status(&id).await.exit_code, code, "{name}");
+    }
+    let mut config = shell(
+        "hungry",
+        "busybox",
+        "dd if=/dev/zero of=/dev/null bs=200M count=1",
+    );
+    limit(
+        &mut config,
+        LinuxContainerResources {
+            memory_limit_in_bytes: 20 << 20,
+            ..LinuxContainerResources::default()
+        },
+    );
+    let id = shim.launch(&pod, config).await;
+    let status = shim.exit(&id).await;
+    assert_eq!((status.exit_code, &*status.reason), (137, "OOMKilled"));
+    let mut missing = shell("missing", "busybox", "");
+    missing.command = vec!["/no/such".into()];
+    let id = shim.create(&pod, missing).await.unwrap();
+    let err = shim.start_container(&id).await.unwrap_err();
+    assert!(err.message().contains("/no/such"), "{err}");
+    let status = shim.status(&id).await;
+    assert_eq!(
+        (status.state(), status.exit_code, &*status.reason),
+        (ContainerState::ContainerExited, 127, "StartError")
+    );
+    remove_pod(&mut shim, &pod).await;
+    shim.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_change_while_a_container_runs() {
+    if !can_run_oci("limits_change_while_a_container_runs") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let containerd = Containerd::start(dir.path()).await;
+    let mut shim = Shim::with_containerd(dir.path(), &containerd).await;
+    shim.load_busybox("busybox").await;
+    let pod = shim.host_sandbox("limits").await;
+    let mut config = shell("app", "busybox", "while true; do sleep 0.05; done");
+    limit(
+        &mut config,
+        LinuxContainerResources {
+            memory_limit_in_bytes: 64 << 20,
+            ..LinuxContainerResources::default()
+        },
+    );
+    let id = shim.launch(&pod, config).await;
+    let available = async |shim: &mut Shim| {
+        let request = ContainerStatsRequest {
+            container_id: id.clone(),
+        };
+        let stats = shim.runtime.container_stats(request).await.unwrap();
+        let memory = stats.into_inner().stats.unwrap().memory.unwrap();
+        memory.available_bytes.unwrap().value + memory.working_set_bytes.unwrap().value
+    };
+    assert_eq!(available(&mut shim).await, 64 << 20);
+    let request = UpdateContainerResourcesRequest {
+        container_id: id.clone(),
+        linux: Some(LinuxContainerResources {
+            memory_limit_in_bytes: 96 << 20,
+            ..LinuxContainerResources::default()
+        }),
+        windows: None,
+        annotations: HashMap::new(),
+    };
+    shim.runtime
+        .update_container_resources(request)
+        .await
+        .unwrap();
+    assert_eq!(available(&mut shim).await, 96 << 20);
+    let resources = shim.status(&id).await.resources.unwrap().linux.unwrap();
+    assert_eq!(resources.memory_limit_in_bytes, 96 << 20);
+    remove_pod(&mut shim, &pod).await;
+    shim.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_outlive_the_shim_and_containerd() {
+    if !can_run_oci("containers_outlive_the_shim_and_containerd") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut containerd = Containerd::start(dir.path()).await;
+    let mut shim = Shim::with_containerd(dir.path(), &containerd).await;
+    shim.load_busybox("busybox").await;
+    let pod = shim.host_sandbox("outlives").await;
+    let count = "n=0; while ! [ -e end ]; do n=$((n+1)); echo line $n; sleep 0.02; done; exit 9";
+    let id = shim.launch(&pod, shell("counts", "busybox", count)).await;
+    let ends = shim
+        .launch(
+            &pod,
+            shell(
+                "ends",
+                "busybox",
+                "while ! [ -e end ]; do sleep 0.02; done; exit 6",
+            ),
+        )
+        .await;
+    wait_until("it counts", || async {
+        (pod.log("counts").len() > 3).then_some(())
+    })
+    .await;
+    let config = shim.stop().await;
+    // One ends while nobody looks.
+    containerd.ctr(&[
+        "tasks",
+        "exec",
+        "--exec-id",
+        "end",
+        &ends,
+        "touch",
+        "/tmp/end",
+    ]);
+    wait_until("one has ended", || async {
+        let tasks = containerd.ctr(&["tasks", "ls"]);
+        let line = tasks.lines().find(|line| line.contains(&ends))?.to_owned();
+        line.contains("STOPPED").then_some(())
+    })
+    .await;
+    let mut shim = Shim::run(config).await;
+    assert_eq!(
+        shim.status(&id).await.state(),
+        ContainerState::ContainerRunning
+    );
+    let status = shim.status(&ends).await;
+    assert_eq!(
+        (status.state(), status.exit_code),
+        (ContainerState::ContainerExited, 6)
+    );
+    let before = pod.log("counts").len();
+    wait_until("it is read again", || async {
+        (pod.log("counts").len() > before + 3).then_some(())
+    })
+    .await;
+    containerd.restart().await;
+    wait_until("exec works again", || {
+        let mut runtime = shim.runtime.clone();
+        let request = ExecSyncRequest {
+            container_id: id.clone(),
+            cmd: vec!["true".into()],
+            timeout: 10,
+        };
+        async move { runtime.exec_sync(request).await.is_ok().then_some(()) }
+    })
+    .await;
+    exec(&mut shim, &id, "touch end", 10).await.unwrap();
+    assert_eq!(shim.exit(&id).await.exit_code, 9);
+    let log = pod.log("counts");
+    for (at, line) in log.iter().enumerate() {
+        assert_eq!(
+            *line,
+            format!("stdout F line {}", at + 1),
+            "no line is lost or twice"
+        );
+    }
+    remove_pod(&mut shim, &pod).await;
+    assert_eq!(containerd.ctr(&["containers", "ls", "-q"]), "");
+    shim.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_the_virtual_network_an_oci_container_is_refused_with_the_reason() {
+    if !can_run_oci("in_the_virtual_network_an_oci_container_is_refused_with_the_reason") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let containerd = Containerd::start(dir.path()).await;
+    let mut shim = Shim::with_containerd(dir.path(), &containerd).await;
+    shim.load_busybox("busybox").await;
+    let pod = shim.sandbox("virtual").await;
+    let err = shim
+        .create(&pod, shell("app", "busybox", "true"))
+        .await
+        .unwrap_err();
+    assert!(err.message().contains("coxswain.dev/pod-network"), "{err}");
+    shim.stop().await;
+}

@@ -36,10 +36,18 @@ pub fn apply_type(type_id: TypeId, object: &mut Value) {
     }
 }
 
+/// A field's default.
+struct Given {
+    field: &'static str,
+    value: Value,
+    /// In Go the field is a value: its zero is the same as nothing.
+    zero_is_absent: bool,
+}
+
 /// What one type gets.
 #[derive(Default)]
 struct Rule {
-    values: Vec<(&'static str, Value)>,
+    values: Vec<Given>,
     hook: Option<Hook>,
     /// This type or one below it has defaults; all others are skipped.
     reached: bool,
@@ -73,7 +81,15 @@ impl Rules {
             } else if let (Some(id), Some((field, json))) = (current, line.split_once(' ')) {
                 let value = serde_json::from_str(json)
                     .expect("the table compiled into the binary is tested to parse");
-                by_type[id.0 as usize].values.push((field, value));
+                let pointer = schema
+                    .def(id)
+                    .field(field)
+                    .is_some_and(|field| field.pointer);
+                by_type[id.0 as usize].values.push(Given {
+                    field,
+                    value,
+                    zero_is_absent: !pointer,
+                });
             }
         }
         for (name, hook) in core::HOOKS.iter().chain(workloads::HOOKS) {
@@ -119,8 +135,16 @@ impl Rules {
         let (Some(rule), Some(object)) = (self.of(id), value.as_object_mut()) else {
             return;
         };
-        for (field, value) in &rule.values {
-            set_default(object, field, || value.clone());
+        for given in &rule.values {
+            let absent = match object.get(given.field) {
+                None | Some(Value::Null) => true,
+                Some(Value::String(text)) => given.zero_is_absent && text.is_empty(),
+                Some(Value::Number(number)) => given.zero_is_absent && number.as_i64() == Some(0),
+                Some(_) => false,
+            };
+            if absent {
+                object.insert(given.field.to_owned(), given.value.clone());
+            }
         }
         if let Some(hook) = rule.hook {
             hook(object);

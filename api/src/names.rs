@@ -14,13 +14,19 @@ fn regex_error(text: &str, regex: &str, examples: &[&str]) -> String {
         [] => format!("{text} (regex used for validation is '{regex}')"),
         _ => format!(
             "{text} (e.g. {}, regex used for validation is '{regex}')",
-            examples.join(", or ")
+            // The two blanks are upstream's.
+            examples.join(",  or ")
         ),
     }
 }
 
-fn max_len(max: usize) -> String {
+fn max_bytes(max: usize) -> String {
     format!("must be no more than {max} bytes")
+}
+
+/// Upstream counts bytes here too, and calls them characters.
+fn max_characters(max: usize) -> String {
+    format!("must be no more than {max} characters")
 }
 
 fn lower_alnum(b: u8) -> bool {
@@ -44,7 +50,7 @@ fn is_dns_subdomain(text: &str) -> bool {
 pub fn dns_label(text: &str) -> Vec<String> {
     let mut out = Vec::new();
     if text.len() > DNS_LABEL_MAX {
-        out.push(max_len(DNS_LABEL_MAX));
+        out.push(max_characters(DNS_LABEL_MAX));
     }
     if !is_dns_label(text) {
         if is_dns_subdomain(text) {
@@ -62,9 +68,13 @@ pub fn dns_label(text: &str) -> Vec<String> {
 
 /// RFC 1123 subdomain.
 pub fn dns_subdomain(text: &str) -> Vec<String> {
+    subdomain(text, max_characters)
+}
+
+fn subdomain(text: &str, too_long: fn(usize) -> String) -> Vec<String> {
     let mut out = Vec::new();
     if text.len() > DNS_SUBDOMAIN_MAX {
-        out.push(max_len(DNS_SUBDOMAIN_MAX));
+        out.push(too_long(DNS_SUBDOMAIN_MAX));
     }
     if !is_dns_subdomain(text) {
         out.push(regex_error(
@@ -80,13 +90,29 @@ pub fn dns_subdomain(text: &str) -> Vec<String> {
 pub fn dns1035_label(text: &str) -> Vec<String> {
     let mut out = Vec::new();
     if text.len() > DNS_LABEL_MAX {
-        out.push(max_len(DNS_LABEL_MAX));
+        out.push(max_characters(DNS_LABEL_MAX));
     }
     if !is_dns_label(text) || !text.as_bytes()[0].is_ascii_lowercase() {
         out.push(regex_error(
             "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character",
             "[a-z]([-a-z0-9]*[a-z0-9])?",
             &["my-name", "abc-123"],
+        ));
+    }
+    out
+}
+
+/// RFC 1123 subdomain that may begin with `*.`: hosts of an Ingress.
+pub fn wildcard_dns_subdomain(text: &str) -> Vec<String> {
+    let mut out = Vec::new();
+    if text.len() > DNS_SUBDOMAIN_MAX {
+        out.push(max_characters(DNS_SUBDOMAIN_MAX));
+    }
+    if !text.strip_prefix("*.").is_some_and(is_dns_subdomain) {
+        out.push(regex_error(
+            "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which must consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character",
+            "\\*\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*",
+            &["*.example.com"],
         ));
     }
     out
@@ -128,7 +154,7 @@ pub fn qualified_name(text: &str) -> Vec<String> {
                 out.push("prefix part must be non-empty".to_owned());
             } else {
                 out.extend(
-                    dns_subdomain(prefix)
+                    subdomain(prefix, max_bytes)
                         .into_iter()
                         .map(|problem| format!("prefix part {problem}")),
                 );
@@ -146,7 +172,7 @@ pub fn qualified_name(text: &str) -> Vec<String> {
     if name.is_empty() {
         out.push("name part must be non-empty".to_owned());
     } else if name.len() > 63 {
-        out.push(format!("name part {}", max_len(63)));
+        out.push(format!("name part {}", max_bytes(63)));
     }
     if !is_name_part(name) {
         out.push(format!("name part {}", regex_error(TEXT, REGEX, &EXAMPLES)));
@@ -158,7 +184,7 @@ pub fn qualified_name(text: &str) -> Vec<String> {
 pub fn label_value(text: &str) -> Vec<String> {
     let mut out = Vec::new();
     if text.len() > 63 {
-        out.push(max_len(63));
+        out.push(max_bytes(63));
     }
     if !text.is_empty() && !is_name_part(text) {
         out.push(regex_error(
@@ -174,7 +200,7 @@ pub fn label_value(text: &str) -> Vec<String> {
 pub fn config_key(text: &str) -> Vec<String> {
     let mut out = Vec::new();
     if text.len() > DNS_SUBDOMAIN_MAX {
-        out.push(max_len(DNS_SUBDOMAIN_MAX));
+        out.push(max_characters(DNS_SUBDOMAIN_MAX));
     }
     if text.is_empty()
         || !text
@@ -269,6 +295,43 @@ pub fn http_header_name(text: &str) -> Vec<String> {
     )]
 }
 
+/// A percentage: digits and `%`.
+pub fn percent(text: &str) -> Vec<String> {
+    let digits = text.strip_suffix('%').unwrap_or("");
+    if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Vec::new();
+    }
+    vec![regex_error(
+        "a valid percent string must be a numeric string followed by an ending '%'",
+        "[0-9]+%",
+        &["1%", "93%"],
+    )]
+}
+
+/// Reason of a condition.
+pub fn condition_reason(text: &str) -> Vec<String> {
+    let b = text.as_bytes();
+    let inner = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b',' | b':');
+    let fits = b.first().is_some_and(u8::is_ascii_alphabetic)
+        && b.last()
+            .is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_')
+        && b.iter().all(inner);
+    if fits {
+        return Vec::new();
+    }
+    vec![regex_error(
+        "a condition reason must start with alphabetic character, optionally followed by a string of alphanumeric characters or '_,:', and must end with an alphanumeric character or '_'",
+        "[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?",
+        &[
+            "my_name",
+            "MY_NAME",
+            "MyName",
+            "ReasonA,ReasonB",
+            "ReasonA:ReasonB",
+        ],
+    )]
+}
+
 /// An IP address in canonical form.
 pub fn ip(text: &str) -> Vec<String> {
     if text.parse::<std::net::IpAddr>().is_ok() {
@@ -315,7 +378,7 @@ mod tests {
         );
         assert_eq!(
             dns_label(&"a".repeat(64)),
-            ["must be no more than 63 bytes"]
+            ["must be no more than 63 characters"]
         );
         assert_eq!(dns1035_label("1a").len(), 1);
         assert_eq!(dns1035_label("").len(), 1);

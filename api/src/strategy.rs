@@ -4,11 +4,14 @@
 //! Input: canonical objects with defaults; for a create the metadata that the server fills in (uid among it) is there already.
 //! Output: the object as it may be stored. It judges nothing: complaints are validation's.
 
+mod claims;
 mod create;
 mod fields;
+mod pods;
 mod qos;
 mod scale;
 mod secret;
+mod services;
 #[cfg(test)]
 mod tests;
 mod update;
@@ -18,8 +21,8 @@ pub use fields::selectable_fields;
 pub use qos::{Qos, qos_class};
 pub use scale::{get_scale, scale_configuration, set_scale};
 pub use update::{
-    prepare_ephemeral_containers_update, prepare_namespace_finalize, prepare_status_update,
-    prepare_update,
+    prepare_ephemeral_containers_update, prepare_namespace_finalize, prepare_part,
+    prepare_status_update, prepare_update,
 };
 
 use crate::schema::{self, Resource};
@@ -36,11 +39,17 @@ enum Generation {
     Spec,
     /// Counts changes of annotations too: Deployments, for rollbacks.
     SpecAndAnnotations,
+    /// Counts changes of labels too: EndpointSlices.
+    SpecAndLabels,
+    /// Is 1 for ever: PriorityClasses.
+    Fixed,
+    /// Is nothing until the first change: CSIDrivers.
+    FromFirstChange,
 }
 
 /// Kinds that count generations, by group.
 const COUNTED: &[(&str, &[&str])] = &[
-    ("", &["pods", "replicationcontrollers"]),
+    ("", &["pods", "podtemplates", "replicationcontrollers"]),
     ("apps", &["daemonsets", "replicasets", "statefulsets"]),
     ("batch", &["jobs", "cronjobs"]),
     (
@@ -64,11 +73,7 @@ const COUNTED: &[(&str, &[&str])] = &[
         ],
     ),
     ("apiextensions.k8s.io", &["customresourcedefinitions"]),
-    (
-        "scheduling.k8s.io",
-        &["priorityclasses", "podgroups", "workloads"],
-    ),
-    ("discovery.k8s.io", &["endpointslices"]),
+    ("scheduling.k8s.io", &["podgroups", "workloads"]),
     (
         "resource.k8s.io",
         &["deviceclasses", "devicetaintrules", "resourceslices"],
@@ -78,6 +83,14 @@ const COUNTED: &[(&str, &[&str])] = &[
 fn generation_of(resource: &Resource) -> Generation {
     if resource.group == "apps" && resource.plural == "deployments" {
         return Generation::SpecAndAnnotations;
+    }
+    if resource.group == "discovery.k8s.io" {
+        return Generation::SpecAndLabels;
+    }
+    match (resource.group.as_str(), resource.plural.as_str()) {
+        ("scheduling.k8s.io", "priorityclasses") => return Generation::Fixed,
+        ("storage.k8s.io", "csidrivers") => return Generation::FromFirstChange,
+        _ => {}
     }
     let listed = COUNTED.iter().any(|(group, plurals)| {
         *group == resource.group && plurals.contains(&resource.plural.as_str())

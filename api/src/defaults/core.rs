@@ -15,6 +15,8 @@ pub(super) const HOOKS: &[(&str, Hook)] = &[
     ("k8s.io/api/core/v1.NodeStatus", node_status),
     ("k8s.io/api/core/v1.ServiceSpec", service_spec),
     ("k8s.io/api/core/v1.ServicePort", service_port),
+    ("k8s.io/api/core/v1.LoadBalancerIngress", balancer_ingress),
+    ("k8s.io/api/core/v1.PersistentVolume", persistent_volume),
     ("k8s.io/api/core/v1.LimitRangeItem", limit_range_item),
     (
         "k8s.io/api/core/v1.ReplicationController",
@@ -46,6 +48,7 @@ fn pod(pod: &mut Object) {
             }
         }
     }
+    pod_level_huge_pages(spec);
     pod_level_requests(spec);
     set_default(spec, "enableServiceLinks", || Value::Bool(true));
     if spec.get("hostNetwork") == Some(&Value::Bool(true)) {
@@ -73,6 +76,56 @@ fn requests_from_limits(resources: &mut Object) {
     let requests = child_or_new(resources, "requests");
     for (name, quantity) in limits {
         requests.entry(name).or_insert(quantity);
+    }
+}
+
+/// Huge pages of the Pod as a whole are what its containers may use together, if it has limits or requests of its own.
+fn pod_level_huge_pages(spec: &mut Object) {
+    use crate::quantity::Quantity;
+    let some = |field: &str| {
+        let amounts = spec.get("resources").and_then(|r| r.get(field));
+        amounts
+            .and_then(Value::as_object)
+            .is_some_and(|amounts| !amounts.is_empty())
+    };
+    if !some("limits") && !some("requests") {
+        return;
+    }
+    let mut totals: Vec<(String, Quantity)> = Vec::new();
+    let containers = spec.get("containers").and_then(Value::as_array);
+    for limits in containers
+        .into_iter()
+        .flatten()
+        .filter_map(|container| container.pointer("/resources/limits")?.as_object())
+    {
+        for (name, amount) in limits
+            .iter()
+            .filter(|(name, _)| name.starts_with("hugepages-"))
+        {
+            let Some(amount) = amount
+                .as_str()
+                .and_then(|text| text.parse::<Quantity>().ok())
+            else {
+                continue;
+            };
+            match totals.iter_mut().find(|(known, _)| known == name) {
+                Some((_, total)) => *total = total.clone() + amount,
+                None => totals.push((name.clone(), amount)),
+            }
+        }
+    }
+    let Some(resources) = child(spec, "resources") else {
+        return;
+    };
+    for (name, total) in totals {
+        let asked = resources
+            .get("requests")
+            .is_some_and(|requests| requests.get(&name).is_some());
+        if !asked {
+            child_or_new(resources, "limits")
+                .entry(name)
+                .or_insert_with(|| Value::from(total.to_string()));
+        }
     }
 }
 
@@ -164,6 +217,25 @@ fn service_spec(spec: &mut Object) {
     if kind == "LoadBalancer" {
         set_default(spec, "allocateLoadBalancerNodePorts", || Value::Bool(true));
     }
+}
+
+/// An address of a load balancer takes the packets as they are, unless it says that it is a proxy.
+fn balancer_ingress(ingress: &mut Object) {
+    if !text(ingress, "ip").is_empty() {
+        ingress
+            .entry("ipMode")
+            .or_insert_with(|| Value::from("VIP"));
+    }
+}
+
+/// Not by the type of the spec: in a VolumeAttachment the same spec has no defaults.
+fn persistent_volume(volume: &mut Object) {
+    let spec = child_or_new(volume, "spec");
+    set_default(spec, "persistentVolumeReclaimPolicy", || {
+        Value::from("Retain")
+    });
+    spec.entry("volumeMode")
+        .or_insert_with(|| Value::from("Filesystem"));
 }
 
 fn service_port(port: &mut Object) {

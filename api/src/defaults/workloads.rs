@@ -13,6 +13,7 @@ pub(super) const HOOKS: &[(&str, Hook)] = &[
         "k8s.io/api/apps/v1.StatefulSetUpdateStrategy",
         stateful_set_strategy,
     ),
+    ("k8s.io/api/apps/v1.StatefulSetSpec", stateful_set),
     ("k8s.io/api/batch/v1.Job", job),
     (
         "k8s.io/api/autoscaling/v2.HorizontalPodAutoscalerSpec",
@@ -59,6 +60,14 @@ fn stateful_set_strategy(strategy: &mut Object) {
         set_default(child_or_new(strategy, "rollingUpdate"), "partition", || {
             Value::from(0)
         });
+    }
+}
+
+/// A claim in a StatefulSet says what it is.
+fn stateful_set(spec: &mut Object) {
+    for claim in items(spec, "volumeClaimTemplates") {
+        claim.insert("apiVersion".to_owned(), Value::from("v1"));
+        claim.insert("kind".to_owned(), Value::from("PersistentVolumeClaim"));
     }
 }
 

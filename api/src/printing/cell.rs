@@ -150,7 +150,8 @@ pub(super) fn selector(object: &Value, pointer: &str) -> String {
         };
         terms.push((key.to_owned(), term));
     }
-    terms.sort();
+    // By key alone: what stands in `matchLabels` stays in front of expressions on the same key.
+    terms.sort_by(|one, other| one.0.cmp(&other.0));
     or_none(
         terms
             .into_iter()

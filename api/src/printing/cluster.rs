@@ -1,8 +1,6 @@
 //! Nodes, Namespaces, Events, Leases, classes of runtime and priority, flow control, resource claims, and the API's own kinds.
 
-use super::cell::{
-    age, condition, flag, items, name, number, scalar, scalar_or, text, text_or, time,
-};
+use super::cell::{age, condition, flag, items, name, number, text, text_or, time};
 use super::duration::since;
 use super::{AGE, Column, NAME, Printer, boolean, integer, text as column, wide};
 use crate::meta;
@@ -50,7 +48,7 @@ static NODE: Printer = Printer {
             json!(node_address(object, "InternalIP")),
             json!(node_address(object, "ExternalIP")),
             info("osImage"),
-            info("kernelVersion"),
+            json!(kernel(object)),
             info("containerRuntimeVersion"),
         ]
     },
@@ -184,7 +182,7 @@ static FLOW_SCHEMA: Printer = Printer {
     columns: &[
         NAME,
         column("PriorityLevel", "Level that its requests go to."),
-        integer("MatchingPrecedence", "Lower ones are tried first."),
+        column("MatchingPrecedence", "Lower ones are tried first."),
         column("DistinguisherMethod", "What tells flows apart."),
         AGE,
         column("MissingPL", "The level does not exist."),
@@ -218,19 +216,12 @@ static PRIORITY_LEVEL: Printer = Printer {
         AGE,
     ],
     cells: |object, now| {
-        let shares = scalar(object, "/spec/limited/nominalConcurrencyShares")
-            .or_else(|| scalar(object, "/spec/exempt/nominalConcurrencyShares"));
-        let queuing = |field: &str| {
-            json!(scalar_or(
-                object,
-                &format!("/spec/limited/limitResponse/queuing/{field}"),
-                "<none>"
-            ))
-        };
+        let number = |pointer: &str| object.pointer(pointer).cloned().unwrap_or(json!("<none>"));
+        let queuing = |field: &str| number(&format!("/spec/limited/limitResponse/queuing/{field}"));
         vec![
             name(object),
             json!(text(object, "/spec/type")),
-            json!(shares.unwrap_or_else(|| "<none>".to_owned())),
+            number("/spec/limited/nominalConcurrencyShares"),
             queuing("queues"),
             queuing("handSize"),
             queuing("queueLengthLimit"),
@@ -275,14 +266,9 @@ static RESOURCE_SLICE: Printer = Printer {
         AGE,
     ],
     cells: |object, now| {
-        let node = if flag(object, "/spec/allNodes") {
-            "<all>"
-        } else {
-            text_or(object, "/spec/nodeName", "<none>")
-        };
         vec![
             name(object),
-            json!(node),
+            json!(text(object, "/spec/nodeName")),
             json!(text(object, "/spec/driver")),
             json!(text(object, "/spec/pool/name")),
             age(object, now),
@@ -347,6 +333,15 @@ pub(super) fn printer(kind: &str) -> Option<&'static Printer> {
         "StorageVersion" => &STORAGE_VERSION,
         _ => return None,
     })
+}
+
+/// The kernel and what it runs on.
+fn kernel(node: &Value) -> String {
+    let version = text_or(node, "/status/nodeInfo/kernelVersion", "<unknown>");
+    match text(node, "/status/nodeInfo/architecture") {
+        "" => version.to_owned(),
+        architecture => format!("{version} ({architecture})"),
+    }
 }
 
 fn node_status(node: &Value) -> String {

@@ -1,11 +1,11 @@
 //! ConfigMaps, Secrets, ServiceAccounts, ResourceQuotas and ComponentStatuses.
 
 use super::cell::{age, count, items, name, scalar_or, text};
-use super::{AGE, NAME, Printer, integer, text as column};
+use super::{AGE, NAME, Printer, text as column};
 use serde_json::{Value, json};
 
 static CONFIG_MAP: Printer = Printer {
-    columns: &[NAME, integer("Data", "Number of entries."), AGE],
+    columns: &[NAME, column("Data", "Number of entries."), AGE],
     cells: |object, now| {
         vec![
             name(object),
@@ -19,7 +19,7 @@ static SECRET: Printer = Printer {
     columns: &[
         NAME,
         column("Type", "What the secret is for."),
-        integer("Data", "Number of entries."),
+        column("Data", "Number of entries."),
         AGE,
     ],
     cells: |object, now| {

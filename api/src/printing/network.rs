@@ -156,12 +156,8 @@ static NETWORK_POLICY: Printer = Printer {
 };
 
 static IP_ADDRESS: Printer = Printer {
-    columns: &[
-        NAME,
-        column("ParentRef", "Object that uses the address."),
-        AGE,
-    ],
-    cells: |object, now| {
+    columns: &[NAME, column("ParentRef", "Object that uses the address.")],
+    cells: |object, _| {
         let parent = object.pointer("/spec/parentRef").map_or_else(
             || "<none>".to_owned(),
             |parent| {
@@ -175,7 +171,7 @@ static IP_ADDRESS: Printer = Printer {
                 )
             },
         );
-        vec![name(object), json!(parent), age(object, now)]
+        vec![name(object), json!(parent)]
     },
 };
 

@@ -136,10 +136,13 @@ static VOLUME_ATTRIBUTES_CLASS: Printer = Printer {
 static VOLUME_ATTACHMENT: Printer = Printer {
     columns: &[
         NAME,
-        column("Attacher", "Driver that attaches."),
+        super::Column {
+            format: "name",
+            ..column("Attacher", "Driver that attaches.")
+        },
         column("PV", "Volume."),
         column("Node", "Node."),
-        column("Attached", "The volume is attached."),
+        super::boolean("Attached", "The volume is attached."),
         AGE,
     ],
     cells: |object, now| {

@@ -18,8 +18,8 @@ static DEPLOYMENT: Printer = Printer {
     columns: &[
         NAME,
         column("Ready", "Pods that are ready and that there should be."),
-        integer("Up-to-date", "Pods of the present template."),
-        integer("Available", "Pods that have been ready for long enough."),
+        column("Up-to-date", "Pods of the present template."),
+        column("Available", "Pods that have been ready for long enough."),
         AGE,
         CONTAINERS,
         IMAGES,

@@ -11,14 +11,29 @@ const NAMESPACE_FINALIZER: &str = "kubernetes";
 /// Resets what clients may not set: status, generation. Adds what the server sets.
 pub fn prepare_create(resource: &Resource, object: &mut Value) {
     let generation = match generation_of(resource) {
-        Generation::None => Value::Null,
-        Generation::Spec | Generation::SpecAndAnnotations => Value::from(1),
+        Generation::None | Generation::FromFirstChange => Value::Null,
+        Generation::Spec
+        | Generation::SpecAndAnnotations
+        | Generation::SpecAndLabels
+        | Generation::Fixed => Value::from(1),
     };
     meta::set(object, "generation", generation);
     reset_status(resource, object);
     match (resource.group.as_str(), resource.plural.as_str()) {
         // Admission names the account after the defaults have run.
-        ("", "pods") => mirror_account(object),
+        ("", "pods") => {
+            mirror_account(object);
+            super::pods::create(object);
+        }
+        ("", "services") => super::services::mirror_address(object, None),
+        ("", "persistentvolumeclaims") => super::claims::sources(object, None),
+        ("", "persistentvolumes") => {
+            if let Some(now) = meta::creation_timestamp(object) {
+                super::claims::phase_time(object, None, now);
+            }
+        }
+        ("apps", "daemonsets") => count_template(object, None),
+        ("resource.k8s.io", "resourceslices") => date_taints(object),
         ("", "namespaces") => add_namespace_finalizer(object),
         ("", "secrets") => super::secret::merge_string_data(object),
         ("batch", "jobs") => own_job_selector(object),
@@ -65,6 +80,51 @@ fn child<'o>(object: &'o mut Value, field: &str) -> Option<&'o mut Object> {
         .entry(field)
         .or_insert_with(|| json!({}))
         .as_object_mut()
+}
+
+/// How often a DaemonSet's template changed. Nothing reads it any more, but clients still see it.
+const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
+
+/// Keeps the count of a DaemonSet's templates in its annotation.
+pub(super) fn count_template(set: &mut Value, old: Option<&Value>) {
+    let count = |set: &Value| {
+        meta::annotation(set, TEMPLATE_GENERATION)?
+            .parse::<i64>()
+            .ok()
+    };
+    let value = match old {
+        None => count(set).unwrap_or(1).max(1),
+        Some(old) => {
+            let template = |set: &Value| set.pointer("/spec/template").cloned();
+            count(old).unwrap_or(1) + i64::from(template(set) != template(old))
+        }
+    };
+    let metadata = child(set, "metadata");
+    let annotations = metadata.map(|m| m.entry("annotations").or_insert_with(|| json!({})));
+    if let Some(annotations) = annotations.and_then(Value::as_object_mut) {
+        annotations.insert(
+            TEMPLATE_GENERATION.to_owned(),
+            Value::from(value.to_string()),
+        );
+    }
+}
+
+/// A taint without a time began now.
+fn date_taints(slice: &mut Value) {
+    let now = super::pods::created_at(slice);
+    let devices = slice
+        .pointer_mut("/spec/devices")
+        .and_then(Value::as_array_mut);
+    for device in devices.into_iter().flatten() {
+        let taints = device.get_mut("taints").and_then(Value::as_array_mut);
+        for taint in taints
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_object_mut)
+        {
+            taint.entry("timeAdded").or_insert_with(|| now.clone());
+        }
+    }
 }
 
 fn mirror_account(pod: &mut Value) {

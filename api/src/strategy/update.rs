@@ -3,6 +3,7 @@
 use super::{Generation, copy_field, generation_of, has_status_endpoint, take_from};
 use crate::meta;
 use crate::schema::Resource;
+use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 /// Metadata that only the server writes; clients that leave it out mean no change.
@@ -12,6 +13,43 @@ const SERVER_METADATA: [&str; 4] = [
     "deletionGracePeriodSeconds",
     "uid",
 ];
+
+/// An update through a subresource; the empty part is the main endpoint. Answers whether there is such a part.
+pub fn prepare_part(
+    resource: &Resource,
+    part: &str,
+    new: &mut Value,
+    old: &Value,
+    now: Timestamp,
+) -> bool {
+    match part {
+        "" | "scale" => prepare_update(resource, new, old),
+        "status" => {
+            prepare_status_update(resource, new, old);
+            match (resource.group.as_str(), resource.plural.as_str()) {
+                ("", "persistentvolumes") => super::claims::phase_time(new, Some(old), now),
+                ("certificates.k8s.io", "certificatesigningrequests") => {
+                    keep_decisions(new, old);
+                    date_conditions(new, old, now);
+                }
+                _ => {}
+            }
+        }
+        "approval" => {
+            approve(new, old);
+            date_conditions(new, old, now);
+        }
+        "resize" => {
+            keep_server_metadata(new, old);
+            super::pods::resize(new, old);
+            bump_if_changed(new, old, new.get("spec") != old.get("spec"));
+        }
+        "ephemeralcontainers" => prepare_ephemeral_containers_update(new, old),
+        "finalize" => prepare_namespace_finalize(new, old),
+        _ => return false,
+    }
+    true
+}
 
 /// An update of the main endpoint: status stays, generation counts.
 pub fn prepare_update(resource: &Resource, new: &mut Value, old: &Value) {
@@ -23,7 +61,15 @@ pub fn prepare_update(resource: &Resource, new: &mut Value, old: &Value) {
         // Namespaces are finalized through their own endpoint only.
         ("", "namespaces") => copy_spec_field(new, old, "finalizers"),
         ("", "secrets") => super::secret::merge_string_data(new),
-        ("", "services") => keep_allocated(new, old),
+        ("", "services") => {
+            super::services::drop_unfit(new, old);
+            keep_allocated(new, old);
+            super::services::mirror_address(new, Some(old));
+        }
+        ("", "persistentvolumeclaims") => super::claims::sources(new, Some(old)),
+        ("apps", "daemonsets") => super::create::count_template(new, Some(old)),
+        // The request is what was signed: only metadata changes here.
+        ("certificates.k8s.io", "certificatesigningrequests") => copy_field(new, old, "spec"),
         ("apiextensions.k8s.io", "customresourcedefinitions") => {
             super::create::record_stored_version(new)
         }
@@ -88,6 +134,78 @@ pub fn prepare_ephemeral_containers_update(new: &mut Value, old: &Value) {
     bump_if_changed(new, old, new.get("spec") != old.get("spec"));
 }
 
+/// An update through `/approval`: only the conditions are new.
+fn approve(new: &mut Value, old: &Value) {
+    keep_server_metadata(new, old);
+    let conditions = new.pointer("/status/conditions").cloned();
+    for field in ["spec", "status"] {
+        copy_field(new, old, field);
+    }
+    let status = new.as_object_mut().map(|object| {
+        object
+            .entry("status")
+            .or_insert_with(|| Value::Object(Map::new()))
+    });
+    if let Some(status) = status.and_then(Value::as_object_mut) {
+        match conditions {
+            Some(conditions) => status.insert("conditions".to_owned(), conditions),
+            None => status.remove("conditions"),
+        };
+    }
+    meta::set(new, "generation", meta_field(old, "generation"));
+}
+
+/// Through `/status`, decisions on a request stay what they are, word for word.
+fn keep_decisions(new: &mut Value, old: &Value) {
+    let decided = old
+        .pointer("/status/conditions")
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
+    let list = new
+        .pointer_mut("/status/conditions")
+        .and_then(Value::as_array_mut);
+    for condition in list.into_iter().flatten() {
+        let kind = condition.get("type").and_then(Value::as_str).unwrap_or("");
+        if !matches!(kind, "Approved" | "Denied") {
+            continue;
+        }
+        if let Some(earlier) = decided
+            .iter()
+            .find(|c| c.get("type") == condition.get("type"))
+        {
+            *condition = earlier.clone();
+        }
+    }
+}
+
+/// A condition without times gets them: when it was last written, and when it last became what it is.
+fn date_conditions(new: &mut Value, old: &Value, now: Timestamp) {
+    let now = Value::from(meta::format_time(now));
+    let before = old
+        .pointer("/status/conditions")
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
+    let list = new
+        .pointer_mut("/status/conditions")
+        .and_then(Value::as_array_mut);
+    for condition in list.into_iter().flatten().filter_map(Value::as_object_mut) {
+        let earlier = before
+            .iter()
+            .find(|c| c.get("type") == condition.get("type"));
+        let same = earlier.filter(|c| c.get("status") == condition.get("status"));
+        let since = same
+            .and_then(|c| c.get("lastTransitionTime"))
+            .unwrap_or(&now)
+            .clone();
+        condition.entry("lastTransitionTime").or_insert(since);
+        condition
+            .entry("lastUpdateTime")
+            .or_insert_with(|| now.clone());
+    }
+}
+
 /// An update through a Namespace's `/finalize`: only the finalizers in its spec are new.
 pub fn prepare_namespace_finalize(new: &mut Value, old: &Value) {
     keep_server_metadata(new, old);
@@ -121,9 +239,13 @@ fn count_generation(resource: &Resource, new: &mut Value, old: &Value) {
         meta::set(new, "generation", meta_field(old, "generation"));
         return;
     }
-    let annotations = kind == Generation::SpecAndAnnotations
-        && meta_field(new, "annotations") != meta_field(old, "annotations");
-    let changed = annotations || body_differs(resource, new, old);
+    let metadata = match kind {
+        Generation::SpecAndAnnotations => Some("annotations"),
+        Generation::SpecAndLabels => Some("labels"),
+        _ => None,
+    };
+    let relabelled = metadata.is_some_and(|field| meta_field(new, field) != meta_field(old, field));
+    let changed = kind != Generation::Fixed && (relabelled || body_differs(resource, new, old));
     bump_if_changed(new, old, changed);
 }
 

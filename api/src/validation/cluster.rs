@@ -73,14 +73,27 @@ pub(super) fn node_update(new: &Node<'_>, old: &Node<'_>, errors: &mut Errors) {
 /// Rules of a Namespace.
 pub(super) fn namespace(namespace: &Node<'_>, errors: &mut Errors) {
     let spec = namespace.get("spec");
+    for name in spec.items("finalizers") {
+        // Here upstream names the list, not the item.
+        finalizer(name.as_text(), errors, || spec.get("finalizers").path());
+    }
+}
+
+/// Rules of a Namespace whose finalizers change.
+pub(super) fn finalize(namespace: &Node<'_>, errors: &mut Errors) {
+    let spec = namespace.get("spec");
     for finalizer in spec.items("finalizers") {
-        finalizer.all_invalid(names::qualified_name(finalizer.as_text()), errors);
-        if !finalizer.as_text().contains('/') && finalizer.as_text() != "kubernetes" {
-            finalizer.invalid(
-                "name is neither a standard finalizer name nor is it fully qualified",
-                errors,
-            );
-        }
+        self::finalizer(finalizer.as_text(), errors, || finalizer.path());
+    }
+}
+
+fn finalizer(name: &str, errors: &mut Errors, path: impl Fn() -> String) {
+    for detail in names::qualified_name(name) {
+        errors.push(FieldError::invalid(path(), name, detail));
+    }
+    if !name.contains('/') && name != "kubernetes" {
+        let why = "name is neither a standard finalizer name nor is it fully qualified";
+        errors.push(FieldError::invalid(path(), name, why));
     }
 }
 
@@ -112,14 +125,14 @@ pub(super) fn namespace_status(namespace: &Node<'_>, errors: &mut Errors) {
 /// Rules of a RuntimeClass.
 pub(super) fn runtime_class(class: &Node<'_>, errors: &mut Errors) {
     let handler = class.get("handler");
-    handler.all_invalid(names::dns_label(handler.as_text()), errors);
+    handler.need_format(names::dns_label, errors);
     if let Some(overhead) = class.some("overhead") {
-        resources::amounts(&overhead, "podFixed", errors);
+        resources::overhead(&overhead, errors);
     }
     if let Some(scheduling) = class.some("scheduling") {
         super::meta::labels(
             scheduling.value.get("nodeSelector"),
-            "scheduling.nodeSelector",
+            &scheduling.get("nodeSelector"),
             errors,
         );
         let mut seen = HashSet::new();
@@ -129,13 +142,6 @@ pub(super) fn runtime_class(class: &Node<'_>, errors: &mut Errors) {
                 toleration.duplicate(errors);
             }
         }
-    }
-}
-
-/// A field that never changes.
-pub(super) fn immutable(field: &str, new: &Node<'_>, old: &Node<'_>, errors: &mut Errors) {
-    if new.value.get(field) != old.value.get(field) {
-        new.get(field).invalid("field is immutable", errors);
     }
 }
 
@@ -159,7 +165,7 @@ pub(super) fn priority_class(class: &Node<'_>, errors: &mut Errors) {
     }
     class
         .get("preemptionPolicy")
-        .one_of(&["Never", "PreemptLowerPriority"], errors);
+        .one_of(&["PreemptLowerPriority", "Never"], errors);
 }
 
 /// Value and policy of a PriorityClass never change: Pods carry copies.
@@ -185,11 +191,4 @@ pub(super) fn lease(lease: &Node<'_>, errors: &mut Errors) {
             .invalid("must be greater than 0", errors);
     }
     spec.non_negative(&["leaseTransitions"], errors);
-}
-
-/// Rules of a ServiceAccount.
-pub(super) fn service_account(account: &Node<'_>, errors: &mut Errors) {
-    for secret in account.items("imagePullSecrets") {
-        secret.need("name", errors);
-    }
 }

@@ -108,6 +108,11 @@ impl FieldError {
         Self::new(ErrorKind::Invalid, field, value.into(), detail)
     }
 
+    /// Wrong in a way that printing the value would not explain.
+    pub fn invalid_without_value(field: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self::new(ErrorKind::InvalidUnshown, field, Value::Null, detail)
+    }
+
     /// Given twice.
     pub fn duplicate(field: impl Into<String>, value: impl Into<Value>) -> Self {
         Self::new(ErrorKind::Duplicate, field, value.into(), "")

@@ -8,22 +8,32 @@ use serde_json::Value;
 /// All annotations together may have this many bytes.
 const ANNOTATIONS_BYTES_MAX: usize = 256 * 1024;
 
+/// A CronJob's Jobs are called after it, with 11 characters more.
+const CRON_JOB_NAME_MAX: usize = 52;
+
 /// How the names of a kind must look.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum NameFormat {
     Subdomain,
     Label,
-    Dns1035,
     PathSegment,
+    Ip,
+    /// Leaves room for what the names of Jobs add.
+    CronJob,
+    /// A label, since names of Pods and Services come from it.
+    CsiDriver,
 }
 
 fn name_format(resource: &Resource) -> NameFormat {
     match (resource.group.as_str(), resource.plural.as_str()) {
         ("", "namespaces") => NameFormat::Label,
-        ("", "services") => NameFormat::Dns1035,
-        ("rbac.authorization.k8s.io", _) | ("flowcontrol.apiserver.k8s.io", _) => {
-            NameFormat::PathSegment
-        }
+        ("", "services") => NameFormat::Label,
+        ("rbac.authorization.k8s.io", _)
+        | ("" | "events.k8s.io", "events")
+        | ("certificates.k8s.io", "certificatesigningrequests") => NameFormat::PathSegment,
+        ("networking.k8s.io", "ipaddresses") => NameFormat::Ip,
+        ("batch", "cronjobs") => NameFormat::CronJob,
+        ("storage.k8s.io", "csidrivers") => NameFormat::CsiDriver,
         _ => NameFormat::Subdomain,
     }
 }
@@ -32,8 +42,18 @@ fn check_name(format: NameFormat, name: &str) -> Vec<String> {
     match format {
         NameFormat::Subdomain => names::dns_subdomain(name),
         NameFormat::Label => names::dns_label(name),
-        NameFormat::Dns1035 => names::dns1035_label(name),
         NameFormat::PathSegment => names::path_segment(name),
+        NameFormat::Ip => names::ip(name),
+        NameFormat::CronJob => {
+            let mut out = names::dns_subdomain(name);
+            if name.len() > CRON_JOB_NAME_MAX {
+                out.push(format!(
+                    "must be no more than {CRON_JOB_NAME_MAX} characters"
+                ));
+            }
+            out
+        }
+        NameFormat::CsiDriver => names::dns_subdomain(&name.to_lowercase()),
     }
 }
 
@@ -106,37 +126,63 @@ fn common(metadata: &Value, errors: &mut Vec<FieldError>) {
     managed_fields(metadata.get("managedFields"), errors);
 }
 
+/// Where something stands; rendered only for complaints.
+pub(super) trait Place {
+    /// The path from the root.
+    fn place(&self) -> String;
+}
+
+impl Place for str {
+    fn place(&self) -> String {
+        self.to_owned()
+    }
+}
+
+impl Place for super::node::Node<'_> {
+    fn place(&self) -> String {
+        self.path()
+    }
+}
+
 /// Labels of any object or template.
-pub(super) fn labels(labels: Option<&Value>, path: &str, errors: &mut Vec<FieldError>) {
+pub(super) fn labels(
+    labels: Option<&Value>,
+    at: &(impl Place + ?Sized),
+    errors: &mut Vec<FieldError>,
+) {
     for (key, value) in labels.and_then(Value::as_object).into_iter().flatten() {
         errors.extend(
             names::qualified_name(key)
                 .into_iter()
-                .map(|why| FieldError::invalid(path, key.as_str(), why)),
+                .map(|why| FieldError::invalid(at.place(), key.as_str(), why)),
         );
         let value = value.as_str().unwrap_or("");
         errors.extend(
             names::label_value(value)
                 .into_iter()
-                .map(|why| FieldError::invalid(format!("{path}[{key}]"), value, why)),
+                .map(|why| FieldError::invalid(at.place(), value, why)),
         );
     }
 }
 
 /// Annotations of any object or template.
-pub(super) fn annotations(annotations: Option<&Value>, path: &str, errors: &mut Vec<FieldError>) {
+pub(super) fn annotations(
+    annotations: Option<&Value>,
+    at: &(impl Place + ?Sized),
+    errors: &mut Vec<FieldError>,
+) {
     let mut total = 0;
     for (key, value) in annotations.and_then(Value::as_object).into_iter().flatten() {
         // Keys are compared without case, so that one cannot shadow another.
         errors.extend(
             names::qualified_name(&key.to_lowercase())
                 .into_iter()
-                .map(|why| FieldError::invalid(path, key.as_str(), why)),
+                .map(|why| FieldError::invalid(at.place(), key.as_str(), why)),
         );
         total += key.len() + value.as_str().map_or(0, str::len);
     }
     if total > ANNOTATIONS_BYTES_MAX {
-        errors.push(FieldError::too_long(path, ANNOTATIONS_BYTES_MAX));
+        errors.push(FieldError::too_long(at.place(), ANNOTATIONS_BYTES_MAX));
     }
 }
 

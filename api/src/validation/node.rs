@@ -6,6 +6,8 @@ use std::fmt::Write;
 
 /// Complaints found so far.
 pub(super) type Errors = Vec<FieldError>;
+/// What is wrong with the form of a text; empty if nothing is.
+pub(super) type Format = fn(&str) -> Vec<String>;
 
 /// A place in the object. Paths are rendered only for complaints.
 #[derive(Clone, Copy)]
@@ -172,8 +174,99 @@ impl<'a> Node<'a> {
 
     /// The same, but absent is fine.
     pub(super) fn one_of_if_set(&self, supported: &[&str], errors: &mut Errors) {
+        if !self.value.is_null() {
+            self.supported(supported, errors);
+        }
+    }
+
+    /// Complains unless this string is one of the values; empty is just another wrong one.
+    pub(super) fn supported(&self, supported: &[&str], errors: &mut Errors) {
+        if !supported.contains(&self.as_text()) {
+            let value = self.as_text();
+            errors.push(FieldError::not_supported(self.path(), value, supported));
+        }
+    }
+
+    /// Complains unless this string is one of the values or empty.
+    pub(super) fn check_supported_if_set(&self, supported: &[&str], errors: &mut Errors) {
         if !self.as_text().is_empty() {
-            self.one_of(supported, errors);
+            self.supported(supported, errors);
+        }
+    }
+
+    /// This string must have the form.
+    pub(super) fn check(&self, format: Format, errors: &mut Errors) {
+        for detail in format(self.as_text()) {
+            errors.push(FieldError::invalid(self.path(), self.as_text(), detail));
+        }
+    }
+
+    /// This string must have the form if it says anything.
+    pub(super) fn check_if_set(&self, format: Format, errors: &mut Errors) {
+        if !self.as_text().is_empty() {
+            self.check(format, errors);
+        }
+    }
+
+    /// This string must have the form if it is there, be it empty.
+    pub(super) fn check_given(&self, format: Format, errors: &mut Errors) {
+        if !self.value.is_null() {
+            self.check(format, errors);
+        }
+    }
+
+    /// This string must be there and have the form.
+    pub(super) fn need_format(&self, format: Format, errors: &mut Errors) {
+        if self.as_text().is_empty() {
+            self.required("", errors);
+        } else {
+            self.check(format, errors);
+        }
+    }
+
+    /// A field must be what it was.
+    pub(super) fn same(&self, old: &Node<'_>, field: &str, errors: &mut Errors) {
+        if self.differs(old, field) {
+            self.get(field).changed("field is immutable", errors);
+        }
+    }
+
+    /// Is a field other than it was? Absent and null are one.
+    pub(super) fn differs(&self, old: &Node<'_>, field: &str) -> bool {
+        let of = |value: &'_ Value| value.get(field).filter(|v| !v.is_null()).cloned();
+        match (self.value.get(field), old.value.get(field)) {
+            (Some(new), Some(old)) => new != old,
+            _ => of(self.value) != of(old.value),
+        }
+    }
+
+    /// This is not what it was; a text that is gone prints as an empty one.
+    pub(super) fn changed(&self, detail: &str, errors: &mut Errors) {
+        self.invalid(detail, errors);
+    }
+
+    /// How many of the fields are there.
+    pub(super) fn count_of(&self, fields: &[&str]) -> usize {
+        fields.iter().filter(|field| self.has(field)).count()
+    }
+
+    /// The items of a list of texts, and the complaint about those that appear twice.
+    pub(super) fn unique_texts(&'a self, field: &'a str, errors: &mut Errors) {
+        let mut taken = std::collections::HashSet::new();
+        for item in self.items(field) {
+            if !taken.insert(item.as_text()) {
+                item.duplicate(errors);
+            }
+        }
+    }
+
+    /// Complains about items that repeat another one's field.
+    pub(super) fn unique_by(&'a self, list: &'a str, key: &'a str, errors: &mut Errors) {
+        let mut taken = std::collections::HashSet::new();
+        for item in self.items(list) {
+            if !item.text(key).is_empty() && !taken.insert(item.text(key)) {
+                item.get(key).duplicate(errors);
+            }
         }
     }
 

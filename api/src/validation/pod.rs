@@ -5,7 +5,7 @@ use super::node::{Errors, Node};
 use super::{
     FieldError, annotations, claims, container, os, resources, scheduling, security, volume,
 };
-use crate::names;
+use crate::{meta, names};
 use serde_json::{Map, Value};
 use std::collections::HashSet;
 
@@ -26,17 +26,22 @@ pub(super) fn create(pod: &Node<'_>, errors: &mut Errors) {
     }
 }
 
+/// Rules of a PodTemplate's template: upstream leaves `metadata` out of its paths.
+pub(super) fn bare_template(template: &Node<'_>, errors: &mut Errors) {
+    self::template(template, errors);
+}
+
 /// Rules of a Pod template, wherever it stands.
 pub(super) fn template(template: &Node<'_>, errors: &mut Errors) {
     let metadata = template.get("metadata");
     super::meta::labels(
         metadata.value.get("labels"),
-        &metadata.get("labels").path(),
+        &metadata.get("labels"),
         errors,
     );
     super::meta::annotations(
         metadata.value.get("annotations"),
-        &metadata.get("annotations").path(),
+        &metadata.get("annotations"),
         errors,
     );
     let root = template.get("spec");
@@ -70,7 +75,7 @@ pub(super) fn spec(spec: &Node<'_>, errors: &mut Errors) {
     );
     super::meta::labels(
         spec.value.get("nodeSelector"),
-        &spec.get("nodeSelector").path(),
+        &spec.get("nodeSelector"),
         errors,
     );
     security::pod(spec, errors);
@@ -224,7 +229,7 @@ pub(super) fn update(new: &Node<'_>, old: &Node<'_>, errors: &mut Errors) {
     removed_gates(&spec, &before, errors);
     super::meta::labels(
         spec.value.get("nodeSelector"),
-        &spec.get("nodeSelector").path(),
+        &spec.get("nodeSelector"),
         errors,
     );
     let changed = forbidden_changes(spec.value, before.value);
@@ -359,6 +364,141 @@ fn without_images(containers: Option<&Value>) -> Vec<Value> {
         container.remove("image");
     }
     containers
+}
+
+/// Resources that may change while a Pod runs.
+const RESIZABLE: [&str; 2] = ["cpu", "memory"];
+
+/// Rules of an update through `/resize`.
+pub(super) fn update_resources(new: &Node<'_>, old: &Node<'_>, errors: &mut Errors) {
+    let (spec, before) = (new.get("spec"), old.get("spec"));
+    self::spec(&spec, errors);
+    let before_os = before.get("os");
+    for (forbidden, why) in [
+        (
+            meta::annotation(old.value, "kubernetes.io/config.mirror").is_some(),
+            "static pods cannot be resized",
+        ),
+        (
+            before_os.text("name") == "windows",
+            "windows pods cannot be resized",
+        ),
+    ] {
+        if forbidden {
+            *errors = vec![FieldError::forbidden("[]", why)];
+            return;
+        }
+    }
+    if crate::strategy::qos_class(new.value) != crate::strategy::qos_class(old.value) {
+        let class = crate::strategy::qos_class(old.value).as_str();
+        let why = "Pod QOS Class may not change as a result of resizing";
+        errors.push(FieldError::invalid("spec", class, why));
+    }
+    let pod_level = |spec: &Node<'_>| {
+        let resources = spec.get("resources");
+        resources.len("requests") + resources.len("limits") > 0
+    };
+    if pod_level(&spec) || pod_level(&before) {
+        pod_level_resize(&spec, &before, errors);
+    }
+    if !same_containers(&spec, &before, errors) {
+        return;
+    }
+    for list in ["initContainers", "containers"] {
+        for (container, earlier) in spec.items(list).zip(before.items(list)) {
+            container_resize(list, &container, &earlier, errors);
+        }
+    }
+}
+
+fn same_containers(spec: &Node<'_>, before: &Node<'_>, errors: &mut Errors) -> bool {
+    let found = errors.len();
+    for list in ["containers", "initContainers"] {
+        if spec.len(list) != before.len(list) {
+            let why = format!("{list} may not be added or removed on resize");
+            spec.get(list).forbidden(why, errors);
+            continue;
+        }
+        for (container, earlier) in spec.items(list).zip(before.items(list)) {
+            if container.text("name") != earlier.text("name") {
+                let why = format!("{list} may not be renamed or reordered on resize");
+                container.get("name").forbidden(why, errors);
+            }
+        }
+    }
+    errors.len() == found
+}
+
+/// Did a resource lose its amount?
+fn removed(resources: &Node<'_>, before: &Node<'_>, list: &str) -> bool {
+    let now = resources.get(list);
+    let lost = before.entries(list).any(|(name, _)| !now.has(name));
+    lost
+}
+
+/// The resources without what may change.
+fn rest(resources: &Node<'_>) -> Vec<(String, String, Value)> {
+    ["limits", "requests"]
+        .iter()
+        .flat_map(|list| {
+            let amounts = resources.value.get(*list).and_then(Value::as_object);
+            let fixed = amounts
+                .into_iter()
+                .flatten()
+                .filter(|(name, _)| !RESIZABLE.contains(&name.as_str()));
+            fixed.map(move |(name, amount)| ((*list).to_owned(), name.clone(), amount.clone()))
+        })
+        .collect()
+}
+
+fn container_resize(list: &str, container: &Node<'_>, earlier: &Node<'_>, errors: &mut Errors) {
+    let (resources, before) = (container.get("resources"), earlier.get("resources"));
+    let sidecar = container.text("restartPolicy") == "Always";
+    if list == "initContainers" && !sidecar {
+        if resources.value != before.value {
+            let why = "resources for non-sidecar init containers are immutable";
+            errors.push(FieldError::forbidden("spec", why));
+        }
+        return;
+    }
+    for (field, what) in [("requests", "requests"), ("limits", "limits")] {
+        if removed(&resources, &before, field) {
+            resources
+                .get(field)
+                .forbidden(format!("resource {what} cannot be removed"), errors);
+        }
+    }
+    if rest(&resources) != rest(&before) || container.differs(earlier, "resizePolicy") {
+        if list == "containers" {
+            errors.push(FieldError::forbidden(
+                "spec",
+                "only cpu and memory resources are mutable",
+            ));
+        } else {
+            let why = "only cpu and memory resources for sidecar containers are mutable";
+            errors.push(FieldError::forbidden("spec", why));
+        }
+    }
+}
+
+fn pod_level_resize(spec: &Node<'_>, before: &Node<'_>, errors: &mut Errors) {
+    let (resources, earlier) = (spec.get("resources"), before.get("resources"));
+    if !earlier.value.is_null() && resources.value.is_null() {
+        resources.forbidden("pod-level resources cannot be removed", errors);
+        return;
+    }
+    for field in ["requests", "limits"] {
+        if removed(&resources, &earlier, field) {
+            resources.get(field).forbidden(
+                format!("pod-level resource {field} cannot be removed"),
+                errors,
+            );
+        }
+    }
+    if rest(&resources) != rest(&earlier) {
+        let why = "only cpu and memory resources are mutable at pod-level";
+        errors.push(FieldError::forbidden("spec", why));
+    }
 }
 
 /// Rules of an update through `/ephemeralcontainers`.

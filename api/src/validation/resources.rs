@@ -8,39 +8,81 @@ const AT_LEAST_ZERO: &str = "must be greater than or equal to 0";
 /// What a container may ask for without a domain in the name.
 const CONTAINER_RESOURCES: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
 
+/// Names that need no domain.
+const STANDARD: [&str; 20] = [
+    "cpu",
+    "memory",
+    "ephemeral-storage",
+    "requests.cpu",
+    "requests.memory",
+    "requests.ephemeral-storage",
+    "limits.cpu",
+    "limits.memory",
+    "limits.ephemeral-storage",
+    "pods",
+    "resourcequotas",
+    "services",
+    "replicationcontrollers",
+    "secrets",
+    "configmaps",
+    "persistentvolumeclaims",
+    "storage",
+    "requests.storage",
+    "services.nodeports",
+    "services.loadbalancers",
+];
+
 fn is_huge_page(name: &str) -> bool {
     name.starts_with("hugepages-")
 }
 
-/// A name with a domain of its own: a device plugin's.
-fn is_extended(name: &str) -> bool {
-    name.contains('/')
-        && !name
-            .split('/')
-            .next()
-            .unwrap_or("")
-            .ends_with("kubernetes.io")
+/// Without a domain, or with one of Kubernetes' own.
+fn is_native(name: &str) -> bool {
+    !name.contains('/') || name.contains("kubernetes.io/")
+}
+
+/// A name with a domain of its own: a device plugin's. It must also make a name of a quota.
+pub(super) fn is_extended(name: &str) -> bool {
+    !is_native(name)
         && !name.starts_with("requests.")
+        && names::qualified_name(&format!("requests.{name}")).is_empty()
 }
 
 /// Only these may be promised twice.
-fn overcommits(name: &str) -> bool {
-    !name.contains('/') && !is_huge_page(name)
-        || name.contains("kubernetes.io/") && !is_huge_page(name)
+pub(super) fn overcommits(name: &str) -> bool {
+    is_native(name) && !is_huge_page(name)
 }
 
-fn container_resource_name(name: &str) -> Vec<String> {
-    let problems = names::qualified_name(name);
-    if !problems.is_empty() {
-        return problems;
-    }
-    if name.contains('/') || is_huge_page(name) || CONTAINER_RESOURCES.contains(&name) {
+/// Name of any resource.
+pub(super) fn resource_name(name: &str) -> Vec<String> {
+    if STANDARD.contains(&name) {
         return Vec::new();
     }
-    vec![
-        "must be a standard resource type or fully qualified".to_owned(),
-        "must be a standard resource for containers".to_owned(),
-    ]
+    let problems = names::qualified_name(name);
+    if !problems.is_empty()
+        || name.contains('/')
+        || is_huge_page(name)
+        || name.starts_with("requests.hugepages-")
+    {
+        return problems;
+    }
+    vec!["must be a standard resource type or fully qualified".to_owned()]
+}
+
+/// Name of a resource that a container may ask for.
+pub(super) fn container_resource_name(name: &str) -> Vec<String> {
+    if CONTAINER_RESOURCES.contains(&name) {
+        return Vec::new();
+    }
+    let mut problems = resource_name(name);
+    if !name.contains('/') {
+        if !is_huge_page(name) {
+            problems.push("must be a standard resource for containers".to_owned());
+        }
+    } else if !is_native(name) && !is_extended(name) {
+        problems.push("doesn't follow extended resource name standard".to_owned());
+    }
+    problems
 }
 
 fn quantity(node: &Node<'_>) -> Option<Quantity> {
@@ -108,6 +150,23 @@ fn within_limits(resources: &Node<'_>, errors: &mut Errors) {
             asked.to_string(),
             detail,
         ));
+    }
+}
+
+/// What a RuntimeClass adds to its Pods; upstream's path says `limits`.
+pub(super) fn overhead(overhead: &Node<'_>, errors: &mut Errors) {
+    for (name, node) in overhead.entries("podFixed") {
+        let path = || format!("{}.limits[{name}]", overhead.path());
+        for problem in container_resource_name(name) {
+            errors.push(super::FieldError::invalid(path(), name, problem));
+        }
+        if quantity(&node).is_some_and(|amount| amount.is_negative()) {
+            errors.push(super::FieldError::invalid(
+                path(),
+                node.value.clone(),
+                AT_LEAST_ZERO,
+            ));
+        }
     }
 }
 

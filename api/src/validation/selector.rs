@@ -7,7 +7,7 @@ use crate::names;
 pub(super) fn label_selector(selector: &Node<'_>, errors: &mut Errors) {
     super::meta::labels(
         selector.value.get("matchLabels"),
-        &selector.get("matchLabels").path(),
+        &selector.get("matchLabels"),
         errors,
     );
     for expression in selector.items("matchExpressions") {

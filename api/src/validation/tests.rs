@@ -86,7 +86,7 @@ fn metadata_rules_hold_for_every_kind() {
         (
             &[("/metadata/labels", json!({"a": long}))],
             &[
-                "metadata.labels[a]: Invalid value: \"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\": must be no more than 63 bytes",
+                "metadata.labels: Invalid value: \"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\": must be no more than 63 bytes",
             ],
         ),
         (
@@ -547,7 +547,7 @@ fn config_maps_and_secrets_are_checked() {
             (
                 &[("/data", json!({"a b": ""}))],
                 &[
-                    "data[a b]: Invalid value: \"a b\": a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name', or 'KEY_NAME', or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')",
+                    "data[a b]: Invalid value: \"a b\": a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')",
                 ],
             ),
             (
@@ -883,6 +883,7 @@ fn services_and_policies_are_checked() {
             (
                 &[
                     ("/spec/clusterIP", json!("None")),
+                    ("/spec/clusterIPs", json!(["None"])),
                     ("/spec/ports", json!([])),
                 ],
                 &[],
@@ -913,10 +914,8 @@ fn services_and_policies_are_checked() {
                 &["spec.externalName: Required value"],
             ),
             (
-                &[("/metadata/name", json!("1a"))],
-                &[
-                    "metadata.name: Invalid value: \"1a\": a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character (e.g. 'my-name', or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')",
-                ],
+                &[("/metadata/name", json!("a.b"))],
+                &["metadata.name: Invalid value: \"a.b\": must not contain dots"],
             ),
         ],
     );
@@ -1000,14 +999,17 @@ fn claims_budgets_and_autoscalers_are_checked() {
             ],
         )],
     );
-    let scaler = json!({"metadata": {"name": "a", "namespace": "n"}, "spec": {"maxReplicas": 2, "scaleTargetRef": {"kind": "Deployment", "name": "d"}}});
+    let scaler = json!({"metadata": {"name": "a", "namespace": "n"}, "spec": {"maxReplicas": 2, "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"}}});
     check_create(
         resource("autoscaling", "horizontalpodautoscalers"),
         &scaler,
         &[
             (
                 &[("/spec/maxReplicas", json!(0))],
-                &["spec.maxReplicas: Invalid value: 0: must be greater than 0"],
+                &[
+                    "spec.maxReplicas: Required value: must be set and greater than 0",
+                    "spec.maxReplicas: Invalid value: 0: must be greater than or equal to `minReplicas`",
+                ],
             ),
             (
                 &[("/spec/scaleTargetRef/name", json!(""))],

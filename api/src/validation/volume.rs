@@ -76,7 +76,7 @@ const NEEDED: &[(&str, &[&str])] = &[
     ("configMap", &["name"]),
 ];
 
-fn one(name: &str, source: &Node<'_>, errors: &mut Errors) {
+pub(super) fn one(name: &str, source: &Node<'_>, errors: &mut Errors) {
     let needed = NEEDED
         .iter()
         .find(|(source, _)| *source == name)

@@ -14,7 +14,7 @@ const IMMUTABLE: &str = "field is immutable";
 pub(super) fn deployment(object: &Node<'_>, errors: &mut Errors) {
     let spec = object.get("spec");
     spec.non_negative(&["replicas"], errors);
-    selector_and_template(&spec, errors);
+    selector_and_template(&spec, "Deployment", errors);
     deployment_strategy(&spec.get("strategy"), errors);
     spec.non_negative(&["minReadySeconds", "revisionHistoryLimit"], errors);
     if let Some(deadline) = spec.int("progressDeadlineSeconds") {
@@ -30,34 +30,96 @@ pub(super) fn deployment(object: &Node<'_>, errors: &mut Errors) {
 pub(super) fn replica_set(object: &Node<'_>, errors: &mut Errors) {
     let spec = object.get("spec");
     spec.non_negative(&["replicas", "minReadySeconds"], errors);
-    selector_and_template(&spec, errors);
+    selector_and_template(&spec, "ReplicaSet", errors);
 }
 
-/// Rules of a StatefulSet's spec, as far as its Pods go.
+/// Rules of a StatefulSet's spec.
 pub(super) fn stateful_set(object: &Node<'_>, errors: &mut Errors) {
     let spec = object.get("spec");
-    spec.get("podManagementPolicy")
-        .one_of(&["OrderedReady", "Parallel"], errors);
-    spec.get("updateStrategy")
-        .get("type")
-        .one_of(&["OnDelete", "RollingUpdate"], errors);
+    let management = spec.get("podManagementPolicy");
+    match management.as_text() {
+        "" => management.required("", errors),
+        "OrderedReady" | "Parallel" => {}
+        _ => management.invalid("must be 'OrderedReady' or 'Parallel'", errors),
+    }
+    let strategy = spec.get("updateStrategy");
+    match (strategy.text("type"), strategy.some("rollingUpdate")) {
+        ("", _) => strategy.required("", errors),
+        ("OnDelete", Some(rolling)) => {
+            rolling.invalid("only allowed for updateStrategy 'RollingUpdate'", errors);
+        }
+        ("RollingUpdate", Some(rolling)) => {
+            rolling.non_negative(&["partition"], errors);
+            if let Some(unavailable) = rolling.some("maxUnavailable") {
+                int_or_percent(&unavailable, errors);
+                if percent_or_int(unavailable.value) == 0 {
+                    unavailable.invalid("cannot be 0", errors);
+                }
+                at_most_all(&unavailable, errors);
+            }
+        }
+        ("OnDelete" | "RollingUpdate", None) => {}
+        _ => strategy.invalid("must be 'RollingUpdate' or 'OnDelete'", errors),
+    }
+    if let Some(policy) = spec.some("persistentVolumeClaimRetentionPolicy") {
+        for field in ["whenDeleted", "whenScaled"] {
+            policy.get(field).supported(&["Retain", "Delete"], errors);
+        }
+    }
     spec.non_negative(&["replicas", "minReadySeconds"], errors);
-    selector_and_template(&spec, errors);
+    let ordinals = spec.get("ordinals");
+    if ordinals.int("start").is_some_and(|start| start < 0) {
+        ordinals
+            .get("start")
+            .invalid("must be greater than or equal to 0", errors);
+    }
+    spec.get("serviceName")
+        .check_if_set(crate::names::dns_label, errors);
+    selector_and_template(&spec, "StatefulSet", errors);
+}
+
+fn at_most_all(amount: &Node<'_>, errors: &mut Errors) {
+    if amount
+        .value
+        .as_str()
+        .and_then(percent)
+        .is_some_and(|percent| percent > 100)
+    {
+        amount.invalid("must not be greater than 100%", errors);
+    }
 }
 
 /// Rules of a DaemonSet's spec.
 pub(super) fn daemon_set(object: &Node<'_>, errors: &mut Errors) {
     let spec = object.get("spec");
-    selector_and_template(&spec, errors);
-    spec.non_negative(&["minReadySeconds", "revisionHistoryLimit"], errors);
+    selector_and_template(&spec, "DaemonSet", errors);
+    spec.non_negative(&["minReadySeconds"], errors);
     let strategy = spec.get("updateStrategy");
-    strategy
-        .get("type")
-        .one_of(&["OnDelete", "RollingUpdate"], errors);
-    if let Some(rolling) = strategy.some("rollingUpdate") {
-        int_or_percent(&rolling.get("maxUnavailable"), errors);
-        int_or_percent(&rolling.get("maxSurge"), errors);
+    match (strategy.text("type"), strategy.some("rollingUpdate")) {
+        ("OnDelete", _) => {}
+        ("RollingUpdate", None) => strategy.get("rollingUpdate").required("", errors),
+        ("RollingUpdate", Some(rolling)) => {
+            let (unavailable, surge) = (rolling.get("maxUnavailable"), rolling.get("maxSurge"));
+            int_or_percent(&unavailable, errors);
+            int_or_percent(&surge, errors);
+            at_most_all(&unavailable, errors);
+            at_most_all(&surge, errors);
+            match (
+                percent_or_int(unavailable.value) != 0,
+                percent_or_int(surge.value) != 0,
+            ) {
+                (true, true) => {
+                    surge.invalid("may not be set when maxUnavailable is non-zero", errors)
+                }
+                (false, false) => unavailable.required("cannot be 0 when maxSurge is 0", errors),
+                _ => {}
+            }
+        }
+        _ => strategy
+            .get("type")
+            .supported(&["RollingUpdate", "OnDelete"], errors),
     }
+    spec.non_negative(&["revisionHistoryLimit"], errors);
 }
 
 /// Rules of a ReplicationController's spec.
@@ -75,88 +137,28 @@ pub(super) fn replication_controller(object: &Node<'_>, errors: &mut Errors) {
         .entries("selector")
         .map(|(key, value)| (key, value.as_text()));
     labels_match(&LabelSelector::from_map(entries), &template, errors);
-    long_running(&template, errors);
+    long_running(&template, "ReplicationController", errors);
 }
 
-/// Rules of a Job's spec, as far as its Pods and numbers go.
-pub(super) fn job(object: &Node<'_>, errors: &mut Errors) {
-    let spec = object.get("spec");
-    job_spec(&spec, errors);
+/// Rules of a ControllerRevision.
+pub(super) fn controller_revision(revision: &Node<'_>, errors: &mut Errors) {
+    if !revision.has("data") {
+        revision.get("data").required("data is mandatory", errors);
+    }
+    revision.non_negative(&["revision"], errors);
 }
 
-fn job_spec(spec: &Node<'_>, errors: &mut Errors) {
-    spec.non_negative(
-        &[
-            "parallelism",
-            "completions",
-            "activeDeadlineSeconds",
-            "backoffLimit",
-            "ttlSecondsAfterFinished",
-            "backoffLimitPerIndex",
-            "maxFailedIndexes",
-        ],
-        errors,
-    );
-    if let Some(selector) = spec.some("selector") {
-        label_selector(&selector, errors);
-    }
-    spec.get("completionMode")
-        .one_of_if_set(&["Indexed", "NonIndexed"], errors);
-    let indexed_without_count =
-        spec.text("completionMode") == "Indexed" && !spec.has("completions");
-    if indexed_without_count {
-        spec.get("completions")
-            .required("when completion mode is Indexed", errors);
-    }
-    let template = spec.get("template");
-    pod::template(&template, errors);
-    let inner = template.get("spec");
-    let policy = inner.get("restartPolicy");
-    match policy.as_text() {
-        "OnFailure" | "Never" => {}
-        "" | "Always" => policy.required("valid values: \"OnFailure\", \"Never\"", errors),
-        _ => policy.not_supported(&["OnFailure", "Never"], errors),
-    }
-}
-
-/// Rules of a CronJob's spec.
-pub(super) fn cron_job(object: &Node<'_>, errors: &mut Errors) {
-    let spec = object.get("spec");
-    if spec.need("schedule", errors) {
-        let fields = spec.text("schedule").split_whitespace().count();
-        let named = spec.text("schedule").starts_with('@');
-        if fields != 5 && !named {
-            spec.get("schedule").invalid(
-                format!(
-                    "expected exactly 5 fields, found {fields}: [{}]",
-                    spec.text("schedule")
-                ),
-                errors,
-            );
-        }
-    }
-    spec.non_negative(
-        &[
-            "startingDeadlineSeconds",
-            "successfulJobsHistoryLimit",
-            "failedJobsHistoryLimit",
-        ],
-        errors,
-    );
-    spec.get("concurrencyPolicy")
-        .one_of(&["Allow", "Forbid", "Replace"], errors);
-    let template = spec.get("jobTemplate");
-    job_spec(&template.get("spec"), errors);
-}
-
-fn selector_and_template(spec: &Node<'_>, errors: &mut Errors) {
+fn selector_and_template(spec: &Node<'_>, kind: &str, errors: &mut Errors) {
     let template = spec.get("template");
     match spec.some("selector") {
+        // Upstream sees only that it selects no Pod.
+        None if kind == "DaemonSet" => no_match(&template, errors),
         None => spec.get("selector").required("", errors),
         Some(selector) => {
             label_selector(&selector, errors);
             if is_empty(&selector) {
-                selector.invalid("empty selector is invalid for deployment", errors);
+                let why = format!("empty selector is invalid for {}", kind.to_lowercase());
+                selector.invalid(why, errors);
             } else if let Ok(parsed) = LabelSelector::from_value(selector.value) {
                 labels_match(&parsed, &template, errors);
             } else {
@@ -164,33 +166,33 @@ fn selector_and_template(spec: &Node<'_>, errors: &mut Errors) {
             }
         }
     }
-    long_running(&template, errors);
+    long_running(&template, kind, errors);
 }
 
-fn labels_match(selector: &LabelSelector, template: &Node<'_>, errors: &mut Errors) {
+pub(super) fn labels_match(selector: &LabelSelector, template: &Node<'_>, errors: &mut Errors) {
     let labels: Vec<(&str, &str)> = meta::labels(template.value).collect();
     if !selector.is_empty() && !selector.matches(labels.iter().copied()) {
-        let metadata = template.get("metadata");
-        let found = metadata.value.get("labels").cloned().unwrap_or(Value::Null);
-        errors.push(FieldError::invalid(
-            metadata.get("labels").path(),
-            found,
-            "`selector` does not match template `labels`",
-        ));
+        no_match(template, errors);
     }
 }
 
+fn no_match(template: &Node<'_>, errors: &mut Errors) {
+    let metadata = template.get("metadata");
+    let labels = metadata.get("labels");
+    labels.invalid("`selector` does not match template `labels`", errors);
+}
+
 /// The template of Pods that are kept running for ever.
-fn long_running(template: &Node<'_>, errors: &mut Errors) {
+fn long_running(template: &Node<'_>, kind: &str, errors: &mut Errors) {
     pod::template(template, errors);
     let spec = template.get("spec");
     let policy = spec.get("restartPolicy");
-    if policy.as_text() != "Always" && matches!(policy.as_text(), "OnFailure" | "Never") {
+    if policy.as_text() != "Always" {
         policy.not_supported(&["Always"], errors);
     }
     if spec.has("activeDeadlineSeconds") {
         spec.get("activeDeadlineSeconds").forbidden(
-            "activeDeadlineSeconds in ReplicaSet is not Supported",
+            format!("activeDeadlineSeconds in {kind} is not Supported"),
             errors,
         );
     }
@@ -254,9 +256,7 @@ fn percent_or_int(value: &Value) -> i64 {
 /// A count of zero or more, or a percentage.
 pub(super) fn int_or_percent(node: &Node<'_>, errors: &mut Errors) {
     match node.value {
-        Value::String(text) if percent(text).is_none() => {
-            node.invalid("a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%', or '93%', regex used for validation is '[0-9]+%')", errors);
-        }
+        Value::String(_) => node.check(crate::names::percent, errors),
         Value::Number(number) if number.as_i64().is_some_and(|n| n < 0) => {
             node.invalid("must be greater than or equal to 0", errors)
         }
@@ -294,32 +294,6 @@ pub(super) fn stateful_set_update(new: &Node<'_>, old: &Node<'_>, errors: &mut E
     }
 }
 
-/// What of a Job's spec may not change.
-pub(super) fn job_update(new: &Node<'_>, old: &Node<'_>, errors: &mut Errors) {
-    let (spec, before) = (new.get("spec"), old.get("spec"));
-    let was_suspended = before.flag("suspend") && old.value.pointer("/status/startTime").is_none();
-    for field in [
-        "completions",
-        "selector",
-        "template",
-        "completionMode",
-        "backoffLimitPerIndex",
-        "podFailurePolicy",
-        "successPolicy",
-        "managedBy",
-    ] {
-        let (to, from) = (spec.value.get(field), before.value.get(field));
-        let elastic = field == "completions"
-            && spec.text("completionMode") == "Indexed"
-            && spec.int("completions") == spec.int("parallelism");
-        // Scheduling directives of a Job that never started may change.
-        let scheduling = field == "template" && was_suspended;
-        if to != from && !elastic && !scheduling {
-            spec.get(field).invalid(IMMUTABLE, errors);
-        }
-    }
-}
-
 /// Names that collided once are not free again.
 pub(super) fn collisions(status: &Node<'_>, before: &Node<'_>, errors: &mut Errors) {
     let count = |status: &Node<'_>| status.int("collisionCount").unwrap_or(0);
@@ -333,38 +307,88 @@ pub(super) fn collisions(status: &Node<'_>, before: &Node<'_>, errors: &mut Erro
     }
 }
 
-/// What of a DaemonSet or Deployment must be a number that makes sense in status.
-pub(super) fn counts(status: &Node<'_>, errors: &mut Errors) {
-    status.non_negative(
-        &[
-            "observedGeneration",
-            "replicas",
-            "updatedReplicas",
-            "readyReplicas",
-            "availableReplicas",
-            "unavailableReplicas",
-            "terminatingReplicas",
-            "fullyLabeledReplicas",
-            "collisionCount",
-        ],
-        errors,
-    );
-    let total = status.int("replicas").unwrap_or(0);
-    for field in [
-        "updatedReplicas",
-        "readyReplicas",
-        "availableReplicas",
-        "fullyLabeledReplicas",
-    ] {
-        if status.int(field).unwrap_or(0) > total {
-            status
-                .get(field)
-                .invalid("cannot be greater than status.replicas", errors);
-        }
+/// Counts in the status of each kind, which of them cannot exceed the number of replicas, and what ready replicas are called.
+fn counted(
+    plural: &str,
+) -> (
+    &'static [&'static str],
+    &'static [&'static str],
+    &'static str,
+) {
+    match plural {
+        "deployments" => (
+            &[
+                "observedGeneration",
+                "replicas",
+                "updatedReplicas",
+                "readyReplicas",
+                "availableReplicas",
+                "unavailableReplicas",
+                "terminatingReplicas",
+                "collisionCount",
+            ],
+            &["updatedReplicas", "readyReplicas", "availableReplicas"],
+            "cannot be greater than readyReplicas",
+        ),
+        "statefulsets" => (
+            &[
+                "replicas",
+                "readyReplicas",
+                "currentReplicas",
+                "updatedReplicas",
+                "availableReplicas",
+                "observedGeneration",
+                "collisionCount",
+            ],
+            &[
+                "readyReplicas",
+                "currentReplicas",
+                "updatedReplicas",
+                "availableReplicas",
+            ],
+            "cannot be greater than status.readyReplicas",
+        ),
+        "daemonsets" => (
+            &[
+                "currentNumberScheduled",
+                "numberMisscheduled",
+                "desiredNumberScheduled",
+                "numberReady",
+                "observedGeneration",
+                "updatedNumberScheduled",
+                "numberAvailable",
+                "numberUnavailable",
+                "collisionCount",
+            ],
+            &[],
+            "",
+        ),
+        _ => (
+            &[
+                "replicas",
+                "fullyLabeledReplicas",
+                "readyReplicas",
+                "availableReplicas",
+                "terminatingReplicas",
+                "observedGeneration",
+            ],
+            &["fullyLabeledReplicas", "readyReplicas", "availableReplicas"],
+            "cannot be greater than readyReplicas",
+        ),
     }
-    if status.int("availableReplicas").unwrap_or(0) > status.int("readyReplicas").unwrap_or(0) {
+}
+
+/// The numbers in a workload's status must make sense.
+pub(super) fn counts(plural: &str, status: &Node<'_>, errors: &mut Errors) {
+    let (numbers, bounded, above_ready) = counted(plural);
+    status.non_negative(numbers, errors);
+    let of = |field: &str| status.int(field).unwrap_or(0);
+    for field in bounded.iter().filter(|field| of(field) > of("replicas")) {
         status
-            .get("availableReplicas")
-            .invalid("cannot be greater than readyReplicas", errors);
+            .get(field)
+            .invalid("cannot be greater than status.replicas", errors);
+    }
+    if !bounded.is_empty() && of("availableReplicas") > of("readyReplicas") {
+        status.get("availableReplicas").invalid(above_ready, errors);
     }
 }

@@ -439,91 +439,23 @@ mod part {
         old: &Value,
     ) -> Result<Value, ApiStatus> {
         let entry = call.entry;
-        let resource = &entry.storage;
-        let errors = match call.sub_name() {
-            "" | "scale" => {
-                strategy::prepare_update(resource, &mut new, old);
-                entry.validate_update(&new, old)
-            }
-            "status" => {
-                strategy::prepare_status_update(resource, &mut new, old);
-                entry.validate_status(&new, old)
-            }
-            "finalize" => {
-                strategy::prepare_namespace_finalize(&mut new, old);
-                Vec::new()
-            }
-            "approval" => {
-                new = only(old, &new, &["status", "conditions"]);
-                validation::update_status(resource, &new, old)
-            }
-            "ephemeralcontainers" => {
-                strategy::prepare_ephemeral_containers_update(&mut new, old);
-                validation::update_ephemeral_containers(resource, &new, old)
-            }
-            "resize" => {
-                new = resized(old, &new);
-                bump_generation_if_changed(&mut new, old);
-                validation::create(resource, &new)
-            }
-            // Made by the server itself, with its own checks.
-            "binding" => Vec::new(),
-            other => {
-                return Err(refuse::internal(&format!(
-                    "no update through the subresource {other:?}"
-                )));
-            }
+        let (resource, part) = (&entry.storage, call.sub_name());
+        // A binding is made by the server itself, with its own checks.
+        if part == "binding" {
+            return Ok(new);
+        }
+        if !strategy::prepare_part(resource, part, &mut new, old, call.now) {
+            return Err(refuse::internal(&format!(
+                "no update through the subresource {part:?}"
+            )));
+        }
+        let errors = match part {
+            // Custom resources have rules of their own.
+            "" | "scale" => entry.validate_update(&new, old),
+            "status" => entry.validate_status(&new, old),
+            _ => validation::update_part(resource, part, &new, old),
         };
         refuse::invalid_if(entry, &new, errors)?;
         Ok(new)
-    }
-
-    /// `old` with the value at `path` from `new`.
-    fn only(old: &Value, new: &Value, path: &[&str; 2]) -> Value {
-        let mut merged = old.clone();
-        let part = &new[path[0]][path[1]];
-        if let Some(parent) = merged.as_object_mut().map(|object| {
-            object
-                .entry(path[0])
-                .or_insert_with(|| Value::Object(super::Map::new()))
-        }) {
-            if part.is_null() {
-                if let Some(parent) = parent.as_object_mut() {
-                    parent.remove(path[1]);
-                }
-            } else {
-                parent[path[1]] = part.clone();
-            }
-        }
-        merged
-    }
-
-    /// `old` with the resources of the containers of the same names from `new`.
-    fn resized(old: &Value, new: &Value) -> Value {
-        let mut merged = old.clone();
-        for list in ["containers", "initContainers"] {
-            let Some(containers) = merged["spec"].get_mut(list).and_then(Value::as_array_mut)
-            else {
-                continue;
-            };
-            let wanted = new["spec"][list].as_array();
-            for container in containers {
-                let same = wanted
-                    .into_iter()
-                    .flatten()
-                    .find(|one| one["name"] == container["name"]);
-                if let Some(resources) = same.and_then(|one| one.get("resources")) {
-                    container["resources"] = resources.clone();
-                }
-            }
-        }
-        merged
-    }
-
-    fn bump_generation_if_changed(new: &mut Value, old: &Value) {
-        if new["spec"] != old["spec"] {
-            new["metadata"]["generation"] =
-                (old["metadata"]["generation"].as_i64().unwrap_or(0) + 1).into();
-        }
     }
 }

@@ -103,6 +103,24 @@ pub(crate) fn yaml_with<T>(
         .map_err(|e| DecodeError::Syntax(format!("error converting YAML to JSON: {e}")))
 }
 
+/// The first key that a YAML document has twice in one mapping, in the words of Go's strict YAML.
+pub fn yaml_duplicate(bytes: &[u8]) -> Option<String> {
+    let mut options = yaml_options();
+    options.duplicate_keys = serde_saphyr::options::DuplicateKeyPolicy::Error;
+    let read = serde_saphyr::with_deserializer_from_slice_with_options(bytes, options, |de| {
+        <serde::de::IgnoredAny as serde::Deserialize>::deserialize(de)
+    });
+    let error = read.err()?;
+    let serde_saphyr::Error::DuplicateMappingKey { key, location } = error.without_snippet() else {
+        return None;
+    };
+    Some(format!(
+        "error converting YAML to JSON: yaml: unmarshal errors:\n  line {}: key {} already set in map",
+        location.line(),
+        crate::text::quote(key.as_deref().unwrap_or_default())
+    ))
+}
+
 fn json(
     schema: &Schema,
     type_id: TypeId,

@@ -38,6 +38,7 @@ use crate::registry::{Entry, EntryRef, Registry};
 use crate::render;
 use crate::request::{self, RequestInfo};
 use crate::route;
+use crate::subresources;
 use crate::transcode;
 use crate::verbs::limit::WatchLimit;
 use crate::websocket;
@@ -161,7 +162,13 @@ impl Api {
         // Errors about custom resources have a protobuf form, the resources have none.
         let custom = entry.as_ref().is_some_and(|entry| entry.custom.is_some());
         let encoding = if custom && response.status().is_success() {
-            content::encoding_of(&parts.headers, Offers::NoProtobuf)
+            content::encoding_of(
+                &parts.headers,
+                Offers {
+                    protobuf: false,
+                    table: true,
+                },
+            )
         } else {
             content::encoding(&parts.headers)
         };
@@ -321,9 +328,16 @@ impl Api {
             (&resource.group, &resource.version, &resource.kind),
             |sub| (&sub.group, &sub.version, &sub.kind),
         );
-        match self.registry.schema().kind_type(group, version, kind) {
-            Some(_) => Offers::All,
-            None => Offers::NoProtobuf,
+        Offers {
+            protobuf: self
+                .registry
+                .schema()
+                .kind_type(group, version, kind)
+                .is_some(),
+            table: match sub {
+                None => !subresources::is_question(resource),
+                Some(sub) => !matches!(sub.name.as_str(), "binding" | "eviction" | "token"),
+            },
         }
     }
 

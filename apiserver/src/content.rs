@@ -79,11 +79,19 @@ const MEDIA_TYPES: [(&str, Encoding); 3] = [
 
 /// What a kind can be sent as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Offers {
-    /// Every encoding.
-    All,
-    /// The kind has no protobuf message; its metadata has.
-    NoProtobuf,
+pub(crate) struct Offers {
+    /// It has a protobuf message (its metadata always has).
+    pub(crate) protobuf: bool,
+    /// It can be printed as a table: questions and answers cannot.
+    pub(crate) table: bool,
+}
+
+impl Offers {
+    /// Everything there is.
+    pub(crate) const ALL: Self = Offers {
+        protobuf: true,
+        table: true,
+    };
 }
 
 /// Picks the form and encoding that the Accept header prefers and the server has. Nothing asked for is JSON.
@@ -103,7 +111,7 @@ pub(crate) fn accepted(headers: &HeaderMap, offers: Offers) -> Result<Accepted, 
         .ok_or_else(|| {
             let types: Vec<&str> = MEDIA_TYPES
                 .iter()
-                .filter(|(_, encoding)| offers == Offers::All || *encoding != Encoding::Protobuf)
+                .filter(|(_, encoding)| offers.protobuf || *encoding != Encoding::Protobuf)
                 .map(|(name, _)| *name)
                 .collect();
             ApiStatus::not_acceptable(&types)
@@ -112,7 +120,7 @@ pub(crate) fn accepted(headers: &HeaderMap, offers: Offers) -> Result<Accepted, 
 
 /// The encoding for answers that have but one form: errors, documents.
 pub(crate) fn encoding(headers: &HeaderMap) -> Encoding {
-    accepted(headers, Offers::All).unwrap_or_default().encoding
+    accepted(headers, Offers::ALL).unwrap_or_default().encoding
 }
 
 /// The encoding of answers of which the server has these.
@@ -185,7 +193,7 @@ impl<'a> Range<'a> {
         }
         let protobuf = encoding == Encoding::Protobuf;
         if !asked {
-            return (offers == Offers::All || !protobuf).then_some(Form::Object);
+            return (offers.protobuf || !protobuf).then_some(Form::Object);
         }
         let version = match version {
             "v1" => "v1",
@@ -193,7 +201,7 @@ impl<'a> Range<'a> {
             _ => return None,
         };
         match (kind, group) {
-            ("Table", "meta.k8s.io") if !protobuf => Some(Form::Table(version)),
+            ("Table", "meta.k8s.io") if offers.table && !protobuf => Some(Form::Table(version)),
             ("PartialObjectMetadata", "meta.k8s.io") => Some(Form::Metadata(version)),
             ("PartialObjectMetadataList", "meta.k8s.io") => Some(Form::MetadataList(version)),
             _ => None,
@@ -306,7 +314,7 @@ mod tests {
             if !accept.is_empty() {
                 headers.insert(ACCEPT, accept.parse().unwrap());
             }
-            let picked = accepted(&headers, Offers::All).ok();
+            let picked = accepted(&headers, Offers::ALL).ok();
             assert_eq!(
                 picked.map(|one| (one.form, one.encoding)),
                 expected,
@@ -318,8 +326,12 @@ mod tests {
             ACCEPT,
             "application/vnd.kubernetes.protobuf".parse().unwrap(),
         );
+        let custom = Offers {
+            protobuf: false,
+            table: true,
+        };
         assert_eq!(
-            accepted(&headers, Offers::NoProtobuf).unwrap_err().message,
+            accepted(&headers, custom).unwrap_err().message,
             "only the following media types are accepted: application/json, application/yaml"
         );
     }

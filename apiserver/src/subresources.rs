@@ -7,6 +7,7 @@ mod log;
 mod reviews;
 mod scale;
 
+use cox_api::schema::Resource;
 use cox_api::status::ApiStatus;
 use http::Response;
 
@@ -45,6 +46,14 @@ pub(crate) fn is_virtual(call: &Call<'_>) -> bool {
         "authentication.k8s.io" | "authorization.k8s.io"
     ) || (resource.group.is_empty()
         && matches!(resource.plural.as_str(), "bindings" | "componentstatuses"))
+}
+
+/// Such a resource that has nothing to list either.
+pub(crate) fn is_question(resource: &Resource) -> bool {
+    matches!(
+        resource.group.as_str(),
+        "authentication.k8s.io" | "authorization.k8s.io"
+    ) || (resource.group.is_empty() && resource.plural == "bindings")
 }
 
 /// Answers a request for such a resource.

@@ -308,3 +308,16 @@ async fn a_watch_of_tables_tells_its_columns_once() {
     assert_eq!(second["object"]["columnDefinitions"], Value::Null);
     assert_eq!(second["object"]["rows"][0]["cells"][0], "d");
 }
+
+#[tokio::test]
+async fn questions_have_no_table() {
+    let server = Server::new().await;
+    let request = Request::post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews")
+        .header("content-type", "application/json")
+        .header("accept", TABLE)
+        .body(Full::from(
+            json!({"spec": {"nonResourceAttributes": {"path": "/", "verb": "get"}}}).to_string(),
+        ))
+        .unwrap();
+    assert_eq!(server.send(request).await.failure().0, 406);
+}

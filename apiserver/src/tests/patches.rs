@@ -198,3 +198,44 @@ async fn apply_reads_yaml_and_judges_it() {
         .await;
     assert_eq!(strict.failure().0, 400);
 }
+
+#[tokio::test]
+async fn a_configuration_is_told_what_its_type_lacks_and_what_it_says_twice() {
+    let server = Server::with_namespace().await;
+    let apply = |query: &'static str, body: &'static str| {
+        let path = format!("{CONFIG_MAPS}/c?fieldManager=m{query}");
+        let server = &server;
+        async move {
+            server
+                .with_body("PATCH", &path, "application/apply-patch+yaml", body)
+                .await
+        }
+    };
+    let (code, _, message) = apply(
+        "&fieldValidation=Ignore",
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c, extra: 1}\nspec: {}\n",
+    )
+    .await
+    .failure();
+    assert_eq!(code, 400);
+    assert_eq!(
+        message,
+        "failed to create typed patch object (a/c; /v1, Kind=ConfigMap): errors:\n  .metadata.extra: field not declared in schema\n  .spec: field not declared in schema"
+    );
+    let twice = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata:\n  a: x\n  a: z\n";
+    let (code, _, message) = apply("&fieldValidation=Strict", twice).await.failure();
+    assert_eq!(code, 400);
+    assert_eq!(
+        message,
+        "error strict decoding YAML: error converting YAML to JSON: yaml: unmarshal errors:\n  line 6: key \"a\" already set in map"
+    );
+    let warned = apply("", twice).await;
+    assert_eq!(warned.code, 201);
+    assert!(
+        warned.headers["warning"]
+            .to_str()
+            .unwrap()
+            .contains("already set in map")
+    );
+    assert_eq!(warned.json()["data"]["a"], "z");
+}

@@ -2,7 +2,7 @@
 //!
 //! A patch that names no resourceVersion is tried again on the newest object when another write came between.
 
-use cox_api::codec::{self, Decoded};
+use cox_api::codec::{self, Decoded, FieldProblem, ProblemKind};
 use cox_api::managed::{self, ApplyError, ApplyOptions};
 use cox_api::patch::{self, PatchError};
 use cox_api::status::ApiStatus;
@@ -138,8 +138,8 @@ impl Patch {
             }
         }
         input::complete_type(&mut value, expected)?;
-        input::judge(call, validation, expected, &problems)?;
         write::check_names(call, &mut value)?;
+        check_applied(call, validation, &value, &problems)?;
         Ok(Patch::Apply(value))
     }
 
@@ -189,6 +189,50 @@ impl Patch {
                 .flatten()
                 .any(|operation| operation["path"].as_str() == Some("/metadata/resourceVersion")),
         }
+    }
+}
+
+/// A configuration may name no field that the type lacks, whatever the client says about validation; what comes twice is
+/// judged as it says.
+fn check_applied(
+    call: &mut Call<'_>,
+    validation: FieldValidation,
+    applied: &Value,
+    problems: &[FieldProblem],
+) -> Result<(), ApiStatus> {
+    let unknown: Vec<String> = problems
+        .iter()
+        .filter(|problem| problem.kind == ProblemKind::Unknown)
+        .map(|problem| format!(".{}: field not declared in schema", problem.path))
+        .collect();
+    if !unknown.is_empty() {
+        let text = |field: &str| applied["metadata"][field].as_str().unwrap_or_default();
+        let resource = &call.entry.resource;
+        let all = match &unknown[..] {
+            [one] => one.clone(),
+            many => format!("errors:\n  {}", many.join("\n  ")),
+        };
+        return Err(refuse::bad_request(format!(
+            "failed to create typed patch object ({}/{}; {}/{}, Kind={}): {all}",
+            text("namespace"),
+            text("name"),
+            resource.group,
+            resource.version,
+            resource.kind
+        )));
+    }
+    if validation == FieldValidation::Ignore || problems.is_empty() {
+        return Ok(());
+    }
+    match codec::yaml_duplicate(&call.body) {
+        Some(why) if validation == FieldValidation::Strict => Err(refuse::bad_request(format!(
+            "error strict decoding YAML: {why}"
+        ))),
+        Some(why) => {
+            call.warnings.push(why);
+            Ok(())
+        }
+        None => Ok(()),
     }
 }
 

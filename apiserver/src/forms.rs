@@ -49,14 +49,15 @@ struct Shard {
 #[derive(Debug)]
 struct Made {
     /// Keeps the address in the key taken.
-    _object: Arc<Object>,
+    object: Arc<Object>,
     bytes: OnceLock<Result<Bytes, ApiStatus>>,
 }
 
 impl Made {
+    /// What it keeps in memory, the object included; nothing until it is made.
     fn len(&self) -> usize {
         match self.bytes.get() {
-            Some(Ok(bytes)) => bytes.len(),
+            Some(Ok(bytes)) => bytes.len() + self.object.json.len(),
             _ => 0,
         }
     }
@@ -80,17 +81,16 @@ impl Forms {
                 None => shard.begin(key, object),
             }
         };
-        let mut new = 0;
+        let mut is_new = false;
         let bytes = made
             .bytes
             .get_or_init(|| {
-                let bytes = make();
-                new = bytes.as_ref().map_or(0, Bytes::len);
-                bytes
+                is_new = true;
+                make()
             })
             .clone();
-        if new > 0 {
-            shard.lock().grow(&key, &made, new);
+        if is_new {
+            shard.lock().grow(&key, &made);
         }
         bytes
     }
@@ -99,7 +99,7 @@ impl Forms {
 impl Shard {
     fn begin(&mut self, key: Key, object: &Arc<Object>) -> Arc<Made> {
         let made = Arc::new(Made {
-            _object: Arc::clone(object),
+            object: Arc::clone(object),
             bytes: OnceLock::new(),
         });
         self.made.insert(key, Arc::clone(&made));
@@ -111,7 +111,7 @@ impl Shard {
     }
 
     /// Counts what was made, unless it has been dropped meanwhile.
-    fn grow(&mut self, key: &Key, made: &Arc<Made>, bytes: usize) {
+    fn grow(&mut self, key: &Key, made: &Arc<Made>) {
         if !self
             .made
             .get(key)
@@ -119,7 +119,7 @@ impl Shard {
         {
             return;
         }
-        self.bytes += bytes;
+        self.bytes += made.len();
         while self.bytes > SHARD_BYTES_MAX && !self.oldest_first.is_empty() {
             self.drop_oldest();
         }

@@ -230,7 +230,7 @@ async fn a_thousand_sleepers_cost_little_and_end_together() {
     assert!(files <= 1100, "{files} descriptors for 1000 Pods");
     // The guard before the memory, the memory, what it may grow into, the stack's guard and the stack. The kernel's default of
     // 65,530 mappings allows 10,000 of them, with what the allocator takes meanwhile.
-    assert!(mappings <= 6500, "{mappings} mappings for 1000 Pods");
+    assert!(mappings <= 4200, "{mappings} mappings for 1000 Pods");
     for pod in pods {
         shim.runtime
             .remove_pod_sandbox(RemovePodSandboxRequest {

@@ -599,7 +599,7 @@ async fn a_node_that_may_not_make_namespaces_says_so() {
     .await;
     let mut config = shim.sandbox_config("pod");
     config.annotations.clear();
-    let refused = shim.run_sandbox("pod", config).await.err().unwrap();
+    let refused = shim.run_sandbox(config).await.err().unwrap();
     assert!(
         refused.message().contains("network.netns: never")
             && refused.message().contains("coxswain.dev/pod-network"),

@@ -129,7 +129,7 @@ impl Shim {
 
     pub async fn sandbox(&mut self, name: &str) -> Pod {
         let config = self.sandbox_config(name);
-        self.run_sandbox(name, config).await.unwrap()
+        self.run_sandbox(config).await.unwrap()
     }
 
     /// A Pod of the virtual network.
@@ -155,11 +155,7 @@ impl Shim {
         }
     }
 
-    pub async fn run_sandbox(
-        &mut self,
-        name: &str,
-        config: PodSandboxConfig,
-    ) -> Result<Pod, tonic::Status> {
+    pub async fn run_sandbox(&mut self, config: PodSandboxConfig) -> Result<Pod, tonic::Status> {
         let request = RunPodSandboxRequest {
             config: Some(config.clone()),
             runtime_handler: "wasm".into(),
@@ -186,7 +182,6 @@ impl Shim {
             id,
             ip: status.network.unwrap().ip,
             logs: PathBuf::from(&config.log_directory),
-            name: name.to_owned(),
             config,
         })
     }
@@ -290,7 +285,6 @@ pub struct Pod {
     pub id: String,
     pub ip: String,
     pub logs: PathBuf,
-    pub name: String,
     pub config: PodSandboxConfig,
 }
 

@@ -263,7 +263,7 @@ impl NodeShim {
     ) -> Result<Pod, tonic::Status> {
         let mut config = self.pod_config(name);
         change(&mut config);
-        self.shim.run_sandbox(name, config).await
+        self.shim.run_sandbox(config).await
     }
 
     pub async fn stop_pod(&mut self, id: &str) {

@@ -154,9 +154,7 @@ fn reap(pid: u32) {
 )]
 pub fn pause_main() -> ExitCode {
     // A session of its own: no terminal's signal is meant for it. It fails only for a process that leads a group already.
-    if let Err(err) = rustix::process::setsid() {
-        drop(err);
-    }
+    rustix::process::setsid().ok();
     let mut word = [0];
     match std::io::stdin().read(&mut word) {
         Ok(1) if word[0] == SETTLED => {}

@@ -189,7 +189,7 @@ fn body(resource: &Resource, object: &Node<'_>, errors: &mut Errors) {
     type Rules = fn(&Node<'_>, &mut Errors);
     let rules: Rules = match (resource.group.as_str(), resource.plural.as_str()) {
         ("", plural) => match plural {
-            "podtemplates" => |object, errors| pod::bare_template(&object.get("template"), errors),
+            "podtemplates" => |object, errors| pod::template(&object.get("template"), errors),
             "replicationcontrollers" => workload::replication_controller,
             "configmaps" => config::config_map,
             "secrets" => config::secret,

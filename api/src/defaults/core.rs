@@ -146,7 +146,8 @@ fn pod_level_requests(spec: &mut Object) {
     };
     let requests = child_or_new(resources, "requests");
     for (name, quantity) in limits {
-        if !asked.contains(&name) {
+        // Huge pages are never more than what was set aside: a request is the limit.
+        if !asked.contains(&name) || name.starts_with("hugepages-") {
             requests.entry(name).or_insert(quantity);
         }
     }

@@ -14,9 +14,28 @@ pub fn image_tag(reference: &str) -> &str {
     }
 }
 
+/// Could a registry know this? What it could not is refused later, and pulled by no policy until then.
+fn is_reference(reference: &str) -> bool {
+    let name = reference.split('@').next().unwrap_or(reference);
+    let (registry, path) = match name.split_once('/') {
+        Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => (first, rest),
+        _ => ("", name),
+    };
+    let path = path.split(':').next().unwrap_or(path);
+    let part = |part: &str| {
+        part.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+            && part
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b))
+            && part.ends_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+    };
+    let host = |b: u8| b.is_ascii_alphanumeric() || b"-.:[]".contains(&b);
+    registry.bytes().all(host) && path.split('/').all(part)
+}
+
 /// `Always` for `latest`, `IfNotPresent` for everything pinned.
 pub(super) fn pull_policy(reference: &str) -> &'static str {
-    if image_tag(reference) == "latest" {
+    if is_reference(reference) && image_tag(reference) == "latest" {
         "Always"
     } else {
         "IfNotPresent"
@@ -26,6 +45,19 @@ pub(super) fn pull_policy(reference: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_an_image_is_not_pulled_always() {
+        for (reference, policy) in [
+            ("nginx", "Always"),
+            ("r.io:5000/a/b_c-d", "Always"),
+            ("UPPER", "IfNotPresent"),
+            ("not valid", "IfNotPresent"),
+            ("nginx:1", "IfNotPresent"),
+        ] {
+            assert_eq!(pull_policy(reference), policy, "{reference}");
+        }
+    }
 
     #[test]
     fn tags_are_found_behind_ports_and_digests() {

@@ -1,7 +1,7 @@
 //! Nodes, Namespaces, RuntimeClasses, PriorityClasses, Leases.
 
 use super::FieldError;
-use super::node::{Errors, Node};
+use super::node::{Errors, Node, repath};
 use super::{resources, scheduling};
 use crate::names;
 use std::collections::HashSet;
@@ -37,7 +37,9 @@ pub(super) fn node(node: &Node<'_>, errors: &mut Errors) {
     }
 }
 
+/// Upstream's paths begin at the metadata.
 fn taints(spec: &Node<'_>, errors: &mut Errors) {
+    let since = errors.len();
     let mut seen = HashSet::new();
     for taint in spec.items("taints") {
         let (key, value) = (taint.get("key"), taint.get("value"));
@@ -47,9 +49,12 @@ fn taints(spec: &Node<'_>, errors: &mut Errors) {
             .get("effect")
             .one_of(&["NoSchedule", "PreferNoSchedule", "NoExecute"], errors);
         if !seen.insert((taint.text("key"), taint.text("effect"))) {
-            errors.push(FieldError::duplicate(taint.path(), taint.value.clone()));
+            let mut error = FieldError::duplicate(taint.path(), taint.value.clone());
+            error.detail = "taints must be unique by key and effect pair".to_owned();
+            errors.push(error);
         }
     }
+    repath(errors, since, "spec.taints", "metadata.taints");
 }
 
 /// What of a Node may not change once it is set.
@@ -127,7 +132,7 @@ pub(super) fn runtime_class(class: &Node<'_>, errors: &mut Errors) {
     let handler = class.get("handler");
     handler.need_format(names::dns_label, errors);
     if let Some(overhead) = class.some("overhead") {
-        resources::overhead(&overhead, errors);
+        resources::overhead(&overhead, "podFixed", errors);
     }
     if let Some(scheduling) = class.some("scheduling") {
         super::meta::labels(

@@ -1,6 +1,6 @@
 //! Containers: main, init and ephemeral.
 
-use super::node::{Errors, Node};
+use super::node::{Errors, Node, repath};
 use super::{FieldError, env, probe, resources, restart, security};
 use crate::names;
 use std::collections::HashSet;
@@ -61,7 +61,7 @@ fn common(container: &Node<'_>, around: &Around<'_>, errors: &mut Errors) {
         .get("terminationMessagePolicy")
         .one_of(&["File", "FallbackToLogsOnError"], errors);
     ports(container, around, errors);
-    env::all(container, errors);
+    env::all(container, around.volumes, errors);
     volume_mounts(container, around.volumes, errors);
     volume_devices(container, around.volumes, errors);
     container
@@ -74,26 +74,50 @@ fn common(container: &Node<'_>, around: &Around<'_>, errors: &mut Errors) {
     if let Some(context) = container.some("securityContext") {
         security::container(&context, errors);
     }
+    resize_policies(container, errors);
+}
+
+/// Upstream names the list, not the item.
+fn resize_policies(container: &Node<'_>, errors: &mut Errors) {
+    let mut taken = HashSet::new();
+    let list = container.get("resizePolicy");
     for policy in container.items("resizePolicy") {
-        policy
-            .get("resourceName")
-            .one_of(&["cpu", "memory"], errors);
-        policy
-            .get("restartPolicy")
-            .one_of(&["NotRequired", "RestartContainer"], errors);
+        for (field, supported) in [
+            ("resourceName", ["cpu", "memory"]),
+            ("restartPolicy", ["NotRequired", "RestartContainer"]),
+        ] {
+            let value = policy.text(field);
+            if value.is_empty() {
+                list.required("", errors);
+            } else if !supported.contains(&value) {
+                errors.push(FieldError::not_supported(list.path(), value, &supported));
+            }
+        }
+        if !taken.insert(policy.text("resourceName")) {
+            errors.push(FieldError::duplicate(
+                list.path(),
+                policy.text("resourceName"),
+            ));
+        }
     }
 }
 
 fn resource_claims(resources: &Node<'_>, known: &HashSet<&str>, errors: &mut Errors) {
     for claim in resources.items("claims") {
-        if !claim.need("name", errors) {
-            continue;
-        }
-        if !known.contains(claim.text("name")) {
-            errors.push(FieldError::not_found(
-                claim.get("name").path(),
-                claim.text("name"),
-            ));
+        let name = claim.text("name");
+        if name.is_empty() {
+            claim.required("", errors);
+        } else if !known.contains(name) {
+            let mut names: Vec<&str> = known.iter().copied().collect();
+            names.sort_unstable();
+            let list = if names.is_empty() {
+                " which is empty".to_owned()
+            } else {
+                format!(": {}", names.join(", "))
+            };
+            let mut error = FieldError::not_found(claim.path(), name);
+            error.detail = format!("must be one of the names in pod.spec.resourceClaims{list}");
+            errors.push(error);
         }
     }
 }
@@ -225,7 +249,7 @@ fn volume_mounts(container: &Node<'_>, volumes: &HashSet<&str>, errors: &mut Err
     for mount in container.items("volumeMounts") {
         mount.need("name", errors);
         let name = mount.text("name");
-        if !name.is_empty() && !volumes.contains(name) {
+        if !volumes.contains(name) {
             errors.push(FieldError::not_found(mount.get("name").path(), name));
         }
         mount.need("mountPath", errors);
@@ -240,6 +264,7 @@ fn volume_mounts(container: &Node<'_>, volumes: &HashSet<&str>, errors: &mut Err
                 .get("subPathExpr")
                 .invalid("subPathExpr and subPath are mutually exclusive", errors);
         }
+        let since = errors.len();
         let propagation = mount.get("mountPropagation");
         propagation.one_of_if_set(&["Bidirectional", "HostToContainer", "None"], errors);
         if propagation.as_text() == "Bidirectional" && !privileged {
@@ -253,6 +278,15 @@ fn volume_mounts(container: &Node<'_>, volumes: &HashSet<&str>, errors: &mut Err
         if matches!(recursive.as_text(), "Enabled" | "IfPossible") && !mount.flag("readOnly") {
             recursive.forbidden("may only be specified when readOnly is true", errors);
         }
+        if matches!(recursive.as_text(), "Enabled" | "IfPossible")
+            && !matches!(propagation.value.as_str(), None | Some("None"))
+        {
+            let why = "may only be specified when mountPropagation is None or not specified";
+            recursive.forbidden(why, errors);
+        }
+        let item = format!("{}.", mount.path());
+        let list = format!("{}.", container.get("volumeMounts").path());
+        repath(errors, since, &item, &list);
     }
 }
 
@@ -260,7 +294,7 @@ fn volume_devices(container: &Node<'_>, volumes: &HashSet<&str>, errors: &mut Er
     let mut paths = HashSet::new();
     for device in container.items("volumeDevices") {
         device.need("name", errors);
-        if !device.text("name").is_empty() && !volumes.contains(device.text("name")) {
+        if !volumes.contains(device.text("name")) {
             errors.push(FieldError::not_found(
                 device.get("name").path(),
                 device.text("name"),

@@ -28,7 +28,9 @@ pub(super) fn endpoints(endpoints: &Node<'_>, errors: &mut Errors) {
                 address
                     .get("nodeName")
                     .check_given(names::dns_subdomain, errors);
-                endpoint_ip(&ip, errors);
+                if !of_api_server(endpoints) {
+                    endpoint_ip(&ip, errors);
+                }
             }
         }
         let several = subset.len("ports") > 1;
@@ -36,6 +38,15 @@ pub(super) fn endpoints(endpoints: &Node<'_>, errors: &mut Errors) {
             subset_port(&port, several, errors);
         }
     }
+}
+
+/// Are these the API server's own? On one machine it may serve nothing but the loopback address.
+fn of_api_server(object: &Node<'_>) -> bool {
+    let metadata = object.get("metadata");
+    let labels = metadata.get("labels");
+    metadata.text("namespace") == "default"
+        && (metadata.text("name") == "kubernetes"
+            || labels.text("kubernetes.io/service-name") == "kubernetes")
 }
 
 fn subset_port(port: &Node<'_>, several: bool, errors: &mut Errors) {
@@ -110,7 +121,7 @@ pub(super) fn slice(slice: &Node<'_>, errors: &mut Errors) {
         errors.push(FieldError::too_many("endpoints", count, ENDPOINTS_MAX));
     } else {
         for endpoint in slice.items("endpoints") {
-            slice_endpoint(&endpoint, kind, errors);
+            slice_endpoint(&endpoint, kind, of_api_server(slice), errors);
         }
     }
     if slice.len("ports") > PORTS_MAX {
@@ -134,7 +145,7 @@ pub(super) fn slice(slice: &Node<'_>, errors: &mut Errors) {
     }
 }
 
-fn slice_endpoint(endpoint: &Node<'_>, kind: &str, errors: &mut Errors) {
+fn slice_endpoint(endpoint: &Node<'_>, kind: &str, own: bool, errors: &mut Errors) {
     let addresses = endpoint.get("addresses");
     match endpoint.len("addresses") {
         0 => addresses.required("must contain at least 1 address", errors),
@@ -145,7 +156,7 @@ fn slice_endpoint(endpoint: &Node<'_>, kind: &str, errors: &mut Errors) {
     }
     for address in endpoint.items("addresses") {
         match kind {
-            "IPv4" | "IPv6" => slice_address(&address, kind, &addresses, errors),
+            "IPv4" | "IPv6" => slice_address(&address, (kind, own), &addresses, errors),
             "FQDN" => full_domain_name(&address, errors),
             _ => {}
         }
@@ -181,7 +192,12 @@ fn slice_endpoint(endpoint: &Node<'_>, kind: &str, errors: &mut Errors) {
     }
 }
 
-fn slice_address(address: &Node<'_>, kind: &str, list: &Node<'_>, errors: &mut Errors) {
+fn slice_address(
+    address: &Node<'_>,
+    (kind, own): (&str, bool),
+    list: &Node<'_>,
+    errors: &mut Errors,
+) {
     let before = errors.len();
     address.check(names::ip, errors);
     if errors.len() > before {
@@ -192,7 +208,9 @@ fn slice_address(address: &Node<'_>, kind: &str, list: &Node<'_>, errors: &mut E
         let article = format!("must be an {kind} address");
         errors.push(FieldError::invalid(list.path(), address.as_text(), article));
     }
-    endpoint_ip(address, errors);
+    if !own {
+        endpoint_ip(address, errors);
+    }
 }
 
 /// A domain name of two parts or more, perhaps with a dot at its end.

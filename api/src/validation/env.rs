@@ -3,6 +3,7 @@
 use super::FieldError;
 use super::node::{Errors, Node};
 use crate::names;
+use std::collections::HashSet;
 
 /// What `fieldRef` may name in an environment variable.
 const ENV_FIELDS: [&str; 9] = [
@@ -24,6 +25,25 @@ pub(super) const VOLUME_FIELDS: [&str; 5] = [
     "metadata.namespace",
     "metadata.uid",
 ];
+/// Fields of a Pod that have a name for selectors and references, whether or not they may stand where they do.
+const KNOWN_FIELDS: [&str; 16] = [
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+    "metadata.labels",
+    "metadata.annotations",
+    "spec.nodeName",
+    "spec.restartPolicy",
+    "spec.schedulerName",
+    "spec.serviceAccountName",
+    "spec.hostNetwork",
+    "status.phase",
+    "status.hostIP",
+    "status.hostIPs",
+    "status.podIP",
+    "status.podIPs",
+    "status.nominatedNodeName",
+];
 const RESOURCE_FIELDS: [&str; 6] = [
     "limits.cpu",
     "limits.ephemeral-storage",
@@ -35,22 +55,27 @@ const RESOURCE_FIELDS: [&str; 6] = [
 const ONE_SOURCE: &str = "may not have more than one field specified at a time";
 
 /// Rules of a container's `env` and `envFrom`.
-pub(super) fn all(container: &Node<'_>, errors: &mut Errors) {
+pub(super) fn all(container: &Node<'_>, volumes: &HashSet<&str>, errors: &mut Errors) {
     for variable in container.items("env") {
         if variable.need("name", errors) {
             let name = variable.get("name");
             name.all_invalid(names::env_var_name(name.as_text()), errors);
         }
         if let Some(source) = variable.some("valueFrom") {
-            value_from(&variable, &source, errors);
+            value_from(&variable, &source, volumes, errors);
         }
     }
     for source in container.items("envFrom") {
-        env_from(&source, errors);
+        env_from(container, &source, errors);
     }
 }
 
-fn value_from(variable: &Node<'_>, source: &Node<'_>, errors: &mut Errors) {
+fn value_from(
+    variable: &Node<'_>,
+    source: &Node<'_>,
+    volumes: &HashSet<&str>,
+    errors: &mut Errors,
+) {
     let known = [
         "fieldRef",
         "resourceFieldRef",
@@ -71,7 +96,12 @@ fn value_from(variable: &Node<'_>, source: &Node<'_>, errors: &mut Errors) {
             "fieldRef" => field_ref(&reference, &ENV_FIELDS, errors),
             "resourceFieldRef" => resource_field_ref(&reference, false, errors),
             "fileKeyRef" => {
-                reference.need("volumeName", errors);
+                if reference.need("volumeName", errors)
+                    && !volumes.contains(reference.text("volumeName"))
+                {
+                    let path = reference.get("volumeName").path();
+                    errors.push(FieldError::not_found(path, reference.text("volumeName")));
+                }
                 reference.need("path", errors);
                 reference.need("key", errors);
             }
@@ -82,8 +112,7 @@ fn value_from(variable: &Node<'_>, source: &Node<'_>, errors: &mut Errors) {
 
 /// A key of a ConfigMap or Secret.
 fn key_ref(reference: &Node<'_>, errors: &mut Errors) {
-    let name = reference.get("name");
-    name.all_invalid(names::dns_subdomain(name.as_text()), errors);
+    reference.get("name").check(names::dns_subdomain, errors);
     if reference.need("key", errors) {
         let key = reference.get("key");
         key.all_invalid(names::config_key(key.as_text()), errors);
@@ -110,15 +139,19 @@ pub(super) fn field_ref(reference: &Node<'_>, fields: &[&str], errors: &mut Erro
         }
         return;
     }
-    if !fields.contains(&path.as_text()) {
+    let text = path.as_text();
+    if !KNOWN_FIELDS.contains(&text) && !text.starts_with("metadata.") {
+        let why = format!("error converting fieldPath: field label not supported: {text}");
+        path.invalid(why, errors);
+    } else if !fields.contains(&text) {
         path.not_supported(fields, errors);
     }
 }
 
 /// An amount of a container's resources.
 pub(super) fn resource_field_ref(reference: &Node<'_>, in_volume: bool, errors: &mut Errors) {
-    if in_volume {
-        reference.need("containerName", errors);
+    if in_volume && !reference.need("containerName", errors) {
+        return;
     }
     if reference.need("resource", errors) {
         let resource = reference.get("resource");
@@ -132,25 +165,27 @@ pub(super) fn resource_field_ref(reference: &Node<'_>, in_volume: bool, errors: 
     }
 }
 
-fn env_from(source: &Node<'_>, errors: &mut Errors) {
+fn env_from(container: &Node<'_>, source: &Node<'_>, errors: &mut Errors) {
+    let list = container.get("envFrom");
     let prefix = source.get("prefix");
     if !prefix.as_text().is_empty() {
         prefix.all_invalid(names::env_var_name(prefix.as_text()), errors);
     }
     match (source.has("configMapRef"), source.has("secretRef")) {
         (false, false) => errors.push(FieldError::invalid(
-            source.path(),
+            list.path(),
             "",
             "must specify one of: `configMapRef` or `secretRef`",
         )),
-        (true, true) => errors.push(FieldError::invalid(source.path(), "", ONE_SOURCE)),
+        (true, true) => errors.push(FieldError::invalid(list.path(), "", ONE_SOURCE)),
         _ => {}
     }
     for reference in ["configMapRef", "secretRef"]
         .into_iter()
         .filter_map(|name| source.some(name))
     {
-        let name = reference.get("name");
-        name.all_invalid(names::dns_subdomain(name.as_text()), errors);
+        reference
+            .get("name")
+            .need_format(names::dns_subdomain, errors);
     }
 }

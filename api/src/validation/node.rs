@@ -9,6 +9,13 @@ pub(super) type Errors = Vec<FieldError>;
 /// What is wrong with the form of a text; empty if nothing is.
 pub(super) type Format = fn(&str) -> Vec<String>;
 
+/// Upstream leaves parts out of some paths; this takes them out of the complaints found since then.
+pub(super) fn repath(errors: &mut Errors, since: usize, part: &str, instead: &str) {
+    for error in errors.iter_mut().skip(since) {
+        error.field = error.field.replacen(part, instead, 1);
+    }
+}
+
 /// A place in the object. Paths are rendered only for complaints.
 #[derive(Clone, Copy)]
 pub(super) struct Node<'a> {

@@ -26,22 +26,18 @@ pub(super) fn create(pod: &Node<'_>, errors: &mut Errors) {
     }
 }
 
-/// Rules of a PodTemplate's template: upstream leaves `metadata` out of its paths.
-pub(super) fn bare_template(template: &Node<'_>, errors: &mut Errors) {
-    self::template(template, errors);
-}
-
 /// Rules of a Pod template, wherever it stands.
 pub(super) fn template(template: &Node<'_>, errors: &mut Errors) {
     let metadata = template.get("metadata");
+    // Upstream leaves `metadata` out of these paths.
     super::meta::labels(
         metadata.value.get("labels"),
-        &metadata.get("labels"),
+        &template.get("labels"),
         errors,
     );
     super::meta::annotations(
         metadata.value.get("annotations"),
-        &metadata.get("annotations"),
+        &template.get("annotations"),
         errors,
     );
     let root = template.get("spec");
@@ -79,9 +75,6 @@ pub(super) fn spec(spec: &Node<'_>, errors: &mut Errors) {
         errors,
     );
     security::pod(spec, errors);
-    for secret in spec.items("imagePullSecrets") {
-        secret.need("name", errors);
-    }
     scheduling::all(spec, errors);
     dns(spec, errors);
     for gate in spec.items("readinessGates") {
@@ -92,14 +85,24 @@ pub(super) fn spec(spec: &Node<'_>, errors: &mut Errors) {
     object_names(spec, errors);
     spec.in_range("activeDeadlineSeconds", 1, i64::from(i32::MAX), errors);
     host_aliases(spec, errors);
-    spec.get("preemptionPolicy")
-        .one_of_if_set(&["Never", "PreemptLowerPriority"], errors);
-    resources::amounts(spec, "overhead", errors);
+    if let Some(policy) = spec.some("preemptionPolicy") {
+        policy.one_of(&["PreemptLowerPriority", "Never"], errors);
+    }
+    resources::overhead(spec, "overhead", errors);
     if let Some(resources) = spec.some("resources") {
         resources::requirements(&resources, errors);
     }
     if let Some(os) = spec.some("os") {
-        os.get("name").one_of(&["linux", "windows"], errors);
+        if os.text("name").is_empty() {
+            os.get("name").required("", errors);
+        } else if !["linux", "windows"].contains(&os.text("name")) {
+            let path = os.path();
+            errors.push(FieldError::not_supported(
+                path,
+                os.text("name"),
+                &["linux", "windows"],
+            ));
+        }
     }
     os::all(spec, errors);
     if spec.value.get("hostUsers").and_then(Value::as_bool) == Some(false) {
@@ -136,8 +139,9 @@ fn object_names(spec: &Node<'_>, errors: &mut Errors) {
 fn scheduling_gates(spec: &Node<'_>, errors: &mut Errors) {
     let mut taken = HashSet::new();
     for gate in spec.items("schedulingGates") {
-        let name = gate.get("name");
-        name.all_invalid(names::qualified_name(name.as_text()), errors);
+        for detail in names::qualified_name(gate.text("name")) {
+            errors.push(FieldError::invalid(gate.path(), gate.text("name"), detail));
+        }
         if !taken.insert(gate.text("name")) {
             errors.push(FieldError::duplicate(gate.path(), gate.text("name")));
         }
@@ -468,7 +472,11 @@ fn container_resize(list: &str, container: &Node<'_>, earlier: &Node<'_>, errors
                 .forbidden(format!("resource {what} cannot be removed"), errors);
         }
     }
-    if rest(&resources) != rest(&before) || container.differs(earlier, "resizePolicy") {
+    // A container with claims cannot change at all: upstream drops them before it compares.
+    if before.len("claims") > 0
+        || rest(&resources) != rest(&before)
+        || container.differs(earlier, "resizePolicy")
+    {
         if list == "containers" {
             errors.push(FieldError::forbidden(
                 "spec",
@@ -537,8 +545,12 @@ pub(super) fn update_ephemeral_containers(new: &Node<'_>, old: &Node<'_>, errors
 pub(super) fn update_status(new: &Node<'_>, old: &Node<'_>, errors: &mut Errors) {
     let (status, before) = (new.get("status"), old.get("status"));
     let nominated = status.get("nominatedNodeName");
-    if !nominated.as_text().is_empty() {
-        nominated.all_invalid(names::dns_subdomain(nominated.as_text()), errors);
+    if status.differs(&before, "nominatedNodeName") && !nominated.as_text().is_empty() {
+        nominated.check(names::dns_subdomain, errors);
+        if !old.get("spec").text("nodeName").is_empty() {
+            let why = "may not be set on pods that are already bound to a node";
+            nominated.forbidden(why, errors);
+        }
     }
     for ips in ["podIPs", "hostIPs"] {
         for entry in status.items(ips) {

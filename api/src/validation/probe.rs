@@ -88,8 +88,12 @@ fn http_get(get: &Node<'_>, errors: &mut Errors) {
     port(&get.get("port"), errors);
     get.get("scheme").one_of(&["HTTP", "HTTPS"], errors);
     for header in get.items("httpHeaders") {
-        let name = header.get("name");
-        name.all_invalid(names::http_header_name(name.as_text()), errors);
+        let name = header.text("name");
+        for detail in names::http_header_name(name) {
+            // Upstream names the list, not the item.
+            let path = get.get("httpHeaders").path();
+            errors.push(super::FieldError::invalid(path, name, detail));
+        }
     }
 }
 

@@ -129,9 +129,8 @@ fn within_limits(resources: &Node<'_>, errors: &mut Errors) {
         let limit = limits.get(name);
         let Some(most) = quantity(&limit) else {
             if !overcommits(name) {
-                let path = format!("{}[{name}]", limits.path());
                 errors.push(super::FieldError::required(
-                    path,
+                    limits.path(),
                     "Limit must be set for non overcommitable resources",
                 ));
             }
@@ -154,9 +153,17 @@ fn within_limits(resources: &Node<'_>, errors: &mut Errors) {
 }
 
 /// What a RuntimeClass adds to its Pods; upstream's path says `limits`.
-pub(super) fn overhead(overhead: &Node<'_>, errors: &mut Errors) {
-    for (name, node) in overhead.entries("podFixed") {
-        let path = || format!("{}.limits[{name}]", overhead.path());
+pub(super) fn overhead(parent: &Node<'_>, field: &str, errors: &mut Errors) {
+    for (name, node) in parent.entries(field) {
+        let path = || {
+            let of_class = field == "podFixed";
+            let outer = if of_class {
+                parent.path()
+            } else {
+                parent.get(field).path()
+            };
+            format!("{outer}.limits[{name}]")
+        };
         for problem in container_resource_name(name) {
             errors.push(super::FieldError::invalid(path(), name, problem));
         }

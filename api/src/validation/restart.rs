@@ -23,12 +23,12 @@ pub(super) fn all(container: &Node<'_>, errors: &mut Errors) {
     }
     for rule in container.items("restartPolicyRules") {
         rule.get("action")
-            .one_of(&["Restart", "RestartAllContainers"], errors);
+            .supported(&["Restart", "RestartAllContainers"], errors);
         let Some(codes) = rule.some("exitCodes") else {
             rule.get("exitCodes").required("must be specified", errors);
             continue;
         };
-        codes.get("operator").one_of(&["In", "NotIn"], errors);
+        codes.get("operator").supported(&["In", "NotIn"], errors);
         if codes.len("values") > EXIT_CODES_MAX {
             let path = codes.get("values").path();
             errors.push(FieldError::too_many(

@@ -55,7 +55,15 @@ fn pod_affinity_term(term: &Node<'_>, errors: &mut Errors) {
     label_keys(term, "matchLabelKeys", errors);
     label_keys(term, "mismatchLabelKeys", errors);
     for namespace in term.items("namespaces") {
-        namespace.all_invalid(names::dns_label(namespace.as_text()), errors);
+        for detail in names::dns_label(namespace.as_text()) {
+            // So upstream calls it.
+            let path = term.get("namespace").path();
+            errors.push(super::FieldError::invalid(
+                path,
+                namespace.as_text(),
+                detail,
+            ));
+        }
     }
     topology_key(term, errors);
 }
@@ -77,9 +85,8 @@ fn topology_key(parent: &Node<'_>, errors: &mut Errors) {
     let key = parent.get("topologyKey");
     if key.as_text().is_empty() {
         key.required("can not be empty", errors);
-    } else {
-        key.all_invalid(names::qualified_name(key.as_text()), errors);
     }
+    key.check(names::qualified_name, errors);
 }
 
 /// Rules of one toleration, also in RuntimeClasses.
@@ -91,16 +98,23 @@ pub(super) fn toleration(toleration: &Node<'_>, errors: &mut Errors) {
     );
     if key.as_text().is_empty() {
         if operator.as_text() != "Exists" {
-            operator.invalid("operator must be Exists when `key` is empty, which means \"match all values and all keys\"", errors);
+            let why = "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
+            errors.push(super::FieldError::invalid(
+                operator.path(),
+                operator.as_text(),
+                why,
+            ));
         }
     } else {
         key.all_invalid(names::qualified_name(key.as_text()), errors);
     }
     if toleration.has("tolerationSeconds") && effect.as_text() != "NoExecute" {
-        effect.invalid(
-            "effect must be 'NoExecute' when `tolerationSeconds` is set",
-            errors,
-        );
+        let why = "effect must be 'NoExecute' when `tolerationSeconds` is set";
+        errors.push(super::FieldError::invalid(
+            effect.path(),
+            effect.as_text(),
+            why,
+        ));
     }
     let value = toleration.get("value");
     match operator.as_text() {
@@ -130,18 +144,26 @@ fn spread(spec: &Node<'_>, errors: &mut Errors) {
                 .get("maxSkew")
                 .invalid("must be greater than zero", errors);
         }
-        topology_key(&constraint, errors);
+        if constraint.text("topologyKey").is_empty() {
+            constraint
+                .get("topologyKey")
+                .required("can not be empty", errors);
+        }
         constraint
             .get("whenUnsatisfiable")
-            .one_of(&["DoNotSchedule", "ScheduleAnyway"], errors);
+            .supported(&["DoNotSchedule", "ScheduleAnyway"], errors);
         if let Some(least) = constraint.int("minDomains") {
             if least <= 0 {
                 constraint
                     .get("minDomains")
                     .invalid("must be greater than zero", errors);
             }
-            if constraint.text("whenUnsatisfiable") == "ScheduleAnyway" {
-                constraint.get("minDomains").invalid("can only use minDomains if whenUnsatisfiable=DoNotSchedule, not ScheduleAnyway", errors);
+            let otherwise = constraint.text("whenUnsatisfiable");
+            if otherwise != "DoNotSchedule" {
+                let why = format!(
+                    "can only use minDomains if whenUnsatisfiable=DoNotSchedule, not {otherwise}"
+                );
+                constraint.get("minDomains").invalid(why, errors);
             }
         }
         for policy in ["nodeAffinityPolicy", "nodeTaintsPolicy"] {

@@ -77,12 +77,29 @@ fn profiles(context: &Node<'_>, errors: &mut Errors) {
             continue;
         };
         let types: &[&str] = &["Localhost", "RuntimeDefault", "Unconfined"];
-        profile.get("type").one_of(types, errors);
+        let kind = profile.get("type");
+        let (what, mechanism) = if name == "seccompProfile" {
+            ("seccomp", "seccomp")
+        } else {
+            ("appArmor", "AppArmor")
+        };
+        if kind.as_text().is_empty() {
+            kind.required(
+                &format!("type is required when {what}Profile is set"),
+                errors,
+            );
+        } else {
+            kind.supported(types, errors);
+        }
         let local = profile.get("localhostProfile");
         match (profile.text("type"), local.as_text().is_empty()) {
-            ("Localhost", true) => local.required("must be set when type is Localhost", errors),
-            ("RuntimeDefault" | "Unconfined", false) => {
-                local.invalid("can only be set when type is Localhost", errors)
+            ("Localhost", true) => {
+                let why = format!("must be set when {mechanism} type is Localhost");
+                local.required(&why, errors);
+            }
+            (kind, false) if kind != "Localhost" => {
+                let why = format!("can only be set when {mechanism} type is Localhost");
+                local.invalid(why, errors);
             }
             ("Localhost", false) if name == "seccompProfile" => {
                 super::container::descending_path(&local, errors)

@@ -49,6 +49,11 @@ pub(super) fn node_selector(selector: &Node<'_>, errors: &mut Errors) {
     }
     for term in selector.items("nodeSelectorTerms") {
         node_selector_term(&term, errors);
+        for expression in term.items("matchExpressions") {
+            for value in expression.items("values") {
+                value.check(names::label_value, errors);
+            }
+        }
     }
 }
 

@@ -199,7 +199,7 @@ fn pod_containers_are_checked() {
                     json!({"fieldRef": {"fieldPath": "spec.x"}}),
                 )],
                 &[
-                    "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: Unsupported value: \"spec.x\": supported values: \"metadata.name\", \"metadata.namespace\", \"metadata.uid\", \"spec.nodeName\", \"spec.serviceAccountName\", \"status.hostIP\", \"status.hostIPs\", \"status.podIP\", \"status.podIPs\"",
+                    "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: Invalid value: \"spec.x\": error converting fieldPath: field label not supported: spec.x",
                 ],
             ),
             (
@@ -616,7 +616,7 @@ fn cluster_kinds_are_checked() {
             (
                 &[("/spec/taints", json!([{"key": "a", "effect": "x"}]))],
                 &[
-                    "spec.taints[0].effect: Unsupported value: \"x\": supported values: \"NoSchedule\", \"PreferNoSchedule\", \"NoExecute\"",
+                    "metadata.taints[0].effect: Unsupported value: \"x\": supported values: \"NoSchedule\", \"PreferNoSchedule\", \"NoExecute\"",
                 ],
             ),
             (

@@ -3,7 +3,7 @@
 use super::FieldError;
 use super::container::{descending_path, no_backsteps};
 use super::env;
-use super::node::{Errors, Node};
+use super::node::{Errors, Node, repath};
 use crate::names;
 use crate::quantity::Quantity;
 use std::collections::HashSet;
@@ -12,14 +12,20 @@ use std::collections::HashSet;
 pub(super) fn all<'a>(spec: &'a Node<'a>, errors: &mut Errors) -> HashSet<&'a str> {
     let mut names_taken = HashSet::new();
     for volume in spec.items("volumes") {
+        let before = errors.len();
         source(&volume, errors);
         if volume.need("name", errors) {
             let name = volume.get("name");
             let problems = names::dns_label(name.as_text());
-            if problems.is_empty() && !names_taken.insert(volume.text("name")) {
+            let duplicate = problems.is_empty() && names_taken.contains(volume.text("name"));
+            if duplicate {
                 name.duplicate(errors);
             }
             name.all_invalid(problems, errors);
+        }
+        // What is broken cannot be mounted: those who try are told so.
+        if errors.len() == before {
+            names_taken.insert(volume.text("name"));
         }
     }
     names_taken
@@ -89,6 +95,7 @@ pub(super) fn one(name: &str, source: &Node<'_>, errors: &mut Errors) {
             no_backsteps(&source.get("path"), errors);
             source.get("type").one_of_if_set(
                 &[
+                    "",
                     "BlockDevice",
                     "CharDevice",
                     "Directory",
@@ -110,9 +117,18 @@ pub(super) fn one(name: &str, source: &Node<'_>, errors: &mut Errors) {
                 limit.forbidden("SizeLimit field must be a valid resource quantity", errors);
             }
         }
-        "nfs" if !source.text("path").is_empty() && !source.text("path").starts_with('/') => source
-            .get("path")
-            .invalid("must be an absolute path", errors),
+        "nfs" if !source.text("path").starts_with('/') => {
+            let path = source.get("path");
+            let why = "must be an absolute path";
+            errors.push(FieldError::invalid(path.path(), path.as_text(), why));
+        }
+        "fc" => fibre_channel(source, errors),
+        "iscsi" => source.in_range("lun", 0, 255, errors),
+        "ephemeral" => {
+            if let Some(template) = source.some("volumeClaimTemplate") {
+                super::persistent::claim_spec(&template.get("spec"), errors);
+            }
+        }
         "secret" | "configMap" => {
             mode(source, "defaultMode", errors);
             key_items(source, errors);
@@ -129,11 +145,36 @@ pub(super) fn one(name: &str, source: &Node<'_>, errors: &mut Errors) {
                 .one_of_if_set(&["Always", "IfNotPresent", "Never"], errors);
         }
         "gitRepo" => descending_path(&source.get("directory"), errors),
-        "csi" if !source.text("driver").is_empty() => source.get("driver").all_invalid(
-            names::dns_subdomain(&source.text("driver").to_lowercase()),
-            errors,
-        ),
+        "csi" => {
+            if !source.text("driver").is_empty() {
+                super::storage::driver_name(&source.get("driver"), errors);
+            }
+            if let Some(secret) = source.some("nodePublishSecretRef") {
+                secret.get("name").need_format(names::dns_subdomain, errors);
+            }
+        }
         _ => {}
+    }
+}
+
+fn fibre_channel(source: &Node<'_>, errors: &mut Errors) {
+    let (targets, ids) = (source.len("targetWWNs") > 0, source.len("wwids") > 0);
+    let why = "must specify either targetWWNs or wwids, but not both";
+    if targets == ids {
+        let field = source.get("targetWWNs");
+        if targets {
+            field.invalid(why, errors);
+        } else {
+            field.required(why, errors);
+        }
+    }
+    if targets {
+        match source.int("lun") {
+            None => source
+                .get("lun")
+                .required("lun is required if targetWWNs is specified", errors),
+            Some(_) => source.in_range("lun", 0, 255, errors),
+        }
     }
 }
 
@@ -172,7 +213,8 @@ fn key_items(source: &Node<'_>, errors: &mut Errors) {
 }
 
 fn downward_items(source: &Node<'_>, errors: &mut Errors) {
-    for item in source.items("items") {
+    for (at, item) in source.items("items").enumerate() {
+        let since = errors.len();
         file_path(&item, errors);
         match (item.some("fieldRef"), item.some("resourceFieldRef")) {
             (Some(field), resource) => {
@@ -190,6 +232,8 @@ fn downward_items(source: &Node<'_>, errors: &mut Errors) {
             }
         }
         mode(&item, "mode", errors);
+        // Upstream names the source, not the item.
+        repath(errors, since, &format!(".items[{at}]"), "");
     }
 }
 
@@ -235,6 +279,17 @@ fn projected(volume: &Node<'_>, errors: &mut Errors) {
     }
 }
 
+/// Upstream's path is that of the volume.
+fn token_path(projection: &Node<'_>, errors: &mut Errors) {
+    let since = errors.len();
+    file_path(projection, errors);
+    for error in errors.iter_mut().skip(since) {
+        if let Some((volume, _)) = error.field.split_once(".sources[") {
+            error.field = format!("{volume}.path");
+        }
+    }
+}
+
 fn projection_rules(name: &str, projection: &Node<'_>, errors: &mut Errors) {
     match name {
         "secret" | "configMap" => {
@@ -254,9 +309,9 @@ fn projection_rules(name: &str, projection: &Node<'_>, errors: &mut Errors) {
                     errors,
                 );
             }
-            file_path(projection, errors);
+            token_path(projection, errors);
         }
-        "clusterTrustBundle" => file_path(projection, errors),
+        "clusterTrustBundle" => token_path(projection, errors),
         _ => {}
     }
 }

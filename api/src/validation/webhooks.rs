@@ -144,8 +144,12 @@ pub(super) fn url(address: &Node<'_>, errors: &mut Errors) {
 }
 
 fn service(service: &Node<'_>, errors: &mut Errors) {
-    service.need("name", errors);
-    service.need("namespace", errors);
+    // Upstream hands the two over in the wrong order: what is missing is called by the other's name.
+    for (given, called) in [("namespace", "name"), ("name", "namespace")] {
+        if service.text(given).is_empty() {
+            service.get(called).required("", errors);
+        }
+    }
     for detail in names::port_number(service.int("port").unwrap_or(0)) {
         service
             .get("port")
@@ -482,9 +486,9 @@ pub(super) fn mutating_policy(policy: &Node<'_>, errors: &mut Errors) {
             }
         };
         match mutation.some(field) {
-            Some(part) if part.text("expression").trim().is_empty() => part
-                .get("expression")
-                .required("expression is not specified", errors),
+            Some(part) if part.text("expression").trim().is_empty() => {
+                part.get("expression").required("", errors);
+            }
             Some(_) => {}
             None => mutation.get(field).required(
                 &format!("must be specified when patchType is {}", kind.as_text()),

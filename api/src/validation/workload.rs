@@ -115,9 +115,12 @@ pub(super) fn daemon_set(object: &Node<'_>, errors: &mut Errors) {
                 _ => {}
             }
         }
-        _ => strategy
-            .get("type")
-            .supported(&["RollingUpdate", "OnDelete"], errors),
+        // Upstream names the strategy, not its type.
+        (kind, _) => errors.push(FieldError::not_supported(
+            strategy.path(),
+            kind,
+            &["RollingUpdate", "OnDelete"],
+        )),
     }
     spec.non_negative(&["revisionHistoryLimit"], errors);
 }

@@ -144,10 +144,19 @@ async fn events_are_one_resource_in_two_groups() {
         .ok(200);
     assert_eq!(names(&of_pod), ["e"]);
     let patched = server
-        .merge(&format!("{path}/e"), &json!({"note": "again"}))
+        .merge(
+            &format!("{path}/e"),
+            &json!({"series": {"count": 2, "lastObservedTime": "2026-01-01T00:01:00.000000Z"}}),
+        )
         .await
         .ok(200);
-    assert_eq!(patched["note"], "again");
+    assert_eq!(patched["series"]["count"], 2);
+    let (code, _, message) = server
+        .merge(&format!("{path}/e"), &json!({"note": "again"}))
+        .await
+        .failure();
+    assert_eq!(code, 422, "what an event says does not change");
+    assert!(message.contains("message: Invalid value"), "{message}");
 }
 
 const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";

@@ -163,6 +163,25 @@ async fn apply_creates_owns_and_conflicts() {
 }
 
 #[tokio::test]
+async fn what_a_configuration_spells_differently_is_no_change() {
+    let server = Server::with_namespace().await;
+    let path = format!("{DEPLOYMENT}?fieldManager=one");
+    let mut configuration = deployment();
+    configuration["spec"]["paused"] = json!(false);
+    configuration["spec"]["template"]["spec"]["containers"][0]["resources"] =
+        json!({"limits": {"cpu": "0.5", "memory": "1024Mi"}});
+    configuration["spec"]["template"]["spec"]["volumes"] = json!([{"name": "v", "emptyDir": {}}]);
+    let created = server.apply(&path, &configuration).await.ok(201);
+    assert_eq!(
+        created["spec"].get("paused"),
+        None,
+        "stored in canonical form"
+    );
+    let again = server.apply(&path, &configuration).await.ok(200);
+    assert_eq!(again, created);
+}
+
+#[tokio::test]
 async fn apply_reads_yaml_and_judges_it() {
     let server = Server::with_namespace().await;
     let path = format!("{CONFIG_MAPS}/c?fieldManager=m");

@@ -71,6 +71,36 @@ async fn scale_reads_and_writes_the_replicas() {
 }
 
 #[tokio::test]
+async fn an_applied_scale_respects_the_owners_of_the_replicas() {
+    let server = with_deployment().await;
+    let scale = |replicas: i64| json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "d"}, "spec": {"replicas": replicas}});
+    let path = format!("{DEPLOYMENTS}/d/scale?fieldManager=scaler");
+    let (code, reason, message) = server.apply(&path, &scale(7)).await.failure();
+    assert_eq!((code, reason.as_str()), (409, "Conflict"));
+    assert!(
+        message.contains("using apps/v1: .spec.replicas"),
+        "{message}"
+    );
+    let forced = server
+        .apply(&format!("{path}&force=true"), &scale(7))
+        .await
+        .ok(200);
+    assert_eq!(forced["spec"]["replicas"], 7);
+    let again = server.apply(&path, &scale(7)).await.ok(200);
+    assert_eq!(
+        again["metadata"]["resourceVersion"], forced["metadata"]["resourceVersion"],
+        "the same scale again writes nothing"
+    );
+    let deployment = server.get(&format!("{DEPLOYMENTS}/d")).await.ok(200);
+    let entry = &deployment["metadata"]["managedFields"][0];
+    assert_eq!(
+        (entry["manager"].as_str(), entry["subresource"].as_str()),
+        (Some("scaler"), Some("scale"))
+    );
+    assert_eq!(entry["fieldsV1"], json!({"f:spec": {"f:replicas": {}}}));
+}
+
+#[tokio::test]
 async fn a_pod_is_bound_once() {
     let server = Server::with_namespace().await;
     server.post(PODS, &pod("p")).await.ok(201);
@@ -176,7 +206,10 @@ async fn logs_say_why_there_are_none() {
 #[tokio::test]
 async fn parts_of_pods_are_updated_apart() {
     let server = Server::with_namespace().await;
-    let created = server.post(PODS, &pod("p")).await.ok(201);
+    let mut asking = pod("p");
+    asking["spec"]["containers"][0]["resources"] =
+        json!({"requests": {"cpu": "50m"}, "limits": {"cpu": "200m"}});
+    let created = server.post(PODS, &asking).await.ok(201);
     let mut resized = created.clone();
     resized["spec"]["containers"][0]["resources"] =
         json!({"requests": {"cpu": "100m"}, "limits": {"cpu": "200m"}});

@@ -25,6 +25,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use support::oci::{Containerd, busybox_layers, can_run_oci, image_config, shell};
 use support::{Shim, container, guests};
 use tokio::net::TcpListener;
 
@@ -36,6 +37,10 @@ struct Registry {
     /// `user:password` in base64 that every request must carry.
     auth: Option<String>,
     requests: Arc<Mutex<Vec<String>>>,
+    /// A path whose content breaks off in the middle, once.
+    torn: Arc<Mutex<Option<String>>>,
+    /// The ranges that were asked for.
+    ranges: Arc<Mutex<Vec<String>>>,
 }
 
 fn digest(bytes: &[u8]) -> String {
@@ -87,6 +92,31 @@ impl Registry {
         }
         if path == "/v2" || path.is_empty() {
             return Response::new(Full::default());
+        }
+        let range = request
+            .headers()
+            .get("range")
+            .and_then(|value| value.to_str().ok()?.strip_prefix("bytes=")?.split_once('-'));
+        if let (Some((from, _)), Some((_, bytes))) =
+            (range, self.content.lock().unwrap().get(&path))
+        {
+            self.ranges.lock().unwrap().push(from.to_owned());
+            let rest = bytes.slice(from.parse::<usize>().unwrap()..);
+            let response = Response::builder().status(206);
+            return response.body(Full::new(rest)).unwrap();
+        }
+        if let Some((_, bytes)) = self.content.lock().unwrap().get(&path)
+            && self
+                .torn
+                .lock()
+                .unwrap()
+                .take_if(|torn| *torn == path)
+                .is_some()
+        {
+            // Less than it says: the connection ends there.
+            let response = Response::builder().header("content-length", bytes.len());
+            let half = bytes.slice(..bytes.len() / 4 * 3);
+            return response.body(Full::new(half)).unwrap();
         }
         match self.content.lock().unwrap().get(&path) {
             Some((media_type, bytes)) => Response::builder()
@@ -347,6 +377,102 @@ async fn credentials_open_a_registry_and_are_not_given_to_its_mirror() {
             .iter()
             .any(|path| path.contains("mirrored")),
         "the mirror had it"
+    );
+    shim.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_for_linux_goes_into_containerd_and_a_broken_download_goes_on() {
+    if !can_run_oci("an_image_for_linux_goes_into_containerd_and_a_broken_download_goes_on") {
+        return;
+    }
+    let registry = Registry::default();
+    let host = registry.serve().await;
+    let dir = tempfile::tempdir().unwrap();
+    let containerd = Containerd::start(dir.path()).await;
+    let mut shim = Shim::start_with(dir.path(), |config| {
+        config.containerd_socket = containerd.socket();
+        config.registries.plain_http = vec![host.to_string()];
+    })
+    .await;
+    let layers = busybox_layers();
+    let config = String::from_utf8(image_config(&layers)).unwrap();
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut packed, &layers[1]).unwrap();
+    let packed = packed.finish().unwrap();
+    let gzip = format!("{TAR}+gzip");
+    let mut entry = registry.push(
+        "app",
+        (OCI, &config),
+        &[(TAR, &layers[0]), (&gzip, &packed)],
+    );
+    let config: Value = serde_json::from_str(&config).unwrap();
+    entry["platform"] = json!({ "os": "linux", "architecture": config["architecture"] });
+    let other = json!({ "mediaType": entry["mediaType"], "digest": digest(b"x"), "size": 1, "platform": { "os": "linux", "architecture": "mips64le" } });
+    let media_type = "application/vnd.oci.image.index.v1+json";
+    let index = json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": [other, entry] });
+    let index = serde_json::to_vec(&index).unwrap();
+    registry.put("app/manifests/latest".into(), media_type, &index);
+    let low = format!("app/blobs/{}", digest(&layers[0]));
+    *registry.torn.lock().unwrap() = Some(low.clone());
+    let image = format!("{host}/app");
+    let id = pull(&mut shim, &image, None).await.unwrap();
+    let ranges = registry.ranges.lock().unwrap().clone();
+    assert_eq!(ranges.len(), 1, "the layer went on once: {ranges:?}");
+    assert!(
+        ranges[0].parse::<u64>().unwrap() > 0,
+        "and not from the start"
+    );
+    // The same layers under another name are not fetched again.
+    let before = registry.requests.lock().unwrap().len();
+    assert_eq!(pull(&mut shim, &image, None).await.unwrap(), id);
+    let again = registry.requests.lock().unwrap()[before..].to_vec();
+    assert!(
+        !again
+            .iter()
+            .any(|path| path.contains("/blobs/sha256:") && *path == low),
+        "{again:?}"
+    );
+    let by = |image: &str| ImageStatusRequest {
+        image: Some(ImageSpec {
+            image: image.into(),
+            ..ImageSpec::default()
+        }),
+        verbose: true,
+    };
+    for name in [
+        image.clone(),
+        id.clone(),
+        format!("{image}@{}", digest(&index)),
+    ] {
+        let found = shim
+            .images
+            .image_status(by(&name))
+            .await
+            .unwrap()
+            .into_inner();
+        assert_eq!(found.info["coxswain.dev/image-kind"], "oci");
+        let found = found.image.unwrap();
+        assert_eq!(
+            (found.id, found.repo_tags),
+            (id.clone(), vec![format!("{image}:latest")]),
+            "{name}"
+        );
+        assert!(!found.pinned);
+    }
+    // What nothing holds any more is what containerd's collector takes: the image must not be among it.
+    containerd.ctr(&["content", "prune", "references"]);
+    let pod = shim.host_sandbox("pod").await;
+    let mut config = shell("app", "x", "id www; exit 42");
+    config.image = Some(ImageSpec {
+        image: id,
+        ..ImageSpec::default()
+    });
+    let container = shim.launch(&pod, config).await;
+    assert_eq!(shim.exit(&container).await.exit_code, 42);
+    assert!(
+        pod.log("app")[0].contains("uid=33(www)"),
+        "the upper layer is on top"
     );
     shim.stop().await;
 }

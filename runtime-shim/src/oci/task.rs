@@ -382,7 +382,7 @@ impl Backend {
         let delete = || DeleteTaskRequest {
             container_id: id.to_owned(),
         };
-        let gone = |status: &tonic::Status| status.code() == Code::NotFound;
+        let gone = is_gone;
         match self.containerd.tasks().delete(request(delete())).await {
             Ok(deleted) => return Ok(Some(exit_code(deleted.into_inner().exit_status))),
             Err(status) if gone(&status) => return Ok(None),
@@ -409,7 +409,7 @@ impl Backend {
         };
         match self.containerd.tasks().kill(request(kill)).await {
             Ok(_) => Ok(()),
-            Err(status) if status.code() == Code::NotFound => Ok(()),
+            Err(status) if is_gone(&status) => Ok(()),
             Err(status) => Err(self.containerd.failed("signal the container")(status)),
         }
     }
@@ -422,7 +422,7 @@ impl Backend {
         };
         match self.containerd.tasks().wait(request(wait)).await {
             Ok(_) => Ok(()),
-            Err(status) if status.code() == Code::NotFound => Ok(()),
+            Err(status) if is_gone(&status) => Ok(()),
             Err(status) => Err(self.containerd.failed("wait for the container")(status)),
         }
     }
@@ -434,7 +434,7 @@ impl Backend {
         };
         let process = match self.containerd.tasks().get(request(get)).await {
             Ok(found) => found.into_inner().process.unwrap_or_default(),
-            Err(status) if status.code() == Code::NotFound => return Ok(TaskState::Absent),
+            Err(status) if is_gone(&status) => return Ok(TaskState::Absent),
             Err(status) => {
                 return Err(self.containerd.failed("look at the container's task")(
                     status,
@@ -560,6 +560,11 @@ impl Backend {
             }
         }
     }
+}
+
+/// There is no such task, or its shim is just leaving: the connection to it closes between its last answer and its end.
+fn is_gone(status: &tonic::Status) -> bool {
+    status.code() == Code::NotFound || status.message().starts_with("ttrpc: closed")
 }
 
 /// A file of a container's root file system before it is mounted, found in its layers from the top. Empty when there is none.

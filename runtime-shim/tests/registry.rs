@@ -18,7 +18,9 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use cox_cri::v1::*;
 use cox_runtime_shim::Mirror;
-use http_body_util::Full;
+use http_body::Frame;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -73,7 +75,25 @@ impl Registry {
         addr
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    /// The answer, or the beginning of it.
+    fn answer(&self, request: &Request<Incoming>) -> Response<UnsyncBoxBody<Bytes, Infallible>> {
+        let path = request.uri().path().trim_start_matches("/v2/");
+        let tears = self.torn.lock().unwrap().take_if(|torn| torn == path);
+        let whole = self.whole(request);
+        let Some(path) = tears else {
+            return whole.map(BodyExt::boxed_unsync);
+        };
+        let bytes = self.content.lock().unwrap()[&path].1.clone();
+        // Less than it says: the connection ends there.
+        let half = bytes.slice(..bytes.len() / 4 * 3);
+        let body = StreamBody::new(futures::stream::iter([Ok(Frame::data(half))]));
+        Response::builder()
+            .header("content-length", bytes.len())
+            .body(body.boxed_unsync())
+            .unwrap()
+    }
+
+    fn whole(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         let path = request.uri().path().trim_start_matches("/v2/").to_owned();
         self.requests.lock().unwrap().push(path.clone());
         let sent = request
@@ -104,19 +124,6 @@ impl Registry {
             let rest = bytes.slice(from.parse::<usize>().unwrap()..);
             let response = Response::builder().status(206);
             return response.body(Full::new(rest)).unwrap();
-        }
-        if let Some((_, bytes)) = self.content.lock().unwrap().get(&path)
-            && self
-                .torn
-                .lock()
-                .unwrap()
-                .take_if(|torn| *torn == path)
-                .is_some()
-        {
-            // Less than it says: the connection ends there.
-            let response = Response::builder().header("content-length", bytes.len());
-            let half = bytes.slice(..bytes.len() / 4 * 3);
-            return response.body(Full::new(half)).unwrap();
         }
         match self.content.lock().unwrap().get(&path) {
             Some((media_type, bytes)) => Response::builder()

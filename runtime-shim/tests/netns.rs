@@ -609,3 +609,139 @@ async fn a_node_that_may_not_make_namespaces_says_so() {
     assert!(pod.ip.starts_with("127."));
     shim.stop().await;
 }
+
+/// Answers every question for an A record with 127.0.0.1, and every other one with nothing.
+fn answer_names(socket: &std::net::UdpSocket) {
+    let mut buffer = [0; 512];
+    while let Ok((len, from)) = socket.recv_from(&mut buffer) {
+        let mut reply = buffer[..len].to_vec();
+        let (is_a, is_web) = (
+            reply[len - 3] == 1,
+            reply[12..].starts_with(b"\x03web\x07default"),
+        );
+        reply[2] = 0x81;
+        reply[3] = if is_web { 0x80 } else { 0x83 };
+        if is_a && is_web {
+            reply[7] = 1;
+            reply.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4, 127, 0, 0, 1]);
+        }
+        if socket.send_to(&reply, from).is_err() {
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_and_http_live_in_the_pod_s_namespace_and_the_node_s_loopback_does_not() {
+    if !can_make_nodes(
+        "names_and_http_live_in_the_pod_s_namespace_and_the_node_s_loopback_does_not",
+    ) {
+        return;
+    }
+    let node = Node::make().await;
+    let mut shim = node.shim(|_| {}).await;
+    shim.shim
+        .load_bytes("sockets", GUEST.to_vec())
+        .await
+        .unwrap();
+    shim.shim
+        .load("http", support::guests::http())
+        .await
+        .unwrap();
+    let pod = shim
+        .pod("pod", |config| {
+            config.dns_config = Some(DnsConfig {
+                servers: vec!["127.0.0.1".into()],
+                searches: vec!["default.svc".into()],
+                options: vec!["ndots:5".into()],
+            });
+        })
+        .await
+        .unwrap();
+    // The Pod's server is on the Pod's own loopback: who asks from outside gets no answer.
+    let server = node.inside(Some(&shim.ns(&pod, "net")), || {
+        std::net::UdpSocket::bind("127.0.0.1:53").unwrap()
+    });
+    std::thread::spawn(move || answer_names(&server));
+    launch(&mut shim, &pod, "serve", &["serve", "8099"]).await;
+    wait_until("the guest listens", || async {
+        (!pod.log("serve").is_empty()).then_some(())
+    })
+    .await;
+    let answer = run(&mut shim, &pod, "named", &["get", "web", "8099"]).await;
+    assert!(answer.ends_with(" at 127.0.0.1:8099"), "{answer}");
+
+    // The hosts file that a kubelet mounts goes first.
+    let hosts = node.dir.path().join("etc-hosts");
+    std::fs::write(
+        &hosts,
+        format!("127.0.0.1 localhost\n{} database\n", pod.ip),
+    )
+    .unwrap();
+    let config = ContainerConfig {
+        args: vec!["get".into(), "database".into(), "8099".into()],
+        mounts: vec![Mount {
+            container_path: "/etc/hosts".into(),
+            host_path: hosts.display().to_string(),
+            ..Mount::default()
+        }],
+        ..container("hosts", "sockets")
+    };
+    let id = shim.shim.launch(&pod, config).await;
+    shim.shim.exit(&id).await;
+    let answer = pod.log("hosts").join("\n");
+    assert!(
+        answer.ends_with(&format!(" at {}:8099", pod.ip)),
+        "{answer}"
+    );
+
+    // wasi:http is served inside: at the Pod's address for others, on both loopbacks for its own.
+    shim.shim.launch(&pod, container("web", "http")).await;
+    let request = |host: &str| format!("busybox wget -q -O - http://{host}:8080/");
+    let by_others = node.run(&request(&pod.ip));
+    for own in ["127.0.0.1", "[::1]"] {
+        assert_eq!(
+            inside(&node, &shim, &pod, &["net"], &request(own)),
+            by_others,
+            "{own}"
+        );
+    }
+    assert!(
+        !node.attempt(&request("127.0.0.1")).0,
+        "the node's own port is free"
+    );
+
+    // What listens on the node's loopback is not the Pod's to reach.
+    let secret = node.inside(None, || {
+        std::net::TcpListener::bind("127.0.0.1:7000").unwrap()
+    });
+    let refused = run(&mut shim, &pod, "secret", &["get", "localhost", "7000"]).await;
+    assert!(
+        refused.contains("connection-refused") || refused.contains("ConnectionRefused"),
+        "{refused}"
+    );
+    drop(secret);
+
+    // What went through the interface is counted.
+    let request = PodSandboxStatsRequest {
+        pod_sandbox_id: pod.id.clone(),
+    };
+    let stats = shim
+        .shim
+        .runtime
+        .pod_sandbox_stats(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .stats
+        .unwrap();
+    let usage = stats
+        .linux
+        .unwrap()
+        .network
+        .unwrap()
+        .default_interface
+        .unwrap();
+    assert!(usage.name == "eth0" && usage.rx_bytes.unwrap().value > 0);
+    shim.shim.stop().await;
+}

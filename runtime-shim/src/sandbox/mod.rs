@@ -210,14 +210,6 @@ impl Sandbox {
         }))
     }
 
-    /// The cgroup below which the containers' cgroups go; empty when the caller named none.
-    pub(crate) fn cgroup_parent(&self) -> &str {
-        self.config
-            .linux
-            .as_ref()
-            .map_or("", |linux| linux.cgroup_parent.as_str())
-    }
-
     /// Connects to what listens on `port` inside the Pod, as its own containers would to `localhost`.
     ///
     /// # Cancel safety

@@ -122,7 +122,7 @@ impl Definition {
             .iter()
             .map(|one| Version::read(spec, names, one, &storage_version))
             .collect();
-        versions.sort_by(|a, b| importance(&b.name).cmp(&importance(&a.name)));
+        versions.sort_by_key(|version| std::cmp::Reverse(importance(&version.name)));
         if let Some(first) = versions.iter_mut().find(|one| one.served) {
             first.resource.preferred = true;
         }

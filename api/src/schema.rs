@@ -16,7 +16,7 @@ use std::sync::OnceLock;
 const META_PACKAGE: &str = "k8s.io/apimachinery/pkg/apis/meta/v1";
 
 /// Index of a type in its [`Schema`].
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
 pub struct TypeId(pub(crate) u32);
 
 /// All types and resources known.

@@ -4,6 +4,7 @@
 //! message; nothing is changed. It never looks at other objects: that is admission's.
 
 mod annotations;
+mod api_service;
 mod autoscaling;
 mod certificates;
 mod claims;
@@ -58,6 +59,10 @@ pub fn create(resource: &Resource, object: &Value) -> Vec<FieldError> {
         errors.extend(crate::custom::check::create(object));
         return errors;
     }
+    if is_api_service(resource) {
+        errors.extend(api_service::check(object));
+        return errors;
+    }
     match (resource.group.as_str(), resource.plural.as_str()) {
         ("", "pods") => pod::create(&root, &mut errors),
         ("certificates.k8s.io", "certificatesigningrequests") => {
@@ -83,6 +88,10 @@ pub fn update(resource: &Resource, new: &Value, old: &Value) -> Vec<FieldError> 
     meta::update(resource, new, old, &mut errors);
     if is_definition(resource) {
         errors.extend(crate::custom::check::update(new, old));
+        return errors;
+    }
+    if is_api_service(resource) {
+        errors.extend(api_service::check(new));
         return errors;
     }
     let (root, before) = (Node::root(new), Node::root(old));
@@ -123,6 +132,10 @@ pub fn update_part(resource: &Resource, part: &str, new: &Value, old: &Value) ->
         _ => {}
     }
     errors
+}
+
+fn is_api_service(resource: &Resource) -> bool {
+    resource.group == "apiregistration.k8s.io" && resource.plural == "apiservices"
 }
 
 /// Definitions of custom resources have rules of their own, over schemas.

@@ -114,10 +114,14 @@ fn without_empty(schema: &Schema, id: TypeId, object: &mut Value) {
                 } else if let Shape::Struct(inner) = **item {
                     match value {
                         Value::Array(items) => {
-                            items.iter_mut().for_each(|one| without_empty(schema, inner, one));
+                            items
+                                .iter_mut()
+                                .for_each(|one| without_empty(schema, inner, one));
                         }
                         Value::Object(items) => {
-                            items.values_mut().for_each(|one| without_empty(schema, inner, one));
+                            items
+                                .values_mut()
+                                .for_each(|one| without_empty(schema, inner, one));
                         }
                         _ => {}
                     }
@@ -162,11 +166,26 @@ fn zero_and_absent_stay_apart_where_go_keeps_them_apart() {
         decode_proto(schema, id, &wire).unwrap().value
     };
     let spec = |replicas: Value| json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": {"replicas": replicas}});
-    assert_eq!(through(spec(json!(0)))["spec"]["replicas"], json!(0), "a pointer to zero");
-    assert_eq!(through(spec(Value::Null))["spec"].get("replicas"), None, "no pointer");
+    assert_eq!(
+        through(spec(json!(0)))["spec"]["replicas"],
+        json!(0),
+        "a pointer to zero"
+    );
+    assert_eq!(
+        through(spec(Value::Null))["spec"].get("replicas"),
+        None,
+        "no pointer"
+    );
     let id = schema.kind_type("", "v1", "Pod").unwrap();
-    let pod = json!({"apiVersion": "v1", "kind": "Pod", "spec": {"restartPolicy": "", "containers": []}});
+    let pod =
+        json!({"apiVersion": "v1", "kind": "Pod", "spec": {"restartPolicy": "", "containers": []}});
     let canonical = canonicalize(schema, id, pod).unwrap().value;
-    let after = decode_proto(schema, id, &encode_proto(schema, id, &canonical)).unwrap().value;
-    assert_eq!(after["spec"].get("restartPolicy"), None, "an empty value of a plain field is none: it gets its default");
+    let after = decode_proto(schema, id, &encode_proto(schema, id, &canonical))
+        .unwrap()
+        .value;
+    assert_eq!(
+        after["spec"].get("restartPolicy"),
+        None,
+        "an empty value of a plain field is none: it gets its default"
+    );
 }

@@ -19,6 +19,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
+use crate::aggregator::{self, Aggregator};
 use crate::auth::tokens::TokenKey;
 use crate::auth::{Attributes, Authenticator, Authorizer, Peer, UserInfo};
 use crate::body::Body;
@@ -60,6 +61,7 @@ pub(crate) struct Api {
     pub(crate) authz: Authorizer,
     pub(crate) kubelets: Kubelets,
     pub(crate) discovery: discovery::Served,
+    pub(crate) aggregator: Arc<Aggregator>,
     pub(crate) metrics: Metrics,
     documents: openapi::Documents,
     pub(crate) forms: Arc<Forms>,
@@ -99,6 +101,7 @@ impl Api {
             discovery: discovery::Served::new(registry.customs().present()),
             registry,
             kubelets,
+            aggregator: Arc::new(Aggregator::new(pki)),
             metrics: Metrics::default(),
             documents: openapi::Documents::default(),
             forms: Arc::new(Forms::default()),
@@ -266,6 +269,12 @@ impl Api {
             query,
             entry,
         } = arrived;
+        if entry.is_none()
+            && let Some(remote) = self.aggregator.remote_of(info.path)
+        {
+            let (aggregator, registry) = (&self.aggregator, &self.registry);
+            return aggregator::proxy(aggregator, registry, &remote, parts, body, user).await;
+        }
         if !info.is_resource {
             return self.plain(parts, info.path, query);
         }
@@ -383,8 +392,12 @@ impl Api {
         }
         health::respond(self, path, query)
             .or_else(|| {
-                self.discovery
-                    .respond(self.registry.customs(), path, &parts.headers)
+                self.discovery.respond(
+                    self.registry.customs(),
+                    &self.aggregator.remotes,
+                    path,
+                    &parts.headers,
+                )
             })
             .ok_or_else(ApiStatus::unknown_path)
     }

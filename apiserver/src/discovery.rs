@@ -2,7 +2,7 @@
 //!
 //! All documents are made once at start from the resource table; the aggregated ones carry an ETag over their content.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -13,6 +13,7 @@ use http::{HeaderMap, Response, StatusCode};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::aggregator::{Remote, Remotes};
 use crate::body::Body;
 use crate::registry::customs::{CustomCatalog, Customs};
 use crate::render;
@@ -52,14 +53,14 @@ struct Group<'a> {
 /// The documents of what is served now: built in and defined. They are made anew when the catalog of definitions is another.
 #[derive(Debug)]
 pub(crate) struct Served {
-    made: ArcSwap<(Arc<Customs>, Discovery)>,
+    made: ArcSwap<Made>,
 }
 
 impl Served {
     /// The documents of the built-in kinds and these.
     pub(crate) fn new(customs: Arc<Customs>) -> Self {
         Served {
-            made: ArcSwap::from_pointee(make(customs)),
+            made: ArcSwap::from_pointee(make(customs, Arc::default())),
         }
     }
 
@@ -67,29 +68,43 @@ impl Served {
     pub(crate) fn respond(
         &self,
         customs: &CustomCatalog,
+        remotes: &Remotes,
         path: &str,
         headers: &HeaderMap,
     ) -> Option<Response<Body>> {
-        let present = customs.present();
+        let (customs, remotes) = (customs.present(), remotes.all());
         let made = self.made.load();
-        if Arc::ptr_eq(&made.0, &present) {
-            return made.1.respond(path, headers);
+        if Arc::ptr_eq(&made.customs, &customs) && Arc::ptr_eq(&made.remotes, &remotes) {
+            return made.discovery.respond(path, headers);
         }
-        let made = Arc::new(make(present));
+        let made = Arc::new(make(customs, remotes));
         self.made.store(Arc::clone(&made));
-        made.1.respond(path, headers)
+        made.discovery.respond(path, headers)
     }
 }
 
-fn make(customs: Arc<Customs>) -> (Arc<Customs>, Discovery) {
+/// Documents, and what they are of.
+#[derive(Debug)]
+struct Made {
+    customs: Arc<Customs>,
+    remotes: Arc<BTreeMap<String, Arc<Remote>>>,
+    discovery: Discovery,
+}
+
+fn make(customs: Arc<Customs>, remotes: Arc<BTreeMap<String, Arc<Remote>>>) -> Made {
     let entries = customs.entries();
     let builtin = schema::builtin().resources().iter();
     let resources: Vec<&Resource> = builtin
         .chain(entries.iter().map(|entry| &*entry.resource))
+        .chain(remotes.values().flat_map(|remote| remote.resources()))
         .collect();
     let discovery = Discovery::new(&resources);
     drop(resources);
-    (customs, discovery)
+    Made {
+        customs,
+        remotes,
+        discovery,
+    }
 }
 
 impl Discovery {

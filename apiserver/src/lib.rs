@@ -10,6 +10,7 @@
 //! ```
 
 pub mod admission;
+mod aggregator;
 mod api;
 pub mod auth;
 pub mod body;

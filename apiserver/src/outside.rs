@@ -213,12 +213,6 @@ pub(crate) fn resolve(
     let service = registry
         .value("", "services", namespace, name)
         .ok_or_else(|| format!("service {name:?} not found"))?;
-    let ports = service["spec"]["ports"].as_array();
-    let chosen = ports
-        .into_iter()
-        .flatten()
-        .find(|one| one["port"] == port)
-        .ok_or_else(|| format!("no service port {port} found for service {name:?}"))?;
     let dns_name = format!("{name}.{namespace}.svc");
     if service["spec"]["type"] == "ExternalName" {
         let host = service["spec"]["externalName"].as_str().unwrap_or_default();
@@ -229,6 +223,12 @@ pub(crate) fn resolve(
             port,
         });
     }
+    let ports = service["spec"]["ports"].as_array();
+    let chosen = ports
+        .into_iter()
+        .flatten()
+        .find(|one| one["port"] == port)
+        .ok_or_else(|| format!("no service port {port} found for service {name:?}"))?;
     let found = slices(registry, namespace, name, chosen)
         .or_else(|| endpoints(registry, namespace, name, chosen));
     let (host, port) =

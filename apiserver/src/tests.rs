@@ -1,5 +1,6 @@
 //! Component tests: the whole API in process over a memory store, as its clients see it.
 
+mod aggregation;
 mod content;
 mod crds;
 mod delete;

@@ -361,7 +361,7 @@ impl<'s> Scope<'s> {
             cost = sum(cost, one);
             types.push(type_);
         }
-        if let Some(result) = operator(name, &types, &call.args)? {
+        if let Some(result) = operator(name, &types)? {
             return Ok((result, cost));
         }
         let Some((_, gives)) = FUNCTIONS.iter().find(|(known, _)| *known == name) else {
@@ -414,7 +414,8 @@ fn literal_type(literal: &LiteralValue) -> Type {
 }
 
 /// What an operator gives, if the name is one.
-fn operator(name: &str, types: &[Type], _args: &[IdedExpr]) -> Result<Option<Type>, String> {
+#[expect(clippy::too_many_lines, reason = "a table of operators")]
+fn operator(name: &str, types: &[Type]) -> Result<Option<Type>, String> {
     let mismatch = || {
         let names: Vec<String> = types.iter().map(Type::name).collect();
         Err(format!(
@@ -451,7 +452,8 @@ fn operator(name: &str, types: &[Type], _args: &[IdedExpr]) -> Result<Option<Typ
         (op::LESS | op::LESS_EQUALS | op::GREATER | op::GREATER_EQUALS, [a, b]) => {
             let both_numbers = is(a, &numbers) && is(b, &numbers);
             let ordered = |type_: &Type| matches!(type_, Type::Dyn | Type::Plain(_));
-            if !both_numbers && !(ordered(a) && ordered(b) && a.fits(b)) {
+            let comparable = both_numbers || (ordered(a) && ordered(b) && a.fits(b));
+            if !comparable {
                 return mismatch();
             }
             plain("bool")

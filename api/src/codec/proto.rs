@@ -298,13 +298,15 @@ fn union_value(
     let type_id = schema
         .type_named(unions::JSON_SCHEMA)
         .ok_or_else(|| bad("unknown type"))?;
+    // What a union holds is any JSON to the walk that comes afterwards: its zero values go here.
     let read = |bytes: &[u8]| {
-        value(
+        let read = value(
             schema,
             &Shape::Struct(type_id),
             Wire::Bytes(bytes),
             depth + 1,
-        )
+        )?;
+        Ok(canonicalize(schema, type_id, read)?.value)
     };
     let (mut whole, mut list, mut allows) = (None, Vec::new(), false);
     for part in Parts(bytes) {

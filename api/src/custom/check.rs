@@ -188,6 +188,10 @@ fn one_of(value: &Value, name: &str, field: &str, allowed: &[&str], errors: &mut
     }
 }
 
+#[expect(
+    clippy::too_many_lines,
+    reason = "a list of complaints, one after the other"
+)]
 fn check_versions(spec: &Value, old: Option<&Value>, errors: &mut Errors) {
     let versions = list(spec, "versions");
     let defaults = versions.iter().any(|one| {

@@ -150,7 +150,7 @@ fn is_credit_card(text: &str) -> bool {
             (_, double) => double,
         })
         .sum();
-    sum % 10 == 0
+    sum.is_multiple_of(10)
 }
 
 fn is_isbn10(text: &str) -> bool {
@@ -159,7 +159,12 @@ fn is_isbn10(text: &str) -> bool {
     digits.len() == 10
         && digits[..9].iter().all(|digit| *digit < 10)
         && digits[9] <= 10
-        && digits.iter().zip(weights).map(|(d, w)| d * w).sum::<u32>() % 11 == 0
+        && digits
+            .iter()
+            .zip(weights)
+            .map(|(d, w)| d * w)
+            .sum::<u32>()
+            .is_multiple_of(11)
 }
 
 fn is_isbn13(text: &str) -> bool {
@@ -167,7 +172,12 @@ fn is_isbn13(text: &str) -> bool {
     let weights = [1, 3].into_iter().cycle();
     digits.len() == 13
         && digits.iter().all(|digit| *digit < 10)
-        && digits.iter().zip(weights).map(|(d, w)| d * w).sum::<u32>() % 10 == 0
+        && digits
+            .iter()
+            .zip(weights)
+            .map(|(d, w)| d * w)
+            .sum::<u32>()
+            .is_multiple_of(10)
 }
 
 #[cfg(test)]

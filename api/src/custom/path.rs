@@ -66,11 +66,14 @@ impl JsonPath {
 
     /// The names, when the path is nothing but fields.
     pub fn fields(&self) -> Option<Vec<&str>> {
-        let name = |step| match step {
-            &Step::Field(ref name) => Some(name.as_str()),
-            _ => None,
-        };
-        self.steps.iter().map(name).collect()
+        let mut names = Vec::with_capacity(self.steps.len());
+        for step in &self.steps {
+            let Step::Field(name) = step else {
+                return None;
+            };
+            names.push(name.as_str());
+        }
+        Some(names)
     }
 }
 

@@ -11,6 +11,7 @@ use cox_store::Snapshot;
 use serde_json::{Value, json};
 
 use super::policy;
+use crate::aggregator::FRONT_PROXY;
 use crate::auth::rbac::PolicyRule;
 
 const RBAC: &str = "rbac.authorization.k8s.io";
@@ -290,7 +291,16 @@ fn client_ca(settings: &Settings) -> Value {
     json!({
         "apiVersion": "v1", "kind": "ConfigMap",
         "metadata": {"namespace": "kube-system", "name": "extension-apiserver-authentication"},
-        "data": {"client-ca-file": settings.ca_pem},
+        // Aggregated API servers read here whom they may take users' names from.
+        "data": {
+            "client-ca-file": settings.ca_pem,
+            "requestheader-client-ca-file": settings.ca_pem,
+            "requestheader-allowed-names": format!("[{FRONT_PROXY:?}]"),
+            "requestheader-extra-headers-prefix": "[\"X-Remote-Extra-\"]",
+            "requestheader-group-headers": "[\"X-Remote-Group\"]",
+            "requestheader-uid-headers": "[\"X-Remote-Uid\"]",
+            "requestheader-username-headers": "[\"X-Remote-User\"]",
+        },
     })
 }
 

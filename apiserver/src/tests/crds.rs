@@ -254,12 +254,19 @@ async fn a_definition_that_goes_takes_its_objects_along() {
         .ok(201);
     let path = format!("{CRDS}/crontabs.example.com");
     server.delete(&path).await.ok(200);
-    for _ in 0..1000 {
-        if server.get(&format!("{CRONTABS}/free")).await.code == 404 {
+    let mut events = server
+        .watch(&format!("{CRONTABS}?watch=true&resourceVersion=0"))
+        .await;
+    // Either order: what nothing holds goes, what is held is marked.
+    loop {
+        let event = events.next().await.expect("the watch goes on");
+        if event["object"]["metadata"]["deletionTimestamp"].is_string()
+            && event["object"]["metadata"]["name"] == "held"
+        {
             break;
         }
-        tokio::task::yield_now().await;
     }
+    assert_eq!(server.get(&format!("{CRONTABS}/free")).await.code, 404);
     let (code, _, message) = server
         .post(CRONTABS, &crontab("new", json!({})))
         .await
@@ -272,7 +279,6 @@ async fn a_definition_that_goes_takes_its_objects_along() {
         )
     );
     let mut held = server.get(&format!("{CRONTABS}/held")).await.ok(200);
-    assert!(held["metadata"]["deletionTimestamp"].is_string());
     held["metadata"]["finalizers"] = json!([]);
     server.put(&format!("{CRONTABS}/held"), &held).await.ok(200);
     for _ in 0..100_000 {

@@ -120,6 +120,10 @@ fn each<'v>(value: &'v Value, name: &str) -> impl Iterator<Item = (&'v String, &
     value[name].as_object().into_iter().flatten()
 }
 
+#[expect(
+    clippy::too_many_lines,
+    reason = "a list of complaints, one after the other"
+)]
 fn invariants(schema: &Value, level: Level, field: &str, errors: &mut Errors) {
     let type_ = text(schema, "type");
     if type_ == "array" && !schema["items"].is_object() {

@@ -156,6 +156,8 @@ impl Item {
 pub struct ListBody {
     head: Option<Bytes>,
     items: std::vec::IntoIter<Item>,
+    /// How items begin that go out without it: their kind and version, which the list says for all.
+    type_head: Vec<u8>,
     first: bool,
     tail_sent: bool,
     remaining: u64,
@@ -173,9 +175,30 @@ impl ListBody {
         ListBody {
             head: Some(head.into()),
             items: items.into_iter(),
+            type_head: Vec::new(),
             first: true,
             tail_sent: false,
             remaining,
+        }
+    }
+
+    /// The same list with items that do not say their kind and version, as upstream lists them. `type_head` is how they
+    /// would begin: `{"kind":"Pod","apiVersion":"v1",`.
+    #[must_use]
+    pub(crate) fn without_types(mut self, type_head: Vec<u8>) -> Self {
+        let typed = |item: &&Item| item.bytes().starts_with(&type_head);
+        let cut = self.items().iter().filter(typed).count() * (type_head.len() - 1);
+        self.remaining -= cut as u64;
+        self.type_head = type_head;
+        self
+    }
+
+    /// What goes out of an item: a brace that is missing, and the rest.
+    fn sent<'a>(&self, item: &'a Item) -> (&'static [u8], &'a [u8]) {
+        let bytes = item.bytes();
+        match bytes.strip_prefix(self.type_head.as_slice()) {
+            Some(rest) if !self.type_head.is_empty() => (b"{", rest),
+            _ => (b"", bytes),
         }
     }
 
@@ -196,7 +219,9 @@ impl ListBody {
             if at > 0 {
                 all.push(b',');
             }
-            all.extend_from_slice(item.bytes());
+            let (brace, rest) = self.sent(item);
+            all.extend_from_slice(brace);
+            all.extend_from_slice(rest);
         }
         all.extend_from_slice(TAIL);
         all
@@ -220,7 +245,9 @@ impl ListBody {
                         chunk.put_u8(b',');
                     }
                     self.first = false;
-                    chunk.put_slice(item.bytes());
+                    let (brace, rest) = self.sent(&item);
+                    chunk.put_slice(brace);
+                    chunk.put_slice(rest);
                 }
                 None => {
                     chunk.put_slice(TAIL);
@@ -412,6 +439,21 @@ mod tests {
             let bytes = body.collect().await.unwrap().to_bytes();
             assert_eq!(bytes, expected, "case: {name}");
         }
+    }
+
+    #[tokio::test]
+    async fn items_of_a_typed_list_do_not_say_their_type() {
+        let items = made(&[
+            "{\"kind\":\"A\",\"apiVersion\":\"v1\",\"x\":1}",
+            "{\"y\":2}",
+        ]);
+        let list = ListBody::new(b"[".to_vec(), items);
+        let list = list.without_types(b"{\"kind\":\"A\",\"apiVersion\":\"v1\",".to_vec());
+        let expected = "[{\"x\":1},{\"y\":2}]}";
+        assert_eq!(list.bytes(), expected.as_bytes());
+        let body = Body::List(Box::new(list));
+        assert_eq!(body.len(), Some(expected.len() as u64));
+        assert_eq!(body.collect().await.unwrap().to_bytes(), expected);
     }
 
     #[tokio::test]

@@ -394,6 +394,11 @@ impl Entry {
         }
     }
 
+    /// How objects of this version begin, as they are encoded.
+    pub(crate) fn type_head(&self) -> Vec<u8> {
+        head(&self.resource.kind, &self.api_version)
+    }
+
     /// The stored form of an object of this version.
     pub fn to_storage(&self, mut value: Value) -> Value {
         if !self.as_stored && self.custom.is_none() {

@@ -89,7 +89,11 @@ fn list_body(call: &Call<'_>, page: Page) -> Result<Body, ApiStatus> {
             }
         })
         .collect();
-    Ok(Body::List(Box::new(ListBody::new(head, items?))))
+    let list = ListBody::new(head, items?);
+    Ok(Body::List(Box::new(match &call.entry.custom {
+        None => list.without_types(call.entry.type_head()),
+        Some(_) => list,
+    })))
 }
 
 fn table_body(call: &Call<'_>, page: &Page, version: &str) -> Result<Body, ApiStatus> {

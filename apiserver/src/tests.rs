@@ -2,6 +2,7 @@
 
 mod aggregation;
 mod content;
+mod conversion;
 mod crds;
 mod delete;
 mod errors;

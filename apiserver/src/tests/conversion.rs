@@ -1,0 +1,139 @@
+//! Conversion by webhook: a webhook of the test's own that moves `spec.size` to `spec.width` and back.
+
+use std::sync::Arc;
+
+use base64::Engine;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+use super::Server;
+
+const CRDS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+
+/// Answers ConversionReviews; answers its port.
+async fn webhook(server: &Server) -> u16 {
+    let pair = server.pki.serving(&["localhost".to_owned()]).unwrap();
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(pair.certificate.as_bytes())
+        .collect::<Result<_, _>>()
+        .unwrap();
+    let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(stream) = acceptor.accept(stream).await else {
+                    return;
+                };
+                let service = service_fn(|request: http::Request<hyper::body::Incoming>| async {
+                    let body = request.into_body().collect().await.unwrap().to_bytes();
+                    let answer = convert(&serde_json::from_slice(&body).unwrap());
+                    Ok::<_, http::Error>(http::Response::new(Full::new(Bytes::from(
+                        answer.to_string(),
+                    ))))
+                });
+                let served = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service);
+                served.await.ok();
+            });
+        }
+    });
+    port
+}
+
+fn convert(review: &Value) -> Value {
+    let wanted = &review["request"]["desiredAPIVersion"];
+    let (from, to) = if *wanted == "example.net/v2" {
+        ("size", "width")
+    } else {
+        ("width", "size")
+    };
+    let objects = review["request"]["objects"].as_array().unwrap();
+    let converted: Vec<Value> = objects
+        .iter()
+        .map(|object| {
+            let mut object = object.clone();
+            object["apiVersion"] = wanted.clone();
+            if let Some(spec) = object["spec"].as_object_mut()
+                && let Some(value) = spec.remove(from)
+            {
+                spec.insert(to.to_owned(), value);
+            }
+            object
+        })
+        .collect();
+    json!({"kind": "ConversionReview", "apiVersion": "apiextensions.k8s.io/v1", "response": {
+        "uid": review["request"]["uid"], "result": {"status": "Success"}, "convertedObjects": converted}})
+}
+
+#[tokio::test]
+async fn versions_pass_through_the_webhook_on_every_way() {
+    let server = Server::with_namespace().await;
+    let port = webhook(&server).await;
+    let bundle = base64::engine::general_purpose::STANDARD.encode(server.pki.ca_pem());
+    let version = |name: &str, field: &str, storage: bool| {
+        json!({"name": name, "served": true, "storage": storage, "schema": {"openAPIV3Schema": {"type": "object", "properties": {
+            "spec": {"type": "object", "properties": {field: {"type": "integer"}}}}}}})
+    };
+    let definition = json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "boxes.example.net"},
+        "spec": {"group": "example.net", "scope": "Cluster", "names": {"plural": "boxes", "kind": "Box"},
+            "conversion": {"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"],
+                "clientConfig": {"url": format!("https://localhost:{port}/convert"), "caBundle": bundle}}},
+            "versions": [version("v1", "size", true), version("v2", "width", false)]}});
+    let mut events = server.watch(&format!("{CRDS}?watch=true")).await;
+    server.post(CRDS, &definition).await.ok(201);
+    while let Some(event) = events.next().await {
+        let conditions = event["object"]["status"]["conditions"].as_array().cloned();
+        let good = |one: &Value| one["type"] == "Established" && one["status"] == "True";
+        if conditions.unwrap_or_default().iter().any(good) {
+            break;
+        }
+    }
+    let (old, new) = ("/apis/example.net/v1/boxes", "/apis/example.net/v2/boxes");
+    let mut watched = server.watch(&format!("{old}?watch=true")).await;
+    let created = json!({"apiVersion": "example.net/v2", "kind": "Box", "metadata": {"name": "one"}, "spec": {"width": 3}});
+    let created = server.post(new, &created).await.ok(201);
+    assert_eq!(created["spec"], json!({"width": 3}));
+    let stored = server.get(&format!("{old}/one")).await.ok(200);
+    assert_eq!(
+        (&stored["apiVersion"], &stored["spec"]),
+        (&json!("example.net/v1"), &json!({"size": 3}))
+    );
+    let listed = server.get(new).await.ok(200);
+    assert_eq!(listed["items"][0]["spec"], json!({"width": 3}));
+    let patched = server
+        .merge(&format!("{new}/one"), &json!({"spec": {"width": 4}}))
+        .await
+        .ok(200);
+    assert_eq!(
+        (&patched["spec"], &patched["metadata"]["generation"]),
+        (&json!({"width": 4}), &json!(2))
+    );
+    let first = watched.next().await.unwrap();
+    assert_eq!(
+        (&first["type"], &first["object"]["spec"]),
+        (&json!("ADDED"), &json!({"size": 3}))
+    );
+    let second = watched.next().await.unwrap();
+    assert_eq!(
+        (&second["type"], &second["object"]["spec"]),
+        (&json!("MODIFIED"), &json!({"size": 4}))
+    );
+}

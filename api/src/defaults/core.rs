@@ -109,7 +109,7 @@ fn pod_level_huge_pages(spec: &mut Object) {
                 continue;
             };
             match totals.iter_mut().find(|(known, _)| known == name) {
-                Some((_, total)) => *total = total.clone() + amount,
+                Some((_, total)) => *total = *total + amount,
                 None => totals.push((name.clone(), amount)),
             }
         }

@@ -215,7 +215,7 @@ pub(super) fn priority_level(level: &Node<'_>, errors: &mut Errors) {
     let spec = level.get("spec");
     let exempt = level.get("metadata").text("name") == "exempt";
     let kind = spec.get("type");
-    if exempt && !(kind.as_text() == "Exempt" && !spec.has("limited")) {
+    if exempt && (kind.as_text() != "Exempt" || spec.has("limited")) {
         let why = "spec of 'exempt' except the 'spec.exempt' field must equal the fixed value";
         spec.invalid(why, errors);
     }

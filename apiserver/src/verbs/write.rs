@@ -249,6 +249,9 @@ async fn prepare_new(
     value = admit(call, Operation::Create, value, None, dry_run, Phase::Mutate).await?;
     prepare::stamp_new(&mut value, call.now);
     strategy::prepare_create(&entry.storage, &mut value);
+    if entry.storage.kind == "CertificateSigningRequest" {
+        name_requester(call, &mut value);
+    }
     refuse::invalid_if(entry, &value, entry.validate_create(&value))?;
     value = admit(
         call,
@@ -263,6 +266,46 @@ async fn prepare_new(
         record(call, None, &mut value);
     }
     Ok(value)
+}
+
+/// A request for a certificate says who made it, and nobody can say so for another.
+fn name_requester(call: &Call<'_>, request: &mut Value) {
+    let Some(spec) = request.get_mut("spec").and_then(Value::as_object_mut) else {
+        return;
+    };
+    for field in ["username", "uid", "groups", "extra"] {
+        spec.remove(field);
+    }
+    spec.insert("username".to_owned(), Value::from(call.user.name.as_str()));
+    if !call.user.uid.is_empty() {
+        spec.insert("uid".to_owned(), Value::from(call.user.uid.as_str()));
+    }
+    let groups: Vec<Value> = call
+        .user
+        .groups
+        .iter()
+        .map(|group| Value::from(group.as_str()))
+        .collect();
+    if !groups.is_empty() {
+        spec.insert("groups".to_owned(), Value::from(groups));
+    }
+    let extra: Map<String, Value> = call
+        .user
+        .extra
+        .iter()
+        .map(|(key, values)| {
+            (
+                key.clone(),
+                values
+                    .iter()
+                    .map(|value| Value::from(value.as_str()))
+                    .collect(),
+            )
+        })
+        .collect();
+    if !extra.is_empty() {
+        spec.insert("extra".to_owned(), Value::Object(extra));
+    }
 }
 
 /// Writes `new` (in the stored version) over `old`.

@@ -169,7 +169,6 @@ impl Shim {
         let answer = self.runtime.run_pod_sandbox(request).await.unwrap();
         Pod {
             id: answer.into_inner().pod_sandbox_id,
-            name: name.into(),
             ip: String::new(),
             logs,
             config,

@@ -2,6 +2,7 @@
 
 use super::client::{CriError, Runtime};
 use super::labels;
+use crate::pod::plan::NETWORK_ANNOTATION;
 use crate::pod::view::{ContainerPhase, ContainerView, Exit, PodView, SandboxView};
 use crate::pod::{ContainerId, PodUid, SandboxId};
 use cox_cri::v1;
@@ -52,6 +53,10 @@ pub fn sandbox(status: &v1::PodSandboxStatus) -> SandboxView {
         ready: status.state == v1::PodSandboxState::SandboxReady as i32,
         created_at: time(status.created_at).unwrap_or(Timestamp::UNIX_EPOCH),
         ips: primary.chain(more).filter(|ip| !ip.is_empty()).collect(),
+        is_virtual: status
+            .annotations
+            .get(NETWORK_ANNOTATION)
+            .is_some_and(|network| network == "virtual"),
     }
 }
 

@@ -131,6 +131,9 @@ pub fn plan_pod(input: PlanInput<'_>) -> Plan {
     plan_volumes(input, &mut plan);
     match input.view.ready_sandbox() {
         None => plan_sandbox(input, &mut plan),
+        Some(sandbox) if sandbox.is_virtual && needs_namespace(input) => {
+            plan_sandbox(input, &mut plan);
+        }
         Some(sandbox) => {
             let sandbox = sandbox.id.clone();
             plan_containers(input, &sandbox, &mut plan);
@@ -337,6 +340,18 @@ fn network(input: PlanInput<'_>) -> Option<PodNetwork> {
     } else {
         PodNetwork::Namespace
     })
+}
+
+/// Whether an image that was not to be had when the sandbox was made turned out to be no Wasm. A Pod that never restarts keeps what
+/// runs; its other container is refused by the runtime, which says why.
+fn needs_namespace(input: PlanInput<'_>) -> bool {
+    let is_oci = |container: &Container| {
+        let history = input.history.containers.get(&container.name);
+        history.is_some_and(|history| {
+            matches!(&history.image, ImageState::Resolved(image) if image.kind == ImageKind::Oci)
+        })
+    };
+    RestartPolicy::of(spec(input.pod)) != RestartPolicy::Never && all(input.pod).any(is_oci)
 }
 
 /// Asks for the image if it is due; says why the container waits if it is not to be had. True when it is there.

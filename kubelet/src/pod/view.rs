@@ -24,6 +24,8 @@ pub struct SandboxView {
     pub created_at: Timestamp,
     /// Pod addresses, the primary one first; empty for host network.
     pub ips: Vec<String>,
+    /// It has no network namespace: Wasm containers alone can run in it.
+    pub is_virtual: bool,
 }
 
 /// One container of a Pod.
@@ -304,6 +306,7 @@ mod tests {
             ready,
             created_at: at(0),
             ips: ips.iter().map(|ip| (*ip).to_owned()).collect(),
+            is_virtual: false,
         };
         let mut view = PodView::default();
         view.merge_sandbox(sandbox(true, &["127.64.0.2"]));

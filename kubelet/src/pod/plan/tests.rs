@@ -59,7 +59,8 @@ fn view(text: &str) -> PodView {
             .filter(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
         {
             let ready = !attempt.ends_with('!');
-            let attempt: u32 = attempt.trim_end_matches('!').parse().unwrap();
+            let is_virtual = attempt.ends_with('v');
+            let attempt: u32 = attempt.trim_end_matches(['!', 'v']).parse().unwrap();
             sandbox = SandboxId(format!("s{attempt}"));
             let id = sandbox.clone();
             view.merge_sandbox(SandboxView {
@@ -68,6 +69,7 @@ fn view(text: &str) -> PodView {
                 ready,
                 created_at: at(0),
                 ips: vec!["10.0.0.2".into()],
+                is_virtual,
             });
             continue;
         }
@@ -235,6 +237,33 @@ fn the_network_follows_the_images() {
         "Always || a b",
         "",
         "sandbox 0 Namespace",
+        |_, history| {
+            history.containers.get_mut("b").unwrap().image = oci();
+        },
+    );
+    check_with(
+        "an image that came late and is no Wasm: what runs in the virtual sandbox ends",
+        "Always || a b",
+        "s0v a#0+",
+        "stop a#0 30",
+        |_, history| {
+            history.containers.get_mut("b").unwrap().image = oci();
+        },
+    );
+    check_with(
+        "then the sandbox goes",
+        "Always || a b",
+        "s0v a#0.0",
+        "remove s0",
+        |_, history| {
+            history.containers.get_mut("b").unwrap().image = oci();
+        },
+    );
+    check_with(
+        "a Pod that never restarts keeps its sandbox",
+        "Never || a b",
+        "s0v a#0+",
+        "start b#0",
         |_, history| {
             history.containers.get_mut("b").unwrap().image = oci();
         },
@@ -736,6 +765,7 @@ fn apply(step: &Step, view: &mut PodView, history: &mut History, code: i32) {
                 ready: true,
                 created_at: at(NOW),
                 ips: vec![],
+                is_virtual: false,
             });
         }
         Step::StartContainer { container, attempt } => {

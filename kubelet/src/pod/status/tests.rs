@@ -32,6 +32,7 @@ fn sandbox(ready: bool) -> SandboxView {
         ready,
         created_at: at(0),
         ips: vec!["10.0.0.2".into()],
+        is_virtual: false,
     }
 }
 

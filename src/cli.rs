@@ -84,6 +84,13 @@ pub(crate) struct NodeArgs {
     /// Addresses for the node's Pods; loopback addresses need no root
     #[arg(long, default_value = "127.64.0.0/18", value_name = "CIDR")]
     pub(crate) pod_cidr: String,
+    /// Unix socket of containerd, which runs OCI containers; without one the node runs Wasm alone
+    #[arg(
+        long,
+        default_value = "/run/containerd/containerd.sock",
+        value_name = "PATH"
+    )]
+    pub(crate) containerd_socket: PathBuf,
     /// The most Pods that the node runs
     #[arg(long, default_value_t = 500)]
     pub(crate) max_pods: u32,
@@ -94,7 +101,8 @@ pub(crate) struct NodeArgs {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct UpArgs {
-    /// Folders or files to run: `.wasm` files become images (NAME.wasm is cox.local/NAME:latest), manifests are applied
+    /// Folders or files to run: `.wasm` files become images (NAME.wasm is cox.local/NAME:latest), `.tar` archives of images are
+    /// loaded, manifests are applied
     #[arg(value_name = "PATH")]
     pub(crate) paths: Vec<PathBuf>,
     #[command(flatten)]
@@ -132,9 +140,9 @@ pub(crate) struct AgentArgs {
 
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum ImageCommand {
-    /// Load `.wasm` files as images of the running node
+    /// Load `.wasm` files and archives (OCI layout, `docker save`) as images of the running node
     Load {
-        /// The files; NAME.wasm becomes cox.local/NAME:latest
+        /// The files; NAME.wasm becomes cox.local/NAME:latest, archives ending in .tar have names of their own
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
         /// Name of the image, when a single file is loaded

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use cox_runtime_shim::images::door::{self, DoorError};
 
 use crate::cli::ImageCommand;
-use crate::manifests::{ImageFile, local_reference};
+use crate::manifests::ImageFile;
 use crate::paths::Paths;
 
 pub(crate) async fn run(command: ImageCommand) -> Result<()> {
@@ -53,7 +53,7 @@ pub(crate) async fn run(command: ImageCommand) -> Result<()> {
 pub(crate) async fn load(socket: &Path, image: &ImageFile) -> Result<door::Entry> {
     let wasm = std::fs::read(&image.path)
         .with_context(|| format!("{} cannot be read", image.path.display()))?;
-    door::load(socket, &image.reference, wasm.into())
+    door::load(socket, image.reference.as_deref(), wasm.into())
         .await
         .map_err(|error| explain(error, socket))
         .with_context(|| format!("{} was not loaded", image.path.display()))
@@ -62,19 +62,11 @@ pub(crate) async fn load(socket: &Path, image: &ImageFile) -> Result<door::Entry
 fn named(files: &[PathBuf], name: Option<String>) -> Result<Vec<ImageFile>> {
     match (name, files) {
         (Some(reference), [path]) => Ok(vec![ImageFile {
-            reference,
+            reference: Some(reference),
             path: path.clone(),
         }]),
         (Some(_), _) => bail!("--name names one image: give one file with it"),
-        (None, files) => files
-            .iter()
-            .map(|path| {
-                Ok(ImageFile {
-                    reference: local_reference(path)?,
-                    path: path.clone(),
-                })
-            })
-            .collect(),
+        (None, files) => files.iter().map(|path| ImageFile::new(path)).collect(),
     }
 }
 

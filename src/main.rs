@@ -75,7 +75,9 @@ async fn run(command: Command) -> Result<()> {
         Command::Image(command) => image::run(command).await,
         Command::Kubeconfig(args) => credentials::run(&args),
         Command::Shim { config } => Box::pin(shim_process::run(&config)).await,
-        Command::Compile { .. } | Command::Pause => unreachable!("handled before the runtime starts"),
+        Command::Compile { .. } | Command::Pause => {
+            unreachable!("handled before the runtime starts")
+        }
     }
 }
 

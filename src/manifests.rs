@@ -12,11 +12,21 @@ pub(crate) struct Workload {
     pub(crate) objects: Vec<Manifest>,
 }
 
-/// A Wasm file and the image that it becomes.
+/// A Wasm file or an archive of images, and the name that it gets; an archive has names of its own.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ImageFile {
-    pub(crate) reference: String,
+    pub(crate) reference: Option<String>,
     pub(crate) path: PathBuf,
+}
+
+impl ImageFile {
+    pub(crate) fn new(path: &Path) -> Result<Self> {
+        let is_archive = path.extension().is_some_and(|ending| ending == "tar");
+        Ok(Self {
+            reference: (!is_archive).then(|| local_reference(path)).transpose()?,
+            path: path.to_path_buf(),
+        })
+    }
 }
 
 /// One object of a manifest, and the file it stands in.
@@ -75,10 +85,7 @@ pub(crate) fn read(paths: &[PathBuf]) -> Result<Workload> {
 impl Workload {
     fn add(&mut self, path: &Path) -> Result<()> {
         match path.extension().and_then(|ending| ending.to_str()) {
-            Some("wasm") => self.images.push(ImageFile {
-                reference: local_reference(path)?,
-                path: path.to_path_buf(),
-            }),
+            Some("wasm" | "tar") => self.images.push(ImageFile::new(path)?),
             Some("yaml" | "yml" | "json") => {
                 let text = std::fs::read_to_string(path)
                     .with_context(|| format!("{} cannot be read", path.display()))?;
@@ -184,7 +191,10 @@ mod tests {
         let yaml = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\n# nothing\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: ns}\n";
         std::fs::write(dir.path().join("a.yaml"), yaml).unwrap();
         let workload = read(&[dir.path().to_path_buf()]).unwrap();
-        assert_eq!(workload.images[0].reference, "cox.local/b:latest");
+        assert_eq!(
+            workload.images[0].reference.as_deref(),
+            Some("cox.local/b:latest")
+        );
         let labels: Vec<_> = workload.objects.iter().map(Manifest::label).collect();
         assert_eq!(labels, ["configmap/a", "pod/p"]);
         assert_eq!(workload.objects[1].namespace(), Some("ns"));

@@ -24,7 +24,7 @@ pub(crate) struct Runtime {
 impl Runtime {
     /// Finds or starts the runtime.
     pub(crate) async fn start(paths: &Paths, node: &NodeArgs) -> Result<Self> {
-        let shim = Shim::ensure(paths, shim_process::config(paths, &node.pod_cidr)?).await?;
+        let shim = Shim::ensure(paths, shim_process::config(paths, node)?).await?;
         let cancel = CancellationToken::new();
         let keeper = tokio::spawn(shim.keep_running(cancel.clone()));
         Ok(Self { cancel, keeper })

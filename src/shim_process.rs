@@ -15,6 +15,7 @@ use cox_runtime_shim::Config;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tokio_util::sync::CancellationToken;
 
+use crate::cli::NodeArgs;
 use crate::paths::{Paths, write_private};
 
 /// How long a shim may take until it listens; it takes milliseconds unless the machine is on its knees.
@@ -38,17 +39,20 @@ pub(crate) struct Shim {
 }
 
 /// What the shim of these folders is told.
-pub(crate) fn config(paths: &Paths, pod_cidr: &str) -> Result<Config> {
+pub(crate) fn config(paths: &Paths, node: &NodeArgs) -> Result<Config> {
     let mut config = Config::below(&paths.state);
     config.socket = paths.cri_socket();
     config.images_socket = paths.images_socket();
     config.root_dir = paths.runtime();
-    config.pod_cidr = pod_cidr.to_owned();
+    config.pod_cidr.clone_from(&node.pod_cidr);
+    config.containerd_socket.clone_from(&node.containerd_socket);
     config.compile_command = vec![own_binary()?.into(), "compile".into()];
     config.pause_command = vec![own_binary()?.into(), "pause".into()];
     // Guests trust the cluster they are in; on a node that joined there is no such file.
     let cluster_ca = paths.pki().join("ca.crt");
-    config.tls_ca_files.extend(cluster_ca.exists().then_some(cluster_ca));
+    config
+        .tls_ca_files
+        .extend(cluster_ca.exists().then_some(cluster_ca));
     config.registries = registries(&paths.data.join("registries.json"))?;
     Ok(config)
 }

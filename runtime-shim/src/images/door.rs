@@ -59,13 +59,15 @@ pub(crate) struct Refusal {
 }
 
 /// Loads a `.wasm` file as image `name`; it is validated and compiled before this returns. An archive (an OCI layout or what
-/// `docker save` writes) goes into containerd, under its own names when it holds several images.
+/// `docker save` writes) goes into containerd, under its own names when it holds several images or no name is given.
 ///
 /// # Errors
 /// When the shim cannot be reached, or refuses the file: [`DoorError::Refused`] says why in words for the user.
-pub async fn load(socket: &Path, name: &str, wasm: Bytes) -> Result<Entry, DoorError> {
-    let query = percent_encoding::utf8_percent_encode(name, percent_encoding::NON_ALPHANUMERIC);
-    let bytes = call(socket, Method::PUT, &format!("/images?name={query}"), wasm).await?;
+pub async fn load(socket: &Path, name: Option<&str>, file: Bytes) -> Result<Entry, DoorError> {
+    let encode =
+        |name| percent_encoding::utf8_percent_encode(name, percent_encoding::NON_ALPHANUMERIC);
+    let query = name.map_or_else(String::new, |name| format!("?name={}", encode(name)));
+    let bytes = call(socket, Method::PUT, &format!("/images{query}"), file).await?;
     serde_json::from_slice(&bytes).map_err(|err| DoorError::Http(err.to_string()))
 }
 

@@ -131,14 +131,8 @@ async fn load(images: &Images, request: Request<Incoming>) -> Result<AnyImage, R
                 .decode_utf8()
                 .ok()
                 .map(String::from)
-        })
-        .ok_or_else(|| {
-            Refused(
-                StatusCode::BAD_REQUEST,
-                "the query must have ?name=REFERENCE".into(),
-            )
-        })?;
-    let full = super::full_name(&name)?;
+        });
+    let full = name.as_deref().map(super::full_name).transpose()?;
     let mut body = request.into_body();
     let mut start: Vec<u8> = Vec::new();
     while start.len() < START_BYTES
@@ -147,8 +141,14 @@ async fn load(images: &Images, request: Request<Incoming>) -> Result<AnyImage, R
         start.extend_from_slice(&data(frame)?);
     }
     if is_archive(&start) {
-        return load_archive(images, &full, &start, body).await;
+        return load_archive(images, full.as_deref(), &start, body).await;
     }
+    let name = name.ok_or_else(|| {
+        Refused(
+            StatusCode::BAD_REQUEST,
+            "the query must have ?name=REFERENCE: a Wasm file carries no name".into(),
+        )
+    })?;
     let mut draft = images.blobs.draft(images.config.wasm_bytes_max)?;
     draft.write(&start)?;
     while let Some(frame) = body.frame().await {
@@ -172,7 +172,7 @@ fn data(frame: Result<http_body::Frame<Bytes>, hyper::Error>) -> Result<Bytes, R
 /// An archive goes to a file of its own first: it is read back and forth. Only containerd limits its size.
 async fn load_archive(
     images: &Images,
-    name: &str,
+    name: Option<&str>,
     start: &[u8],
     mut body: Incoming,
 ) -> Result<AnyImage, Refused> {

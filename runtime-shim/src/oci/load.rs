@@ -275,11 +275,11 @@ impl LayerSource for Archive {
 }
 
 impl Backend {
-    /// Loads all images of the archive at `file`; `name` is for one that the archive gives no name, or for all when there is one
-    /// only. They are pinned: nobody can fetch them again.
+    /// Loads all images of the archive at `file`, under `name` where it is given and there is one image only, else under the
+    /// archive's own names. They are pinned: nobody can fetch them again.
     pub(crate) async fn load(
         &self,
-        name: &str,
+        name: Option<&str>,
         file: &Path,
     ) -> Result<Vec<Arc<OciImage>>, OciError> {
         let path = file.to_owned();
@@ -309,15 +309,20 @@ impl Backend {
         let mut ids = Vec::new();
         let mut outcome = Ok(());
         for image in found {
-            // The caller's name for a single image; an archive's own names else, if they are such.
-            let mut names: Vec<String> = image
-                .names
-                .iter()
-                .filter(|name| !only && name.contains(['/', ':']))
-                .filter_map(|name| crate::images::full_name(name).ok())
-                .collect();
+            let names: Vec<String> = match name {
+                Some(name) if only => vec![name.to_owned()],
+                _ => image
+                    .names
+                    .iter()
+                    .filter(|name| name.contains(['/', ':']))
+                    .filter_map(|name| crate::images::full_name(name).ok())
+                    .collect(),
+            };
             if names.is_empty() {
-                names.push(name.to_owned());
+                outcome = Err(OciError::Refused(
+                    "the archive gives its image no name: say one with --name".into(),
+                ));
+                break;
             }
             let taken = self
                 .take_in(&lease, &image.description, &archive, &names, true)

@@ -115,7 +115,7 @@ impl Shim {
     ) -> Result<door::Entry, door::DoorError> {
         door::load(
             &self.config.images_socket,
-            &format!("cox.local/{name}"),
+            Some(&format!("cox.local/{name}")),
             wasm.into(),
         )
         .await

@@ -8,7 +8,8 @@
 
 use std::collections::BTreeSet;
 
-use cox_testkit::{Cluster, eventually, http};
+use cox_testkit::linux::{self, Containerd, Network};
+use cox_testkit::{Cluster, Output, eventually, http};
 
 const COX: &str = env!("CARGO_BIN_EXE_cox");
 
@@ -64,5 +65,53 @@ fn example_files() {
         let whole = log.contains("read: Hello from a ConfigMap")
             && log.contains("read: line 1 from the writer");
         if whole { Ok(()) } else { Err(log) }
+    });
+}
+
+#[test]
+fn example_mixed() {
+    if !linux::can_run_containers("example_mixed") {
+        return;
+    }
+    let containerd = Containerd::start();
+    let socket = containerd.socket();
+    let mut cluster = Cluster::prepare(
+        COX,
+        &[
+            "--no-follow",
+            "--containerd-socket",
+            socket.to_str().unwrap(),
+        ],
+    )
+    .in_network(Network::new());
+    cluster.start();
+    let busybox = cluster.scratch().join("busybox.tar");
+    linux::save_busybox(&busybox, "docker.io/library/busybox:latest");
+    let mut load = cluster.command("image load");
+    load.args(["examples/mixed/files.wasm", "examples/mixed/http.wasm"])
+        .arg(&busybox);
+    Output::of(&mut load).ok();
+    cluster
+        .kubectl(&["apply", "-f", "examples/mixed/mixed.yaml"])
+        .ok();
+    cluster.wait("condition=Ready", "pod/mixed");
+    let logs = |container: &str| cluster.kubectl(&["logs", "mixed", "-c", container]).ok();
+    eventually("all of them to have met", || {
+        let (shell, reader) = (logs("shell"), logs("reader"));
+        let met = shell.starts_with("Hello from a Wasm init container\n")
+            && shell.contains("Hello from mixed, you asked for /from-busybox")
+            && reader.contains("read: line from busybox");
+        if met {
+            Ok(())
+        } else {
+            Err(format!("shell: {shell}\nreader: {reader}"))
+        }
+    });
+    let tasks = containerd.ctr(&["tasks", "ls", "-q"]).ok();
+    assert_eq!(tasks.lines().count(), 1, "one Linux container: {tasks}");
+    cluster.kubectl(&["delete", "pod", "mixed"]).ok();
+    eventually("containerd to have nothing left", || {
+        let left = containerd.ctr(&["containers", "ls", "-q"]).ok();
+        if left.is_empty() { Ok(()) } else { Err(left) }
     });
 }

@@ -121,7 +121,11 @@ fn bad_guests_end_as_they_should_and_the_cluster_goes_on() {
     eventually("the flood to be watched for a while", || {
         let kept = bytes_below(&logs);
         assert!(kept < 200 << 20, "{kept} bytes of logs on the disk");
-        if flooding.elapsed().as_secs() >= 12 { Ok(()) } else { Err(kept) }
+        if flooding.elapsed().as_secs() >= 12 {
+            Ok(())
+        } else {
+            Err(kept)
+        }
     });
     let resident = resident_mib(cluster.shim_pid().unwrap());
     assert!(

@@ -10,6 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::linux::Network;
 use crate::wait::eventually;
 
 /// What a program printed, and how it ended.
@@ -88,6 +89,7 @@ pub struct Cluster {
     args: Vec<String>,
     dir: TempDir,
     process: Option<Child>,
+    network: Option<Network>,
 }
 
 impl Cluster {
@@ -118,6 +120,21 @@ impl Cluster {
             args: args.iter().map(ToString::to_string).collect(),
             dir,
             process: None,
+            network: None,
+        }
+    }
+
+    /// Runs the cluster, and kubectl, in a network of their own.
+    #[must_use]
+    pub fn in_network(mut self, network: Network) -> Self {
+        self.network = Some(network);
+        self
+    }
+
+    fn program(&self, program: &Path) -> Command {
+        match &self.network {
+            Some(network) => network.command(program, &[]),
+            None => Command::new(program),
         }
     }
 
@@ -179,7 +196,7 @@ impl Cluster {
 
     /// `cox SUBCOMMAND` with this cluster's folders.
     pub fn command(&self, subcommand: &str) -> Command {
-        let mut command = Command::new(&self.binary);
+        let mut command = self.program(&self.binary);
         command
             .args(subcommand.split(' '))
             .arg("--data-dir")
@@ -244,7 +261,7 @@ impl Cluster {
     /// kubectl with this cluster's kubeconfig, and no cache shared with other clusters.
     #[must_use]
     pub fn kubectl_command(&self) -> Command {
-        let mut command = Command::new(kubectl_binary());
+        let mut command = self.program(&kubectl_binary());
         command
             .env("KUBECONFIG", self.kubeconfig())
             .env("HOME", self.dir.path());

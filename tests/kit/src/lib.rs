@@ -4,6 +4,7 @@
 pub mod access;
 pub mod cluster;
 pub mod http;
+pub mod linux;
 pub mod wait;
 
 pub use cluster::{Cluster, Output};

@@ -1,0 +1,221 @@
+//! What tests of Linux containers need: containerd of the test's own, a network of the test's own, and an image that needs no
+//! registry.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use tempfile::TempDir;
+
+use crate::cluster::Output;
+use crate::wait::{eventually, skip};
+
+const BUSYBOX: &str = "/bin/busybox";
+
+/// Whether OCI containers can run here. Where they cannot, the test is skipped and says so; in CI it fails.
+#[must_use]
+pub fn can_run_containers(test: &str) -> bool {
+    let found = |name: &str| {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).any(|dir| dir.join(name).exists())
+    };
+    let is_root = Output::of(Command::new("id").arg("-u")).stdout.trim() == "0";
+    let missing = [
+        (is_root, "root, which Linux containers need"),
+        (found("containerd") && found("runc"), "containerd and runc"),
+        (found("nsenter") && found("ip"), "nsenter and ip"),
+        (
+            Path::new(BUSYBOX).exists(),
+            "busybox (Debian's busybox-static)",
+        ),
+    ];
+    match missing.iter().find(|(present, _)| !present) {
+        Some((_, what)) => {
+            skip(test, what);
+            false
+        }
+        None => true,
+    }
+}
+
+/// A network of its own, with loopback up: what a node does to its network stays in there.
+#[derive(Debug)]
+pub struct Network {
+    name: String,
+}
+
+impl Network {
+    /// Makes it.
+    ///
+    /// # Panics
+    /// When the system refuses.
+    #[must_use]
+    #[allow(
+        clippy::new_without_default,
+        reason = "it makes something in the system"
+    )]
+    pub fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("cox-test-{}-{number}", std::process::id());
+        ip(&["netns", "add", &name]);
+        let network = Self { name };
+        Output::of(&mut network.command(Path::new("ip"), &["link", "set", "lo", "up"])).ok();
+        network
+    }
+
+    /// A command that runs in it. The mounts stay the system's own, unlike with `ip netns exec`.
+    #[must_use]
+    pub fn command(&self, program: &Path, args: &[&str]) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net=/run/netns/{}", self.name))
+            .arg(program)
+            .args(args);
+        command
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        Command::new("ip")
+            .args(["netns", "delete", &self.name])
+            .status()
+            .ok();
+    }
+}
+
+fn ip(args: &[&str]) {
+    Output::of(Command::new("ip").args(args)).ok();
+}
+
+/// A containerd with sockets and folders of its own; ends with its containers when dropped.
+#[derive(Debug)]
+pub struct Containerd {
+    dir: TempDir,
+    process: Child,
+}
+
+impl Containerd {
+    /// Starts it.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn start() -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("cox-c")
+            .tempdir_in("/tmp")
+            .expect("a temporary folder");
+        // Its own CRI plugin would listen for streams; `cox` does not need it.
+        let config = format!(
+            "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n\
+             [grpc]\naddress = \"{0}/containerd.sock\"\n[ttrpc]\naddress = \"{0}/containerd.sock.ttrpc\"\n",
+            dir.path().display()
+        );
+        fs::write(dir.path().join("config.toml"), config)
+            .expect("the configuration can be written");
+        let log = File::create(dir.path().join("log")).expect("the log can be written");
+        let process = Command::new("containerd")
+            .arg("--config")
+            .arg(dir.path().join("config.toml"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("containerd starts");
+        let containerd = Self { dir, process };
+        eventually("containerd to answer", || {
+            std::os::unix::net::UnixStream::connect(containerd.socket())
+        });
+        containerd
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("containerd.sock")
+    }
+
+    /// Kubernetes' namespace of it, as `ctr` shows it.
+    #[must_use]
+    pub fn ctr(&self, args: &[&str]) -> Output {
+        Output::of(
+            Command::new("ctr")
+                .arg("--address")
+                .arg(self.socket())
+                .args(["--namespace", "k8s.io"])
+                .args(args),
+        )
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        // The containers of a test that failed: their processes must not outlive it.
+        for id in self.ctr(&["tasks", "ls", "-q"]).stdout.lines() {
+            self.ctr(&["tasks", "rm", "--force", id]);
+        }
+        self.process.kill().ok();
+        self.process.wait().ok();
+    }
+}
+
+/// Writes an image as `docker save` does: the machine's static busybox under all its names.
+///
+/// # Panics
+/// When a file cannot be written or `tar` fails.
+pub fn save_busybox(archive: &Path, name: &str) {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let root = dir.path().join("root");
+    for folder in ["bin", "etc", "tmp"] {
+        fs::create_dir_all(root.join(folder)).expect("can be made");
+    }
+    fs::copy(BUSYBOX, root.join("bin/busybox")).expect("busybox can be read");
+    for command in Output::of(Command::new(BUSYBOX).arg("--list")).ok().lines() {
+        if command != "busybox" {
+            std::os::unix::fs::symlink("busybox", root.join("bin").join(command))
+                .expect("can be linked");
+        }
+    }
+    fs::write(
+        root.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+    )
+    .expect("can be written");
+    let tar = |file: &Path, from: &Path, what: &[&str]| {
+        let mut command = Command::new("tar");
+        command
+            .args(["--owner=0", "--group=0", "--numeric-owner", "-cf"])
+            .arg(file)
+            .arg("-C")
+            .arg(from);
+        Output::of(command.args(what)).ok();
+    };
+    let layer = dir.path().join("layer.tar");
+    tar(&layer, &root, &["."]);
+    let sum = Output::of(Command::new("sha256sum").arg(&layer)).ok();
+    let digest = sum.split(' ').next().unwrap_or_default();
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let config = serde_json::json!({
+        "os": "linux",
+        "architecture": architecture,
+        "config": {"Cmd": ["sh"], "Env": ["PATH=/bin"]},
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]},
+    });
+    fs::write(dir.path().join("config.json"), config.to_string()).expect("can be written");
+    let manifest =
+        serde_json::json!([{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]);
+    fs::write(dir.path().join("manifest.json"), manifest.to_string()).expect("can be written");
+    tar(
+        archive,
+        dir.path(),
+        &["manifest.json", "config.json", "layer.tar"],
+    );
+}

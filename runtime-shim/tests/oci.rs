@@ -456,3 +456,47 @@ async fn in_the_virtual_network_an_oci_container_is_refused_with_the_reason() {
     assert!(err.message().contains("coxswain.dev/pod-network"), "{err}");
     shim.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_a_volume_that_is_read_only() {
+    if !can_run_oci("an_image_is_a_volume_that_is_read_only") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let containerd = Containerd::start(dir.path()).await;
+    let mut shim = Shim::with_containerd(dir.path(), &containerd).await;
+    shim.load_busybox("busybox").await;
+    let pod = shim.host_sandbox("volumes").await;
+    let volume = |path: &str, sub_path: &str| Mount {
+        container_path: path.into(),
+        readonly: true,
+        image: Some(ImageSpec {
+            image: "cox.local/busybox".into(),
+            ..ImageSpec::default()
+        }),
+        image_sub_path: sub_path.into(),
+        ..Mount::default()
+    };
+    let line =
+        "cat /all/etc/group | head -n 1; head -n 1 /part/passwd; touch /all/x || echo read-only";
+    let mut config = shell("app", "busybox", line);
+    config.mounts = vec![volume("/all", ""), volume("/part", "etc")];
+    let id = shim.launch(&pod, config.clone()).await;
+    let status = shim.exit(&id).await;
+    let log = pod.log("app").join("\n");
+    for line in ["root:x:0:", "root:x:0:0:root:/root:/bin/sh", "read-only"] {
+        assert!(log.contains(line), "{line} is not in:\n{log}");
+    }
+    assert_eq!(
+        status.mounts[0].image.as_ref().unwrap().image_ref,
+        status.image_id
+    );
+    config.metadata.as_mut().unwrap().name = "refused".into();
+    config.mounts = vec![volume("/all", "no/such")];
+    let err = shim.create(&pod, config).await.unwrap_err();
+    assert!(err.message().contains("no/such"), "{err}");
+    remove_pod(&mut shim, &pod).await;
+    let snapshots = containerd.ctr(&["snapshots", "ls"]);
+    assert!(!snapshots.contains("-image-"), "{snapshots}");
+    shim.stop().await;
+}

@@ -48,7 +48,7 @@ impl Shim {
         &self,
         id: &ContainerId,
         sandbox: &Arc<Sandbox>,
-        config: ContainerConfig,
+        mut config: ContainerConfig,
         image: &OciImage,
         mut record: Record,
     ) -> Result<Arc<Container>, VerbError> {
@@ -65,6 +65,15 @@ impl Shim {
         };
         let made = self.backend().create(image, &new).await?;
         record.oci = Some(made);
+        for image in config
+            .mounts
+            .iter_mut()
+            .filter_map(|mount| mount.image.as_mut())
+        {
+            if let Some(found) = self.backend().find(&image.image).await {
+                image.image_ref = found.id.clone();
+            }
+        }
         if let Err(err) = self.container_state.save(id.as_str(), &record) {
             if let Some(made) = record.oci {
                 self.backend()

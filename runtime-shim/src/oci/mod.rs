@@ -6,6 +6,7 @@
 //! | `content`, `unpack`, `images`, `pull`, `load` | from a registry or an archive to a snapshot with a name |
 //! | `spec` | from CRI's configuration to the OCI runtime specification; pure but for what `spec::host` reads |
 //! | `task`, `io`, `exec` | a container's life, its streams |
+//! | `volumes` | images as volumes |
 //! | `events` | ends and out-of-memory kills as containerd tells them, and finding everything again after either side restarted |
 //! | `cgroup` | figures of running containers |
 //!
@@ -23,6 +24,7 @@ mod pull;
 mod spec;
 mod task;
 mod unpack;
+mod volumes;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

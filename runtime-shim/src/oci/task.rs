@@ -30,6 +30,7 @@ use super::client::{OciError, leased, request};
 use super::images::OciImage;
 use super::io::{Fifos, Pumps};
 use super::spec::{self, Accounts, Host, Identity, Wanted};
+use super::volumes::ImageVolumes;
 use crate::logs::ContainerLog;
 use crate::sandbox::{Namespaces, PodFiles};
 
@@ -186,8 +187,15 @@ impl Backend {
             )?
             .into_inner()
             .mounts;
-        let made = self.create_record(image, new, &snapshotter, &mounts).await;
+        let made = match self.volumes(new.id, new.config, &lease).await {
+            Ok(volumes) => {
+                self.create_record(image, new, &snapshotter, &mounts, &volumes)
+                    .await
+            }
+            Err(err) => Err(err),
+        };
         if made.is_err() {
+            self.remove_volumes(new.id, &snapshotter).await?;
             self.containerd
                 .remove_snapshot(&snapshotter, new.id)
                 .await?;
@@ -201,6 +209,7 @@ impl Backend {
         new: &NewContainer<'_>,
         snapshotter: &str,
         mounts: &[Mount],
+        volumes: &ImageVolumes,
     ) -> Result<OciRecord, OciError> {
         let accounts = Accounts {
             passwd: file_of(mounts, "etc/passwd"),
@@ -216,14 +225,21 @@ impl Backend {
             files: new.files,
             target_pid: new.target_pid,
             accounts: &accounts,
+            volumes: &volumes.mounts,
             host: self.host(),
         })?;
         let options = RuncOptions {
             systemd_cgroup: spec::is_systemd(new.pod),
         };
+        let mut labels = self.labels(new);
+        for (at, key) in volumes.keys.iter().enumerate() {
+            // The view lives as long as the container's record.
+            let label = format!("containerd.io/gc.ref.snapshot.{snapshotter}/{at}");
+            labels.insert(label, key.clone());
+        }
         let record = ContainerRecord {
             id: new.id.to_owned(),
-            labels: self.labels(new),
+            labels,
             image: image.name().to_owned(),
             runtime: Some(Runtime {
                 name: RUNTIME.into(),
@@ -460,6 +476,7 @@ impl Backend {
             Err(status) if status.code() == Code::NotFound => {}
             Err(status) => return Err(self.containerd.failed("remove the container")(status)),
         }
+        self.remove_volumes(id, snapshotter).await?;
         self.containerd.remove_snapshot(snapshotter, id).await
     }
 
@@ -569,6 +586,14 @@ fn is_gone(status: &tonic::Status) -> bool {
 
 /// A file of a container's root file system before it is mounted, found in its layers from the top. Empty when there is none.
 fn file_of(mounts: &[Mount], path: &str) -> String {
+    layers_of(mounts)
+        .iter()
+        .find_map(|layer| inside(layer, path))
+        .unwrap_or_default()
+}
+
+/// The folders of a snapshot that is not mounted, the highest first.
+pub(super) fn layers_of(mounts: &[Mount]) -> Vec<PathBuf> {
     let mut layers: Vec<PathBuf> = Vec::new();
     for mount in mounts {
         match mount.r#type.as_str() {
@@ -591,9 +616,6 @@ fn file_of(mounts: &[Mount], path: &str) -> String {
         }
     }
     layers
-        .iter()
-        .find_map(|layer| inside(layer, path))
-        .unwrap_or_default()
 }
 
 /// Reads a file below `root`, whose links lead nowhere else.

@@ -17,7 +17,8 @@ use cox_cri::v1::{
     PodSandboxConfig,
 };
 use oci_spec::runtime::{
-    Linux, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources, Root, Spec,
+    Linux, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources, Mount, Root,
+    Spec,
 };
 
 pub(super) use host::Host;
@@ -44,6 +45,8 @@ pub(super) struct Wanted<'a> {
     /// Of the container whose processes this one sees, in PID mode TARGET.
     pub(super) target_pid: Option<u32>,
     pub(super) accounts: &'a Accounts,
+    /// For the mounts that name an image, in their order.
+    pub(super) volumes: &'a [Mount],
     pub(super) host: &'a Host,
 }
 

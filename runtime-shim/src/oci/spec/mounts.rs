@@ -55,13 +55,25 @@ pub(super) fn mounts(
             )?
         });
     }
-    // A mount below another one must come after it.
-    let mut sorted: Vec<&Asked> = asked.iter().collect();
-    sorted.sort_by_key(|mount| clean(&mount.container_path).components().count());
     let mut rootfs_propagation = None;
-    for mount in sorted {
-        mounts.push(one(mount, &mut rootfs_propagation)?);
+    let mut volumes = wanted.volumes.iter();
+    let mut own = Vec::new();
+    for mount in asked {
+        own.push(match (&mount.image, volumes.as_slice()) {
+            (Some(_), [volume, ..]) => {
+                volumes.next();
+                volume.clone()
+            }
+            _ => one(mount, &mut rootfs_propagation)?,
+        });
     }
+    // A mount below another one must come after it.
+    own.sort_by_key(|mount| {
+        clean(&mount.destination().display().to_string())
+            .components()
+            .count()
+    });
+    mounts.extend(own);
     Ok(Mounts {
         mounts,
         rootfs_propagation: rootfs_propagation.map(str::to_owned),
@@ -172,7 +184,7 @@ fn one(asked: &Asked, rootfs: &mut Option<&'static str>) -> Result<Mount, OciErr
     }
     if asked.image.is_some() {
         return Err(OciError::Refused(format!(
-            "mount {path}: image volumes are not supported"
+            "mount {path}: its image was not prepared"
         )));
     }
     if !asked.uid_mappings.is_empty() || !asked.gid_mappings.is_empty() {

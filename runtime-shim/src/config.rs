@@ -15,6 +15,9 @@ pub struct Config {
     pub socket: PathBuf,
     /// Unix socket of the image door (`PUT /images`, `GET /images`).
     pub images_socket: PathBuf,
+    /// Where kubelets bring the clients of exec, attach and port-forward; port 0 picks one.
+    #[serde(default = "default_streaming_addr")]
+    pub streaming_addr: SocketAddr,
     /// State of sandboxes and containers; on tmpfs where possible, since a reboot ends them all.
     pub state_dir: PathBuf,
     /// Images and compiled code.
@@ -145,6 +148,7 @@ impl Config {
         Self {
             socket: dir.join("cri.sock"),
             images_socket: dir.join("images.sock"),
+            streaming_addr: default_streaming_addr(),
             state_dir: dir.join("state"),
             root_dir: dir.join("root"),
             containerd_socket: default_containerd_socket(),
@@ -177,6 +181,10 @@ impl Default for CompileLimits {
 
 fn default_containerd_socket() -> PathBuf {
     "/run/containerd/containerd.sock".into()
+}
+
+fn default_streaming_addr() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
 }
 
 fn default_pod_cidr() -> String {

@@ -51,6 +51,8 @@ pub(crate) enum VerbError {
     #[error("{0}")]
     Start(String),
     #[error("{0}")]
+    Busy(String),
+    #[error("{0}")]
     Timeout(String),
 }
 
@@ -83,7 +85,7 @@ impl From<VerbError> for Status {
                 source: OciError::Unavailable { .. },
                 ..
             }) => Status::unavailable(text),
-            VerbError::NoAddress(_) => Status::resource_exhausted(text),
+            VerbError::NoAddress(_) | VerbError::Busy(_) => Status::resource_exhausted(text),
             VerbError::Pull(
                 PullError::Registry { .. }
                 | PullError::NotLoaded(_)

@@ -53,6 +53,15 @@ pub enum RunError {
         #[source]
         source: std::io::Error,
     },
+    /// The streaming server's socket could not be opened.
+    #[error("cannot listen at {addr} for exec, attach and port-forward")]
+    Streaming {
+        /// Where.
+        addr: std::net::SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// Another shim answers there.
     #[error("another process already serves {}: stop it, or use another folder", .0.display())]
     InUse(PathBuf),
@@ -69,7 +78,19 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), RunErr
     // The door first: who reaches the CRI socket may rely on the door.
     let door = listen(&config.images_socket).await?;
     let cri = listen(&config.socket).await?;
-    let shim = Shim::open(config)?;
+    let listen = config.streaming_addr;
+    let (streaming, addr) = crate::streaming::server::bind(listen)
+        .await
+        .map_err(|source| RunError::Streaming {
+            addr: listen,
+            source,
+        })?;
+    let shim = Shim::open(config, addr)?;
+    let streaming = tokio::spawn(crate::streaming::server::run(
+        streaming,
+        Arc::clone(&shim),
+        cancel.clone(),
+    ));
     let door = tokio::spawn(crate::images::serve_door(
         door,
         Arc::clone(&shim.images),
@@ -93,6 +114,9 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), RunErr
         .await;
     cancel.cancel();
     end(&shim).await;
+    if let Err(err) = streaming.await {
+        tracing::error!(error = %err, "The streaming server failed");
+    }
     if let Err(err) = following.await {
         tracing::error!(error = %err, "Following containerd failed");
     }

@@ -1,6 +1,7 @@
 //! Everything one shim process knows: its parts, its sandboxes and containers, and how it finds them again after a restart.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use cox_cri::v1::ContainerConfig;
@@ -23,6 +24,7 @@ use crate::network::{Cidr, Policy};
 use crate::sandbox::{Namespaces, Networks, PodFiles, Sandbox};
 use crate::server::RunError;
 use crate::state::{Recovered, StateDir};
+use crate::streaming::tokens::Tokens;
 
 /// The shim. Verbs are methods in `sandbox/` and `container/`.
 pub(crate) struct Shim {
@@ -42,13 +44,17 @@ pub(crate) struct Shim {
     pub(crate) events: Events,
     /// Requests to wasi:http containers that run at the same time.
     pub(crate) http_slots: Arc<Semaphore>,
-    /// Tasks that watch containers.
+    /// Clients of exec, attach and port-forward that are expected.
+    pub(crate) tokens: Tokens,
+    /// Where they come to.
+    pub(crate) streaming_addr: SocketAddr,
+    /// Tasks that watch containers, and sessions of clients.
     pub(crate) tasks: TaskTracker,
 }
 
 impl Shim {
     /// Starts the engine, opens the stores and finds what an earlier shim left behind.
-    pub(crate) fn open(config: Config) -> Result<Arc<Self>, RunError> {
+    pub(crate) fn open(config: Config, streaming_addr: SocketAddr) -> Result<Arc<Self>, RunError> {
         let config = Arc::new(config);
         let cidr: Cidr = config.pod_cidr.parse()?;
         let (_, bridge) = crate::sandbox::ranges(&config)?;
@@ -97,6 +103,8 @@ impl Shim {
             members: RwLock::default(),
             names: Names::default(),
             events: Events::new(),
+            tokens: Tokens::default(),
+            streaming_addr,
             tasks: TaskTracker::new(),
         });
         shim.recover();

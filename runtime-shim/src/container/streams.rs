@@ -18,6 +18,7 @@ use crate::logs::{ContainerLog, LogStream, Stream};
 use crate::shim::Shim;
 use crate::streaming::pipe::{PipeReader, PipeWriter, pipe};
 use crate::streaming::terminal::{LineDiscipline, with_carriage_returns};
+use crate::streaming::tokens::{Asked, Wanted};
 use crate::streaming::{Input, Io, Output, copy};
 
 /// What waits between a guest and its client.
@@ -26,6 +27,75 @@ const PIPE_BYTES: usize = 64 << 10;
 const STALL: Duration = Duration::from_secs(30);
 
 impl Shim {
+    /// Where a client that wants to run a command must come to. What can be refused is refused now.
+    pub(crate) fn announce_exec(
+        &self,
+        id: &str,
+        cmd: Vec<String>,
+        wanted: Wanted,
+    ) -> Result<String, VerbError> {
+        let container = self.streamable(id, wanted)?;
+        if cmd.is_empty() {
+            return Err(VerbError::Invalid("the command is empty".into()));
+        }
+        self.announce(Asked::Exec {
+            container,
+            cmd,
+            wanted,
+        })
+    }
+
+    /// The same for one that wants the container's own streams.
+    pub(crate) fn announce_attach(&self, id: &str, wanted: Wanted) -> Result<String, VerbError> {
+        let container = self.streamable(id, wanted)?;
+        self.announce(Asked::Attach { container, wanted })
+    }
+
+    /// The same for one that wants to reach ports of a Pod.
+    pub(crate) fn announce_port_forward(
+        &self,
+        id: &str,
+        ports: &[i32],
+    ) -> Result<String, VerbError> {
+        let sandbox = self.sandbox(id)?;
+        if !sandbox.is_ready() {
+            return Err(VerbError::SandboxNotReady(sandbox.id.to_string()));
+        }
+        let port = |port: &i32| {
+            u16::try_from(*port)
+                .ok()
+                .filter(|port| *port != 0)
+                .ok_or_else(|| VerbError::Invalid(format!("{port} is not a port")))
+        };
+        let ports = ports.iter().map(port).collect::<Result<_, _>>()?;
+        let sandbox = sandbox.id.to_string();
+        self.announce(Asked::PortForward { sandbox, ports })
+    }
+
+    /// A running container's full id, if the streams make sense.
+    fn streamable(&self, id: &str, wanted: Wanted) -> Result<String, VerbError> {
+        if wanted.tty && wanted.stderr {
+            return Err(VerbError::Invalid(
+                "tty and stderr cannot both be true: a terminal has one output".into(),
+            ));
+        }
+        if !wanted.stdin && !wanted.stdout && !wanted.stderr {
+            return Err(VerbError::Invalid(
+                "one of stdin, stdout and stderr must be set".into(),
+            ));
+        }
+        let container = self.container(id)?;
+        if !container.is_running() {
+            return Err(not_running(&container));
+        }
+        Ok(container.id.to_string())
+    }
+
+    fn announce(&self, asked: Asked) -> Result<String, VerbError> {
+        self.streaming_url(asked)
+            .map_err(|err| VerbError::Busy(err.to_string()))
+    }
+
     /// Runs a command in a running container and returns its exit code. Dropping the future ends the command.
     pub(crate) async fn exec(
         self: &Arc<Self>,
@@ -66,6 +136,8 @@ impl Shim {
         io: Io,
     ) -> Result<i32, VerbError> {
         let prepared = self.prepare_exec(container, &cmd).await?;
+        // WASI has no way to tell a guest its terminal's size.
+        drop(io.resize);
         let kill = container.account.kill_token().child_token();
         let _ends_with_this_call = kill.clone().drop_guard();
         let (stdout, out) = output(io.stdout.is_some());
@@ -136,6 +208,7 @@ impl Container {
 
 /// `tty`: the container has a terminal, which is emulated here.
 async fn attach_to(container: &Arc<Container>, io: Io, tty: bool) -> Result<(), VerbError> {
+    drop(io.resize);
     let log = container.log().filter(|_| container.is_running());
     let log = log.ok_or_else(|| not_running(container))?;
     let watched =

@@ -10,6 +10,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tonic::{Request, Response, Status};
 
 use super::CriService;
+use crate::streaming::tokens::Wanted;
 
 /// Version of the kubelet's runtime API as it has been since CRI began.
 const KUBE_API_VERSION: &str = "0.1.0";
@@ -275,16 +276,39 @@ impl RuntimeService for CriService {
         )
     }
 
-    async fn exec(&self, _: Request<ExecRequest>) -> Reply<ExecResponse> {
-        not_yet("exec with streams")
+    async fn exec(&self, request: Request<ExecRequest>) -> Reply<ExecResponse> {
+        let request = request.into_inner();
+        let wanted = Wanted {
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+            tty: request.tty,
+        };
+        let id = &request.container_id;
+        let url = self.shim.announce_exec(id, request.cmd, wanted)?;
+        reply(ExecResponse { url })
     }
 
-    async fn attach(&self, _: Request<AttachRequest>) -> Reply<AttachResponse> {
-        not_yet("attach")
+    async fn attach(&self, request: Request<AttachRequest>) -> Reply<AttachResponse> {
+        let request = request.into_inner();
+        let wanted = Wanted {
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+            tty: request.tty,
+        };
+        let url = self.shim.announce_attach(&request.container_id, wanted)?;
+        reply(AttachResponse { url })
     }
 
-    async fn port_forward(&self, _: Request<PortForwardRequest>) -> Reply<PortForwardResponse> {
-        not_yet("port forwarding")
+    async fn port_forward(
+        &self,
+        request: Request<PortForwardRequest>,
+    ) -> Reply<PortForwardResponse> {
+        let request = request.into_inner();
+        let id = &request.pod_sandbox_id;
+        let url = self.shim.announce_port_forward(id, &request.port)?;
+        reply(PortForwardResponse { url })
     }
 
     async fn container_stats(

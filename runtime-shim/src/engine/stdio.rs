@@ -85,7 +85,7 @@ impl Pollable for GuestStdin {
 impl InputStream for GuestStdin {
     fn read(&mut self, size: usize) -> StreamResult<Bytes> {
         let pipe = self.pipe.as_ref().ok_or(StreamError::Closed)?;
-        pipe.take(size.min(READ_BYTES_MAX))
+        pipe.pop(size.min(READ_BYTES_MAX))
             .map(Bytes::from)
             .ok_or(StreamError::Closed)
     }

@@ -5,8 +5,17 @@
 //! wait and a slow container the client; dropping the future that serves an [`Io`] ends all of it.
 
 pub(crate) mod attached;
+mod outgoing;
 pub(crate) mod pipe;
+mod port_forward;
+mod remote_command;
+mod resize;
+pub(crate) mod server;
+mod spdy;
+mod status;
 pub(crate) mod terminal;
+pub(crate) mod tokens;
+mod websocket;
 
 use std::io;
 use std::pin::Pin;

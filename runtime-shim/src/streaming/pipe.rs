@@ -126,7 +126,7 @@ impl PipeWriter {
 
 impl PipeReader {
     /// Up to `max` bytes that are there; `None` at the end.
-    pub(crate) fn take(&self, max: usize) -> Option<Vec<u8>> {
+    pub(crate) fn pop(&self, max: usize) -> Option<Vec<u8>> {
         let (bytes, writers) = {
             let mut state = self.0.0.state.lock();
             if state.bytes.is_empty() {
@@ -235,12 +235,12 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
         let (writer, reader) = pipe(4);
         writer.push(b"ab");
-        assert_eq!(reader.take(1).unwrap(), b"a");
+        assert_eq!(reader.pop(1).unwrap(), b"a");
         let other = writer.clone();
         drop(writer);
-        assert_eq!(reader.take(9).unwrap(), b"b");
-        assert_eq!(reader.take(9).unwrap(), b"", "one handle is still open");
+        assert_eq!(reader.pop(9).unwrap(), b"b");
+        assert_eq!(reader.pop(9).unwrap(), b"", "one handle is still open");
         other.close();
-        assert_eq!(reader.take(9), None);
+        assert_eq!(reader.pop(9), None);
     }
 }

@@ -159,7 +159,7 @@ async fn run_parts(parts: Parts, cancel: CancellationToken) -> Result<(), RunErr
             source,
         })?;
     }
-    let server = Server::bind(config, dispatcher.clone(), deps.clock.clone())
+    let server = Server::bind(config, dispatcher.clone(), deps.clock.clone(), runtime.clone(), &cancel)
         .await
         .map_err(RunError::Server)?;
     let addr = server.addr();

@@ -8,6 +8,7 @@ use cox_cri::v1::{
 };
 use futures::future::BoxFuture;
 use hyper_util::rt::TokioIo;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -335,6 +336,59 @@ impl Runtime {
             client.get_container_events(v1::GetEventsRequest {}),
         )
         .await
+    }
+
+    /// Where a client that wants to run a command finds its streams.
+    pub async fn exec(&self, request: v1::ExecRequest) -> Result<String, CriError> {
+        let mut client = self.runtime.clone();
+        Ok(within("Exec", self.timeout, client.exec(request)).await?.url)
+    }
+
+    /// The same for a client of the container's own streams.
+    pub async fn attach(&self, request: v1::AttachRequest) -> Result<String, CriError> {
+        let mut client = self.runtime.clone();
+        Ok(within("Attach", self.timeout, client.attach(request)).await?.url)
+    }
+
+    /// The same for a client of the Pod's ports.
+    pub async fn port_forward(&self, request: v1::PortForwardRequest) -> Result<String, CriError> {
+        let mut client = self.runtime.clone();
+        let answer = within("PortForward", self.timeout, client.port_forward(request)).await?;
+        Ok(answer.url)
+    }
+
+    /// Containers with these labels.
+    pub async fn containers_labelled(
+        &self,
+        labels: HashMap<String, String>,
+    ) -> Result<Vec<v1::Container>, CriError> {
+        let mut client = self.runtime.clone();
+        let filter = v1::ContainerFilter {
+            label_selector: labels,
+            ..v1::ContainerFilter::default()
+        };
+        let request = v1::ListContainersRequest {
+            filter: Some(filter),
+        };
+        let answer = within("ListContainers", self.timeout, client.list_containers(request));
+        Ok(answer.await?.containers)
+    }
+
+    /// Sandboxes with these labels.
+    pub async fn sandboxes_labelled(
+        &self,
+        labels: HashMap<String, String>,
+    ) -> Result<Vec<v1::PodSandbox>, CriError> {
+        let mut client = self.runtime.clone();
+        let filter = v1::PodSandboxFilter {
+            label_selector: labels,
+            ..v1::PodSandboxFilter::default()
+        };
+        let request = v1::ListPodSandboxRequest {
+            filter: Some(filter),
+        };
+        let answer = within("ListPodSandbox", self.timeout, client.list_pod_sandbox(request));
+        Ok(answer.await?.items)
     }
 
     /// What the runtime knows of an image; `None`: not on the node.

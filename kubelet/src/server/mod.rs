@@ -1,15 +1,18 @@
-//! The kubelet's HTTPS server, asked by the API server: logs, health, Pods, metrics.
+//! The kubelet's HTTPS server, asked by the API server: logs, exec, attach, port-forward, health, Pods, metrics.
 //!
 //! Every connection shows a client certificate of the cluster's authority; only the API server's identity and `system:masters`
 //! get answers, apart from `/healthz`.
 
 mod logs;
+mod streams;
 pub(crate) mod tls;
 
 use crate::config::Config;
 use crate::dispatch::Dispatcher;
 use bytes::Bytes;
 use cox_client::Clock;
+use cox_client::tasks::TaskScope;
+use crate::cri::client::Runtime;
 use futures::stream::BoxStream;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
@@ -70,6 +73,9 @@ pub(crate) struct Routes {
     pub(crate) config: Config,
     pub(crate) dispatcher: Arc<Dispatcher>,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) runtime: Runtime,
+    /// Sessions of clients that are passed on to the runtime.
+    pub(crate) scope: TaskScope,
 }
 
 impl Server {
@@ -78,6 +84,8 @@ impl Server {
         config: &Config,
         dispatcher: Arc<Dispatcher>,
         clock: Arc<dyn Clock>,
+        runtime: Runtime,
+        cancel: &CancellationToken,
     ) -> Result<Self, ServerError> {
         let tls = tls::acceptor(config)?;
         let listen = |source| ServerError::Listen {
@@ -90,6 +98,8 @@ impl Server {
             config: config.clone(),
             dispatcher,
             clock,
+            runtime,
+            scope: TaskScope::new("kubelet-streams", cancel),
         });
         Ok(Self {
             listener,
@@ -108,7 +118,7 @@ impl Server {
     /// Answers until cancelled.
     pub(crate) async fn run(self, cancel: CancellationToken) {
         let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        let scope = cox_client::tasks::TaskScope::new("kubelet-server", &cancel);
+        let scope = TaskScope::new("kubelet-server", &cancel);
         loop {
             let accepted = tokio::select! {
                 // A connection is taken only when it is returned.
@@ -155,18 +165,18 @@ async fn serve(stream: TcpStream, tls: TlsAcceptor, routes: Arc<Routes>) -> Resu
     let allowed = peer.is_some_and(|peer| peer.is_some_and(|peer| peer.may_ask()));
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let routes = routes.clone();
-        async move { Ok::<_, Infallible>(routes.answer(&request, allowed).await) }
+        async move { Ok::<_, Infallible>(routes.answer(request, allowed).await) }
     });
     let builder = auto::Builder::new(TokioExecutor::new());
     builder
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection_with_upgrades(TokioIo::new(stream), service)
         .await
         .map_err(|error| error.to_string())
 }
 
 impl Routes {
-    async fn answer(&self, request: &Request<Incoming>, allowed: bool) -> Response<Body> {
-        let path = request.uri().path();
+    async fn answer(&self, request: Request<Incoming>, allowed: bool) -> Response<Body> {
+        let path = request.uri().path().to_owned();
         if path == "/healthz" {
             return text(StatusCode::OK, "ok");
         }
@@ -176,10 +186,15 @@ impl Routes {
                 "Forbidden: only the API server may ask the kubelet",
             );
         }
+        let parts: Vec<&str> = path.split('/').skip(1).collect();
+        if streams::is_stream_method(request.method())
+            && let Some(streams) = streams::Streams::parse(&parts)
+        {
+            return self.streams(streams, request).await;
+        }
         if request.method() != Method::GET {
             return text(StatusCode::METHOD_NOT_ALLOWED, "405 method not allowed");
         }
-        let parts: Vec<&str> = path.split('/').skip(1).collect();
         match parts.as_slice() {
             ["containerLogs", namespace, pod, container] => {
                 self.container_logs(

@@ -15,6 +15,7 @@ use futures::FutureExt;
 use http::request::Parts;
 use http::{HeaderValue, Request, Response};
 use http_body_util::BodyExt;
+use hyper::upgrade::OnUpgrade;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
@@ -303,6 +304,8 @@ impl Api {
             info,
             query,
             headers: &parts.headers,
+            method: &parts.method,
+            upgrade: parts.extensions.get::<OnUpgrade>().cloned(),
             user,
             form: accepted.form,
             encoding: accepted.encoding,

@@ -23,6 +23,9 @@ pub(crate) struct Call<'a> {
     pub(crate) info: &'a RequestInfo<'a>,
     pub(crate) query: &'a Query<'a>,
     pub(crate) headers: &'a HeaderMap,
+    pub(crate) method: &'a http::Method,
+    /// The connection, for requests that take it over.
+    pub(crate) upgrade: Option<hyper::upgrade::OnUpgrade>,
     pub(crate) user: &'a UserInfo,
     pub(crate) form: Form,
     pub(crate) encoding: Encoding,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cox_api::status::ApiStatus;
-use http::{Request, Response};
+use http::{HeaderMap, Method, Request, Response};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -82,23 +82,41 @@ impl Kubelets {
         node: &Value,
         path_and_query: &str,
     ) -> Result<Response<Body>, ApiStatus> {
+        let response = self
+            .send(node, Method::GET, path_and_query, HeaderMap::new())
+            .await?;
+        Ok(response.map(proxied))
+    }
+
+    /// Sends a request without a body; the answer may be an upgraded connection.
+    pub(crate) async fn send(
+        &self,
+        node: &Value,
+        method: Method,
+        path_and_query: &str,
+        headers: HeaderMap,
+    ) -> Result<Response<Incoming>, ApiStatus> {
         let name = node["metadata"]["name"].as_str().unwrap_or_default();
+        let verb = if method == Method::GET { "Get" } else { "Post" };
         let unreachable = |why: String| {
-            ApiStatus::internal(format!("Get \"https://{name}{path_and_query}\": {why}"))
+            ApiStatus::internal(format!("{verb} \"https://{name}{path_and_query}\": {why}"))
         };
         let (host, port) = endpoint(node)
             .ok_or_else(|| unreachable("the node has published no address".to_owned()))?;
         let sent = async {
             let mut sender = self.connect(&host, port).await?;
-            let request = Request::get(path_and_query)
-                .header(http::header::HOST, format!("{host}:{port}"))
+            let mut request = Request::builder()
+                .method(method)
+                .uri(path_and_query)
                 .body(Empty::<Bytes>::new())?;
+            *request.headers_mut() = headers;
+            let authority = http::HeaderValue::from_str(&format!("{host}:{port}"))?;
+            request.headers_mut().insert(http::header::HOST, authority);
             let response: Response<Incoming> =
                 tokio::time::timeout(ANSWER_TIMEOUT, sender.send_request(request)).await??;
             Ok::<_, BodyError>(response)
         };
-        let response = sent.await.map_err(|error| unreachable(error.to_string()))?;
-        Ok(response.map(|body| Body::Proxied(body.map_err(BodyError::from).boxed_unsync())))
+        sent.await.map_err(|error| unreachable(error.to_string()))
     }
 
     async fn connect(
@@ -118,12 +136,17 @@ impl Kubelets {
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         // Ends when the answer has been read or its body is dropped, which drops the sender's side.
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "Connection to a kubelet ended");
             }
         });
         Ok(sender)
     }
+}
+
+/// A kubelet's answer, passed on as it comes.
+pub(crate) fn proxied(body: Incoming) -> Body {
+    Body::Proxied(body.map_err(BodyError::from).boxed_unsync())
 }
 
 /// Where a node's kubelet listens.

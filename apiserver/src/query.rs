@@ -115,7 +115,7 @@ impl<'a> Query<'a> {
     }
 }
 
-fn decode(value: &str) -> Cow<'_, str> {
+pub(crate) fn decode(value: &str) -> Cow<'_, str> {
     if !value.contains(['%', '+']) {
         return Cow::Borrowed(value);
     }

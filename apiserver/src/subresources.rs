@@ -2,6 +2,7 @@
 //! questions and never stored.
 
 mod binding;
+mod connect;
 mod eviction;
 mod log;
 mod reviews;
@@ -25,12 +26,11 @@ pub(crate) async fn route(call: &mut Call<'_>) -> Result<Response<Body>, ApiStat
         ("eviction", "create") => eviction::create(call).await,
         ("token", "create") => reviews::create_token(call),
         ("log", "get") => log::get(call).await,
-        ("exec" | "attach" | "portforward" | "proxy", _) => {
-            Err(ApiStatus::service_unavailable(format!(
-                "{} is not served by this version of the server",
-                call.sub_name()
-            )))
-        }
+        ("exec" | "attach" | "portforward", _) => connect::connect(call).await,
+        ("proxy", _) => Err(ApiStatus::service_unavailable(format!(
+            "{} is not served by this version of the server",
+            call.sub_name()
+        ))),
         (_, "get") => read::get(call).await,
         (_, "update") => write::update(call).await,
         (_, "patch") => patch::patch(call).await,

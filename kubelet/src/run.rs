@@ -159,9 +159,15 @@ async fn run_parts(parts: Parts, cancel: CancellationToken) -> Result<(), RunErr
             source,
         })?;
     }
-    let server = Server::bind(config, dispatcher.clone(), deps.clock.clone(), runtime.clone(), &cancel)
-        .await
-        .map_err(RunError::Server)?;
+    let server = Server::bind(
+        config,
+        dispatcher.clone(),
+        deps.clock.clone(),
+        runtime.clone(),
+        &cancel,
+    )
+    .await
+    .map_err(RunError::Server)?;
     let addr = server.addr();
     addr_tx.send_replace(Some(addr));
     let scope = TaskScope::new("kubelet", &cancel);

@@ -51,6 +51,8 @@ pub(crate) async fn create(call: &mut Call<'_>) -> Result<Response<Body>, ApiSta
         info: &info,
         query: call.query,
         headers: call.headers,
+        method: call.method,
+        upgrade: None,
         user: call.user,
         form: call.form,
         encoding: call.encoding,

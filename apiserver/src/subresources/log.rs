@@ -55,7 +55,7 @@ pub(crate) async fn get(call: &Call<'_>) -> Result<Response<Body>, ApiStatus> {
 }
 
 /// A log as it is; a complaint of the kubelet as a Status.
-async fn pass_on(response: Response<Body>) -> Result<Response<Body>, ApiStatus> {
+pub(super) async fn pass_on(response: Response<Body>) -> Result<Response<Body>, ApiStatus> {
     use http_body_util::BodyExt;
     if response.status().is_success() {
         return Ok(plain(Response::new(response.into_body())));
@@ -83,7 +83,7 @@ fn plain(mut response: Response<Body>) -> Response<Body> {
 }
 
 /// The container asked for, or the only one, or the one that the Pod's annotation names.
-fn container(pod: &Value, name: &str, asked: Option<&str>) -> Result<String, ApiStatus> {
+pub(super) fn container(pod: &Value, name: &str, asked: Option<&str>) -> Result<String, ApiStatus> {
     let names = |list: &str| -> Vec<&str> {
         pod["spec"][list]
             .as_array()

@@ -341,13 +341,17 @@ impl Runtime {
     /// Where a client that wants to run a command finds its streams.
     pub async fn exec(&self, request: v1::ExecRequest) -> Result<String, CriError> {
         let mut client = self.runtime.clone();
-        Ok(within("Exec", self.timeout, client.exec(request)).await?.url)
+        Ok(within("Exec", self.timeout, client.exec(request))
+            .await?
+            .url)
     }
 
     /// The same for a client of the container's own streams.
     pub async fn attach(&self, request: v1::AttachRequest) -> Result<String, CriError> {
         let mut client = self.runtime.clone();
-        Ok(within("Attach", self.timeout, client.attach(request)).await?.url)
+        Ok(within("Attach", self.timeout, client.attach(request))
+            .await?
+            .url)
     }
 
     /// The same for a client of the Pod's ports.
@@ -370,7 +374,11 @@ impl Runtime {
         let request = v1::ListContainersRequest {
             filter: Some(filter),
         };
-        let answer = within("ListContainers", self.timeout, client.list_containers(request));
+        let answer = within(
+            "ListContainers",
+            self.timeout,
+            client.list_containers(request),
+        );
         Ok(answer.await?.containers)
     }
 
@@ -387,7 +395,11 @@ impl Runtime {
         let request = v1::ListPodSandboxRequest {
             filter: Some(filter),
         };
-        let answer = within("ListPodSandbox", self.timeout, client.list_pod_sandbox(request));
+        let answer = within(
+            "ListPodSandbox",
+            self.timeout,
+            client.list_pod_sandbox(request),
+        );
         Ok(answer.await?.items)
     }
 

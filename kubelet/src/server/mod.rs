@@ -8,11 +8,11 @@ mod streams;
 pub(crate) mod tls;
 
 use crate::config::Config;
+use crate::cri::client::Runtime;
 use crate::dispatch::Dispatcher;
 use bytes::Bytes;
 use cox_client::Clock;
 use cox_client::tasks::TaskScope;
-use crate::cri::client::Runtime;
 use futures::stream::BoxStream;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};

@@ -101,13 +101,13 @@ impl Routes {
         streams: Streams<'_>,
         mut request: Request<Incoming>,
     ) -> Response<Body> {
-        let query = request.uri().query().unwrap_or_default();
+        let query = request.uri().query().unwrap_or_default().to_owned();
         let is_websocket = request
             .headers()
             .get(UPGRADE)
             .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
         let passed = async {
-            let url = self.streaming_url(&streams, query, is_websocket).await?;
+            let url = self.streaming_url(&streams, &query, is_websocket).await?;
             self.pass_on(&url, &mut request).await
         };
         match passed.await {
@@ -169,7 +169,11 @@ impl Routes {
     fn pod(&self, named: Named<'_>) -> Result<std::sync::Arc<Pod>, Refused> {
         self.dispatcher
             .pod(named.namespace, named.name)
-            .filter(|pod| named.uid.is_none_or(|uid| pod.metadata.uid.as_deref() == Some(uid)))
+            .filter(|pod| {
+                named
+                    .uid
+                    .is_none_or(|uid| pod.metadata.uid.as_deref() == Some(uid))
+            })
             .ok_or_else(|| Refused(StatusCode::NOT_FOUND, "pod does not exist".into()))
     }
 
@@ -218,7 +222,9 @@ impl Routes {
             .parse()
             .map_err(|_| failed(format!("the runtime's streaming URL {url:?} is not one")))?;
         if uri.scheme_str() != Some("http") {
-            return Err(failed("the runtime's streaming server must speak plain http".into()));
+            return Err(failed(
+                "the runtime's streaming server must speak plain http".into(),
+            ));
         }
         let onward = onward(&uri, request).map_err(failed)?;
         let mut response = ask(&uri, onward)
@@ -226,11 +232,18 @@ impl Routes {
             .map_err(|why| failed(format!("the runtime's streaming server: {why}")))?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             let status = response.status();
-            let body = Limited::new(response.into_body(), COMPLAINT_BYTES_MAX).collect().await;
-            let body = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+            let body = Limited::new(response.into_body(), COMPLAINT_BYTES_MAX)
+                .collect()
+                .await;
+            let body = body
+                .map(http_body_util::Collected::to_bytes)
+                .unwrap_or_default();
             return Err(Refused(status, String::from_utf8_lossy(&body).into_owned()));
         }
-        let (client, runtime) = (hyper::upgrade::on(request), hyper::upgrade::on(&mut response));
+        let (client, runtime) = (
+            hyper::upgrade::on(request),
+            hyper::upgrade::on(&mut response),
+        );
         self.scope.spawn("streams", async move {
             match tokio::try_join!(client, runtime) {
                 Ok((client, runtime)) => carry(TokioIo::new(client), TokioIo::new(runtime)).await,
@@ -286,7 +299,9 @@ async fn ask(uri: &Uri, request: Request<Empty<Bytes>>) -> Result<Response<Incom
         let stream = TcpStream::connect((host, port))
             .await
             .map_err(|error| error.to_string())?;
-        stream.set_nodelay(true).map_err(|error| error.to_string())?;
+        stream
+            .set_nodelay(true)
+            .map_err(|error| error.to_string())?;
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|error| error.to_string())?;
         // Ends with the answer, or hands the connection over.
@@ -371,7 +386,12 @@ fn ports(query: &str) -> Result<Vec<i32>, Refused> {
     for (_, value) in pairs(query).filter(|(name, _)| name == "port") {
         for text in value.split(',') {
             let port = text.parse::<u16>().ok().filter(|port| *port != 0);
-            let wrong = || Refused(StatusCode::BAD_REQUEST, format!("unable to parse {value:?} as a port"));
+            let wrong = || {
+                Refused(
+                    StatusCode::BAD_REQUEST,
+                    format!("unable to parse {value:?} as a port"),
+                )
+            };
             ports.push(i32::from(port.ok_or_else(wrong)?));
         }
     }
@@ -380,10 +400,13 @@ fn ports(query: &str) -> Result<Vec<i32>, Refused> {
 
 /// Names and values of a query.
 fn pairs(query: &str) -> impl Iterator<Item = (String, String)> {
-    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (decoded(name), decoded(value))
-    })
+    query
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (decoded(name), decoded(value))
+        })
 }
 
 fn decoded(text: &str) -> String {
@@ -427,11 +450,37 @@ mod tests {
         };
         let container = "c";
         let cases = [
-            ("exec/ns/p/c", Some(Streams::Exec { pod: pod(None), container })),
-            ("exec/ns/p/u/c", Some(Streams::Exec { pod: pod(Some("u")), container })),
-            ("attach/ns/p/c", Some(Streams::Attach { pod: pod(None), container })),
-            ("portForward/ns/p", Some(Streams::PortForward { pod: pod(None) })),
-            ("portForward/ns/p/u", Some(Streams::PortForward { pod: pod(Some("u")) })),
+            (
+                "exec/ns/p/c",
+                Some(Streams::Exec {
+                    pod: pod(None),
+                    container,
+                }),
+            ),
+            (
+                "exec/ns/p/u/c",
+                Some(Streams::Exec {
+                    pod: pod(Some("u")),
+                    container,
+                }),
+            ),
+            (
+                "attach/ns/p/c",
+                Some(Streams::Attach {
+                    pod: pod(None),
+                    container,
+                }),
+            ),
+            (
+                "portForward/ns/p",
+                Some(Streams::PortForward { pod: pod(None) }),
+            ),
+            (
+                "portForward/ns/p/u",
+                Some(Streams::PortForward {
+                    pod: pod(Some("u")),
+                }),
+            ),
             ("exec/ns/p", None),
             ("pods", None),
         ];

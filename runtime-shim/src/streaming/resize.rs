@@ -52,7 +52,14 @@ impl Resizes {
         }
         for Size { width, height } in found {
             // A container that takes no interest in its terminal's size has dropped the other end.
-            drop(self.sizes.send(TerminalSize { width, height }).await);
+            if self
+                .sizes
+                .send(TerminalSize { width, height })
+                .await
+                .is_err()
+            {
+                return;
+            }
         }
     }
 }

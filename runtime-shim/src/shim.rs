@@ -26,6 +26,9 @@ use crate::server::RunError;
 use crate::state::{Recovered, StateDir};
 use crate::streaming::tokens::Tokens;
 
+/// Copies by `tar` that run at the same time.
+const TOOLS_MAX: usize = 64;
+
 /// The shim. Verbs are methods in `sandbox/` and `container/`.
 pub(crate) struct Shim {
     pub(crate) config: Arc<Config>,
@@ -44,6 +47,8 @@ pub(crate) struct Shim {
     pub(crate) events: Events,
     /// Requests to wasi:http containers that run at the same time.
     pub(crate) http_slots: Arc<Semaphore>,
+    /// Tools that run at the same time, each on a thread.
+    pub(crate) tool_slots: Arc<Semaphore>,
     /// Clients of exec, attach and port-forward that are expected.
     pub(crate) tokens: Tokens,
     /// Where they come to.
@@ -103,6 +108,7 @@ impl Shim {
             members: RwLock::default(),
             names: Names::default(),
             events: Events::new(),
+            tool_slots: Arc::new(Semaphore::new(TOOLS_MAX)),
             tokens: Tokens::default(),
             streaming_addr,
             tasks: TaskTracker::new(),

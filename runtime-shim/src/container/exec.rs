@@ -10,6 +10,7 @@ use cox_cri::v1::ExecSyncResponse;
 
 use super::start::exit_of;
 use super::streams::not_running;
+use super::tools::Tool;
 use super::{Container, spec};
 use crate::engine::command::{self, Run};
 use crate::engine::stdio::Stdio;
@@ -17,6 +18,7 @@ use crate::engine::{GuestContext, Program, ProgramKind};
 use crate::error::VerbError;
 use crate::logs::{Capture, LogStream};
 use crate::shim::Shim;
+use crate::streaming::Io;
 
 /// A command that was found and can run.
 pub(super) struct Prepared {
@@ -26,6 +28,38 @@ pub(super) struct Prepared {
 }
 
 impl Shim {
+    /// The tool of the shim's own that a command means, unless the image has a file of that name.
+    pub(super) fn tool(
+        &self,
+        container: &Container,
+        cmd: &[String],
+    ) -> Option<(Tool, Arc<GuestContext>)> {
+        let guest = container.guest.as_ref().filter(|_| container.is_running())?;
+        let tool = Tool::of(cmd)?;
+        let own = cmd.first().and_then(|name| guest.image.file(name));
+        own.is_none().then(|| (tool, Arc::clone(&guest.context)))
+    }
+
+    /// Runs a tool on a thread that may block.
+    pub(super) async fn run_tool(
+        &self,
+        tool: Tool,
+        context: Arc<GuestContext>,
+        io: Io,
+    ) -> Result<i32, VerbError> {
+        let slot = Arc::clone(&self.tool_slots).try_acquire_owned();
+        let slot = slot.map_err(|_| VerbError::Busy("too many copies are under way".into()))?;
+        let handle = tokio::runtime::Handle::current();
+        let running = tokio::task::spawn_blocking(move || {
+            let code = tool.run(&context, io, &handle);
+            drop(slot);
+            code
+        });
+        running
+            .await
+            .map_err(|err| VerbError::Start(err.to_string()))
+    }
+
     /// Finds the program that a command names.
     pub(super) async fn prepare_exec(
         &self,
@@ -62,6 +96,9 @@ impl Shim {
         if container.oci.is_some() {
             return self.exec_sync_oci(&container, cmd, timeout_secs).await;
         }
+        if let Some((tool, context)) = self.tool(&container, &cmd) {
+            return self.exec_sync_tool(tool, context).await;
+        }
         let prepared = self.prepare_exec(&container, &cmd).await?;
         // A command that times out, or whose caller goes away, ends; the container goes on.
         let kill = container.account.kill_token().child_token();
@@ -92,6 +129,25 @@ impl Shim {
             stdout: out.take(),
             stderr,
             exit_code: exit.code,
+        })
+    }
+
+    async fn exec_sync_tool(
+        &self,
+        tool: Tool,
+        context: Arc<GuestContext>,
+    ) -> Result<ExecSyncResponse, VerbError> {
+        let (out, err) = (Capture::default(), Capture::default());
+        let io = Io {
+            stdout: Some(Box::pin(LogStream::captured(&out))),
+            stderr: Some(Box::pin(LogStream::captured(&err))),
+            ..Io::default()
+        };
+        let exit_code = self.run_tool(tool, context, io).await?;
+        Ok(ExecSyncResponse {
+            stdout: out.take(),
+            stderr: err.take(),
+            exit_code,
         })
     }
 }

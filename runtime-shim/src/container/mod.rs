@@ -19,6 +19,7 @@ mod stats;
 mod status;
 mod stop;
 mod streams;
+mod tools;
 mod update;
 
 use std::sync::Arc;

@@ -135,6 +135,9 @@ impl Shim {
         tty: bool,
         io: Io,
     ) -> Result<i32, VerbError> {
+        if let Some((tool, context)) = self.tool(container, &cmd) {
+            return self.run_tool(tool, context, io).await;
+        }
         let prepared = self.prepare_exec(container, &cmd).await?;
         // WASI has no way to tell a guest its terminal's size.
         drop(io.resize);

@@ -110,3 +110,9 @@ pub fn wants_the_moon() -> &'static str {
 pub fn http() -> &'static str {
     include_str!("http_guest.wat")
 }
+
+/// Without arguments it prints a line and waits; with arguments it copies stdin to stdout to its end, says `done` on stderr and
+/// exits with the number of its arguments after the first.
+pub fn copies() -> &'static str {
+    include_str!("copy_guest.wat")
+}

@@ -350,3 +350,4 @@ pub async fn wait_until<T, F: Future<Output = Option<T>>>(
 pub mod guests;
 pub mod node;
 pub mod oci;
+pub mod streams;

@@ -42,7 +42,7 @@ spec:
     - name: copy
       image: cox.local/copy:latest
       imagePullPolicy: Never
-      args: [x, y]
+      args: [x, z]
       stdin: true
       stdinOnce: true
 "#;
@@ -114,18 +114,39 @@ fn streams_of_a_container() {
 }
 
 fn runs_commands(cluster: &Cluster, protocol: &str, websockets: &str) {
-    let exec = |args: &[&str]| kubectl(cluster, websockets, &[&["exec", "-i", "copy", "--"], args].concat());
+    let exec = |args: &[&str]| {
+        kubectl(
+            cluster,
+            websockets,
+            &[&["exec", "-i", "copy", "--"], args].concat(),
+        )
+    };
     let (code, out, err) = talk(exec(&["copy", "x"]), b"hello\n");
-    assert_eq!((code, &out[..], err.as_str()), (0, &b"hello\n"[..], "done\n"), "{protocol}");
+    assert_eq!(
+        (code, &out[..], err.as_str()),
+        (0, &b"hello\n"[..], "done\n"),
+        "{protocol}"
+    );
     let (code, _, err) = talk(exec(&["copy", "x", "y", "z"]), b"");
     assert_eq!(code, 2, "{protocol}: {err}");
-    assert!(err.contains("command terminated with exit code 2"), "{protocol}: {err}");
+    assert!(
+        err.contains("command terminated with exit code 2"),
+        "{protocol}: {err}"
+    );
     let large: Vec<u8> = (0..20_000_000_u32).map(|n| (n % 251) as u8).collect();
     let (code, out, err) = talk(exec(&["copy", "x"]), &large);
     assert_eq!((code, err.as_str()), (0, "done\n"), "{protocol}");
-    assert!(out == large, "{protocol}: {} bytes of {}", out.len(), large.len());
+    assert!(
+        out == large,
+        "{protocol}: {} bytes of {}",
+        out.len(),
+        large.len()
+    );
     // Without -i the command sees the end at once.
-    let (code, _, err) = talk(kubectl(cluster, websockets, &["exec", "copy", "--", "copy", "x"]), b"");
+    let (code, _, err) = talk(
+        kubectl(cluster, websockets, &["exec", "copy", "--", "copy", "x"]),
+        b"",
+    );
     assert_eq!((code, err.as_str()), (0, "done\n"), "{protocol}");
 }
 
@@ -135,32 +156,86 @@ fn copies_files(cluster: &Cluster, protocol: &str, websockets: &str) {
     let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| (n % 253) as u8).collect();
     std::fs::write(folder.join("large"), &bytes).unwrap();
     std::fs::write(folder.join("sub/small"), protocol).unwrap();
-    let (from, back) = (folder.to_str().unwrap(), cluster.scratch().join(format!("back-{protocol}")));
+    let (from, back) = (
+        folder.to_str().unwrap(),
+        cluster.scratch().join(format!("back-{protocol}")),
+    );
     let inside = format!("copy:/data/{protocol}");
     Output::of(&mut kubectl(cluster, websockets, &["cp", from, &inside])).ok();
-    Output::of(&mut kubectl(cluster, websockets, &["cp", &inside, back.to_str().unwrap()])).ok();
-    assert!(std::fs::read(back.join("large")).unwrap() == bytes, "{protocol}");
-    assert_eq!(std::fs::read_to_string(back.join("sub/small")).unwrap(), protocol);
+    Output::of(&mut kubectl(
+        cluster,
+        websockets,
+        &["cp", &inside, back.to_str().unwrap()],
+    ))
+    .ok();
+    assert!(
+        std::fs::read(back.join("large")).unwrap() == bytes,
+        "{protocol}"
+    );
+    assert_eq!(
+        std::fs::read_to_string(back.join("sub/small")).unwrap(),
+        protocol
+    );
     // Into a folder that exists, under the file's own name.
     let small = folder.join("sub/small");
-    Output::of(&mut kubectl(cluster, websockets, &["cp", small.to_str().unwrap(), "copy:/data/"])).ok();
+    Output::of(&mut kubectl(
+        cluster,
+        websockets,
+        &["cp", small.to_str().unwrap(), "copy:/data/"],
+    ))
+    .ok();
     let one = cluster.scratch().join(format!("one-{protocol}"));
-    Output::of(&mut kubectl(cluster, websockets, &["cp", "copy:/ro/small", one.to_str().unwrap()])).ok();
+    Output::of(&mut kubectl(
+        cluster,
+        websockets,
+        &["cp", "copy:/ro/small", one.to_str().unwrap()],
+    ))
+    .ok();
     assert_eq!(std::fs::read_to_string(one).unwrap(), protocol);
-    let refused = Output::of(&mut kubectl(cluster, websockets, &["cp", small.to_str().unwrap(), "copy:/ro/x"])).refused();
-    assert!(refused.contains("Read-only file system"), "{protocol}: {refused}");
-    let refused = Output::of(&mut kubectl(cluster, websockets, &["cp", "copy:/etc/passwd", "/tmp/never"]));
-    assert!(refused.stderr.contains("No such file or directory"), "{protocol}: {refused:?}");
+    let refused = Output::of(&mut kubectl(
+        cluster,
+        websockets,
+        &["cp", small.to_str().unwrap(), "copy:/ro/x"],
+    ))
+    .refused();
+    assert!(
+        refused.contains("Read-only file system"),
+        "{protocol}: {refused}"
+    );
+    let refused = Output::of(&mut kubectl(
+        cluster,
+        websockets,
+        &["cp", "copy:/etc/passwd", "/tmp/never"],
+    ));
+    assert!(
+        refused.stderr.contains("No such file or directory"),
+        "{protocol}: {refused:?}"
+    );
 }
 
 fn forwards_ports(cluster: &Cluster, protocol: &str, websockets: &str) {
-    cluster.kubectl(&["rollout", "status", "deployment/http", "--timeout=60s"]).ok();
-    let mut command = kubectl(cluster, websockets, &["port-forward", "deployment/http", ":8080"]);
-    let mut child = Ends(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    cluster
+        .kubectl(&["rollout", "status", "deployment/http", "--timeout=60s"])
+        .ok();
+    let mut command = kubectl(
+        cluster,
+        websockets,
+        &["port-forward", "deployment/http", ":8080"],
+    );
+    let mut child = Ends(
+        command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
     let mut lines = BufReader::new(child.0.stdout.take().unwrap());
     let mut line = String::new();
     lines.read_line(&mut line).unwrap();
-    let port = line.split(" -> ").next().and_then(|first| first.rsplit(':').next());
+    let port = line
+        .split(" -> ")
+        .next()
+        .and_then(|first| first.rsplit(':').next());
     let port = port.unwrap_or_else(|| panic!("{protocol}: {line}")).trim();
     let addr = format!("127.0.0.1:{port}");
     std::thread::scope(|scope| {
@@ -178,13 +253,20 @@ fn forwards_ports(cluster: &Cluster, protocol: &str, websockets: &str) {
 
 fn attaches(cluster: &Cluster) {
     cluster.wait("condition=Ready", "pod/typed");
-    let (code, out, err) = talk(kubectl(cluster, "true", &["attach", "-i", "typed"]), b"typed\n");
+    let (code, out, err) = talk(
+        kubectl(cluster, "true", &["attach", "-i", "typed"]),
+        b"typed\n",
+    );
     assert_eq!(code, 0, "{err}");
     assert!(out.starts_with(b"typed\n"), "{out:?} {err}");
     eventually("the Pod to end with its own code", || {
         let pod = cluster.json(&["get", "pod", "typed"]);
         let code = &pod["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"];
-        if *code == 1 { Ok(()) } else { Err(pod["status"].clone()) }
+        if *code == 1 {
+            Ok(())
+        } else {
+            Err(pod["status"].clone())
+        }
     });
     assert_eq!(cluster.kubectl(&["logs", "typed"]).ok(), "typed\ndone\n");
 }
@@ -193,7 +275,10 @@ fn says_what_is_wrong(cluster: &Cluster) {
     for (_, websockets) in PROTOCOLS {
         let refused = |args: &[&str]| talk(kubectl(cluster, websockets, args), b"").2;
         let text = refused(&["exec", "copy", "-c", "none", "--", "x"]);
-        assert!(text.contains("container none is not valid for pod copy"), "{text}");
+        assert!(
+            text.contains("container none is not valid for pod copy"),
+            "{text}"
+        );
         let text = refused(&["exec", "nobody", "--", "x"]);
         assert!(text.contains("pods \"nobody\" not found"), "{text}");
         let pods = cluster.json(&["get", "pods", "-l", "app=http"]);
@@ -204,14 +289,37 @@ fn says_what_is_wrong(cluster: &Cluster) {
 }
 
 fn asks_for_the_right_to_create(cluster: &Cluster) {
-    cluster.kubectl(&["create", "role", "reader", "--verb=get", "--resource=pods,pods/exec"]).ok();
-    cluster.kubectl(&["create", "rolebinding", "reader", "--role=reader", "--user=jane"]).ok();
+    cluster
+        .kubectl(&[
+            "create",
+            "role",
+            "reader",
+            "--verb=get",
+            "--resource=pods,pods/exec",
+        ])
+        .ok();
+    cluster
+        .kubectl(&[
+            "create",
+            "rolebinding",
+            "reader",
+            "--role=reader",
+            "--user=jane",
+        ])
+        .ok();
     let text = talk(
-        kubectl(cluster, "true", &["--as=jane", "exec", "copy", "--", "copy", "x"]),
+        kubectl(
+            cluster,
+            "true",
+            &["--as=jane", "exec", "copy", "--", "copy", "x"],
+        ),
         b"",
     )
     .2;
-    assert!(text.contains("cannot create resource \"pods/exec\""), "{text}");
+    assert!(
+        text.contains("cannot create resource \"pods/exec\""),
+        "{text}"
+    );
 }
 
 #[test]
@@ -219,14 +327,38 @@ fn clients_that_are_killed_leave_nothing_behind() {
     let cluster = cluster();
     let threads_and_files = || {
         let pid = cluster.shim_pid().unwrap();
-        std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+        std::fs::read_dir(format!("/proc/{pid}/fd"))
+            .unwrap()
+            .count()
     };
     let exec = |websockets| {
-        let mut command = kubectl(&cluster, websockets, &["exec", "-i", "copy", "--", "copy", "x"]);
-        let mut child = Ends(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap());
-        child.0.stdin.as_mut().unwrap().write_all(b"ready?").unwrap();
+        let mut command = kubectl(
+            &cluster,
+            websockets,
+            &["exec", "-i", "copy", "--", "copy", "x"],
+        );
+        let mut child = Ends(
+            command
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap(),
+        );
+        child
+            .0
+            .stdin
+            .as_mut()
+            .unwrap()
+            .write_all(b"ready?")
+            .unwrap();
         let mut seen = [0; 6];
-        child.0.stdout.as_mut().unwrap().read_exact(&mut seen).unwrap();
+        child
+            .0
+            .stdout
+            .as_mut()
+            .unwrap()
+            .read_exact(&mut seen)
+            .unwrap();
         assert_eq!(&seen, b"ready?");
         child
     };

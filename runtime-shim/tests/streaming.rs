@@ -84,16 +84,32 @@ async fn what_cannot_be_streamed_is_refused_before_a_connection() {
     let dir = tempfile::tempdir().unwrap();
     let (mut shim, pod, id) = copying(dir.path()).await;
     let cases = [
-        ("no such container", exec_request("none", "x"), tonic::Code::NotFound),
-        ("no command", exec_request(&id, ""), tonic::Code::InvalidArgument),
+        (
+            "no such container",
+            exec_request("none", "x"),
+            tonic::Code::NotFound,
+        ),
+        (
+            "no command",
+            exec_request(&id, ""),
+            tonic::Code::InvalidArgument,
+        ),
         (
             "stderr of a terminal",
-            ExecRequest { tty: true, ..exec_request(&id, "x") },
+            ExecRequest {
+                tty: true,
+                ..exec_request(&id, "x")
+            },
             tonic::Code::InvalidArgument,
         ),
         (
             "no stream at all",
-            ExecRequest { stdin: false, stdout: false, stderr: false, ..exec_request(&id, "x") },
+            ExecRequest {
+                stdin: false,
+                stdout: false,
+                stderr: false,
+                ..exec_request(&id, "x")
+            },
             tonic::Code::InvalidArgument,
         ),
     ];
@@ -101,13 +117,30 @@ async fn what_cannot_be_streamed_is_refused_before_a_connection() {
         let status = shim.runtime.exec(request).await.unwrap_err();
         assert_eq!(status.code(), code, "case: {case}: {status}");
     }
-    let url = shim.runtime.exec(exec_request(&id, "copy x")).await.unwrap().into_inner().url;
+    let url = shim
+        .runtime
+        .exec(exec_request(&id, "copy x"))
+        .await
+        .unwrap()
+        .into_inner()
+        .url;
     let (head, _, _) = upgrade(&url, "").await;
     assert!(head.starts_with("HTTP/1.1 400"), "no upgrade: {head}");
-    let (head, _, _) = upgrade(&url, "Upgrade: websocket\r\nSec-WebSocket-Key: eA==\r\nSec-WebSocket-Protocol: chat\r\n").await;
+    let (head, _, _) = upgrade(
+        &url,
+        "Upgrade: websocket\r\nSec-WebSocket-Key: eA==\r\nSec-WebSocket-Protocol: chat\r\n",
+    )
+    .await;
     assert!(head.starts_with("HTTP/1.1 403"), "another protocol: {head}");
-    let (head, _, _) = upgrade(&url, "Upgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\n").await;
-    assert!(head.starts_with("HTTP/1.1 404"), "the secret is spent: {head}");
+    let (head, _, _) = upgrade(
+        &url,
+        "Upgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\n",
+    )
+    .await;
+    assert!(
+        head.starts_with("HTTP/1.1 404"),
+        "the secret is spent: {head}"
+    );
     shim.stop_container(&id, 0).await;
     let status = shim.runtime.exec(exec_request(&id, "x")).await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::FailedPrecondition, "{status}");
@@ -168,17 +201,43 @@ async fn a_client_that_goes_takes_its_exec_with_it() {
     shim.load("sleeps", &guests::sleeps()).await.unwrap();
     let pod = shim.sandbox("pod").await;
     let id = shim.launch(&pod, container("app", "sleeps")).await;
-    let memory = |stats: ContainerStatsResponse| stats.stats.unwrap().memory.unwrap().usage_bytes.unwrap().value;
-    let request = || ContainerStatsRequest { container_id: id.clone() };
-    let alone = memory(shim.runtime.container_stats(request()).await.unwrap().into_inner());
+    let memory = |stats: ContainerStatsResponse| {
+        stats
+            .stats
+            .unwrap()
+            .memory
+            .unwrap()
+            .usage_bytes
+            .unwrap()
+            .value
+    };
+    let request = || ContainerStatsRequest {
+        container_id: id.clone(),
+    };
+    let alone = memory(
+        shim.runtime
+            .container_stats(request())
+            .await
+            .unwrap()
+            .into_inner(),
+    );
     let mut clients = Vec::new();
     for _ in 0..10 {
         let mut client = exec(&mut shim, exec_request(&id, "sleeps")).await;
         client.expect("sleeping").await;
         clients.push(client);
     }
-    let together = memory(shim.runtime.container_stats(request()).await.unwrap().into_inner());
-    assert!(together >= alone * 11, "{together} for eleven, {alone} for one");
+    let together = memory(
+        shim.runtime
+            .container_stats(request())
+            .await
+            .unwrap()
+            .into_inner(),
+    );
+    assert!(
+        together >= alone * 11,
+        "{together} for eleven, {alone} for one"
+    );
     drop(clients);
     let runtime = shim.runtime.clone();
     wait_until("all instances but the container's own have ended", || {
@@ -197,14 +256,22 @@ async fn a_client_that_goes_takes_its_exec_with_it() {
 async fn a_terminal_echoes_edits_and_interrupts() {
     let dir = tempfile::tempdir().unwrap();
     let (mut shim, _pod, id) = copying(dir.path()).await;
-    let tty = |cmd| ExecRequest { tty: true, stderr: false, ..exec_request(&id, cmd) };
+    let tty = |cmd| ExecRequest {
+        tty: true,
+        stderr: false,
+        ..exec_request(&id, cmd)
+    };
     let mut client = exec(&mut shim, tty("copy x")).await;
     client.send(4, br#"{"Width":80,"Height":24}"#).await;
     client.send(0, b"helk\x7flo\r").await;
     client.expect("helk\x08 \x08lo\r\nhello\r\n").await;
     client.send(0, b"\x04").await;
     let (out, _, status) = client.finish().await;
-    assert_eq!(String::from_utf8_lossy(&out), "done\r\n", "stderr is on the terminal");
+    assert_eq!(
+        String::from_utf8_lossy(&out),
+        "done\r\n",
+        "stderr is on the terminal"
+    );
     assert_eq!(status["status"], "Success");
     let mut client = exec(&mut shim, tty("copy x")).await;
     client.send(0, b"\x03").await;
@@ -234,7 +301,10 @@ async fn attached_clients_see_what_the_container_says_and_may_type() {
     watcher.expect("to all\n").await;
     typist.end_stdin().await;
     let (_, err, status) = typist.finish().await;
-    assert_eq!((&err[..], status["status"].as_str()), (&b"done\n"[..], Some("Success")));
+    assert_eq!(
+        (&err[..], status["status"].as_str()),
+        (&b"done\n"[..], Some("Success"))
+    );
     let (_, err, _) = watcher.finish().await;
     assert_eq!(err, b"done\n");
     assert_eq!(shim.exit(&id).await.exit_code, 0);
@@ -259,7 +329,10 @@ async fn an_attached_client_may_come_and_go() {
         client.send(0, line.as_bytes()).await;
         client.expect(line).await;
     }
-    assert_eq!(shim.status(&id).await.state(), ContainerState::ContainerRunning);
+    assert_eq!(
+        shim.status(&id).await.state(),
+        ContainerState::ContainerRunning
+    );
     let exited = attach(&mut shim, &id, false, false).await;
     shim.stop_container(&id, 0).await;
     exited.finish().await;
@@ -286,14 +359,26 @@ async fn tools_of_the_shim_serve_copies() {
         ..container("app", "copy")
     };
     let id = shim.launch(&pod, config).await;
-    let (archive, _, status) = exec(&mut shim, exec_request(&id, "tar cf - /ro/hello.txt")).await.finish().await;
+    let (archive, _, status) = exec(&mut shim, exec_request(&id, "tar cf - /ro/hello.txt"))
+        .await
+        .finish()
+        .await;
     assert_eq!(status["status"], "Success");
     let mut client = exec(&mut shim, exec_request(&id, "tar -xmf - -C /data")).await;
     client.send(0, &archive).await;
     client.end_stdin().await;
     let (_, err, status) = client.finish().await;
-    assert_eq!((String::from_utf8_lossy(&err).as_ref(), status["status"].as_str()), ("", Some("Success")));
-    assert_eq!(std::fs::read_to_string(data.join("ro/hello.txt")).unwrap(), "from the mount");
+    assert_eq!(
+        (
+            String::from_utf8_lossy(&err).as_ref(),
+            status["status"].as_str()
+        ),
+        ("", Some("Success"))
+    );
+    assert_eq!(
+        std::fs::read_to_string(data.join("ro/hello.txt")).unwrap(),
+        "from the mount"
+    );
     let mut client = exec(&mut shim, exec_request(&id, "tar -xmf - -C /ro")).await;
     client.send(0, &archive).await;
     client.end_stdin().await;
@@ -323,9 +408,20 @@ async fn ports_are_forwarded_over_channels() {
         pod_sandbox_id: pod.id.clone(),
         port: vec![8080, 8081],
     };
-    let url = shim.runtime.port_forward(request).await.unwrap().into_inner().url;
+    let url = shim
+        .runtime
+        .port_forward(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .url;
     let mut client = Client::connect(&url, "v4.channel.k8s.io").await;
-    client.send(0, b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").await;
+    client
+        .send(
+            0,
+            b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n",
+        )
+        .await;
     let (mut answer, mut error) = (Vec::new(), Vec::new());
     while !answer.windows(4).any(|four| four == b"\r\n\r\n") || error.len() <= 2 {
         let (channel, bytes) = client.next().await.unwrap();
@@ -337,7 +433,11 @@ async fn ports_are_forwarded_over_channels() {
         }
     }
     assert_eq!(&answer[..2], 8080_u16.to_le_bytes());
-    assert!(answer[2..].starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+    assert!(
+        answer[2..].starts_with(b"HTTP/1.1 200"),
+        "{}",
+        String::from_utf8_lossy(&answer)
+    );
     assert!(String::from_utf8_lossy(&error[2..]).contains("error forwarding port 8081"));
     shim.stop().await;
 }

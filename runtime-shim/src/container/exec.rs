@@ -34,7 +34,10 @@ impl Shim {
         container: &Container,
         cmd: &[String],
     ) -> Option<(Tool, Arc<GuestContext>)> {
-        let guest = container.guest.as_ref().filter(|_| container.is_running())?;
+        let guest = container
+            .guest
+            .as_ref()
+            .filter(|_| container.is_running())?;
         let tool = Tool::of(cmd)?;
         let own = cmd.first().and_then(|name| guest.image.file(name));
         own.is_none().then(|| (tool, Arc::clone(&guest.context)))

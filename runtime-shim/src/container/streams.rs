@@ -233,7 +233,11 @@ async fn attach_to(container: &Arc<Container>, io: Io, tty: bool) -> Result<(), 
     let has_output = out.is_some() || err.is_some();
     let feeding = async {
         if let (Some(stdin), Some(typing)) = (io.stdin, typing) {
-            type_into(stdin, typing, terminal).await;
+            type_into(stdin, typing.clone(), terminal).await;
+            if container.config.stdin_once {
+                // The guest sees the end while its answer is still read.
+                typing.close();
+            }
         }
     };
     let showing = async {

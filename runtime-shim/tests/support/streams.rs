@@ -31,7 +31,9 @@ pub async fn upgrade(url: &str, headers: &str) -> (String, Vec<u8>, TcpStream) {
     let rest = url.strip_prefix("http://").unwrap();
     let (authority, path) = rest.split_once('/').unwrap();
     let mut stream = TcpStream::connect(authority).await.unwrap();
-    let request = format!("GET /{path} HTTP/1.1\r\nHost: {authority}\r\nConnection: Upgrade\r\n{headers}\r\n");
+    let request = format!(
+        "GET /{path} HTTP/1.1\r\nHost: {authority}\r\nConnection: Upgrade\r\n{headers}\r\n"
+    );
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut bytes = Vec::new();
     loop {
@@ -67,7 +69,10 @@ impl Client {
 
     pub async fn send(&mut self, channel: u8, bytes: &[u8]) {
         let message = [&[channel], bytes].concat();
-        self.socket.send(Message::Binary(message.into())).await.unwrap();
+        self.socket
+            .send(Message::Binary(message.into()))
+            .await
+            .unwrap();
     }
 
     /// Says the end of stdin, as version 5 does.
@@ -80,7 +85,9 @@ impl Client {
         loop {
             let message = tokio::time::timeout(PATIENCE, self.socket.next()).await;
             match message.expect("the server sends something")? {
-                Ok(Message::Binary(bytes)) if bytes.len() > 1 => return Some((bytes[0], bytes[1..].to_vec())),
+                Ok(Message::Binary(bytes)) if bytes.len() > 1 => {
+                    return Some((bytes[0], bytes[1..].to_vec()));
+                }
                 Ok(Message::Binary(_) | Message::Ping(_) | Message::Pong(_)) => {}
                 Ok(_) | Err(_) => return None,
             }
@@ -106,7 +113,10 @@ impl Client {
     pub async fn expect(&mut self, text: &str) -> String {
         let mut seen = String::new();
         while !seen.contains(text) {
-            let (channel, bytes) = self.next().await.unwrap_or_else(|| panic!("ended after {seen:?}"));
+            let (channel, bytes) = self
+                .next()
+                .await
+                .unwrap_or_else(|| panic!("ended after {seen:?}"));
             assert_eq!(channel, 1, "{}", String::from_utf8_lossy(&bytes));
             seen.push_str(&String::from_utf8_lossy(&bytes));
         }

@@ -75,7 +75,10 @@ fn test(args: &[String], root: &Root<'_>, stderr: &mut impl Write) -> i32 {
         ["-f", path] => root.is_file(path),
         ["-e", path] => root.is_dir(path) || root.is_file(path),
         _ => {
-            complain(stderr, "test: only -d, -e and -f with one path are offered to Wasm containers");
+            complain(
+                stderr,
+                "test: only -d, -e and -f with one path are offered to Wasm containers",
+            );
             return USAGE;
         }
     };

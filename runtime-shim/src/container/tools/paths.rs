@@ -70,7 +70,10 @@ impl<'a> Root<'a> {
     /// Names directly below an absolute path that are mounts, or lead to some.
     pub(super) fn mounts_below(&self, absolute: &str) -> Vec<String> {
         let prefix = format!("{}/", absolute.trim_end_matches('/'));
-        let below = self.mounts.iter().filter_map(|mount| mount.guest.strip_prefix(&prefix));
+        let below = self
+            .mounts
+            .iter()
+            .filter_map(|mount| mount.guest.strip_prefix(&prefix));
         let mut names: Vec<String> = below
             .filter_map(|rest| rest.split('/').next())
             .filter(|name| !name.is_empty())
@@ -128,7 +131,9 @@ impl<'a> Place<'a> {
 
     /// What it is, a link as a link.
     pub(super) fn stat(&self) -> io::Result<Stat> {
-        Ok(rustix::fs::fstat(self.open(OFlags::PATH | OFlags::NOFOLLOW)?)?)
+        Ok(rustix::fs::fstat(
+            self.open(OFlags::PATH | OFlags::NOFOLLOW)?,
+        )?)
     }
 
     /// What a link says.
@@ -136,7 +141,9 @@ impl<'a> Place<'a> {
         use std::os::unix::ffi::OsStringExt;
         let (parent, name) = self.parent_and_name()?;
         let target = rustix::fs::readlinkat(parent, name, Vec::new())?;
-        Ok(PathBuf::from(std::ffi::OsString::from_vec(target.into_bytes())))
+        Ok(PathBuf::from(std::ffi::OsString::from_vec(
+            target.into_bytes(),
+        )))
     }
 
     /// Names in a folder; those that are no text are left out, as guests cannot name them either.
@@ -180,7 +187,8 @@ impl<'a> Place<'a> {
     /// Opens a file for writing from its beginning, made if it is not there; a link in its place is replaced, not followed.
     pub(super) fn create(&self) -> io::Result<File> {
         let (parent, name) = self.parent_and_name()?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(0o644);
         let file: File = match rustix::fs::openat(&parent, name, flags, mode) {
             Err(rustix::io::Errno::LOOP) => {
@@ -254,7 +262,9 @@ mod tests {
         ];
         for (path, expected) in cases {
             let place = root.place(&root.absolute(path)).ok();
-            let got = place.as_ref().map(|place| (place.mount.guest.as_str(), place.below.to_str().unwrap()));
+            let got = place
+                .as_ref()
+                .map(|place| (place.mount.guest.as_str(), place.below.to_str().unwrap()));
             assert_eq!(got, expected, "case: {path}");
         }
         assert!(root.is_dir("/") && root.is_dir("/data/inner") && !root.is_dir("/etc"));
@@ -290,7 +300,13 @@ mod tests {
         assert!(place("/m/folder/new").create().is_err());
         assert!(place("/m/folder/a/b").make_dirs().is_err());
         place("/m/up").create().unwrap();
-        assert!(inside.join("up").symlink_metadata().unwrap().is_file(), "the link is replaced");
-        assert_eq!(std::fs::read_to_string(dir.path().join("secret")).unwrap(), "secret");
+        assert!(
+            inside.join("up").symlink_metadata().unwrap().is_file(),
+            "the link is replaced"
+        );
+        assert_eq!(
+            std::fs::read_to_string(dir.path().join("secret")).unwrap(),
+            "secret"
+        );
     }
 }

@@ -50,7 +50,9 @@ impl Request {
                 }
                 "--no-same-permissions" | "--no-same-owner" | "--numeric-owner" => continue,
                 long if long.starts_with("--") => {
-                    return Err(format!("tar: option '{long}' is not offered to Wasm containers"));
+                    return Err(format!(
+                        "tar: option '{long}' is not offered to Wasm containers"
+                    ));
                 }
                 "-" => None,
                 short if short.starts_with('-') => Some(&short[1..]),
@@ -71,7 +73,9 @@ impl Request {
                     'v' => request.verbose = true,
                     'p' | 'o' => {}
                     other => {
-                        return Err(format!("tar: option '-{other}' is not offered to Wasm containers"));
+                        return Err(format!(
+                            "tar: option '-{other}' is not offered to Wasm containers"
+                        ));
                     }
                 }
             }
@@ -101,7 +105,10 @@ pub(super) fn run(
     };
     let base = root.absolute(request.dir.as_deref().unwrap_or("."));
     if request.dir.is_some() && !root.is_dir(&base) {
-        complain(stderr, &format!("tar: {base}: Cannot open: No such file or directory"));
+        complain(
+            stderr,
+            &format!("tar: {base}: Cannot open: No such file or directory"),
+        );
         return USAGE;
     }
     let mut task = Task {
@@ -117,7 +124,10 @@ pub(super) fn run(
         task.fail(&format!("tar: {err}"));
     }
     if task.failed {
-        complain(task.stderr, "tar: Exiting with failure status due to previous errors");
+        complain(
+            task.stderr,
+            "tar: Exiting with failure status due to previous errors",
+        );
         return USAGE;
     }
     0
@@ -168,7 +178,10 @@ impl<W: Write> Task<'_, W> {
             return Ok(());
         }
         let mounts = self.root.mounts_below(absolute);
-        let found = self.root.place(absolute).and_then(|place| Ok((place.stat()?, place)));
+        let found = self
+            .root
+            .place(absolute)
+            .and_then(|place| Ok((place.stat()?, place)));
         let (stat, place) = match found {
             Ok((stat, place)) => (Some(stat), Some(place)),
             // Folders that only lead to mounts.
@@ -184,25 +197,35 @@ impl<W: Write> Task<'_, W> {
         header.set_gid(stat.map_or(0, |stat| stat.st_gid.into()));
         header.set_mtime(stat.map_or(0, |stat| u64::try_from(stat.st_mtime).unwrap_or(0)));
         header.set_size(0);
-        let kind = stat.map_or(FileType::Directory, |stat| FileType::from_raw_mode(stat.st_mode));
+        let kind = stat.map_or(FileType::Directory, |stat| {
+            FileType::from_raw_mode(stat.st_mode)
+        });
         match (kind, place) {
             // A mount's own folder may be reached by a link of the kubelet's.
             (FileType::Directory, place) => {
                 self.add_dir(archive, header, absolute, name, place, depth)
             }
-            (FileType::RegularFile, Some(place)) => self.add_file(archive, header, absolute, name, &place),
+            (FileType::RegularFile, Some(place)) => {
+                self.add_file(archive, header, absolute, name, &place)
+            }
             (FileType::Symlink, Some(place)) => match place.read_link() {
                 Ok(target) => {
                     header.set_entry_type(EntryType::Symlink);
                     archive.append_link(&mut header, name, target)
                 }
                 Err(err) => {
-                    self.fail(&format!("tar: {absolute}: Cannot readlink: {}", plain(&err)));
+                    self.fail(&format!(
+                        "tar: {absolute}: Cannot readlink: {}",
+                        plain(&err)
+                    ));
                     Ok(())
                 }
             },
             _ => {
-                complain(self.stderr, &format!("tar: {absolute}: neither file nor folder, ignored"));
+                complain(
+                    self.stderr,
+                    &format!("tar: {absolute}: neither file nor folder, ignored"),
+                );
                 Ok(())
             }
         }
@@ -268,7 +291,11 @@ impl<W: Write> Task<'_, W> {
         header.set_entry_type(EntryType::Regular);
         header.set_size(meta.len());
         // A file that shrinks meanwhile is filled up: the header has said its length.
-        archive.append_data(&mut header, name, file.chain(io::repeat(0)).take(meta.len()))
+        archive.append_data(
+            &mut header,
+            name,
+            file.chain(io::repeat(0)).take(meta.len()),
+        )
     }
 
     fn extract(&mut self, request: &Request, base: &str, stdin: &mut impl Read) -> io::Result<()> {
@@ -291,7 +318,12 @@ impl<W: Write> Task<'_, W> {
                 None => entry.link_name()?.map(std::borrow::Cow::into_owned),
             };
             let shown = name.display().to_string();
-            if !request.paths.is_empty() && !request.paths.iter().any(|path| name.starts_with(member_name(path))) {
+            if !request.paths.is_empty()
+                && !request
+                    .paths
+                    .iter()
+                    .any(|path| name.starts_with(member_name(path)))
+            {
                 continue;
             }
             if request.verbose {
@@ -319,7 +351,10 @@ impl<W: Write> Task<'_, W> {
             match part {
                 Component::Normal(part) => {
                     below.push('/');
-                    below.push_str(part.to_str().ok_or_else(|| Trouble::file("its name is not UTF-8"))?);
+                    below.push_str(
+                        part.to_str()
+                            .ok_or_else(|| Trouble::file("its name is not UTF-8"))?,
+                    );
                 }
                 Component::CurDir | Component::RootDir => {}
                 Component::ParentDir | Component::Prefix(_) => {
@@ -327,7 +362,9 @@ impl<W: Write> Task<'_, W> {
                 }
             }
         }
-        let place = self.root.place(&self.root.absolute(&format!("{base}{below}")))?;
+        let place = self
+            .root
+            .place(&self.root.absolute(&format!("{base}{below}")))?;
         let kind = entry.header().entry_type();
         if place.is_mount() {
             return match kind {
@@ -345,8 +382,11 @@ impl<W: Write> Task<'_, W> {
                 let mut file = place.create()?;
                 copy(entry, &mut file)?;
                 let mode = entry.header().mode().unwrap_or(0o644) & 0o777;
-                rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(mode)).map_err(io::Error::from)?;
-                if !request.keeps_no_time && let Ok(seconds) = entry.header().mtime() {
+                rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(mode))
+                    .map_err(io::Error::from)?;
+                if !request.keeps_no_time
+                    && let Ok(seconds) = entry.header().mtime()
+                {
                     let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
                     time.map_or(Ok(()), |time| file.set_modified(time))?;
                 }
@@ -355,12 +395,16 @@ impl<W: Write> Task<'_, W> {
             EntryType::Symlink => {
                 let target = target.ok_or_else(|| Trouble::file("a link without a target"))?;
                 if leads_out(target, place.depth()) {
-                    return Err(Trouble::file("a link that leads out of the mount, not written"));
+                    return Err(Trouble::file(
+                        "a link that leads out of the mount, not written",
+                    ));
                 }
                 self.make_parent(&place)?;
                 Ok(place.link_to(target)?)
             }
-            _ => Err(Trouble::file("neither file, folder nor symbolic link, not written")),
+            _ => Err(Trouble::file(
+                "neither file, folder nor symbolic link, not written",
+            )),
         }
     }
 
@@ -417,7 +461,10 @@ impl Extension {
     fn take(&mut self, kind: EntryType, entry: &mut tar::Entry<'_, impl Read>) -> io::Result<bool> {
         if !matches!(
             kind,
-            EntryType::GNULongName | EntryType::GNULongLink | EntryType::XHeader | EntryType::XGlobalHeader
+            EntryType::GNULongName
+                | EntryType::GNULongLink
+                | EntryType::XHeader
+                | EntryType::XGlobalHeader
         ) {
             return Ok(false);
         }
@@ -440,7 +487,9 @@ impl Extension {
                     match pair.key_bytes() {
                         b"path" => self.path = path(pair.value_bytes())?,
                         b"linkpath" => self.link = path(pair.value_bytes())?,
-                        b"size" => return Err(io::Error::other("files over 8 GiB are not supported")),
+                        b"size" => {
+                            return Err(io::Error::other("files over 8 GiB are not supported"));
+                        }
                         _ => {}
                     }
                 }
@@ -467,7 +516,9 @@ fn leads_out(target: &Path, depth: usize) -> bool {
 
 /// Names in an archive are relative.
 fn member_name(path: &str) -> String {
-    let parts = path.split('/').filter(|part| !matches!(*part, "" | "." | ".."));
+    let parts = path
+        .split('/')
+        .filter(|part| !matches!(*part, "" | "." | ".."));
     parts.collect::<Vec<_>>().join("/")
 }
 
@@ -475,10 +526,15 @@ fn member_name(path: &str) -> String {
 fn plain(err: &io::Error) -> String {
     match err.raw_os_error() {
         // openat2's word for a path that leaves the mount.
-        Some(code) if code == rustix::io::Errno::XDEV.raw_os_error() => "it leads out of the mount".into(),
+        Some(code) if code == rustix::io::Errno::XDEV.raw_os_error() => {
+            "it leads out of the mount".into()
+        }
         _ => {
             let text = err.to_string();
-            text.split(" (os error").next().unwrap_or_default().to_owned()
+            text.split(" (os error")
+                .next()
+                .unwrap_or_default()
+                .to_owned()
         }
     }
 }

@@ -98,14 +98,21 @@ fn what_goes_out_comes_in_again() {
     let other = Pod::new();
     let (code, _, err) = other.tar("-xmf - -C /data", &out);
     assert_eq!((code, err.as_str()), (0, ""));
-    assert_eq!(std::fs::read(other.host("data/data/sub/file")).unwrap(), vec![7; 300_000]);
+    assert_eq!(
+        std::fs::read(other.host("data/data/sub/file")).unwrap(),
+        vec![7; 300_000]
+    );
     let inner = std::fs::read_to_string(other.host("data/data/nested/inner")).unwrap();
     assert_eq!(inner, "from another mount");
     let name = other.host("data").join(&long);
     assert_eq!(std::fs::read_to_string(name).unwrap(), "long name");
     let link = std::fs::read_link(other.host("data/data/link")).unwrap();
     assert_eq!(link, Path::new("sub/file"));
-    assert_eq!(pod.tar("cf - sub/file -C /data", b"").0, 0, "relative to -C");
+    assert_eq!(
+        pod.tar("cf - sub/file -C /data", b"").0,
+        0,
+        "relative to -C"
+    );
 }
 
 #[test]
@@ -113,7 +120,10 @@ fn what_is_missing_is_said() {
     let pod = Pod::new();
     let (code, _, err) = pod.tar("cf - /data/none /etc/passwd", b"");
     assert_eq!(code, 2);
-    assert!(err.contains("tar: /data/none: Cannot stat: No such file or directory"), "{err}");
+    assert!(
+        err.contains("tar: /data/none: Cannot stat: No such file or directory"),
+        "{err}"
+    );
     assert!(err.contains("tar: /etc/passwd: Cannot stat"), "{err}");
     let (code, _, err) = pod.tar("xf - -C /nowhere", b"");
     assert_eq!(code, 2);
@@ -126,17 +136,41 @@ fn nothing_is_written_outside_of_mounts_or_into_read_only_ones() {
     use EntryType::{Block, Directory, Fifo, Link, Regular, Symlink};
     let cases: &[(&str, &str, &[(&str, EntryType, &str)])] = &[
         ("..", "/data", &[("../secret", Regular, "x")]),
-        (".. in the middle", "/data", &[("a/../../secret", Regular, "x")]),
-        ("an absolute name is taken as relative", "/ro", &[("/secret", Regular, "x")]),
+        (
+            ".. in the middle",
+            "/data",
+            &[("a/../../secret", Regular, "x")],
+        ),
+        (
+            "an absolute name is taken as relative",
+            "/ro",
+            &[("/secret", Regular, "x")],
+        ),
         ("a link up", "/data", &[("l", Symlink, "../secret")]),
-        ("an absolute link", "/data", &[("l", Symlink, "/etc/passwd")]),
-        ("a link that climbs in two steps", "/data", &[("a", Directory, ""), ("a/l", Symlink, "../../x")]),
+        (
+            "an absolute link",
+            "/data",
+            &[("l", Symlink, "/etc/passwd")],
+        ),
+        (
+            "a link that climbs in two steps",
+            "/data",
+            &[("a", Directory, ""), ("a/l", Symlink, "../../x")],
+        ),
         ("a hard link", "/data", &[("l", Link, "../secret")]),
         ("a device", "/data", &[("d", Block, "")]),
         ("a pipe", "/data", &[("p", Fifo, "")]),
         ("a read-only mount", "/ro", &[("f", Regular, "x")]),
-        ("a read-only mount by its name", "/", &[("ro/f", Regular, "x")]),
-        ("outside of all mounts", "/", &[("etc/passwd", Regular, "x")]),
+        (
+            "a read-only mount by its name",
+            "/",
+            &[("ro/f", Regular, "x")],
+        ),
+        (
+            "outside of all mounts",
+            "/",
+            &[("etc/passwd", Regular, "x")],
+        ),
         ("in place of a mount", "/data", &[("nested", Symlink, "x")]),
     ];
     for (case, dir, members) in cases {
@@ -148,11 +182,23 @@ fn nothing_is_written_outside_of_mounts_or_into_read_only_ones() {
         }
         let (code, _, err) = pod.tar(&format!("-xmf - -C {dir}"), &archive(&all));
         assert_eq!(code, 2, "case: {case}: {err}");
-        assert_eq!(std::fs::read_to_string(pod.host("secret")).unwrap(), "secret", "case: {case}");
-        assert_eq!(std::fs::read_dir(pod.host("ro")).unwrap().count(), 0, "case: {case}");
+        assert_eq!(
+            std::fs::read_to_string(pod.host("secret")).unwrap(),
+            "secret",
+            "case: {case}"
+        );
+        assert_eq!(
+            std::fs::read_dir(pod.host("ro")).unwrap().count(),
+            0,
+            "case: {case}"
+        );
         assert!(pod.host("nested").is_dir(), "case: {case}");
         if *dir == "/data" {
-            assert_eq!(std::fs::read_to_string(pod.host("data/good")).unwrap(), "good", "case: {case}");
+            assert_eq!(
+                std::fs::read_to_string(pod.host("data/good")).unwrap(),
+                "good",
+                "case: {case}"
+            );
         }
     }
 }
@@ -170,9 +216,16 @@ fn links_that_a_guest_made_lead_nowhere() {
     let (code, _, err) = pod.tar("-xmf - -C /data", &members);
     assert_eq!(code, 2);
     assert!(err.contains("it leads out of the mount"), "{err}");
-    assert_eq!(std::fs::read_to_string(pod.host("secret")).unwrap(), "secret");
+    assert_eq!(
+        std::fs::read_to_string(pod.host("secret")).unwrap(),
+        "secret"
+    );
     assert!(!pod.host("new").exists());
-    assert_eq!(std::fs::read_to_string(pod.host("data/up")).unwrap(), "own", "replaced, not followed");
+    assert_eq!(
+        std::fs::read_to_string(pod.host("data/up")).unwrap(),
+        "own",
+        "replaced, not followed"
+    );
     let (code, out, _) = pod.tar("cf - /data/out/secret", b"");
     assert_eq!(code, 2);
     assert!(!out.windows(6).any(|bytes| bytes == b"secret"));
@@ -182,9 +235,15 @@ fn links_that_a_guest_made_lead_nowhere() {
 fn set_uid_bits_and_huge_names_are_not_taken() {
     use std::os::unix::fs::PermissionsExt;
     let pod = Pod::new();
-    let (code, _, _) = pod.tar("-xmf - -C /data", &archive(&[("f", EntryType::Regular, "x")]));
+    let (code, _, _) = pod.tar(
+        "-xmf - -C /data",
+        &archive(&[("f", EntryType::Regular, "x")]),
+    );
     assert_eq!(code, 0);
-    let mode = std::fs::metadata(pod.host("data/f")).unwrap().permissions().mode();
+    let mode = std::fs::metadata(pod.host("data/f"))
+        .unwrap()
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o7777, 0o755);
     let mut header = Header::new_gnu();
     header.set_entry_type(EntryType::GNULongName);

@@ -219,13 +219,8 @@ pub(super) fn priority_level(level: &Node<'_>, errors: &mut Errors) {
         let why = "spec of 'exempt' except the 'spec.exempt' field must equal the fixed value";
         spec.invalid(why, errors);
     }
-    match kind.as_text() {
-        "Exempt" | "Limited" => {
-            if (kind.as_text() == "Exempt") != exempt {
-                kind.invalid("must be 'Exempt' if and only if `name` is 'exempt'", errors);
-            }
-        }
-        _ => {}
+    if matches!(kind.as_text(), "Exempt" | "Limited") && (kind.as_text() == "Exempt") != exempt {
+        kind.invalid("must be 'Exempt' if and only if `name` is 'exempt'", errors);
     }
     match kind.as_text() {
         "Exempt" => {

@@ -436,8 +436,7 @@ fn same_containers(spec: &Node<'_>, before: &Node<'_>, errors: &mut Errors) -> b
 /// Did a resource lose its amount?
 fn removed(resources: &Node<'_>, before: &Node<'_>, list: &str) -> bool {
     let now = resources.get(list);
-    let lost = before.entries(list).any(|(name, _)| !now.has(name));
-    lost
+    before.entries(list).any(|(name, _)| !now.has(name))
 }
 
 /// The resources without what may change.

@@ -292,6 +292,21 @@ fn limit_type(kind: &Node<'_>, errors: &mut Errors) {
     }
 }
 
+/// What is wrong with the ratio between a limit and its request.
+fn ratio_faults(ratio: &Quantity, min: Option<&Quantity>, max: Option<&Quantity>) -> Vec<String> {
+    let mut faults = Vec::new();
+    if ratio.as_f64() < 1.0 {
+        faults.push(format!("ratio {ratio} is less than 1"));
+    }
+    if let (Some(min), Some(max)) = (min, max) {
+        let most = max.as_f64() / min.as_f64();
+        if ratio.as_f64() > most {
+            faults.push(format!("ratio {ratio} is greater than max/min = {most:.6}"));
+        }
+    }
+    faults
+}
+
 /// The amounts of one resource, from least to most.
 fn order(limit: &Node<'_>, name: &str, errors: &mut Errors) {
     let of = |list: &str| -> Option<Quantity> { limit.get(list).text(name).parse().ok() };
@@ -345,19 +360,8 @@ fn order(limit: &Node<'_>, name: &str, errors: &mut Errors) {
         }
     }
     if let Some(ratio) = of("maxLimitRequestRatio") {
-        if ratio.as_f64() < 1.0 {
-            wrong(
-                "maxLimitRequestRatio",
-                &ratio,
-                format!("ratio {ratio} is less than 1"),
-            );
-        }
-        if let (Some(min), Some(max)) = (&min, &max) {
-            let most = max.as_f64() / min.as_f64();
-            if ratio.as_f64() > most {
-                let why = format!("ratio {ratio} is greater than max/min = {most:.6}");
-                wrong("maxLimitRequestRatio", &ratio, why);
-            }
+        for why in ratio_faults(&ratio, min.as_ref(), max.as_ref()) {
+            wrong("maxLimitRequestRatio", &ratio, why);
         }
     }
     if let (Some(default), Some(request)) = (&default, &request)

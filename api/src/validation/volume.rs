@@ -82,6 +82,17 @@ const NEEDED: &[(&str, &[&str])] = &[
     ("configMap", &["name"]),
 ];
 
+const HOST_PATH_TYPES: [&str; 8] = [
+    "",
+    "BlockDevice",
+    "CharDevice",
+    "Directory",
+    "DirectoryOrCreate",
+    "File",
+    "FileOrCreate",
+    "Socket",
+];
+
 pub(super) fn one(name: &str, source: &Node<'_>, errors: &mut Errors) {
     let needed = NEEDED
         .iter()
@@ -93,19 +104,7 @@ pub(super) fn one(name: &str, source: &Node<'_>, errors: &mut Errors) {
     match name {
         "hostPath" => {
             no_backsteps(&source.get("path"), errors);
-            source.get("type").one_of_if_set(
-                &[
-                    "",
-                    "BlockDevice",
-                    "CharDevice",
-                    "Directory",
-                    "DirectoryOrCreate",
-                    "File",
-                    "FileOrCreate",
-                    "Socket",
-                ],
-                errors,
-            );
+            source.get("type").one_of_if_set(&HOST_PATH_TYPES, errors);
         }
         "emptyDir" => {
             let limit = source.get("sizeLimit");

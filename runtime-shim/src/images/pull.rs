@@ -258,7 +258,7 @@ impl Images {
                     index,
                     manifest: document,
                 };
-                return pull.into_containerd(&wanted).await.map(AnyImage::Oci);
+                return pull.to_containerd(&wanted).await.map(AnyImage::Oci);
             }
             Shape::Raw(at) => (
                 pull.raw_layer(&manifest.layers[at]).await?,
@@ -270,18 +270,12 @@ impl Images {
                 (pull.entry(&files, &config)?, files, config)
             }
         };
-        let id = document
-            .digest
-            .parse::<Digest>()
-            .map_err(|err| pull.registry_error(&err))?;
+        let id = document.digest.parse();
+        let id: Digest = id.map_err(|err| pull.registry_error(&err))?;
         let repository = format!("{}/{}", reference.registry(), reference.repository());
         let image = Image {
             id,
-            tags: reference
-                .tag()
-                .map(|tag| format!("{repository}:{tag}"))
-                .into_iter()
-                .collect(),
+            tags: Vec::from_iter(reference.tag().map(|tag| format!("{repository}:{tag}"))),
             digests: vec![format!("{repository}@{named_digest}")],
             entry,
             program_name: config
@@ -393,10 +387,7 @@ impl Pull<'_> {
     }
 
     /// Hands an image for Linux over to containerd, where there is one.
-    async fn into_containerd(
-        &self,
-        wanted: &RegistryImage<'_>,
-    ) -> Result<Arc<OciImage>, PullError> {
+    async fn to_containerd(&self, wanted: &RegistryImage<'_>) -> Result<Arc<OciImage>, PullError> {
         let pulled = self.images.oci.pull(wanted).await;
         pulled.map_err(|source| match source {
             OciError::Unavailable { .. } if !self.images.oci.socket().exists() => {

@@ -48,11 +48,6 @@ pub(crate) enum OciError {
 }
 
 impl OciError {
-    /// Whether containerd says that there is no such thing.
-    pub(crate) fn is_not_found(&self) -> bool {
-        matches!(self, Self::Call { status, .. } if status.code() == Code::NotFound)
-    }
-
     pub(crate) fn io(verb: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::Io { verb, source }
     }

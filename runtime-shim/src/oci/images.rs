@@ -100,7 +100,7 @@ pub(crate) struct OciImage {
     pub(crate) tags: Vec<String>,
     pub(crate) digests: Vec<String>,
     /// The names of its records in containerd.
-    records: Vec<String>,
+    pub(super) records: Vec<String>,
     pub(super) layers: Vec<Part>,
     pub(super) diff_ids: Vec<String>,
     pub(crate) config: RunConfig,

@@ -210,6 +210,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a table of cases")]
     fn sandboxes_are_planned_from_options_annotation_and_rights() {
         use NamespaceMode::{Container, Node, Pod, Target};
         let none = Ability::VirtualOnly("it runs without root".into());

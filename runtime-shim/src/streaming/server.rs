@@ -124,7 +124,7 @@ fn answer(mut request: Request<Incoming>, shim: &Arc<Shim>, cancel: &Cancellatio
     };
     let (protocol, response) = match negotiated {
         Ok(negotiated) => negotiated,
-        Err(refused) => return refused,
+        Err(refused) => return *refused,
     };
     let upgrade = hyper::upgrade::on(&mut request);
     let (shim, cancel) = (Arc::clone(shim), cancel.clone());
@@ -132,7 +132,7 @@ fn answer(mut request: Request<Incoming>, shim: &Arc<Shim>, cancel: &Cancellatio
     tasks.spawn(async move {
         let session = async {
             let io = TokioIo::new(upgrade.await.map_err(std::io::Error::other)?);
-            serve(&shim, asked, way, &protocol, io).await
+            Box::pin(serve(&shim, asked, way, &protocol, io)).await
         };
         tokio::select! {
             ended = session => if let Err(error) = ended {
@@ -162,7 +162,7 @@ async fn serve(
             websocket::command(shim, asked, wanted, protocol, io).await
         }
         (Way::Spdy, Some(wanted), _) => {
-            remote_command::over_spdy(shim, asked, wanted, protocol, io).await
+            Box::pin(remote_command::over_spdy(shim, asked, wanted, protocol, io)).await
         }
         (Way::Spdy, None, Asked::PortForward { sandbox, .. }) => {
             port_forward::over_spdy(shim, sandbox, io).await
@@ -188,7 +188,10 @@ fn wanted(asked: &Asked) -> Option<Wanted> {
 }
 
 /// The subprotocol, and the answer that makes the connection a WebSocket.
-fn websocket_handshake(headers: &HeaderMap, asked: &Asked) -> Result<(String, Answer), Answer> {
+fn websocket_handshake(
+    headers: &HeaderMap,
+    asked: &Asked,
+) -> Result<(String, Answer), Box<Answer>> {
     let supported: Vec<&str> = match asked {
         Asked::Exec { .. } | Asked::Attach { .. } => websocket::COMMAND_PROTOCOLS.to_vec(),
         Asked::PortForward { .. } => [port_forward::TUNNEL_PROTOCOL]
@@ -198,13 +201,11 @@ fn websocket_handshake(headers: &HeaderMap, asked: &Asked) -> Result<(String, An
     };
     let offered = values(headers, &SEC_WEBSOCKET_PROTOCOL);
     let protocol = choose(&offered, &supported).ok_or_else(|| {
-        text(
-            StatusCode::FORBIDDEN,
-            &format!("none of the subprotocols {offered:?} is supported: {supported:?}"),
-        )
+        let why = format!("none of the subprotocols {offered:?} is supported: {supported:?}");
+        Box::new(text(StatusCode::FORBIDDEN, &why))
     })?;
     let key = headers.get(SEC_WEBSOCKET_KEY);
-    let key = key.ok_or_else(|| text(StatusCode::BAD_REQUEST, "no Sec-WebSocket-Key"))?;
+    let key = key.ok_or_else(|| Box::new(text(StatusCode::BAD_REQUEST, "no Sec-WebSocket-Key")))?;
     let mut response = switching("websocket");
     let answer = response.headers_mut();
     if let Ok(accept) = HeaderValue::from_str(&accept_key(key.as_bytes())) {
@@ -231,7 +232,7 @@ fn accept_key(key: &[u8]) -> String {
 }
 
 /// The version, and the answer that makes the connection SPDY.
-fn spdy_handshake(headers: &HeaderMap, asked: &Asked) -> Result<(String, Answer), Answer> {
+fn spdy_handshake(headers: &HeaderMap, asked: &Asked) -> Result<(String, Answer), Box<Answer>> {
     let supported: &[&'static str] = match asked {
         Asked::Exec { .. } | Asked::Attach { .. } => &remote_command::SPDY_PROTOCOLS,
         Asked::PortForward { .. } => &[port_forward::SPDY_PROTOCOL],
@@ -250,7 +251,7 @@ fn spdy_handshake(headers: &HeaderMap, asked: &Asked) -> Result<(String, Answer)
                 .headers_mut()
                 .append(STREAM_PROTOCOLS_ACCEPTED, value);
         }
-        return Err(refused);
+        return Err(Box::new(refused));
     };
     let mut response = switching("SPDY/3.1");
     if !protocol.is_empty()

@@ -140,7 +140,6 @@ impl Containerd {
     }
 
     /// Kubernetes' namespace of it, as `ctr` shows it.
-    #[must_use]
     pub fn ctr(&self, args: &[&str]) -> Output {
         Output::of(
             Command::new("ctr")

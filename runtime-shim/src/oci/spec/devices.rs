@@ -98,10 +98,8 @@ fn below(host: &Path, inside: &Path, depth: usize, visit: &mut Visit<'_>) -> Res
             if !own && depth < DEPTH_MAX {
                 below(&path, &inside.join(name), depth + 1, visit)?;
             }
-        } else if kind.is_char_device() || kind.is_block_device() {
-            if name != "console" {
-                visit(&path, &inside.join(name))?;
-            }
+        } else if (kind.is_char_device() || kind.is_block_device()) && name != "console" {
+            visit(&path, &inside.join(name))?;
         }
     }
     Ok(())

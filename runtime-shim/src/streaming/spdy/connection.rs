@@ -247,7 +247,7 @@ impl Reader {
     }
 
     async fn open(&mut self, stream: u32, fin: bool, headers: Headers) -> io::Result<()> {
-        if stream % 2 == 0 || stream <= self.last {
+        if stream.is_multiple_of(2) || stream <= self.last {
             return Err(io::Error::other(format!(
                 "stream {stream} after {}",
                 self.last

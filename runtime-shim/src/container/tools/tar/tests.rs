@@ -134,7 +134,8 @@ fn what_is_missing_is_said() {
 #[test]
 fn nothing_is_written_outside_of_mounts_or_into_read_only_ones() {
     use EntryType::{Block, Directory, Fifo, Link, Regular, Symlink};
-    let cases: &[(&str, &str, &[(&str, EntryType, &str)])] = &[
+    type Entry<'a> = (&'a str, EntryType, &'a str);
+    let cases: &[(&str, &str, &[Entry<'_>])] = &[
         ("..", "/data", &[("../secret", Regular, "x")]),
         (
             ".. in the middle",

@@ -1,4 +1,5 @@
 //! Filled objects of upstream's golden data: JSON and protobuf are two forms of the same object, byte for byte.
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use cox_api::codec::{decode_json, decode_proto, encode_proto};
 use cox_api::schema::{self, TypeId};

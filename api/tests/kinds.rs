@@ -1,5 +1,5 @@
 //! One valid object, or several, of every kind that is stored: it is taken unchanged, and it prints.
-
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 #![allow(clippy::tests_outside_test_module, reason = "an integration test")]
 
 use std::collections::BTreeSet;

@@ -1,4 +1,5 @@
 //! Any object of any kind, with what is zero, empty, null or absent in it, is the same object after a way through protobuf.
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use cox_api::codec::{canonicalize, decode_json, decode_proto, encode_proto};
 use cox_api::schema::{self, Field, Schema, Shape, TypeDef, TypeId};

@@ -43,7 +43,7 @@ pub fn skip(test: &str, reason: &str) {
         std::env::var_os("CI").is_none(),
         "{test} cannot run: {reason}"
     );
-    writeln!(std::io::stderr(), "SKIPPED {test}: {reason}").unwrap();
+    eprintln!("SKIPPED {test}: {reason}");
     if let Some(path) = std::env::var_os("COX_TEST_SKIPS") {
         let mut file = std::fs::OpenOptions::new()
             .append(true)

@@ -38,7 +38,7 @@ pub fn can_run_oci(test: &str) -> bool {
         std::env::var_os("CI").is_none(),
         "{test} cannot run: {missing}"
     );
-    writeln!(std::io::stderr(), "SKIPPED {test}: {missing}").unwrap();
+    eprintln!("SKIPPED {test}: {missing}");
     if let Some(path) = std::env::var_os("COX_TEST_SKIPS") {
         let mut options = std::fs::OpenOptions::new();
         let mut file = options.append(true).create(true).open(path).unwrap();

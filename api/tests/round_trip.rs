@@ -96,6 +96,15 @@ fn value(schema: &Schema, shape: &Shape, dice: &mut Dice, depth: u32) -> Value {
     }
 }
 
+/// What protobuf cannot carry: the kind of an object inside another one, whose place says it already.
+fn without_type(schema: &Schema, id: TypeId, object: &mut Value) {
+    let is_object = schema.def(id).field("metadata").is_some();
+    if is_object && let Some(fields) = object.as_object_mut() {
+        fields.remove("apiVersion");
+        fields.remove("kind");
+    }
+}
+
 /// Protobuf has no empty list: it and none are one there, as they are to Go's `len`.
 fn without_empty(schema: &Schema, id: TypeId, object: &mut Value) {
     let Some(fields) = object.as_object_mut() else {
@@ -106,7 +115,10 @@ fn without_empty(schema: &Schema, id: TypeId, object: &mut Value) {
             continue;
         };
         match &field.shape {
-            Shape::Struct(inner) => without_empty(schema, *inner, value),
+            Shape::Struct(inner) => {
+                without_type(schema, *inner, value);
+                without_empty(schema, *inner, value);
+            }
             Shape::List(item) | Shape::Map(item) => {
                 let empty = value.as_array().is_some_and(Vec::is_empty)
                     || value.as_object().is_some_and(Map::is_empty);
@@ -115,9 +127,10 @@ fn without_empty(schema: &Schema, id: TypeId, object: &mut Value) {
                 } else if let Shape::Struct(inner) = **item {
                     match value {
                         Value::Array(items) => {
-                            items
-                                .iter_mut()
-                                .for_each(|one| without_empty(schema, inner, one));
+                            items.iter_mut().for_each(|one| {
+                                without_type(schema, inner, one);
+                                without_empty(schema, inner, one);
+                            });
                         }
                         Value::Object(items) => {
                             items

@@ -155,7 +155,8 @@ fn compression_and_revalidation() {
     let plain = get(path, &[]).expect("a document");
     let small = get(path, &[("accept-encoding", "br, gzip")]).expect("a document");
     assert_eq!(small.headers()[CONTENT_ENCODING], "gzip");
-    assert!(small.body().len() * 3 < plain.body().len());
+    let (small_len, plain_len) = (small.body().len(), plain.body().len());
+    assert!(small_len * 2 < plain_len, "{small_len} of {plain_len}");
     let mut text = Vec::new();
     GzDecoder::new(&**small.body())
         .read_to_end(&mut text)

@@ -37,14 +37,17 @@ impl Resizes {
         self.bytes.extend_from_slice(piece);
         let mut found = Vec::new();
         let mut objects = serde_json::Deserializer::from_slice(&self.bytes).into_iter::<Size>();
-        let mut broken = false;
-        for object in objects.by_ref() {
+        let (mut read, mut broken) = (0, false);
+        while let Some(object) = objects.next() {
             match object {
-                Ok(size) => found.push(size),
+                Ok(size) => {
+                    found.push(size);
+                    read = objects.byte_offset();
+                }
+                // The rest of it comes with the next piece.
                 Err(err) => broken = !err.is_eof(),
             }
         }
-        let read = objects.byte_offset();
         if broken || self.bytes.len() - read > PARTIAL_BYTES_MAX {
             self.bytes.clear();
         } else {

@@ -208,7 +208,7 @@ fn copies_files(cluster: &Cluster, protocol: &str, websockets: &str) {
         &["cp", "copy:/etc/passwd", "/tmp/never"],
     ));
     assert!(
-        refused.stderr.contains("No such file or directory"),
+        refused.stdout.contains("/etc/passwd: Cannot stat"),
         "{protocol}: {refused:?}"
     );
 }

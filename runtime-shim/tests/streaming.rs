@@ -214,13 +214,16 @@ async fn a_client_that_goes_takes_its_exec_with_it() {
     let request = || ContainerStatsRequest {
         container_id: id.clone(),
     };
-    let alone = memory(
-        shim.runtime
-            .container_stats(request())
-            .await
-            .unwrap()
-            .into_inner(),
-    );
+    let runtime = shim.runtime.clone();
+    let alone = wait_until("the container's own instance has its memory", || {
+        let mut runtime = runtime.clone();
+        let request = request();
+        async move {
+            let used = memory(runtime.container_stats(request).await.unwrap().into_inner());
+            (used > 0).then_some(used)
+        }
+    })
+    .await;
     let mut clients = Vec::new();
     for _ in 0..10 {
         let mut client = exec(&mut shim, exec_request(&id, "sleeps")).await;

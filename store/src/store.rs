@@ -112,8 +112,7 @@ impl Store {
             Arc::clone(&published),
             loaded.reserved,
             config.lazy_interval,
-        )
-        .map_err(OpenError::Thread)?;
+        );
         let thread = std::thread::Builder::new()
             .name("store".into())
             .spawn({

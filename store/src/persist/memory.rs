@@ -1,7 +1,7 @@
 //! No disk at all: for tests and for clusters that are meant to be forgotten.
 
 use crate::object::{Indexer, Revision};
-use crate::persist::{Barrier, Change, Loaded, OpenError, Persist, PersistError};
+use crate::persist::{Change, Loaded, OpenError, Persist, PersistError};
 use crate::state::State;
 
 /// Keeps nothing beyond the process.
@@ -21,21 +21,7 @@ impl Persist for Memory {
         Ok(())
     }
 
-    fn barrier(&self) -> Box<dyn Barrier> {
-        Box::new(Memory)
-    }
-
-    fn sequence(&self) -> u64 {
-        0
-    }
-
     fn close(&mut self) -> Result<(), PersistError> {
-        Ok(())
-    }
-}
-
-impl Barrier for Memory {
-    fn sync(&mut self, _: u64) -> Result<(), PersistError> {
         Ok(())
     }
 }

@@ -48,24 +48,11 @@ pub(crate) trait Persist: Send {
     /// Reads everything. Called once, before anything is written.
     fn load(&mut self, indexer: &dyn Indexer) -> Result<Loaded, OpenError>;
 
-    /// Writes the changes in their order, and with them that revisions up to `reserved` may be given out. They are durable after
-    /// the next [`Barrier::sync`]; until then a crash may keep the first of them and lose the rest, never half an object.
+    /// Makes all changes durable or none of them, and with them that revisions up to `reserved` may be given out.
     fn write(&mut self, changes: &[Change], reserved: Revision) -> Result<(), PersistError>;
-
-    /// What makes written changes durable, for another thread: the next batch is written while this one reaches the disk.
-    fn barrier(&self) -> Box<dyn Barrier>;
-
-    /// Number of the last write, for [`Barrier::sync`].
-    fn sequence(&self) -> u64;
 
     /// Nothing will be written any more.
     fn close(&mut self) -> Result<(), PersistError>;
-}
-
-/// The durable half of a disk.
-pub(crate) trait Barrier: Send {
-    /// Makes everything durable that was written up to a sequence number, which may be acknowledged then.
-    fn sync(&mut self, sequence: u64) -> Result<(), PersistError>;
 }
 
 /// A write to the disk failed.

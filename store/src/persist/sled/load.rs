@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::record::{META_KEY, Meta, PartKey, Partial, Tally, fingerprint};
+use super::record::{META_KEY, Meta, PartKey, Partial, fingerprint};
 use bytes::{Bytes, BytesMut};
 
 use crate::object::{Indexer, Object, Revision};
@@ -103,39 +103,24 @@ fn finish(partial: Option<Partial>, objects: &mut Slabs) -> Result<(), LoadError
     Ok(())
 }
 
-/// Whether the objects are the ones that the meta record counts, after all steps of its batch or, when nobody was told that the
-/// batch is durable, after some of them. Gives what is there.
-pub(super) fn check(
-    objects: &[Object],
-    meta: &Meta,
-    acknowledged: bool,
-) -> Result<Tally, LoadError> {
+/// Whether the objects are the ones that the meta record counts.
+pub(super) fn check(objects: &[Object], meta: &Meta) -> Result<(), LoadError> {
     let digest = objects.iter().fold(0, |sum: u64, object| {
         sum.wrapping_add(fingerprint(&object.key, object.revision))
     });
-    let found = Tally {
-        count: objects.len() as u64,
-        digest,
-    };
-    let whole = meta.after();
-    let mut tally = meta.before;
-    let partial = found == tally
-        || meta.steps.iter().any(|step| {
-            tally = tally.after(*step);
-            found == tally
-        });
-    if found != whole && (acknowledged || !partial) {
-        return Err(LoadError::Damaged(if found.count == whole.count {
-            format!(
-                "some of its {} objects are older than what was written",
-                whole.count
-            )
-        } else {
-            format!(
-                "it holds {} objects where {} were written",
-                found.count, whole.count
-            )
-        }));
+    if objects.len() as u64 != meta.count {
+        let text = format!(
+            "it holds {} objects where {} were written",
+            objects.len(),
+            meta.count
+        );
+        return Err(LoadError::Damaged(text));
+    }
+    if digest != meta.digest {
+        return Err(LoadError::Damaged(format!(
+            "some of its {} objects are older than what was written",
+            meta.count
+        )));
     }
     match objects
         .iter()
@@ -145,7 +130,7 @@ pub(super) fn check(
             "{} is from a revision that was never given out",
             object.key
         ))),
-        None => Ok(found),
+        None => Ok(()),
     }
 }
 

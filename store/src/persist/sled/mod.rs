@@ -6,15 +6,13 @@ mod open;
 mod record;
 mod witness;
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 
 use crate::object::{Indexer, Revision};
-use crate::persist::{Barrier, Change, Loaded, OpenError, Persist, PersistError};
+use crate::persist::{Change, Loaded, OpenError, Persist, PersistError};
 use load::LoadError;
 use open::Opened;
-use record::{META_KEY, Meta, Step, fingerprint, part_key, part_value, parts};
+use record::{META_KEY, Meta, fingerprint, part_key, part_value, parts};
 use witness::Witness;
 
 /// Above this many objects, what sled has read is worth its time to be forgotten.
@@ -27,7 +25,7 @@ pub(crate) struct Sled {
     opened: Opened,
     dir: PathBuf,
     meta: Meta,
-    witness: Arc<Witness>,
+    witness: Witness,
 }
 
 impl Sled {
@@ -39,12 +37,12 @@ impl Sled {
             opened,
             dir,
             meta: Meta::default(),
-            witness: Arc::new(witness),
+            witness,
         })
     }
 
-    /// Whether the last batch was acknowledged, as far as is known. An error if one was that the database does not have.
-    fn check_witness(&mut self, meta: &Meta) -> Result<bool, OpenError> {
+    /// Whether the database reaches as far as was acknowledged.
+    fn check_witness(&mut self, meta: &Meta) -> Result<(), OpenError> {
         let acknowledged = self.witness.read().map_err(|source| OpenError::Access {
             path: self.witness.path().to_owned(),
             source,
@@ -57,7 +55,7 @@ impl Sled {
                     format!("its end is missing, the last {missing} acknowledged writes"),
                 ))
             }
-            acknowledged => Ok(acknowledged == Some(meta.sequence)),
+            _ => Ok(()),
         }
     }
 
@@ -78,21 +76,7 @@ impl Sled {
         }
     }
 
-    /// Writes the meta record, then the changes in their order: sled keeps a prefix of that.
-    fn write_in_order(&self, changes: &[Change], meta: &Meta) -> sled::Result<()> {
-        let db = self.opened.db();
-        db.insert(META_KEY, meta.encode())?;
-        for Change { key, after, .. } in changes {
-            match after {
-                Some(object) => db.insert(part_key(key, 0), part_value(object, 0))?,
-                None => db.remove(part_key(key, 0))?,
-            };
-        }
-        Ok(())
-    }
-
-    /// Writes all of it or nothing: costs sled an exclusive lock and a second write.
-    fn write_at_once(&self, changes: &[Change], meta: &Meta) -> sled::Result<()> {
+    fn batch(&self, changes: &[Change], meta: &Meta) -> sled::Batch {
         let mut batch = sled::Batch::default();
         for Change { key, before, after } in changes {
             let parts_after = after.as_ref().map_or(0, |object| parts(object.json.len()));
@@ -107,27 +91,22 @@ impl Sled {
             }
         }
         batch.insert(META_KEY, meta.encode());
-        self.opened.db().apply_batch(batch)
+        batch
     }
-}
 
-/// Whether both versions of the object are one value each.
-fn is_small(change: &Change) -> bool {
-    let before = change.before.map_or(0, |before| before.json_len);
-    let after = change.after.as_ref().map_or(0, |object| object.json.len());
-    parts(before.max(after)) == 1
-}
-
-fn step(change: &Change) -> Step {
-    let fingerprint = |revision| fingerprint(&change.key, revision);
-    let before = change.before.map(|before| fingerprint(before.revision));
-    let after = change
-        .after
-        .as_ref()
-        .map(|after| fingerprint(after.revision));
-    Step {
-        count: i8::from(after.is_some()) - i8::from(before.is_some()),
-        digest: after.unwrap_or(0).wrapping_sub(before.unwrap_or(0)),
+    fn apply(&self, batch: sled::Batch) -> Result<(), PersistError> {
+        let db = self.opened.db();
+        open::guarded(|| db.apply_batch(batch).and_then(|()| db.flush())).map_err(|error| {
+            PersistError::Database {
+                dir: self.dir.clone(),
+                reason: error.to_string(),
+            }
+        })?;
+        let synced = self.opened.file.sync_data();
+        synced.map_err(|source| PersistError::Sync {
+            path: self.opened.file_path.clone(),
+            source,
+        })
     }
 }
 
@@ -137,7 +116,6 @@ impl Persist for Sled {
             // The first record makes the folder ours.
             let reserved = Revision(1);
             self.write(&[], reserved)
-                .and_then(|()| self.barrier().sync(self.meta.sequence))
                 .map_err(|error| open::damaged(&self.dir, error.to_string()))?;
             open::mark_used(&self.dir)?;
             return Ok(Loaded {
@@ -145,15 +123,15 @@ impl Persist for Sled {
                 reserved,
             });
         };
-        let acknowledged = self.check_witness(&meta)?;
+        self.check_witness(&meta)?;
         let objects = open::guarded(|| {
             Ok(load::read_objects(self.opened.db()).and_then(|objects| {
-                let found = load::check(&objects, &meta, acknowledged)?;
-                Ok((objects, found))
+                load::check(&objects, &meta)?;
+                Ok(objects)
             }))
         });
-        let (mut objects, found) = match objects {
-            Ok(Ok(loaded)) => loaded,
+        let mut objects = match objects {
+            Ok(Ok(objects)) => objects,
             Ok(Err(LoadError::Damaged(found))) => return Err(open::damaged(&self.dir, found)),
             Ok(Err(LoadError::Database(error))) | Err(error) => {
                 return Err(open::database_error(&self.dir, error));
@@ -166,15 +144,10 @@ impl Persist for Sled {
         if !self.opened.used {
             open::mark_used(&self.dir)?;
         }
-        let reserved = meta.reserved;
-        self.meta = Meta {
-            before: found,
-            steps: Vec::new(),
-            ..meta
-        };
+        self.meta = meta;
         Ok(Loaded {
-            state: load::state(objects, reserved),
-            reserved,
+            state: load::state(objects, meta.reserved),
+            reserved: meta.reserved,
         })
     }
 
@@ -182,33 +155,27 @@ impl Persist for Sled {
         let mut meta = Meta {
             sequence: self.meta.sequence + 1,
             reserved,
-            before: self.meta.after(),
-            steps: changes.iter().map(step).collect(),
+            ..self.meta
         };
-        let written = if changes.iter().all(is_small) {
-            open::guarded(|| self.write_in_order(changes, &meta))
-        } else {
-            meta.before = meta.after();
-            meta.steps.clear();
-            open::guarded(|| self.write_at_once(changes, &meta))
-        };
-        written.map_err(|error| database_failed(&self.dir, &error))?;
+        for Change { key, before, after } in changes {
+            if let Some(before) = before {
+                meta.count -= 1;
+                meta.digest = meta.digest.wrapping_sub(fingerprint(key, before.revision));
+            }
+            if let Some(after) = after {
+                meta.count += 1;
+                meta.digest = meta.digest.wrapping_add(fingerprint(key, after.revision));
+            }
+        }
+        self.apply(self.batch(changes, &meta))?;
+        let sequence = meta.sequence;
         self.meta = meta;
-        Ok(())
-    }
-
-    fn barrier(&self) -> Box<dyn Barrier> {
-        Box::new(SledBarrier {
-            db: self.opened.db().clone(),
-            dir: self.dir.clone(),
-            file: Arc::clone(&self.opened.file),
-            file_path: self.opened.file_path.clone(),
-            witness: Arc::clone(&self.witness),
-        })
-    }
-
-    fn sequence(&self) -> u64 {
-        self.meta.sequence
+        self.witness
+            .write(sequence)
+            .map_err(|source| PersistError::Sync {
+                path: self.witness.path().to_owned(),
+                source,
+            })
     }
 
     fn close(&mut self) -> Result<(), PersistError> {
@@ -216,36 +183,5 @@ impl Persist for Sled {
             path: self.witness.path().to_owned(),
             source,
         })
-    }
-}
-
-/// What reaches the disk: sled's own flush, which ends in `sync_file_range`, then a barrier, then the witness.
-#[derive(Debug)]
-struct SledBarrier {
-    db: sled::Db,
-    dir: PathBuf,
-    file: Arc<File>,
-    file_path: PathBuf,
-    witness: Arc<Witness>,
-}
-
-impl Barrier for SledBarrier {
-    fn sync(&mut self, sequence: u64) -> Result<(), PersistError> {
-        open::guarded(|| self.db.flush()).map_err(|error| database_failed(&self.dir, &error))?;
-        let failed = |path: &Path| {
-            let path = path.to_owned();
-            |source| PersistError::Sync { path, source }
-        };
-        self.file.sync_data().map_err(failed(&self.file_path))?;
-        self.witness
-            .write(sequence)
-            .map_err(failed(self.witness.path()))
-    }
-}
-
-fn database_failed(dir: &Path, error: &sled::Error) -> PersistError {
-    PersistError::Database {
-        dir: dir.to_owned(),
-        reason: error.to_string(),
     }
 }

@@ -7,7 +7,6 @@ use std::fs::{File, TryLockError};
 use std::io::{self, ErrorKind, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::record::FORMAT;
@@ -29,7 +28,7 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Opened {
     db: Option<sled::Db>,
     /// The database's file, for a barrier that sled does not make.
-    pub(super) file: Arc<File>,
+    pub(super) file: File,
     pub(super) file_path: PathBuf,
     /// A store was here before.
     pub(super) used: bool,
@@ -63,7 +62,7 @@ pub(super) fn open(dir: &Path) -> Result<Opened, OpenError> {
         return Err(damaged(dir, "it is missing".into()));
     }
     let db = open_database(dir)?;
-    let file = Arc::new(File::open(&file_path).map_err(access(&file_path))?);
+    let file = File::open(&file_path).map_err(access(&file_path))?;
     sync_dir(dir)?;
     if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         sync_dir(parent)?;

@@ -4,7 +4,7 @@
 //! never syncs. So no value may exceed a twentieth of that: larger objects are cut into chunks of one batch.
 //!
 //! ```text
-//! "m"                              meta: format, crc, sequence, reserved, count, digest, steps
+//! "m"                              meta: format, crc, reserved, count, digest
 //! "o" resource 0 path 0            crc, revision, created, revision_at, json_len, first bytes of the json
 //! "o" resource 0 path 0 number     the following bytes of the json, number = 1, 2, …
 //! ```
@@ -25,68 +25,28 @@ pub(super) const CHUNK_LEN: usize = 5000;
 const OBJECT_TAG: u8 = b'o';
 const HEADER_LEN: usize = 4 + 8 + 8 + 4 + 4;
 
-/// What must be found on opening: the objects before a batch, and the steps that the batch takes them on.
-///
-/// It is written before the objects of its batch, and sled keeps a prefix of what was written: after a crash the objects are
-/// those after one of the steps.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What must be found on opening.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Meta {
     /// Number of the batch that wrote this.
     pub(super) sequence: u64,
     pub(super) reserved: Revision,
-    pub(super) before: Tally,
-    /// How each change of the batch changes the tally, in order.
-    pub(super) steps: Vec<Step>,
-}
-
-/// A summary of all objects.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Tally {
     /// Number of objects.
     pub(super) count: u64,
     /// Sum over [`fingerprint`] of all objects: an object lost or gone back to an older version changes it.
     pub(super) digest: u64,
 }
 
-/// The difference that one change makes. Both are added with wrap-around.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Step {
-    pub(super) count: i8,
-    pub(super) digest: u64,
-}
-
-impl Tally {
-    #[must_use]
-    pub(super) fn after(self, step: Step) -> Self {
-        Self {
-            count: self.count.wrapping_add_signed(i64::from(step.count)),
-            digest: self.digest.wrapping_add(step.digest),
-        }
-    }
-}
-
 impl Meta {
-    /// The tally when the whole batch is there.
-    pub(super) fn after(&self) -> Tally {
-        self.steps
-            .iter()
-            .fold(self.before, |tally, step| tally.after(*step))
-    }
-
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(40 + 9 * self.steps.len());
-        bytes.extend_from_slice(&FORMAT.to_le_bytes());
-        bytes.extend_from_slice(&[0; 4]);
-        bytes.extend_from_slice(&self.sequence.to_le_bytes());
-        bytes.extend_from_slice(&self.reserved.0.to_le_bytes());
-        bytes.extend_from_slice(&self.before.count.to_le_bytes());
-        bytes.extend_from_slice(&self.before.digest.to_le_bytes());
-        for step in &self.steps {
-            bytes.extend_from_slice(&step.count.to_le_bytes());
-            bytes.extend_from_slice(&step.digest.to_le_bytes());
-        }
-        let crc = crc32fast::hash(&bytes[8..]);
-        bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+        let mut body = Vec::with_capacity(40);
+        body.extend_from_slice(&self.sequence.to_le_bytes());
+        body.extend_from_slice(&self.reserved.0.to_le_bytes());
+        body.extend_from_slice(&self.count.to_le_bytes());
+        body.extend_from_slice(&self.digest.to_le_bytes());
+        let mut bytes = FORMAT.to_le_bytes().to_vec();
+        bytes.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
+        bytes.extend_from_slice(&body);
         bytes
     }
 
@@ -98,23 +58,12 @@ impl Meta {
         if crc32fast::hash(reader.0) != crc {
             return None;
         }
-        let mut meta = Self {
+        Some(Self {
             sequence: reader.u64()?,
             reserved: Revision(reader.u64()?),
-            before: Tally {
-                count: reader.u64()?,
-                digest: reader.u64()?,
-            },
-            steps: Vec::with_capacity(reader.0.len() / 9),
-        };
-        while let Some((count, rest)) = reader.0.split_first() {
-            reader.0 = rest;
-            meta.steps.push(Step {
-                count: i8::from_le_bytes([*count]),
-                digest: reader.u64()?,
-            });
-        }
-        Some(meta)
+            count: reader.u64()?,
+            digest: reader.u64()?,
+        })
     }
 }
 
@@ -444,26 +393,9 @@ mod tests {
         let meta = Meta {
             sequence: 4,
             reserved: Revision(5),
-            before: Tally {
-                count: 6,
-                digest: u64::MAX,
-            },
-            steps: vec![
-                Step {
-                    count: -1,
-                    digest: 1,
-                },
-                Step {
-                    count: 1,
-                    digest: 8,
-                },
-            ],
-        };
-        let after = Tally {
             count: 6,
-            digest: 8,
+            digest: u64::MAX,
         };
-        assert_eq!(meta.after(), after);
         let mut bytes = meta.encode();
         assert_eq!(Meta::decode(&bytes), Some(meta));
         bytes[20] ^= 1;

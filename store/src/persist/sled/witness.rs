@@ -32,9 +32,12 @@ impl Witness {
     }
 
     /// The batch that was acknowledged last, as far as is known.
-    pub(super) fn read(&self) -> io::Result<Option<u64>> {
+    pub(super) fn read(&mut self) -> io::Result<Option<u64>> {
         let mut bytes = Vec::with_capacity(LEN);
-        (&self.file).take(LEN as u64).read_to_end(&mut bytes)?;
+        self.file
+            .by_ref()
+            .take(LEN as u64)
+            .read_to_end(&mut bytes)?;
         let sequence = bytes
             .first_chunk()
             .map(|sequence| u64::from_le_bytes(*sequence));

@@ -8,6 +8,7 @@ use cox_api::codec;
 use cox_api::custom;
 use cox_api::status::ApiStatus;
 use cox_store::{CommitError, Object, Precondition};
+use futures::{StreamExt, TryStreamExt, stream};
 use http::{Response, StatusCode};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -20,13 +21,16 @@ use crate::refuse;
 use crate::registry::{Entry, Registry, decode_stored, prepare};
 use crate::render;
 use crate::selection::Selection;
-use crate::verbs::read::Page;
+use crate::verbs::read::{Page, list_head};
 use crate::verbs::write::RACE_ATTEMPTS;
 
 const OPTIONS: &str = "DeleteOptions";
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
 const POD_GRACE_SECS: i64 = 30;
+
+/// Objects of a collection that are being deleted at the same time: they share the store's batches.
+const DELETIONS_AT_ONCE: usize = 16;
 
 /// DELETE of one object.
 pub(crate) async fn delete(call: &mut Call<'_>) -> Result<Response<Body>, ApiStatus> {
@@ -35,31 +39,39 @@ pub(crate) async fn delete(call: &mut Call<'_>) -> Result<Response<Body>, ApiSta
     answer(call, &deleted).await
 }
 
-/// DELETE of a collection: each object by itself, in order; answers what was found.
+/// DELETE of a collection, or of the page of it that `limit` and `continue` name: answers what was found.
 pub(crate) async fn delete_collection(call: &mut Call<'_>) -> Result<Response<Body>, ApiStatus> {
     let options = Options::read(call)?;
     let selection = Selection::parse(call.entry, call.query)?;
     let mut page = Page::read(call, &selection)?;
     page.convert(call).await?;
-    let mut items = Vec::with_capacity(page.objects.len());
-    for object in &page.objects {
-        let name = object.key.path.rsplit('/').next().unwrap_or_default();
-        match delete_named(call, name, &options).await {
-            Ok(_) => items.push(Item::Made(render::served(call.entry, object)?)),
-            // Somebody else has deleted it meanwhile, which is as good.
-            Err(status) if status.code == 404 => {}
-            Err(status) => return Err(status),
-        }
-    }
-    let head = format!(
-        "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{{\"resourceVersion\":\"{}\"}},\"items\":[",
-        call.entry.list_kind(),
-        call.entry.api_version,
-        page.revision
+    let deleted: Vec<Option<Item>> = {
+        let (call, options) = (&*call, &options);
+        stream::iter(page.objects.iter().map(Arc::clone))
+            .map(|object| async move {
+                let name = object.key.path.rsplit('/').next().unwrap_or_default();
+                match delete_named(call, name, options).await {
+                    Ok(_) if call.entry.as_stored => Ok(Some(Item::Stored(object))),
+                    Ok(_) => render::served(call.entry, &object).map(|made| Some(Item::Made(made))),
+                    // Somebody else has deleted it meanwhile, which is as good.
+                    Err(status) if status.code == 404 => Ok(None),
+                    Err(status) => Err(status),
+                }
+            })
+            .buffered(DELETIONS_AT_ONCE)
+            .try_collect()
+            .await?
+    };
+    let head = list_head(
+        &call.entry.list_kind(),
+        &call.entry.api_version,
+        &page,
+        "items",
     );
+    let items = deleted.into_iter().flatten().collect();
     Ok(render::json_response(
         StatusCode::OK,
-        Body::List(Box::new(ListBody::new(head.into_bytes(), items))),
+        Body::List(Box::new(ListBody::new(head, items))),
     ))
 }
 

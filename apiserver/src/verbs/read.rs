@@ -118,7 +118,7 @@ fn table_body(call: &Call<'_>, page: &Page, version: &str) -> Result<Body, ApiSt
 }
 
 /// The beginning of a list, up to and with the bracket that opens `field`.
-fn list_head(kind: &str, api_version: &str, page: &Page, field: &str) -> Vec<u8> {
+pub(crate) fn list_head(kind: &str, api_version: &str, page: &Page, field: &str) -> Vec<u8> {
     let mut head = format!(
         "{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",\"metadata\":{{\"resourceVersion\":\"{}\"",
         page.revision

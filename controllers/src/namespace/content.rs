@@ -14,6 +14,9 @@ use crate::discovery::{Catalog, Served};
 /// Resources that are handled at once.
 const CONCURRENT_MAX: usize = 8;
 
+/// Objects listed and deleted at a time: a namespace may hold more than fits in memory twice.
+const PAGE_LEN: u32 = 500;
+
 /// What a pass left.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Pass {
@@ -46,7 +49,7 @@ pub(super) async fn delete_all(client: &kube::Client, namespace: &str, catalog: 
         let mut results = futures::stream::iter(deletions).buffer_unordered(CONCURRENT_MAX);
         while let Some((served, result)) = results.next().await {
             match result {
-                Ok(left) => pass.add(served, &left),
+                Ok(left) => pass.add(served, left),
                 Err(error) => pass.errors.push(format!("{}: {error}", label(served))),
             }
         }
@@ -58,66 +61,122 @@ pub(super) async fn delete_all(client: &kube::Client, namespace: &str, catalog: 
     pass
 }
 
-/// Deletes what there is of a resource and returns what is left after that.
+/// Deletes what there is of a resource, page by page, and returns what is left after that.
 async fn delete(
     client: &kube::Client,
     namespace: &str,
     served: &Served,
-) -> Result<Vec<PartialObjectMeta>, kube::Error> {
+) -> Result<Left, kube::Error> {
     let api = Api::<DynamicObject>::namespaced_with(client.clone(), namespace, &served.resource);
-    let present = list(&api).await?;
-    let fresh: Vec<_> = present
-        .iter()
-        .filter(|object| object.metadata.deletion_timestamp.is_none())
-        .collect();
-    if fresh.is_empty() {
-        return Ok(present);
-    }
-    let params = DeleteParams::background();
-    if served.supports("deletecollection") {
-        api.delete_collection(&params, &ListParams::default())
-            .await
-            .map(drop)?;
-    } else {
-        for object in fresh {
-            let name = object.metadata.name.as_deref().unwrap_or_default();
-            match api.delete(name, &params).await {
-                Ok(_) => {}
-                Err(error) if cox_client::is_not_found(&error) => {}
-                Err(error) => return Err(error),
-            }
+    let mut left = Left::default();
+    let mut deleted = false;
+    let mut page = ListParams::default().limit(PAGE_LEN);
+    loop {
+        let (present, next) = list(&api, &page).await?;
+        let fresh: Vec<_> = present
+            .iter()
+            .filter(|object| object.metadata.deletion_timestamp.is_none())
+            .collect();
+        if !fresh.is_empty() {
+            deleted = true;
+            delete_page(&api, served, &page, &fresh).await?;
+        }
+        left.add(&present);
+        match next {
+            Some(token) => page.continue_token = Some(token),
+            None => break,
         }
     }
-    list(&api).await
+    if deleted { count(&api).await } else { Ok(left) }
 }
 
-async fn list(api: &Api<DynamicObject>) -> Result<Vec<PartialObjectMeta>, kube::Error> {
-    match api.list_metadata(&ListParams::default()).await {
-        Ok(list) => Ok(list.items),
+async fn delete_page(
+    api: &Api<DynamicObject>,
+    served: &Served,
+    page: &ListParams,
+    fresh: &[&PartialObjectMeta],
+) -> Result<(), kube::Error> {
+    let params = DeleteParams::background();
+    if served.supports("deletecollection") {
+        return api.delete_collection(&params, page).await.map(drop);
+    }
+    for object in fresh {
+        let name = object.metadata.name.as_deref().unwrap_or_default();
+        match api.delete(name, &params).await {
+            Ok(_) => {}
+            Err(error) if cox_client::is_not_found(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+async fn count(api: &Api<DynamicObject>) -> Result<Left, kube::Error> {
+    let mut left = Left::default();
+    let mut page = ListParams::default().limit(PAGE_LEN);
+    loop {
+        let (present, next) = list(api, &page).await?;
+        left.add(&present);
+        match next {
+            Some(token) => page.continue_token = Some(token),
+            None => return Ok(left),
+        }
+    }
+}
+
+/// A page of a resource, and where the next one begins.
+async fn list(
+    api: &Api<DynamicObject>,
+    page: &ListParams,
+) -> Result<(Vec<PartialObjectMeta>, Option<String>), kube::Error> {
+    match api.list_metadata(page).await {
+        Ok(list) => {
+            let next = list.metadata.continue_.filter(|token| !token.is_empty());
+            Ok((list.items, next))
+        }
         // A resource that is no longer served has nothing left.
-        Err(error) if cox_client::is_not_found(&error) => Ok(Vec::new()),
+        Err(error) if cox_client::is_not_found(&error) => Ok((Vec::new(), None)),
         Err(error) => Err(error),
     }
 }
 
-impl Pass {
-    fn add(&mut self, served: &Served, left: &[PartialObjectMeta]) {
-        if left.is_empty() {
-            return;
-        }
-        self.remaining.insert(label(served), left.len());
-        for object in left {
+/// What is left of one resource.
+#[derive(Debug, Default)]
+struct Left {
+    objects: usize,
+    finalizers: BTreeMap<String, usize>,
+    /// The longest grace period.
+    grace: Duration,
+}
+
+impl Left {
+    fn add(&mut self, objects: &[PartialObjectMeta]) {
+        self.objects += objects.len();
+        for object in objects {
             for finalizer in object.metadata.finalizers.iter().flatten() {
                 *self.finalizers.entry(finalizer.clone()).or_default() += 1;
             }
-            if is_pods(served) {
-                let secs = object
-                    .metadata
-                    .deletion_grace_period_seconds
-                    .unwrap_or_default();
-                let grace = Duration::from_secs(u64::try_from(secs).unwrap_or_default());
-                self.pod_grace = self.pod_grace.max(Some(grace));
-            }
+            let secs = object
+                .metadata
+                .deletion_grace_period_seconds
+                .unwrap_or_default();
+            let grace = Duration::from_secs(u64::try_from(secs).unwrap_or_default());
+            self.grace = self.grace.max(grace);
+        }
+    }
+}
+
+impl Pass {
+    fn add(&mut self, served: &Served, left: Left) {
+        if left.objects == 0 {
+            return;
+        }
+        self.remaining.insert(label(served), left.objects);
+        for (finalizer, count) in left.finalizers {
+            *self.finalizers.entry(finalizer).or_default() += count;
+        }
+        if is_pods(served) {
+            self.pod_grace = self.pod_grace.max(Some(left.grace));
         }
     }
 }

@@ -29,6 +29,10 @@ const BATCH_LEN_MAX: usize = 256;
 /// Revisions reserved at a time. A process that dies skips at most this many.
 const RESERVE_LEN: u64 = 10_000;
 
+/// After this many writes the heap is worth tidying, once they have paused for [`QUIET`].
+const TIDY_AFTER: usize = 4_096;
+const QUIET: Duration = Duration::from_secs(2);
+
 type Outcome = Result<Committed, CommitError>;
 
 /// The state of the thread.
@@ -42,6 +46,8 @@ pub(crate) struct Sequencer {
     lazy_interval: Duration,
     lazy_since: Option<Instant>,
     failed: Option<Arc<PersistError>>,
+    /// Writes since the heap was tidied.
+    untidied: usize,
 }
 
 impl Sequencer {
@@ -61,6 +67,7 @@ impl Sequencer {
             lazy_interval,
             lazy_since: None,
             failed: None,
+            untidied: 0,
         }
     }
 
@@ -68,8 +75,17 @@ impl Sequencer {
     pub(crate) fn run(mut self, queue: &Queue) {
         loop {
             let deadline = self.lazy_since.map(|since| since + self.lazy_interval);
-            match queue.take(BATCH_LEN_MAX, deadline) {
-                Taken::Batch(batch) => self.commit(batch),
+            let quiet = (self.untidied >= TIDY_AFTER).then(|| Instant::now() + QUIET);
+            let wake = deadline.into_iter().chain(quiet).min();
+            match queue.take(BATCH_LEN_MAX, wake) {
+                Taken::Batch(batch) => {
+                    self.untidied += batch.len();
+                    self.commit(batch);
+                }
+                Taken::TimedOut if quiet.is_some_and(|quiet| Instant::now() >= quiet) => {
+                    crate::trim::release_free_memory();
+                    self.untidied = 0;
+                }
                 Taken::TimedOut => {}
                 Taken::Closing => break,
             }

@@ -10,8 +10,6 @@ use crate::node::NodeKeeper;
 use crate::node::capacity::Machine;
 use crate::server::{Server, ServerError};
 use crate::volumes::Volumes;
-use crate::volumes::objects::Objects;
-use crate::volumes::tokens::Tokens;
 use crate::worker::shared::{ClientHandle, Shared};
 use cox_client::Deps;
 use cox_client::events::Recorder;
@@ -95,13 +93,13 @@ pub fn prepare(
     let shared = Arc::new(Shared {
         images: Images::new(runtime.clone(), config.parallel_pulls),
         runtime: runtime.clone(),
-        volumes: Volumes {
-            root: config.data_dir.join("pods"),
-            config_maps: Objects::new(deps.client.clone(), &cancel),
-            secrets: Objects::new(deps.client.clone(), &cancel),
-            tokens: Tokens::new(deps.client.clone(), deps.clock.clone()),
+        volumes: Volumes::new(
+            config.data_dir.join("pods"),
+            deps.client.clone(),
+            deps.clock.clone(),
             allocatable,
-        },
+            &cancel,
+        ),
         services: deps.informers.of(),
         runtime_classes: deps.informers.of(),
         recorder: Recorder::on_host(deps.client.clone(), source, deps.clock.clone(), &cancel),

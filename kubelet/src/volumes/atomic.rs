@@ -24,8 +24,13 @@ pub enum Written {
     Unchanged,
 }
 
-/// Makes the volume hold exactly the payload.
-pub fn write(volume: &Path, payload: &Payload, now: Timestamp) -> io::Result<Written> {
+/// Makes the volume hold exactly the payload. `gid` is the group of all files and folders (the Pod's fsGroup).
+pub fn write(
+    volume: &Path,
+    payload: &Payload,
+    gid: Option<u32>,
+    now: Timestamp,
+) -> io::Result<Written> {
     std::fs::create_dir_all(volume)?;
     let current = std::fs::read_link(volume.join(DATA)).ok();
     if let Some(current) = &current
@@ -37,6 +42,13 @@ pub fn write(volume: &Path, payload: &Payload, now: Timestamp) -> io::Result<Wri
     let fresh = make_generation(volume, now)?;
     for (path, file) in payload {
         write_file(&volume.join(&fresh).join(path), file)?;
+    }
+    if let Some(gid) = gid {
+        give_folders(volume, &volume.join(&fresh), gid)?;
+        for (path, file) in payload {
+            // Not the mode again: a change of the owner drops no permission bit of a file without set-id bits.
+            std::os::unix::fs::chown(volume.join(&fresh).join(path), file.uid, Some(gid))?;
+        }
     }
     let next = volume.join(DATA_NEXT);
     remove_if_there(std::fs::remove_file(&next))?;
@@ -77,6 +89,26 @@ fn make_generation(volume: &Path, now: Timestamp) -> io::Result<PathBuf> {
     ))
 }
 
+/// Gives the volume and all folders of a generation to the group, which new files below them inherit.
+fn give_folders(volume: &Path, generation: &Path, gid: u32) -> io::Result<()> {
+    let mut folders = vec![volume.to_owned(), generation.to_owned()];
+    while let Some(folder) = folders.pop() {
+        std::os::unix::fs::chown(&folder, None, Some(gid))?;
+        let mode = std::fs::metadata(&folder)?.permissions().mode() | 0o2550;
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(mode))?;
+        if folder == volume {
+            continue;
+        }
+        for entry in std::fs::read_dir(&folder)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                folders.push(entry.path());
+            }
+        }
+    }
+    Ok(())
+}
+
 fn write_file(path: &Path, file: &File) -> io::Result<()> {
     use std::io::Write;
     if let Some(folder) = path.parent() {
@@ -91,7 +123,11 @@ fn write_file(path: &Path, file: &File) -> io::Result<()> {
         .open(path)?;
     handle.write_all(&file.data)?;
     // Not left to `open`, whose mode the umask cuts down.
-    handle.set_permissions(std::fs::Permissions::from_mode(file.mode))
+    handle.set_permissions(std::fs::Permissions::from_mode(file.mode))?;
+    if file.uid.is_some() {
+        std::os::unix::fs::fchown(&handle, file.uid, None)?;
+    }
+    Ok(())
 }
 
 /// Whether a generation holds exactly these files.
@@ -173,10 +209,7 @@ mod tests {
     use super::*;
 
     fn payload(files: &[(&str, &str)]) -> Payload {
-        let file = |data: &str| File {
-            data: data.as_bytes().to_vec(),
-            mode: 0o640,
-        };
+        let file = |data: &str| File::new(data.as_bytes().to_vec(), 0o640);
         files
             .iter()
             .map(|(path, data)| ((*path).to_owned(), file(data)))
@@ -204,7 +237,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let volume = dir.path().join("v");
         assert_eq!(
-            write(&volume, &payload(&[("a", "1"), ("d/b", "2")]), at(1)).unwrap(),
+            write(&volume, &payload(&[("a", "1"), ("d/b", "2")]), None, at(1)).unwrap(),
             Written::Changed
         );
         assert_eq!(std::fs::read_to_string(volume.join("d/b")).unwrap(), "2");
@@ -217,7 +250,7 @@ mod tests {
             0o640
         );
         assert_eq!(
-            write(&volume, &payload(&[("a", "3")]), at(1)).unwrap(),
+            write(&volume, &payload(&[("a", "3")]), None, at(1)).unwrap(),
             Written::Changed
         );
         assert_eq!(std::fs::read_to_string(volume.join("a")).unwrap(), "3");
@@ -231,10 +264,10 @@ mod tests {
     #[test]
     fn the_same_content_writes_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        write(dir.path(), &payload(&[("a", "1")]), at(1)).unwrap();
+        write(dir.path(), &payload(&[("a", "1")]), None, at(1)).unwrap();
         let before = std::fs::read_link(dir.path().join(DATA)).unwrap();
         assert_eq!(
-            write(dir.path(), &payload(&[("a", "1")]), at(2)).unwrap(),
+            write(dir.path(), &payload(&[("a", "1")]), None, at(2)).unwrap(),
             Written::Unchanged
         );
         assert_eq!(std::fs::read_link(dir.path().join(DATA)).unwrap(), before);
@@ -243,20 +276,20 @@ mod tests {
     #[test]
     fn an_open_folder_sees_the_new_files_through_the_links() {
         let dir = tempfile::tempdir().unwrap();
-        write(dir.path(), &payload(&[("a", "1")]), at(1)).unwrap();
+        write(dir.path(), &payload(&[("a", "1")]), None, at(1)).unwrap();
         let link = dir.path().join("a");
         assert_eq!(std::fs::read_to_string(&link).unwrap(), "1");
-        write(dir.path(), &payload(&[("a", "2")]), at(2)).unwrap();
+        write(dir.path(), &payload(&[("a", "2")]), None, at(2)).unwrap();
         assert_eq!(std::fs::read_to_string(&link).unwrap(), "2");
     }
 
     #[test]
     fn a_crash_between_write_and_swap_is_healed() {
         let dir = tempfile::tempdir().unwrap();
-        write(dir.path(), &payload(&[("a", "1")]), at(1)).unwrap();
+        write(dir.path(), &payload(&[("a", "1")]), None, at(1)).unwrap();
         std::fs::create_dir(dir.path().join("..1970_01_01_00_00_00.000000777")).unwrap();
         symlink("..nowhere", dir.path().join(DATA_NEXT)).unwrap();
-        write(dir.path(), &payload(&[("a", "2")]), at(2)).unwrap();
+        write(dir.path(), &payload(&[("a", "2")]), None, at(2)).unwrap();
         assert_eq!(std::fs::read_to_string(dir.path().join("a")).unwrap(), "2");
         assert_eq!(generations(dir.path()), 1);
     }

@@ -13,6 +13,20 @@ pub const DEFAULT_MODE: i32 = 0o644;
 pub struct File {
     pub data: Vec<u8>,
     pub mode: u32,
+    /// Who owns it, if not whoever runs the kubelet.
+    pub uid: Option<u32>,
+}
+
+impl File {
+    /// A file of the kubelet's own user.
+    #[must_use]
+    pub fn new(data: Vec<u8>, mode: u32) -> Self {
+        Self {
+            data,
+            mode,
+            uid: None,
+        }
+    }
 }
 
 impl std::fmt::Debug for File {
@@ -43,9 +57,9 @@ pub fn check_path(path: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Picks keys, or all of them.
+/// Picks keys, or all of them. `missing` is how the complaint about an absent key begins.
 fn pick(
-    source: &str,
+    missing: &str,
     data: BTreeMap<String, Vec<u8>>,
     items: Option<&[KeyToPath]>,
     default_mode: i32,
@@ -55,13 +69,7 @@ fn pick(
     let Some(items) = items.filter(|items| !items.is_empty()) else {
         for (key, data) in data {
             check_path(&key)?;
-            payload.insert(
-                key,
-                File {
-                    data,
-                    mode: mode(None, default_mode),
-                },
-            );
+            payload.insert(key, File::new(data, mode(None, default_mode)));
         }
         return Ok(payload);
     };
@@ -71,18 +79,12 @@ fn pick(
             Some(data) => {
                 payload.insert(
                     item.path.clone(),
-                    File {
-                        data: data.clone(),
-                        mode: mode(item.mode, default_mode),
-                    },
+                    File::new(data.clone(), mode(item.mode, default_mode)),
                 );
             }
             None if optional => {}
             None => {
-                return Err(format!(
-                    "{source} references non-existent config key: {}",
-                    item.key
-                ));
+                return Err(format!("{missing} key: {}", item.key));
             }
         }
     }
@@ -115,7 +117,7 @@ pub fn of_config_map(
         .flatten()
         .map(|(key, value)| (key.clone(), value.0.clone()));
     pick(
-        "configmap",
+        "configmap references non-existent config",
         text.chain(binary).collect(),
         items,
         default_mode,
@@ -143,7 +145,13 @@ pub fn of_secret(
         .iter()
         .flatten()
         .map(|(key, value)| (key.clone(), value.0.clone()));
-    pick("secret", data.collect(), items, default_mode, optional)
+    pick(
+        "references non-existent secret",
+        data.collect(),
+        items,
+        default_mode,
+        optional,
+    )
 }
 
 /// Files of the downward API.
@@ -164,10 +172,7 @@ pub fn of_downward_api(
         };
         payload.insert(
             file.path.clone(),
-            File {
-                data: text.into_bytes(),
-                mode: mode(file.mode, default_mode),
-            },
+            File::new(text.into_bytes(), mode(file.mode, default_mode)),
         );
     }
     Ok(payload)
@@ -251,10 +256,7 @@ mod tests {
 
     #[test]
     fn a_secret_never_shows_in_debug_output() {
-        let file = File {
-            data: b"hush".to_vec(),
-            mode: 0o400,
-        };
+        let file = File::new(b"hush".to_vec(), 0o400);
         assert_eq!(format!("{file:?}"), "4 bytes, mode 400");
     }
 }

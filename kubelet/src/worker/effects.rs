@@ -8,12 +8,13 @@ use crate::cri::env::EnvSources;
 use crate::cri::images::{Found, Missing};
 use crate::cri::sandbox_config::{log_dir, sandbox_config};
 use crate::cri::{env, observe, security};
-use crate::pod::containers::{named, spec_hash};
+use crate::pod::containers::{named, spec, spec_hash};
 use crate::pod::fields::PodAddresses;
 use crate::pod::history::{ImageState, ResolvedImage};
 use crate::pod::plan::PodNetwork;
 use crate::pod::view::{ContainerPhase, ContainerView, SandboxView};
 use crate::pod::{ContainerId, SandboxId};
+use crate::volumes::Viewer;
 use cox_client::events::EventType;
 use cox_cri::v1;
 use jiff::Timestamp;
@@ -126,6 +127,39 @@ impl Subject {
             .images
             .resolve(container, &handler, &secrets, sandbox, pulling)
             .await
+    }
+
+    /// Gets the images that a container mounts as volumes onto the node.
+    async fn volume_images(
+        &self,
+        container: &Container,
+        network: PodNetwork,
+    ) -> Result<(), Missing> {
+        let volumes = spec(&self.pod).volumes.as_deref().unwrap_or_default();
+        for mount in container.volume_mounts.iter().flatten() {
+            let volume = volumes.iter().find(|volume| volume.name == mount.name);
+            let Some(source) = volume.and_then(|volume| volume.image.as_ref()) else {
+                continue;
+            };
+            let image = Container {
+                image: source.reference.clone(),
+                image_pull_policy: source.pull_policy.clone(),
+                ..Container::default()
+            };
+            let secrets = self.shared.pull_secrets(&self.pod).await;
+            let sandbox = self.sandbox_message(0, network);
+            let name = source.reference.clone().unwrap_or_default();
+            let pulling = || {
+                let message = format!("Pulling image \"{name}\"");
+                self.events
+                    .container(&container.name, EventType::Normal, "Pulling", message);
+            };
+            self.shared
+                .images
+                .resolve(&image, "", &secrets, sandbox, pulling)
+                .await?;
+        }
+        Ok(())
     }
 
     fn image_name(&self, container: &str) -> String {
@@ -253,10 +287,23 @@ impl Subject {
         }
         let sources = self.env_sources(container).await.map_err(config_error)?;
         let variables = env::environment(&self.pod, container, &sources).map_err(config_error)?;
+        let missing_image = |missing: Missing| NotStarted {
+            reason: missing.reason,
+            message: missing.message,
+            made: None,
+        };
+        self.volume_images(container, network)
+            .await
+            .map_err(missing_image)?;
+        let viewer = match network {
+            PodNetwork::Namespace => Viewer::Mounts,
+            PodNetwork::Virtual => Viewer::Opens,
+        };
         let mounts = self
             .shared
             .volumes
-            .mounts(&self.pod, container, &variables)
+            .mounts(&self.pod, container, &variables, viewer)
+            .await
             .map_err(config_error)?;
         let logs = log_dir(&self.shared.config, &self.pod).join(name);
         tokio::fs::create_dir_all(&logs)

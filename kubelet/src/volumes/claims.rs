@@ -1,0 +1,121 @@
+//! Persistent volume claims: which one a volume of a Pod means, and the persistent volume behind it.
+
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Volume};
+use kube::Api;
+
+/// The name of the claim that a volume means, and whether it is for reading only. A claim of an ephemeral volume is named after
+/// the Pod and the volume.
+pub(super) fn claim_of(pod: &Pod, volume: &Volume) -> Option<(String, bool)> {
+    if let Some(source) = &volume.persistent_volume_claim {
+        return Some((source.claim_name.clone(), source.read_only.unwrap_or(false)));
+    }
+    volume.ephemeral.as_ref()?;
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    Some((format!("{name}-{}", volume.name), false))
+}
+
+/// The persistent volume that a claim of the Pod is bound to.
+pub(super) async fn bound(
+    client: kube::Client,
+    pod: &Pod,
+    volume: &Volume,
+    name: &str,
+) -> Result<PersistentVolume, String> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let failed = |error: kube::Error| {
+        format!("failed to fetch PVC \"{namespace}/{name}\" from API server: {error}")
+    };
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
+    let claim = claims.get(name).await.map_err(failed)?;
+    let volume_name = bound_to(pod, volume, &claim)?;
+    let volumes: Api<PersistentVolume> = Api::all(client);
+    let found = volumes.get(&volume_name).await.map_err(|error| {
+        format!("failed to fetch PV \"{volume_name}\" from API server: {error}")
+    })?;
+    let back = found.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref());
+    if back.and_then(|back| back.uid.as_ref()) == claim.metadata.uid.as_ref() {
+        Ok(found)
+    } else {
+        Err(format!(
+            "PVC {namespace}/{name} is bound to {volume_name}, which is bound to another claim"
+        ))
+    }
+}
+
+/// The volume's name, if the claim may be used. Pure.
+fn bound_to(pod: &Pod, volume: &Volume, claim: &PersistentVolumeClaim) -> Result<String, String> {
+    let meta = &claim.metadata;
+    let shown = format!(
+        "{}/{}",
+        meta.namespace.as_deref().unwrap_or_default(),
+        meta.name.as_deref().unwrap_or_default()
+    );
+    let owned = meta.owner_references.iter().flatten().any(|owner| {
+        owner.controller == Some(true) && Some(&owner.uid) == pod.metadata.uid.as_ref()
+    });
+    if volume.ephemeral.is_some() && !owned {
+        return Err(format!(
+            "PVC {shown} was not created for pod {} (pod is not owner)",
+            crate::pod::containers::display(pod)
+        ));
+    }
+    if meta.deletion_timestamp.is_some() {
+        return Err(format!("PVC {shown} is being deleted"));
+    }
+    let phase = claim.status.as_ref().and_then(|s| s.phase.as_deref());
+    let name = claim.spec.as_ref().and_then(|s| s.volume_name.as_deref());
+    match (phase, name.filter(|name| !name.is_empty())) {
+        (Some("Bound"), Some(name)) => Ok(name.to_owned()),
+        _ => Err(format!("PVC {shown} is not bound")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn claims_table() {
+        let pod: Pod = serde_json::from_value(
+            json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}}),
+        )
+        .unwrap();
+        let own = json!({"name": "v", "persistentVolumeClaim": {"claimName": "c"}});
+        let ephemeral = json!({"name": "v", "ephemeral": {}});
+        let owner = json!([{"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "u", "controller": true}]);
+        let claim = |owner: &serde_json::Value, phase: &str| {
+            json!({"metadata": {"name": "c", "namespace": "n", "ownerReferences": owner},
+                "spec": {"volumeName": "pv"}, "status": {"phase": phase}})
+        };
+        let none = json!([]);
+        let cases = [
+            ("bound", &own, claim(&none, "Bound"), Ok("pv")),
+            (
+                "pending",
+                &own,
+                claim(&none, "Pending"),
+                Err("PVC n/c is not bound"),
+            ),
+            (
+                "the pod's own",
+                &ephemeral,
+                claim(&owner, "Bound"),
+                Ok("pv"),
+            ),
+            (
+                "another's",
+                &ephemeral,
+                claim(&none, "Bound"),
+                Err("PVC n/c was not created for pod p_n(u) (pod is not owner)"),
+            ),
+        ];
+        for (name, volume, claim, expected) in cases {
+            let volume: Volume = serde_json::from_value(volume.clone()).unwrap();
+            let claim: PersistentVolumeClaim = serde_json::from_value(claim).unwrap();
+            let found = bound_to(&pod, &volume, &claim);
+            let found = found.as_deref().map_err(String::as_str);
+            assert_eq!(found, expected, "case: {name}");
+        }
+    }
+}

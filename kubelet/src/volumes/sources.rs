@@ -1,0 +1,343 @@
+//! What a volume is made of: reads what the API server holds for it and says what to put on disk.
+
+use super::ownership::Ownership;
+use super::payload::{self, DEFAULT_MODE, File, Payload};
+use super::put::{Content, Medium};
+use super::{Placed, Volumes, claims, trust};
+use crate::cri::resources::value;
+use crate::pod::containers::{all, spec};
+use crate::pod::fields::PodAddresses;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    EmptyDirVolumeSource, PersistentVolume, Pod, ProjectedVolumeSource,
+    ServiceAccountTokenProjection, Volume, VolumeProjection,
+};
+use std::path::PathBuf;
+
+type Made = Result<(Content, Placed), String>;
+
+impl Volumes {
+    /// What one volume is made of and where it will be.
+    pub(super) async fn source(
+        &self,
+        pod: &Pod,
+        volume: &Volume,
+        addresses: &PodAddresses,
+        renew_at: &mut Option<Timestamp>,
+    ) -> Made {
+        if let Some(source) = &volume.empty_dir {
+            let folder = self.folder(pod, "empty-dir", &volume.name);
+            let placed = at(folder.clone());
+            let medium = medium(pod, source, self.allocatable.memory_bytes)?;
+            return Ok((Content::Empty { folder, medium }, placed));
+        }
+        if let Some(source) = &volume.host_path {
+            let path = PathBuf::from(&source.path);
+            let kind = source.type_.clone().unwrap_or_default();
+            return Ok((
+                Content::Host {
+                    path: path.clone(),
+                    kind,
+                },
+                at(path),
+            ));
+        }
+        if let Some(image) = &volume.image {
+            let reference = image.reference.clone().unwrap_or_default();
+            return Ok((Content::Nothing, Placed::Image { reference }));
+        }
+        if let Some((claim, read_only)) = claims::claim_of(pod, volume) {
+            let bound = claims::bound(self.client.clone(), pod, volume, &claim).await?;
+            return persistent(&bound, read_only);
+        }
+        let (kind, payload) = self.files(pod, volume, addresses, renew_at).await?;
+        let folder = self.folder(pod, kind, &volume.name);
+        let placed = Placed::At {
+            path: folder.clone(),
+            // What the kubelet replaces is not for containers to write.
+            read_only: true,
+        };
+        Ok((Content::Files { folder, payload }, placed))
+    }
+
+    /// The files of a volume that the kubelet writes, and what its folder is called.
+    async fn files(
+        &self,
+        pod: &Pod,
+        volume: &Volume,
+        addresses: &PodAddresses,
+        renew_at: &mut Option<Timestamp>,
+    ) -> Result<(&'static str, Payload), String> {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        if let Some(source) = &volume.config_map {
+            let map = self.config_maps.get(namespace, &source.name).await?;
+            let files = payload::of_config_map(
+                &source.name,
+                map.as_deref(),
+                source.items.as_deref(),
+                source.default_mode.unwrap_or(DEFAULT_MODE),
+                source.optional.unwrap_or(false),
+            )?;
+            return Ok(("configmap", files));
+        }
+        if let Some(source) = &volume.secret {
+            let name = source.secret_name.as_deref().unwrap_or_default();
+            let secret = self.secrets.get(namespace, name).await?;
+            let files = payload::of_secret(
+                name,
+                secret.as_deref(),
+                source.items.as_deref(),
+                source.default_mode.unwrap_or(DEFAULT_MODE),
+                source.optional.unwrap_or(false),
+            )?;
+            return Ok(("secret", files));
+        }
+        if let Some(source) = &volume.downward_api {
+            let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
+            let items = source.items.as_deref().unwrap_or_default();
+            let files = payload::of_downward_api(pod, items, mode, addresses, self.allocatable)?;
+            return Ok(("downward-api", files));
+        }
+        if let Some(source) = &volume.projected {
+            let files = self.projected(pod, source, addresses, renew_at).await?;
+            return Ok(("projected", files));
+        }
+        Err(format!(
+            "this node does not support volumes of kind {}",
+            kind_of(volume)
+        ))
+    }
+
+    /// All sources of a projected volume in one set of files; a later source wins over an earlier one.
+    async fn projected(
+        &self,
+        pod: &Pod,
+        projected: &ProjectedVolumeSource,
+        addresses: &PodAddresses,
+        renew_at: &mut Option<Timestamp>,
+    ) -> Result<Payload, String> {
+        let mode = projected.default_mode.unwrap_or(DEFAULT_MODE);
+        let mut files = Payload::new();
+        for source in projected.sources.iter().flatten() {
+            if let Some(source) = &source.service_account_token {
+                let (file, due) = self.token(pod, source, mode).await?;
+                *renew_at = Some(renew_at.map_or(due, |known| known.min(due)));
+                files.insert(source.path.clone(), file);
+            } else {
+                files.extend(self.projection(pod, source, mode, addresses).await?);
+            }
+        }
+        Ok(files)
+    }
+
+    async fn projection(
+        &self,
+        pod: &Pod,
+        source: &VolumeProjection,
+        mode: i32,
+        addresses: &PodAddresses,
+    ) -> Result<Payload, String> {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        if let Some(source) = &source.config_map {
+            let map = self.config_maps.get(namespace, &source.name).await?;
+            let optional = source.optional.unwrap_or(false);
+            let items = source.items.as_deref();
+            return payload::of_config_map(&source.name, map.as_deref(), items, mode, optional);
+        }
+        if let Some(source) = &source.secret {
+            let secret = self.secrets.get(namespace, &source.name).await?;
+            let optional = source.optional.unwrap_or(false);
+            let items = source.items.as_deref();
+            return payload::of_secret(&source.name, secret.as_deref(), items, mode, optional);
+        }
+        if let Some(source) = &source.downward_api {
+            let items = source.items.as_deref().unwrap_or_default();
+            return payload::of_downward_api(pod, items, mode, addresses, self.allocatable);
+        }
+        if let Some(source) = &source.cluster_trust_bundle {
+            payload::check_path(&source.path)?;
+            let found = trust::bundle(self.client.clone(), source).await?;
+            let file = found.map(|text| File::new(text.into_bytes(), permissions(mode)));
+            return Ok(file
+                .map(|file| (source.path.clone(), file))
+                .into_iter()
+                .collect());
+        }
+        Err("this node does not support projections of pod certificates".to_owned())
+    }
+
+    /// The file of a token. If the Pod names a group or one user, it is for them only.
+    async fn token(
+        &self,
+        pod: &Pod,
+        source: &ServiceAccountTokenProjection,
+        mode: i32,
+    ) -> Result<(File, Timestamp), String> {
+        payload::check_path(&source.path)?;
+        let token = self.tokens.token(pod, source).await?;
+        let ownership = Ownership::of(pod);
+        let is_private = ownership.gid.is_some() || ownership.uid.is_some();
+        let mode = if is_private { 0o600 } else { permissions(mode) };
+        let mut file = File::new(token.text.into_bytes(), mode);
+        if super::system::can_mount() {
+            // Only root can give a file away; whoever is not is the only user there is.
+            file.uid = ownership.uid;
+        }
+        Ok((file, token.renew_at))
+    }
+}
+
+fn at(path: PathBuf) -> Placed {
+    Placed::At {
+        path,
+        read_only: false,
+    }
+}
+
+fn permissions(mode: i32) -> u32 {
+    u32::try_from(mode).unwrap_or(0o644) & 0o777
+}
+
+/// What an emptyDir is made of. In memory it is bounded by its own limit and by the memory that the Pod may have.
+fn medium(pod: &Pod, source: &EmptyDirVolumeSource, node_memory: i64) -> Result<Medium, String> {
+    match source.medium.as_deref().unwrap_or_default() {
+        "" => Ok(Medium::Disk),
+        "Memory" => {
+            let own = source.size_limit.as_ref().and_then(value);
+            let bound = memory_limit(pod).unwrap_or(node_memory);
+            let size_max = own
+                .filter(|own| *own > 0)
+                .map_or(bound, |own| own.min(bound));
+            Ok(Medium::Memory {
+                size_max: (size_max > 0).then_some(size_max),
+            })
+        }
+        "HugePages" => Ok(Medium::HugePages { page: None }),
+        other => match other.strip_prefix("HugePages-") {
+            // The kernel writes the unit without the `i`.
+            Some(page) => Ok(Medium::HugePages {
+                page: Some(page.trim_end_matches('i').to_owned()),
+            }),
+            None => Err(format!("unknown storage medium \"{other}\"")),
+        },
+    }
+}
+
+/// The memory that all containers of a Pod may use together; `None`: one has no limit.
+fn memory_limit(pod: &Pod) -> Option<i64> {
+    let of_pod = spec(pod).resources.as_ref();
+    let of_pod = of_pod.and_then(|resources| resources.limits.as_ref()?.get("memory"));
+    if let Some(limit) = of_pod.and_then(value) {
+        return Some(limit);
+    }
+    all(pod)
+        .map(|container| {
+            value(
+                container
+                    .resources
+                    .as_ref()?
+                    .limits
+                    .as_ref()?
+                    .get("memory")?,
+            )
+        })
+        .sum()
+}
+
+/// A persistent volume of a kind that is on this machine.
+fn persistent(volume: &PersistentVolume, read_only: bool) -> Made {
+    let name = volume.metadata.name.as_deref().unwrap_or_default();
+    let spec = volume.spec.clone().unwrap_or_default();
+    if let Some(source) = spec.host_path {
+        let path = PathBuf::from(source.path);
+        let content = Content::Host {
+            path: path.clone(),
+            kind: source.type_.unwrap_or_default(),
+        };
+        return Ok((content, Placed::At { path, read_only }));
+    }
+    if let Some(source) = spec.local {
+        let path = PathBuf::from(source.path);
+        let content = Content::Local { path: path.clone() };
+        return Ok((content, Placed::At { path, read_only }));
+    }
+    Err(format!(
+        "persistent volume {name} is of a kind that this node does not support"
+    ))
+}
+
+/// The name of the source that a volume has, as the API spells it.
+fn kind_of(volume: &Volume) -> String {
+    let fields = serde_json::to_value(volume).unwrap_or_default();
+    let kind = fields
+        .as_object()
+        .and_then(|fields| fields.keys().find(|key| *key != "name").cloned());
+    kind.unwrap_or_else(|| "unknown".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn mediums_table() {
+        let limited = json!([{"name": "a", "resources": {"limits": {"memory": "1Mi"}}}, {"name": "b", "resources": {"limits": {"memory": "1Mi"}}}]);
+        let free = json!([{"name": "a"}]);
+        let memory = |size_max: i64| {
+            Ok(Medium::Memory {
+                size_max: Some(size_max),
+            })
+        };
+        let cases = [
+            ("disk", json!({}), &free, Ok(Medium::Disk)),
+            (
+                "the node's memory",
+                json!({"medium": "Memory"}),
+                &free,
+                memory(1 << 30),
+            ),
+            (
+                "its own limit",
+                json!({"medium": "Memory", "sizeLimit": "64Ki"}),
+                &free,
+                memory(64 << 10),
+            ),
+            (
+                "the limits of the containers together",
+                json!({"medium": "Memory", "sizeLimit": "1Gi"}),
+                &limited,
+                memory(2 << 20),
+            ),
+            (
+                "huge pages",
+                json!({"medium": "HugePages-2Mi"}),
+                &free,
+                Ok(Medium::HugePages {
+                    page: Some("2M".into()),
+                }),
+            ),
+            (
+                "anything else",
+                json!({"medium": "Tape"}),
+                &free,
+                Err("unknown storage medium \"Tape\"".to_owned()),
+            ),
+        ];
+        for (name, source, containers, expected) in cases {
+            let pod: Pod =
+                serde_json::from_value(json!({"metadata": {}, "spec": {"containers": containers}}))
+                    .unwrap();
+            let source: EmptyDirVolumeSource = serde_json::from_value(source).unwrap();
+            assert_eq!(medium(&pod, &source, 1 << 30), expected, "case: {name}");
+        }
+    }
+
+    #[test]
+    fn a_kind_is_named_as_the_api_does() {
+        let volume: Volume =
+            serde_json::from_value(json!({"name": "a", "nfs": {"server": "s", "path": "/"}}))
+                .unwrap();
+        assert_eq!(kind_of(&volume), "nfs");
+    }
+}

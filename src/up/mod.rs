@@ -188,8 +188,18 @@ fn say_what_next(console: &Console, paths: &Paths, merged: bool) {
         format!("kubectl --kubeconfig {}", paths.kubeconfig().display())
     };
     console.line("");
-    console.line(&format!("  {kubectl} get pods -A      what runs"));
-    console.line(&format!("  {kubectl} apply -f FILE    run more"));
-    console.line("  Ctrl-C                  stops the Pods; the next `cox up` starts them again");
+    let commands = [
+        (format!("{kubectl} get pods -A"), "what runs"),
+        (format!("{kubectl} apply -f FILE"), "run more"),
+        (
+            "Ctrl-C".to_owned(),
+            "stops the Pods; the next `cox up` starts them again",
+        ),
+    ];
+    let width = commands.iter().map(|(command, _)| command.len()).max();
+    let width = width.unwrap_or_default();
+    for (command, what) in commands {
+        console.line(&format!("  {command:width$}   {what}"));
+    }
     console.line("");
 }

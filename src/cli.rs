@@ -94,6 +94,20 @@ pub(crate) struct NodeArgs {
     /// The most Pods that the node runs
     #[arg(long, default_value_t = 500)]
     pub(crate) max_pods: u32,
+    /// Upstream's CredentialProviderConfig (a file, or a folder of them): programs that are asked for registry credentials
+    #[arg(
+        long,
+        value_name = "PATH",
+        requires = "image_credential_provider_bin_dir"
+    )]
+    pub(crate) image_credential_provider_config: Option<PathBuf>,
+    /// Folder of those programs
+    #[arg(
+        long,
+        value_name = "DIR",
+        requires = "image_credential_provider_config"
+    )]
+    pub(crate) image_credential_provider_bin_dir: Option<PathBuf>,
     /// Folder of static Pod manifests [default: manifests in the data folder]
     #[arg(long, value_name = "DIR")]
     pub(crate) static_pods: Option<PathBuf>,

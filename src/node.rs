@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use cox_apiserver::pki::PemPair;
 use cox_client::{Informers, SystemClock};
+use cox_kubelet::credentials::{CredentialSources, NodeCredentials};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -72,6 +73,7 @@ pub(crate) fn run_kubelet(
     );
     config.pod_cidr = Some(node.pod_cidr.clone());
     config.max_pods = node.max_pods;
+    config.credentials = Arc::new(credentials(paths, node)?);
     let deps = cox_kubelet::Deps {
         client: identity.client,
         informers: identity.informers,
@@ -83,6 +85,19 @@ pub(crate) fn run_kubelet(
         async move { run.await.map_err(anyhow::Error::from) },
     );
     Ok(handle)
+}
+
+/// Credentials for registries: docker's configuration of the node and of whoever started this, and provider plugins.
+fn credentials(paths: &Paths, node: &NodeArgs) -> Result<NodeCredentials> {
+    let home = std::env::home_dir().map(|home| home.join(".docker/config.json"));
+    let sources = CredentialSources {
+        docker_configs: std::iter::once(paths.kubelet().join("config.json"))
+            .chain(home)
+            .collect(),
+        provider_config: node.image_credential_provider_config.clone(),
+        provider_bin_dir: node.image_credential_provider_bin_dir.clone(),
+    };
+    Ok(NodeCredentials::open(&sources)?)
 }
 
 /// The name under which the node registers.

@@ -50,6 +50,8 @@ pub struct Config {
     pub log_size_max: u64,
     /// How many files of a container's log are kept, the one being written included.
     pub log_files_max: usize,
+    /// Credentials for registries beside those of pull secrets.
+    pub credentials: std::sync::Arc<crate::credentials::NodeCredentials>,
 }
 
 impl Config {
@@ -78,6 +80,7 @@ impl Config {
             runtime_timeout: Duration::from_secs(120),
             log_size_max: 10 << 20,
             log_files_max: 5,
+            credentials: std::sync::Arc::default(),
         }
     }
 }

@@ -6,6 +6,7 @@
 //! only through CRI.
 
 pub mod config;
+pub mod credentials;
 pub mod cri;
 pub mod dispatch;
 pub mod logs;

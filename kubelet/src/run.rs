@@ -91,7 +91,11 @@ pub fn prepare(
         host: Some(config.node_name.clone()),
     };
     let shared = Arc::new(Shared {
-        images: Images::new(runtime.clone(), config.parallel_pulls),
+        images: Images::new(
+            runtime.clone(),
+            config.parallel_pulls,
+            Arc::clone(&config.credentials),
+        ),
         runtime: runtime.clone(),
         volumes: Volumes::new(
             config.data_dir.join("pods"),

@@ -2,8 +2,8 @@
 
 use super::client::{CriError, Runtime};
 use super::labels;
+use crate::credentials::NodeCredentials;
 use crate::pod::history::{ImageKind, ResolvedImage};
-use base64::Engine;
 use cox_cri::v1;
 use k8s_openapi::api::core::v1::{Container, Secret};
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 pub struct Images {
     runtime: Runtime,
     pulls: Arc<Semaphore>,
+    credentials: Arc<NodeCredentials>,
 }
 
 /// An image that is there.
@@ -35,9 +36,10 @@ pub struct Missing {
 impl Images {
     /// At most `parallel_pulls` pulls run at the same time.
     #[must_use]
-    pub fn new(runtime: Runtime, parallel_pulls: usize) -> Self {
+    pub fn new(runtime: Runtime, parallel_pulls: usize, credentials: Arc<NodeCredentials>) -> Self {
         Self {
             runtime,
+            credentials,
             pulls: Arc::new(Semaphore::new(parallel_pulls.max(1))),
         }
     }
@@ -148,11 +150,8 @@ impl Images {
         secrets: &[Arc<Secret>],
         sandbox: v1::PodSandboxConfig,
     ) -> Result<String, CriError> {
-        let mut credentials: Vec<Option<v1::AuthConfig>> = secrets
-            .iter()
-            .flat_map(|secret| credentials(secret, name))
-            .map(Some)
-            .collect();
+        let found = self.credentials.of(name, secrets).await;
+        let mut credentials: Vec<Option<v1::AuthConfig>> = found.into_iter().map(Some).collect();
         if credentials.is_empty() {
             credentials.push(None);
         }
@@ -213,109 +212,5 @@ fn resolved(name: &str, status: &v1::ImageStatusResponse) -> ResolvedImage {
         } else {
             ImageKind::Oci
         },
-    }
-}
-
-/// The registry of an image name; names without one are Docker Hub's.
-fn registry(image: &str) -> &str {
-    match image.split_once('/') {
-        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host,
-        _ => "docker.io",
-    }
-}
-
-/// The host that a key of a docker configuration stands for.
-fn host_of_key(key: &str) -> &str {
-    let key = key
-        .strip_prefix("https://")
-        .or_else(|| key.strip_prefix("http://"))
-        .unwrap_or(key);
-    match key.split('/').next().unwrap_or_default() {
-        "index.docker.io" | "registry-1.docker.io" => "docker.io",
-        host => host,
-    }
-}
-
-/// Credentials of a pull secret that fit the image's registry.
-fn credentials(secret: &Secret, image: &str) -> Vec<v1::AuthConfig> {
-    let data = |key: &str| secret.data.as_ref().and_then(|data| data.get(key));
-    let parse = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).ok();
-    let auths = if let Some(bytes) = data(".dockerconfigjson") {
-        parse(&bytes.0).and_then(|config| config.get("auths").cloned())
-    } else {
-        data(".dockercfg").and_then(|bytes| parse(&bytes.0))
-    };
-    let Some(serde_json::Value::Object(auths)) = auths else {
-        return Vec::new();
-    };
-    let fitting = auths
-        .iter()
-        .filter(|(key, _)| host_of_key(key) == registry(image));
-    fitting
-        .filter_map(|(key, entry)| credential(key, entry))
-        .collect()
-}
-
-fn credential(key: &str, entry: &serde_json::Value) -> Option<v1::AuthConfig> {
-    let text = |name: &str| {
-        entry
-            .get(name)
-            .and_then(serde_json::Value::as_str)
-            .unwrap_or_default()
-            .to_owned()
-    };
-    let (mut username, mut password) = (text("username"), text("password"));
-    if username.is_empty() {
-        let decoded = base64::engine::general_purpose::STANDARD
-            .decode(text("auth"))
-            .ok()?;
-        let decoded = String::from_utf8(decoded).ok()?;
-        let (user, secret) = decoded.split_once(':')?;
-        (username, password) = (user.to_owned(), secret.trim_end_matches('\0').to_owned());
-    }
-    Some(v1::AuthConfig {
-        username,
-        password,
-        server_address: key.to_owned(),
-        identity_token: text("identitytoken"),
-        ..v1::AuthConfig::default()
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn registries_table() {
-        for (image, host) in [
-            ("nginx", "docker.io"),
-            ("library/nginx:1", "docker.io"),
-            ("ghcr.io/a/b@sha256:1", "ghcr.io"),
-            ("localhost/a", "localhost"),
-            ("127.0.0.1:5000/a", "127.0.0.1:5000"),
-        ] {
-            assert_eq!(registry(image), host, "{image}");
-        }
-    }
-
-    #[test]
-    fn only_the_registry_s_own_credentials_are_used() {
-        let config = serde_json::json!({"auths": {
-            "https://ghcr.io/v2/": {"auth": base64::engine::general_purpose::STANDARD.encode("me:hush")},
-            "https://index.docker.io/v1/": {"username": "you", "password": "pw"}}});
-        let data = base64::engine::general_purpose::STANDARD.encode(config.to_string());
-        let secret: Secret =
-            serde_json::from_value(serde_json::json!({"data": {".dockerconfigjson": data}}))
-                .unwrap();
-        let names = |image| {
-            credentials(&secret, image)
-                .into_iter()
-                .map(|auth| auth.username)
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(names("ghcr.io/a/b"), ["me"]);
-        assert_eq!(names("nginx"), ["you"]);
-        assert_eq!(names("quay.io/x"), [""; 0]);
     }
 }

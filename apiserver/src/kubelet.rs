@@ -104,7 +104,7 @@ impl Kubelets {
         let (host, port) = endpoint(node)
             .ok_or_else(|| unreachable("the node has published no address".to_owned()))?;
         let sent = async {
-            let mut sender = self.connect(&host, port).await?;
+            let mut sender = self.connect(name, &host, port).await?;
             let mut request = Request::builder()
                 .method(method)
                 .uri(path_and_query)
@@ -119,17 +119,26 @@ impl Kubelets {
         sent.await.map_err(|error| unreachable(error.to_string()))
     }
 
+    /// Connects to the kubelet of the node `node`. Its certificate is for the node's name, as the cluster issues them, whatever its
+    /// address is today; one that somebody else issued under the same authority may be for the address.
     async fn connect(
         &self,
+        node: &str,
         host: &str,
         port: u16,
     ) -> Result<hyper::client::conn::http1::SendRequest<Empty<Bytes>>, BodyError> {
-        let name = ServerName::try_from(host.to_owned())?;
+        let by_address = ServerName::try_from(host.to_owned())?;
         let opened = async {
+            if let Ok(by_name) = ServerName::try_from(node.to_owned()) {
+                let tcp = TcpStream::connect((host, port)).await?;
+                match self.tls(by_name, tcp).await {
+                    // The handshake ended with a certificate that is not for this name.
+                    Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {}
+                    done => return done,
+                }
+            }
             let tcp = TcpStream::connect((host, port)).await?;
-            TlsConnector::from(Arc::clone(&self.tls))
-                .connect(name, tcp)
-                .await
+            self.tls(by_address, tcp).await
         };
         let stream = tokio::time::timeout(CONNECT_TIMEOUT, opened).await??;
         let (sender, connection) =
@@ -141,6 +150,16 @@ impl Kubelets {
             }
         });
         Ok(sender)
+    }
+
+    async fn tls(
+        &self,
+        name: ServerName<'static>,
+        tcp: TcpStream,
+    ) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+        TlsConnector::from(Arc::clone(&self.tls))
+            .connect(name, tcp)
+            .await
     }
 }
 

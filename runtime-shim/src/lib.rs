@@ -15,6 +15,7 @@ mod events;
 mod ids;
 pub mod images;
 mod logs;
+mod metrics;
 mod names;
 mod network;
 mod oci;

@@ -88,9 +88,15 @@ impl RuntimeService for CriService {
             });
             info.insert("config".to_owned(), text.to_string());
         }
+        // A guest's folders are read-only all the way down or not at all; what runs OCI containers says what it can.
+        let recursive_read_only_mounts =
+            self.shim.images.oci().mounts_read_only_all_the_way().await;
         let handler = |name: &str| RuntimeHandler {
             name: name.into(),
-            features: Some(RuntimeHandlerFeatures::default()),
+            features: Some(RuntimeHandlerFeatures {
+                recursive_read_only_mounts,
+                user_namespaces: false,
+            }),
         };
         reply(StatusResponse {
             status: Some(RuntimeStatus {
@@ -101,7 +107,10 @@ impl RuntimeService for CriService {
             }),
             info,
             runtime_handlers: crate::sandbox::HANDLERS.map(handler).to_vec(),
-            features: Some(RuntimeFeatures::default()),
+            features: Some(RuntimeFeatures {
+                supplemental_groups_policy: true,
+                ..RuntimeFeatures::default()
+            }),
         })
     }
 
@@ -394,9 +403,14 @@ impl RuntimeService for CriService {
 
     async fn checkpoint_container(
         &self,
-        _: Request<CheckpointContainerRequest>,
+        request: Request<CheckpointContainerRequest>,
     ) -> Reply<CheckpointContainerResponse> {
-        not_yet("checkpointing a Wasm container")
+        let container = self.shim.container(&request.into_inner().container_id)?;
+        not_yet(if container.oci.is_some() {
+            "checkpointing an OCI container (it needs criu below runc)"
+        } else {
+            "checkpointing a Wasm container"
+        })
     }
 
     async fn checkpoint_pod(
@@ -440,14 +454,18 @@ impl RuntimeService for CriService {
         &self,
         _: Request<ListMetricDescriptorsRequest>,
     ) -> Reply<ListMetricDescriptorsResponse> {
-        reply(ListMetricDescriptorsResponse::default())
+        reply(ListMetricDescriptorsResponse {
+            descriptors: crate::metrics::descriptors(),
+        })
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<ListPodSandboxMetricsRequest>,
     ) -> Reply<ListPodSandboxMetricsResponse> {
-        reply(ListPodSandboxMetricsResponse::default())
+        reply(ListPodSandboxMetricsResponse {
+            pod_metrics: self.shim.pod_sandbox_metrics().await,
+        })
     }
 
     type StreamPodSandboxMetricsStream = Chunks<StreamPodSandboxMetricsResponse>;
@@ -456,7 +474,12 @@ impl RuntimeService for CriService {
         &self,
         _: Request<StreamPodSandboxMetricsRequest>,
     ) -> Reply<Self::StreamPodSandboxMetricsStream> {
-        reply(Box::pin(futures::stream::empty()))
+        let items = self.shim.pod_sandbox_metrics().await;
+        chunks(items, |pod_sandbox_metrics| {
+            StreamPodSandboxMetricsResponse {
+                pod_sandbox_metrics,
+            }
+        })
     }
 
     async fn runtime_config(

@@ -7,10 +7,14 @@ const ROOT: &str = "/sys/fs/cgroup";
 
 /// Where a container's controllers are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Cgroups {
+pub(crate) struct Cgroups {
+    /// What was used; in version one not where the quota is.
     cpu: Option<PathBuf>,
+    cpu_quota: Option<PathBuf>,
     memory: Option<PathBuf>,
     pids: Option<PathBuf>,
+    blkio: Option<PathBuf>,
+    hugetlb: Option<PathBuf>,
     v2: bool,
 }
 
@@ -67,17 +71,51 @@ impl Cgroups {
         {
             return Self {
                 cpu: Some(unified.clone()),
+                cpu_quota: Some(unified.clone()),
                 memory: Some(unified.clone()),
-                pids: Some(unified),
+                pids: Some(unified.clone()),
+                blkio: Some(unified.clone()),
+                hugetlb: Some(unified),
                 v2: true,
             };
         }
         Self {
             cpu: places.remove("cpuacct"),
+            cpu_quota: places.remove("cpu"),
             memory: places.remove("memory"),
             pids: places.remove("pids"),
+            blkio: places.remove("blkio"),
+            hugetlb: places.remove("hugetlb"),
             v2: false,
         }
+    }
+
+    pub(crate) fn is_v2(&self) -> bool {
+        self.v2
+    }
+
+    pub(crate) fn cpu(&self) -> Option<&Path> {
+        self.cpu.as_deref()
+    }
+
+    pub(crate) fn cpu_quota(&self) -> Option<&Path> {
+        self.cpu_quota.as_deref()
+    }
+
+    pub(crate) fn memory(&self) -> Option<&Path> {
+        self.memory.as_deref()
+    }
+
+    pub(crate) fn pids(&self) -> Option<&Path> {
+        self.pids.as_deref()
+    }
+
+    pub(crate) fn blkio(&self) -> Option<&Path> {
+        self.blkio.as_deref()
+    }
+
+    pub(crate) fn hugetlb(&self) -> Option<&Path> {
+        self.hugetlb.as_deref()
     }
 
     /// Reads the figures; what cannot be read is zero, as after the end.

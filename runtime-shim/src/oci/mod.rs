@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
-pub(crate) use cgroup::Usage;
+pub(crate) use cgroup::{Cgroups, Usage};
 pub(crate) use client::OciError;
 pub(crate) use events::watch;
 pub(crate) use exec::Exec;
@@ -64,6 +64,7 @@ pub(crate) struct Backend {
     lease: tokio::sync::Mutex<Option<(Lease, Instant)>>,
     locks: KeyedLocks,
     host: std::sync::OnceLock<spec::Host>,
+    recursive_read_only: OnceCell<bool>,
 }
 
 #[derive(Clone, Debug)]
@@ -82,6 +83,7 @@ impl Backend {
             lease: tokio::sync::Mutex::new(None),
             locks: KeyedLocks::default(),
             host: std::sync::OnceLock::new(),
+            recursive_read_only: OnceCell::new(),
         }
     }
 
@@ -93,6 +95,23 @@ impl Backend {
     pub(crate) async fn version(&self) -> Option<String> {
         let answer = self.containerd.version().version(request(())).await.ok()?;
         Some(answer.into_inner().version)
+    }
+
+    /// Whether a mount can be made read-only with everything below it: runc says what it can. Without containerd there is nobody to ask.
+    pub(crate) async fn mounts_read_only_all_the_way(&self) -> bool {
+        if self.version().await.is_none() {
+            return true;
+        }
+        let look = || async {
+            let asked = tokio::process::Command::new("runc")
+                .arg("features")
+                .output();
+            let printed = asked.await.map(|output| output.stdout).unwrap_or_default();
+            let told: serde_json::Value = serde_json::from_slice(&printed).unwrap_or_default();
+            let options = told["mountOptions"].as_array();
+            options.is_some_and(|options| options.iter().any(|option| option == "rro"))
+        };
+        *self.recursive_read_only.get_or_init(look).await
     }
 
     /// The snapshotter to use: containerd says which of them work on this machine.
@@ -172,6 +191,11 @@ impl Backend {
             .await
             .ok()?;
         Some((root, bytes, files))
+    }
+
+    /// Where the writable layers are, once containerd has said it.
+    pub(crate) fn snapshots_root(&self) -> Option<PathBuf> {
+        self.snapshotter.get()?.root.clone()
     }
 
     /// The lease under which containers are made.

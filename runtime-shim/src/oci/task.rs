@@ -89,6 +89,11 @@ impl OciContainer {
         self.live.lock().pid
     }
 
+    /// Where its controllers are; nowhere unless it runs.
+    pub(crate) fn cgroups(&self) -> Cgroups {
+        self.live.lock().cgroups.clone()
+    }
+
     /// The way into the container's stdin, once.
     pub(crate) fn take_stdin(&self) -> Option<tokio::net::unix::pipe::Sender> {
         self.live.lock().stdin.take()

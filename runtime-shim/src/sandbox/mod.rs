@@ -33,6 +33,7 @@ pub(crate) use namespaces::{Namespaces, PodFiles, unmount_below};
 pub(crate) use networks::{Networks, ranges};
 pub use pause::pause_main;
 pub(crate) use run::HANDLERS;
+pub(crate) use stats::interface_counts;
 
 use crate::error::VerbError;
 use crate::ids::SandboxId;

@@ -94,9 +94,8 @@ impl Shim {
 
     /// What went through the Pod's interfaces, as the kernel counts it inside; nothing is counted in the other networks.
     fn network_usage(&self, sandbox: &Sandbox) -> Option<NetworkUsage> {
-        let read = || std::fs::read_to_string("/proc/thread-self/net/dev");
-        let text = sandbox.network.netns()?.run(read).and_then(|text| text);
-        let mut interfaces: Vec<_> = text.ok()?.lines().filter_map(interface_usage).collect();
+        let text = interfaces_of(sandbox)?;
+        let mut interfaces: Vec<_> = text.lines().filter_map(interface_usage).collect();
         let default = interfaces
             .iter()
             .position(|interface| interface.name == POD_INTERFACE)
@@ -109,17 +108,40 @@ impl Shim {
     }
 }
 
-/// A line of `/proc/net/dev`, unless it is the loopback's or a heading.
-fn interface_usage(line: &str) -> Option<NetworkInterfaceUsage> {
+/// The kernel's table of the Pod's interfaces; none in the virtual and in the node's network.
+fn interfaces_of(sandbox: &Sandbox) -> Option<String> {
+    let read = || std::fs::read_to_string("/proc/thread-self/net/dev");
+    sandbox
+        .network
+        .netns()?
+        .run(read)
+        .and_then(|text| text)
+        .ok()
+}
+
+/// Names and counts of the Pod's interfaces, as [`counts`] has them.
+pub(crate) fn interface_counts(sandbox: &Sandbox) -> Vec<(String, Vec<u64>)> {
+    let text = interfaces_of(sandbox).unwrap_or_default();
+    let named = |line: &str| counts(line).map(|(name, counts)| (name.to_owned(), counts));
+    text.lines().filter_map(named).collect()
+}
+
+/// A line of `/proc/net/dev`, unless it is the loopback's or a heading: bytes, packets, errors and drops received, at eight the
+/// same sent.
+fn counts(line: &str) -> Option<(&str, Vec<u64>)> {
     let (name, counts) = line.split_once(':')?;
     let name = name.trim();
     if name == "lo" {
         return None;
     }
-    let counts: Vec<u64> = counts
+    let counts = counts
         .split_whitespace()
-        .map_while(|count| count.parse().ok())
-        .collect();
+        .map_while(|count| count.parse().ok());
+    Some((name, counts.collect()))
+}
+
+fn interface_usage(line: &str) -> Option<NetworkInterfaceUsage> {
+    let (name, counts) = counts(line)?;
     let at = |index: usize| {
         Some(UInt64Value {
             value: *counts.get(index)?,

@@ -19,6 +19,8 @@ pub(in crate::oci) struct Host {
     pub(in crate::oci) selinux: bool,
     /// Whether swap is accounted, so that a limit on it can be set.
     pub(in crate::oci) swap_accounting: bool,
+    /// Whether huge pages are accounted, so that a limit on them can be set.
+    pub(in crate::oci) hugetlb: bool,
 }
 
 impl Host {
@@ -34,7 +36,8 @@ impl Host {
             .ok()
             .and_then(|text| text.trim().parse().ok())
             .unwrap_or(0);
-        let cgroup_v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+        let controllers = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").ok();
+        let cgroup_v2 = controllers.is_some();
         Self {
             oom_score_adj_min: if capabilities.contains(&Capability::SysResource) {
                 -1000
@@ -48,6 +51,10 @@ impl Host {
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
             swap_accounting: cgroup_v2
                 || Path::new("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists(),
+            hugetlb: match controllers {
+                Some(names) => names.split_whitespace().any(|name| name == "hugetlb"),
+                None => Path::new("/sys/fs/cgroup/hugetlb").exists(),
+            },
         }
     }
 }

@@ -32,9 +32,20 @@ pub(in crate::oci) fn limits(
         memory
             .set_swap(set(wanted.memory_swap_limit_in_bytes).or(set(wanted.memory_limit_in_bytes)));
     }
+    // A kubelet forbids every size that a container did not ask for. Where nobody counts huge pages there is nothing to forbid
+    // with, and none to be had; a container that asks for some must not believe in a limit that nobody keeps.
+    if !host.hugetlb
+        && let Some(asked) = wanted.hugepage_limits.iter().find(|limit| limit.limit > 0)
+    {
+        return Err(OciError::Refused(format!(
+            "huge pages of {}: this kernel has no cgroup controller hugetlb, so their limit cannot be kept",
+            asked.page_size
+        )));
+    }
     let pages = wanted
         .hugepage_limits
         .iter()
+        .filter(|_| host.hugetlb)
         .map(|limit| {
             LinuxHugepageLimitBuilder::default()
                 .page_size(limit.page_size.clone())
@@ -131,7 +142,10 @@ mod tests {
             }],
             ..LinuxContainerResources::default()
         };
-        let mut host = Host::default();
+        let mut host = Host {
+            hugetlb: true,
+            ..Host::default()
+        };
         let json =
             |host: &Host| serde_json::to_value(limits(Some(&wanted), host).unwrap()).unwrap();
         let plain = json(&host);
@@ -143,6 +157,15 @@ mod tests {
         assert_eq!(plain["hugepageLimits"][0]["pageSize"], "2MB");
         host.swap_accounting = true;
         assert_eq!(json(&host)["memory"]["swap"], 1 << 20);
+        host.hugetlb = false;
+        assert!(
+            json(&host)["hugepageLimits"].is_null(),
+            "nothing to forbid with"
+        );
+        let mut asks = wanted.clone();
+        asks.hugepage_limits[0].limit = 2 << 20;
+        let refused = limits(Some(&asks), &host).unwrap_err().to_string();
+        assert!(refused.contains("huge pages of 2MB"), "{refused}");
         let none = serde_json::to_value(limits(None, &host).unwrap()).unwrap();
         assert!(none["memory"]["limit"].is_null());
     }

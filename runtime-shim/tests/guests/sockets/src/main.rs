@@ -1,14 +1,17 @@
 //! Tries what a Pod's network allows; prints one line per finding. Sockets come from the crate `wasip2`, since not every std has them.
 //!
 //! `serve [ADDRESS] PORT` answers every connection with `from PEER at LOCAL`; `get HOST PORT` prints such an answer; `bind ADDRESS PORT`,
-//! `echo PORT` (UDP) and `send HOST PORT` (UDP) print what they got, or the error.
+//! `echo PORT` (UDP) and `send HOST PORT` (UDP) print what they got, or the error. `proxy PORT HOST TO` passes one connection after the
+//! other on to `HOST:TO`.
 
 use std::net::Ipv4Addr;
 
 use wasip2::sockets::instance_network::instance_network;
 use wasip2::sockets::ip_name_lookup::resolve_addresses;
 use wasip2::sockets::network::{ErrorCode, IpAddress, IpAddressFamily, IpSocketAddress, Ipv4SocketAddress};
-use wasip2::sockets::tcp::TcpSocket;
+use wasip2::io::poll::poll;
+use wasip2::io::streams::{InputStream, OutputStream, StreamError};
+use wasip2::sockets::tcp::{ShutdownType, TcpSocket};
 use wasip2::sockets::tcp_create_socket::create_tcp_socket;
 use wasip2::sockets::udp::{OutgoingDatagram, UdpSocket};
 use wasip2::sockets::udp_create_socket::create_udp_socket;
@@ -21,6 +24,7 @@ fn main() {
         ["serve", address, port] => serve(address, port),
         ["get", host, port] => get(host, port),
         ["bind", address, port] => bind(address, port).and_then(|socket| Ok(println!("bound {}", text(socket.local_address()?)))),
+        ["proxy", port, host, to] => proxy(port, host, to),
         ["echo", port] => echo(port),
         ["send", host, port] => send(host, port),
         other => panic!("unknown arguments {other:?}"),
@@ -63,38 +67,91 @@ fn bind(ip: &str, port: &str) -> Result<TcpSocket, ErrorCode> {
     Ok(socket)
 }
 
-fn serve(ip: &str, port: &str) -> Result<(), ErrorCode> {
+fn listen(ip: &str, port: &str) -> Result<TcpSocket, ErrorCode> {
     let socket = bind(ip, port)?;
     socket.start_listen()?;
     socket.finish_listen()?;
     println!("listening at {}", text(socket.local_address()?));
+    Ok(socket)
+}
+
+fn accept(socket: &TcpSocket) -> Result<(TcpSocket, InputStream, OutputStream), ErrorCode> {
     loop {
         socket.subscribe().block();
-        let (client, input, output) = match socket.accept() {
-            Ok(accepted) => accepted,
-            Err(ErrorCode::WouldBlock) => continue,
-            Err(code) => return Err(code),
-        };
+        match socket.accept() {
+            Err(ErrorCode::WouldBlock) => {}
+            accepted => return accepted,
+        }
+    }
+}
+
+fn serve(ip: &str, port: &str) -> Result<(), ErrorCode> {
+    let socket = listen(ip, port)?;
+    loop {
+        let (client, input, output) = accept(&socket)?;
         let answer = format!("from {} at {}\n", text(client.remote_address()?), text(client.local_address()?));
         output.blocking_write_and_flush(answer.as_bytes()).unwrap();
         drop((input, output));
     }
 }
 
-fn get(host: &str, port: &str) -> Result<(), ErrorCode> {
+fn connect(host: &str, port: &str) -> Result<(TcpSocket, InputStream, OutputStream), ErrorCode> {
     let socket = create_tcp_socket(IpAddressFamily::Ipv4)?;
     socket.start_connect(&instance_network(), address(resolve(host)?, port))?;
-    let (input, _output) = loop {
+    loop {
         socket.subscribe().block();
         match socket.finish_connect() {
-            Ok(streams) => break streams,
+            Ok((input, output)) => return Ok((socket, input, output)),
             Err(ErrorCode::WouldBlock) => {}
             Err(code) => return Err(code),
         }
-    };
+    }
+}
+
+fn get(host: &str, port: &str) -> Result<(), ErrorCode> {
+    let (_socket, input, _output) = connect(host, port)?;
     let answer = input.blocking_read(1024).unwrap();
     print!("{}", String::from_utf8_lossy(&answer));
     Ok(())
+}
+
+fn proxy(port: &str, host: &str, to: &str) -> Result<(), ErrorCode> {
+    let socket = listen("0.0.0.0", port)?;
+    loop {
+        let client = accept(&socket)?;
+        match connect(host, to) {
+            Ok(server) => {
+                println!("passing on to {host}:{to}");
+                pass_on(&client, &server);
+            }
+            Err(code) => println!("{host}:{to} cannot be reached: {code:?}"),
+        }
+    }
+}
+
+/// Copies both ways until both sides have said all.
+fn pass_on(one: &(TcpSocket, InputStream, OutputStream), other: &(TcpSocket, InputStream, OutputStream)) {
+    let ways = [(one, other), (other, one)];
+    let mut open = [true, true];
+    while open != [false, false] {
+        let waiting: Vec<usize> = (0..2).filter(|way| open[*way]).collect();
+        let pollables: Vec<_> = waiting.iter().map(|way| ways[*way].0.1.subscribe()).collect();
+        let ready = poll(&pollables.iter().collect::<Vec<_>>());
+        drop(pollables);
+        for at in ready {
+            let way = waiting[at as usize];
+            let (from, to) = ways[way];
+            let passed = match from.1.read(4096) {
+                Ok(bytes) => to.2.blocking_write_and_flush(&bytes).is_ok(),
+                Err(StreamError::Closed | StreamError::LastOperationFailed(_)) => false,
+            };
+            if !passed {
+                open[way] = false;
+                // The other side may have gone already, and then there is nobody to tell.
+                to.0.shutdown(ShutdownType::Send).ok();
+            }
+        }
+    }
 }
 
 fn udp(port: &str) -> Result<UdpSocket, ErrorCode> {

@@ -80,6 +80,19 @@ fn explains(cluster: &Cluster) {
             .ok()
             .contains("maxSurge")
     );
+    for (kind, field) in [
+        ("pods", "terminationGracePeriodSeconds"),
+        ("services", "sessionAffinityConfig"),
+        ("jobs", "podFailurePolicy"),
+        ("customresourcedefinitions", "x-kubernetes-validations"),
+        ("validatingadmissionpolicies", "matchConditions"),
+        ("resourceclaims", "allocationMode"),
+        ("flowschemas", "distinguisherMethod"),
+        ("horizontalpodautoscalers", "stabilizationWindowSeconds"),
+    ] {
+        let explained = cluster.kubectl(&["explain", kind, "--recursive"]).ok();
+        assert!(explained.contains(field), "{kind}: {explained}");
+    }
     let resources = cluster.kubectl(&["api-resources"]).ok();
     for kind in [
         "Pod",

@@ -18,8 +18,14 @@ pub(crate) const NAMESPACE: &str = "cox-bench";
 /// What is asked, as a function of the request's number.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Load {
-    CreateConfigMap,
-    GetConfigMap,
+    /// Makes `c-FROM` and so on.
+    CreateConfigMap {
+        from: usize,
+    },
+    /// Reads the first ones, one after the other.
+    GetConfigMap {
+        among: usize,
+    },
     ListConfigMaps,
 }
 
@@ -27,14 +33,15 @@ impl Load {
     fn request(self, number: usize) -> (Method, String, Bytes) {
         let all = format!("/api/v1/namespaces/{NAMESPACE}/configmaps");
         match self {
-            Self::CreateConfigMap => {
-                let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": format!("c-{number}")},
+            Self::CreateConfigMap { from } => {
+                let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": format!("c-{}", from + number)},
                                     "data": {"value": "x".repeat(1000)}});
                 (Method::POST, all, object.to_string().into())
             }
-            Self::GetConfigMap => (
+            // A step that has no factor in common with the count: neighbours in time are none in the store.
+            Self::GetConfigMap { among } => (
                 Method::GET,
-                format!("{all}/c-{}", number % 500),
+                format!("{all}/c-{}", number * 7919 % among),
                 Bytes::new(),
             ),
             Self::ListConfigMaps => (Method::GET, format!("{all}?limit=500"), Bytes::new()),

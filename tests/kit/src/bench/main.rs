@@ -2,6 +2,9 @@
 //! same figure of another cluster when its kubeconfig is given. A figure never decides a test.
 
 mod api;
+mod apply;
+mod fanout;
+mod growth;
 mod load;
 mod memory;
 mod pods;
@@ -38,7 +41,7 @@ struct Args {
     /// Process whose tree's memory is the other cluster's; may be repeated
     #[arg(long)]
     other_pid: Vec<u32>,
-    /// Measure only these: start, memory, create, get, list, pod, pods
+    /// Measure only these: start, memory, create, get, list, pod, pods, apply, fanout, growth
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// ConfigMaps to create
@@ -47,6 +50,15 @@ struct Args {
     /// Pods at once
     #[arg(long, default_value_t = 1000)]
     pods: usize,
+    /// Watchers of one kind
+    #[arg(long, default_value_t = 1000)]
+    watchers: usize,
+    /// Events that each of them gets per second
+    #[arg(long, default_value_t = 1000)]
+    events: u32,
+    /// Counts of objects at which growth is shown
+    #[arg(long, value_delimiter = ',', default_values_t = [1_000, 10_000, 100_000])]
+    growth: Vec<usize>,
 }
 
 impl Args {
@@ -110,9 +122,13 @@ async fn main() -> Result<()> {
         Some(subject) => measure(&args, subject).await?,
         None => Vec::new(),
     };
+    drop(cluster);
     for (index, mut figure) in mine.into_iter().enumerate() {
         figure.other = theirs.get_mut(index).and_then(|other| other.ours.take());
         figures.push(figure);
+    }
+    if args.wants("growth") {
+        figures.extend(growth::measure(&binary, &args.growth).await?);
     }
     print(&figures)
 }
@@ -157,7 +173,7 @@ async fn measure(args: &Args, subject: &Subject) -> Result<Vec<Figure>> {
             "create",
             "ConfigMap creates, 32 connections, durable",
             "20000",
-            Load::CreateConfigMap,
+            Load::CreateConfigMap { from: 0 },
             32,
             args.objects,
         ),
@@ -165,7 +181,7 @@ async fn measure(args: &Args, subject: &Subject) -> Result<Vec<Figure>> {
             "get",
             "GET, 32 connections",
             "50000",
-            Load::GetConfigMap,
+            Load::GetConfigMap { among: 500 },
             32,
             100_000,
         ),
@@ -220,6 +236,12 @@ async fn measure(args: &Args, subject: &Subject) -> Result<Vec<Figure>> {
             gone,
             false,
         ));
+    }
+    if args.wants("apply") {
+        figures.extend(apply::measure(subject).await?);
+    }
+    if args.wants("fanout") {
+        figures.extend(fanout::measure(subject, args.watchers, args.events).await?);
     }
     load::remove_namespace(&mut connection).await?;
     Ok(figures)

@@ -41,3 +41,15 @@ fn children(pid: u32) -> Vec<u32> {
     }
     found
 }
+
+/// Seconds of CPU that a process has used so far, in user mode and in the kernel, all threads together.
+pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name of the program stands in brackets and may hold anything.
+    let (_, rest) = text.rsplit_once(')').context("no name in stat")?;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let ticks =
+        |at: usize| -> Result<f64> { Ok(fields.get(at).context("stat is short")?.parse()?) };
+    // Linux counts in hundredths of a second on every platform that it runs on.
+    Ok((ticks(11)? + ticks(12)?) / 100.0)
+}

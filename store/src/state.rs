@@ -10,11 +10,77 @@ use crate::object::{Object, ObjectKey, Revision};
 /// The objects of one resource by path.
 pub(crate) type Objects = OrdMap<Arc<str>, Arc<Object>>;
 
+/// The objects of one resource, and how many there are in each namespace: pages of lists tell how many are left, and counting
+/// tens of thousands for each would cost more than the page.
+#[derive(Clone, Debug, Default)]
+struct Collection {
+    objects: Objects,
+    namespaces: OrdMap<Arc<str>, usize>,
+}
+
+impl Collection {
+    fn new(objects: Objects) -> Self {
+        let mut collection = Self {
+            objects,
+            namespaces: OrdMap::new(),
+        };
+        let mut run: Option<(&str, usize)> = None;
+        for path in collection.objects.keys() {
+            let namespace = namespace_of(path);
+            run = match run {
+                Some((last, count)) if last == namespace => Some((last, count + 1)),
+                ended => {
+                    collection
+                        .namespaces
+                        .extend(ended.map(|(last, count)| (Arc::from(last), count)));
+                    Some((namespace, 1))
+                }
+            };
+        }
+        collection
+            .namespaces
+            .extend(run.map(|(last, count)| (Arc::from(last), count)));
+        collection
+    }
+
+    fn insert(&mut self, path: Arc<str>, object: Arc<Object>) {
+        let namespace = namespace_of(&path);
+        let before = self.objects.insert(Arc::clone(&path), object);
+        if before.is_some() {
+            return;
+        }
+        match self.namespaces.get_mut(namespace) {
+            Some(count) => *count += 1,
+            None => {
+                self.namespaces.insert(Arc::from(namespace), 1);
+            }
+        }
+    }
+
+    fn remove(&mut self, path: &str) {
+        let namespace = namespace_of(path);
+        if self.objects.remove(path).is_none() {
+            return;
+        }
+        match self.namespaces.get_mut(namespace) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => {
+                self.namespaces.remove(namespace);
+            }
+        }
+    }
+}
+
+/// What stands before the slash of a path, with the slash; nothing in what is not namespaced.
+fn namespace_of(path: &str) -> &str {
+    path.find('/').map_or("", |slash| &path[..=slash])
+}
+
 /// Everything there is at one revision. Cloning shares all but the changed branches.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct State {
     pub(crate) revision: Revision,
-    resources: OrdMap<Arc<str>, Objects>,
+    resources: OrdMap<Arc<str>, Collection>,
 }
 
 impl State {
@@ -26,41 +92,42 @@ impl State {
     }
 
     pub(crate) fn get(&self, resource: &str, path: &str) -> Option<&Arc<Object>> {
-        self.resources.get(resource)?.get(path)
+        self.resources.get(resource)?.objects.get(path)
     }
 
     /// Puts an object under its own key.
     pub(crate) fn insert(&mut self, object: Arc<Object>) {
         let path = Arc::clone(&object.key.path);
         match self.resources.get_mut(&object.key.resource) {
-            Some(objects) => {
-                objects.insert(path, object);
-            }
+            Some(collection) => collection.insert(path, object),
             None => {
                 let resource = Arc::clone(&object.key.resource);
-                self.resources.insert(resource, OrdMap::unit(path, object));
+                let mut collection = Collection::default();
+                collection.insert(path, object);
+                self.resources.insert(resource, collection);
             }
         }
     }
 
     pub(crate) fn remove(&mut self, key: &ObjectKey) {
-        if let Some(objects) = self.resources.get_mut(&key.resource) {
-            objects.remove(&key.path);
+        if let Some(collection) = self.resources.get_mut(&key.resource) {
+            collection.remove(&key.path);
         }
     }
 
     /// Replaces all objects of a resource at once: how the loader hands over what it sorted.
     pub(crate) fn set_resource(&mut self, resource: Arc<str>, objects: Objects) {
-        self.resources.insert(resource, objects);
+        self.resources.insert(resource, Collection::new(objects));
     }
 
     /// The given key, sharing the resource's name and, of an existing object, the path too: tens of thousands of keys
     /// stay in memory.
     pub(crate) fn shared_key(&self, key: &ObjectKey) -> ObjectKey {
-        let Some((resource, objects)) = self.resources.get_key_value(&key.resource) else {
+        let Some((resource, collection)) = self.resources.get_key_value(&key.resource) else {
             return key.clone();
         };
-        let path = objects
+        let path = collection
+            .objects
             .get(&key.path)
             .map_or(&key.path, |object| &object.key.path);
         ObjectKey {
@@ -101,7 +168,11 @@ impl Snapshot {
         self.0
             .resources
             .get(resource)
-            .map(|objects| objects.range::<_, str>((start, Bound::Unbounded)))
+            .map(|collection| {
+                collection
+                    .objects
+                    .range::<_, str>((start, Bound::Unbounded))
+            })
             .into_iter()
             .flatten()
             .map(|(_, object)| object)
@@ -111,8 +182,17 @@ impl Snapshot {
     /// How many objects [`range`](Self::range) would give.
     #[must_use]
     pub fn count(&self, resource: &str, path_prefix: &str) -> usize {
+        let Some(collection) = self.0.resources.get(resource) else {
+            return 0;
+        };
         if path_prefix.is_empty() {
-            self.0.resources.get(resource).map_or(0, OrdMap::len)
+            collection.objects.len()
+        } else if path_prefix.find('/') == Some(path_prefix.len() - 1) {
+            collection
+                .namespaces
+                .get(path_prefix)
+                .copied()
+                .unwrap_or_default()
         } else {
             self.range(resource, path_prefix, None).count()
         }
@@ -176,5 +256,37 @@ mod tests {
             }
         }
         assert_eq!(snapshot.range("nodes", "", None).count(), 0);
+        assert_eq!(
+            snapshot.count("pods", "a"),
+            4,
+            "a prefix that is no namespace is counted one by one"
+        );
+    }
+
+    #[test]
+    fn counts_follow_every_write() {
+        let snapshot = state("a/1 a/2 b/1 c");
+        let mut state = State::clone(&snapshot.0);
+        let again = snapshot.get("pods", "a/1").unwrap();
+        state.insert(again);
+        for path in ["a/2", "b/1", "b/1", "zz/9"] {
+            state.remove(&ObjectKey::new("pods", path));
+        }
+        let loaded = {
+            let mut loaded = State::new(Revision(9));
+            let objects = state.resources.get("pods").unwrap().objects.clone();
+            loaded.set_resource("pods".into(), objects);
+            loaded
+        };
+        for state in [state, loaded] {
+            let snapshot = Snapshot(Arc::new(state));
+            let counts = ["", "a/", "b/", "zz/"].map(|prefix| snapshot.count("pods", prefix));
+            assert_eq!(counts, [2, 1, 0, 0]);
+        }
+        assert_eq!(
+            snapshot.count("pods", "a/"),
+            2,
+            "an older snapshot keeps its counts"
+        );
     }
 }

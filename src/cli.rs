@@ -70,6 +70,9 @@ pub(crate) struct ListenArgs {
     /// Further name or address that clients use for the API server; may be repeated
     #[arg(long = "tls-san", value_name = "NAME")]
     pub(crate) tls_sans: Vec<String>,
+    /// Leave out the default StorageClass `local-path`, which keeps volumes on the nodes' own disks
+    #[arg(long)]
+    pub(crate) no_local_path: bool,
 }
 
 /// How the node presents itself and what it may run.
@@ -108,6 +111,22 @@ pub(crate) struct NodeArgs {
         requires = "image_credential_provider_config"
     )]
     pub(crate) image_credential_provider_bin_dir: Option<PathBuf>,
+    /// Label of the node, as key=value; may be repeated
+    #[arg(long = "node-label", value_name = "KEY=VALUE")]
+    pub(crate) node_labels: Vec<String>,
+    /// Taint that the node registers with, as key=value:Effect; may be repeated
+    #[arg(long = "register-with-taint", value_name = "KEY=VALUE:EFFECT")]
+    pub(crate) taints: Vec<String>,
+    /// How a cloud knows the node
+    #[arg(long, default_value = "", value_name = "ID")]
+    pub(crate) provider_id: String,
+    /// What Pods do not get, as cpu=200m or memory=256Mi; may be repeated
+    #[arg(long = "reserved", value_name = "RESOURCE=QUANTITY")]
+    pub(crate) reserved: Vec<String>,
+    /// Below which the node is under pressure, as memory.available<100Mi or nodefs.available<10%; may be repeated, and replaces
+    /// the defaults
+    #[arg(long = "eviction-hard", value_name = "SIGNAL<QUANTITY")]
+    pub(crate) eviction_hard: Vec<String>,
     /// Folder of static Pod manifests [default: manifests in the data folder]
     #[arg(long, value_name = "DIR")]
     pub(crate) static_pods: Option<PathBuf>,

@@ -43,6 +43,7 @@ impl ControlPlane {
         let mut config =
             cox_apiserver::Config::new(SocketAddr::new(listen.bind, listen.port), Arc::clone(&pki));
         config.extra_sans = listen.tls_sans.clone();
+        config.local_path = !listen.no_local_path;
         if !listen.bind.is_unspecified() {
             config.extra_sans.push(listen.bind.to_string());
         }

@@ -74,6 +74,7 @@ pub(crate) fn run_kubelet(
     config.pod_cidr = Some(node.pod_cidr.clone());
     config.max_pods = node.max_pods;
     config.credentials = Arc::new(credentials(paths, node)?);
+    set_up(&mut config, node)?;
     let deps = cox_kubelet::Deps {
         client: identity.client,
         informers: identity.informers,
@@ -98,6 +99,31 @@ fn credentials(paths: &Paths, node: &NodeArgs) -> Result<NodeCredentials> {
         provider_bin_dir: node.image_credential_provider_bin_dir.clone(),
     };
     Ok(NodeCredentials::open(&sources)?)
+}
+
+/// What the flags say of the node as Pods see it.
+fn set_up(config: &mut cox_kubelet::Config, node: &NodeArgs) -> Result<()> {
+    let pair = |text: &String| {
+        let pair = text.split_once('=');
+        pair.map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .with_context(|| format!("\"{text}\" is not written as key=value"))
+    };
+    config.labels = node.node_labels.iter().map(pair).collect::<Result<_>>()?;
+    config.taints.clone_from(&node.taints);
+    config.provider_id.clone_from(&node.provider_id);
+    for text in &node.reserved {
+        let (resource, amount) = pair(text)?;
+        let amount = cox_kubelet::resources::parse(&resource, &amount)
+            .with_context(|| format!("\"{text}\" holds no quantity"))?;
+        config.reserved.insert(resource, amount);
+    }
+    if !node.eviction_hard.is_empty() {
+        let all = node.eviction_hard.iter();
+        config.eviction = all
+            .map(|text| cox_kubelet::eviction::thresholds::Threshold::parse(text))
+            .collect::<Result<_, _>>()?;
+    }
+    Ok(())
 }
 
 /// The name under which the node registers.

@@ -31,6 +31,7 @@ use crate::forms::Forms;
 use crate::health;
 use crate::kubelet::Kubelets;
 use crate::metrics::Metrics;
+use crate::node_metrics;
 use crate::openapi;
 use crate::pki::Pki;
 use crate::pretty;
@@ -275,6 +276,12 @@ impl Api {
         {
             let (aggregator, registry) = (&self.aggregator, &self.registry);
             return aggregator::proxy(aggregator, registry, &remote, parts, body, user).await;
+        }
+        if entry.is_none() && info.group == node_metrics::GROUP {
+            if info.version != node_metrics::VERSION || !info.subresource.is_empty() {
+                return Err(ApiStatus::unknown_path());
+            }
+            return node_metrics::answer(self, info, query).await;
         }
         if !info.is_resource {
             return self.plain(parts, info.path, query);

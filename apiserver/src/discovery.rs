@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::aggregator::{Remote, Remotes};
 use crate::body::Body;
+use crate::node_metrics;
 use crate::registry::customs::{CustomCatalog, Customs};
 use crate::render;
 
@@ -94,9 +95,17 @@ struct Made {
 fn make(customs: Arc<Customs>, remotes: Arc<BTreeMap<String, Arc<Remote>>>) -> Made {
     let entries = customs.entries();
     let builtin = schema::builtin().resources().iter();
+    // Whoever registers a server for the group serves it instead.
+    let own = format!("{}.{}", node_metrics::VERSION, node_metrics::GROUP);
+    let metrics = if remotes.contains_key(&own) {
+        Vec::new()
+    } else {
+        node_metrics::resources()
+    };
     let resources: Vec<&Resource> = builtin
         .chain(entries.iter().map(|entry| &*entry.resource))
         .chain(remotes.values().flat_map(|remote| remote.resources()))
+        .chain(&metrics)
         .collect();
     let discovery = Discovery::new(&resources);
     drop(resources);

@@ -24,6 +24,7 @@ mod health;
 mod input;
 mod kubelet;
 mod metrics;
+mod node_metrics;
 pub mod openapi;
 mod outside;
 pub mod pki;

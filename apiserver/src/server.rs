@@ -48,6 +48,8 @@ pub struct Config {
     pub request_timeout: Duration,
     /// How long Events are kept.
     pub event_ttl: Duration,
+    /// Whether the cluster has the default StorageClass `local-path`.
+    pub local_path: bool,
 }
 
 impl Config {
@@ -62,6 +64,7 @@ impl Config {
             extra_sans: Vec::new(),
             request_timeout,
             event_ttl,
+            local_path: true,
         }
     }
 }
@@ -156,6 +159,7 @@ pub async fn start(
     let settings = bootstrap::Settings {
         advertise,
         ca_pem: config.pki.ca_pem().to_owned(),
+        local_path: config.local_path,
     };
     let tasks = TaskTracker::new();
     tasks.spawn(connection::accept(

@@ -5,6 +5,7 @@ mod binding;
 mod connect;
 mod eviction;
 mod log;
+mod node_proxy;
 mod reviews;
 mod scale;
 
@@ -27,6 +28,7 @@ pub(crate) async fn route(call: &mut Call<'_>) -> Result<Response<Body>, ApiStat
         ("token", "create") => reviews::create_token(call),
         ("log", "get") => log::get(call).await,
         ("exec" | "attach" | "portforward", _) => connect::connect(call).await,
+        ("proxy", _) if call.entry.resource.plural == "nodes" => node_proxy::answer(call).await,
         ("proxy", _) => Err(ApiStatus::service_unavailable(format!(
             "{} is not served by this version of the server",
             call.sub_name()

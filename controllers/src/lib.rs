@@ -19,6 +19,7 @@ mod root_ca;
 mod serviceaccount;
 #[cfg(test)]
 mod testing;
+mod volume;
 
 use std::fmt;
 use std::sync::Arc;
@@ -105,7 +106,7 @@ pub enum RunError {
 /// Runs all controllers until `cancel` is cancelled.
 pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) -> Result<(), RunError> {
     let scope = TaskScope::new("controllers", &cancel);
-    let context = |service_account, component| {
+    let context = |service_account: &str, component: &str| {
         Context::new(&deps, service_account, component, scope.cancellation())
     };
     let sa = context("service-account-controller", "serviceaccount-controller");
@@ -136,6 +137,7 @@ pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) -> Resul
     );
     let pod_gc = context("pod-garbage-collector", "pod-garbage-collector");
     scope.spawn("pod-garbage-collector", pod_gc::run(pod_gc, config.clone()));
+    spawn_volumes(&scope, context);
     tracing::info!("Controllers started");
     cancel.cancelled().await;
     let late = scope.shutdown(STOP_DEADLINE).await;
@@ -144,4 +146,16 @@ pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) -> Resul
     } else {
         Err(RunError::Late(late))
     }
+}
+
+/// The controllers of persistent volumes.
+fn spawn_volumes(scope: &TaskScope, context: impl Fn(&str, &str) -> Context) {
+    let binder = context("persistent-volume-binder", "persistentvolume-controller");
+    scope.spawn("persistentvolume-binder", volume::binder::run(binder));
+    let claims = context("pvc-protection-controller", "pvc-protection-controller");
+    scope.spawn("pvc-protection", volume::protection::run_claims(claims));
+    let volumes = context("pv-protection-controller", "pv-protection-controller");
+    scope.spawn("pv-protection", volume::protection::run_volumes(volumes));
+    let ephemeral = context("ephemeral-volume-controller", "ephemeral-volume-controller");
+    scope.spawn("ephemeral-volume", volume::ephemeral::run(ephemeral));
 }

@@ -1,5 +1,7 @@
 //! What a kubelet is told at its start. No environment, no globals: a test starts ten of them in one process.
 
+use crate::eviction::thresholds::{self, Threshold};
+use crate::resources::Amounts;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -52,9 +54,25 @@ pub struct Config {
     pub log_files_max: usize,
     /// Credentials for registries beside those of pull secrets.
     pub credentials: std::sync::Arc<crate::credentials::NodeCredentials>,
+    /// Below which the node frees disk or fails Pods; the first one that is met counts.
+    pub eviction: Vec<Threshold>,
+    /// What Pods do not get, because the kubelet, the runtime and the system need it.
+    pub reserved: Amounts,
+    /// Unused images are removed when their disk is used beyond this share, in percent,
+    pub image_gc_high_percent: u8,
+    /// until it is used to this share.
+    pub image_gc_low_percent: u8,
+    /// `spec.providerID` of the Node; empty: none.
+    pub provider_id: String,
 }
 
 impl Config {
+    /// Folders of persistent volumes that live on this node.
+    #[must_use]
+    pub fn local_path_dir(&self) -> PathBuf {
+        self.data_dir.join("local-path")
+    }
+
     /// The defaults for everything that has one.
     #[must_use]
     pub fn new(node_name: &str, node_ip: IpAddr, data_dir: PathBuf, cri_socket: PathBuf) -> Self {
@@ -81,6 +99,11 @@ impl Config {
             log_size_max: 10 << 20,
             log_files_max: 5,
             credentials: std::sync::Arc::default(),
+            eviction: thresholds::defaults(),
+            reserved: Amounts::new(),
+            image_gc_high_percent: 85,
+            image_gc_low_percent: 80,
+            provider_id: String::new(),
         }
     }
 }

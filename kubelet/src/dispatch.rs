@@ -3,11 +3,13 @@
 //! In: the informer over this node's Pods, the static folder, the runtime's event stream. Runs: one task for the API's side and
 //! the folder, one for the runtime's events, one per Pod. It decides nothing about a Pod but that it exists.
 
+use crate::admission::{self, Refusal};
 use crate::cri::observe::{self, FoundPod};
 use crate::pod::PodUid;
 use crate::pod::plan::previous_container;
 use crate::pod::view::PodView;
 use crate::sources::{manifest, mirror};
+use crate::worker::refuse;
 use crate::worker::{Actor, Mailbox, Shared, Start};
 use cox_client::tasks::TaskScope;
 use cox_client::{Change, Informer};
@@ -100,6 +102,39 @@ impl Dispatcher {
             .values()
             .find(|known| !known.is_orphan && is_it(&known.pod))
             .map(|known| known.pod.clone())
+    }
+
+    /// Why this node does not take a new Pod. One that began here before, or that the runtime runs, was taken already.
+    fn refusal(&self, pod: &Pod, view: &PodView) -> Option<Refusal> {
+        let began = pod
+            .status
+            .as_ref()
+            .is_some_and(|status| status.start_time.is_some());
+        if began || !view.is_empty() || pod.metadata.deletion_timestamp.is_some() {
+            return None;
+        }
+        let node = self.shared.node_view();
+        let is_crowded = self.lock().len() >= usize::try_from(node.pods_max).unwrap_or(usize::MAX);
+        let others = if is_crowded || admission::is_greedy(pod) {
+            self.live()
+        } else {
+            Vec::new()
+        };
+        admission::refusal(pod, &others, &node)
+    }
+
+    /// The Pods that are not over, as their workers see them.
+    fn live(&self) -> Vec<Arc<Pod>> {
+        let is_over = |known: &Known| {
+            let status = known.status.borrow();
+            let phase = status.as_ref().and_then(|status| status.phase.as_deref());
+            matches!(phase, Some("Succeeded" | "Failed"))
+        };
+        let all = self.lock();
+        let live = all
+            .values()
+            .filter(|known| !known.is_orphan && !is_over(known));
+        live.map(|known| known.pod.clone()).collect()
     }
 
     /// The newest status of a Pod.
@@ -248,6 +283,13 @@ impl Dispatcher {
             .map(|found| found.view)
             .unwrap_or_default();
         drop(found);
+        if !is_orphan && let Some(refusal) = self.refusal(&pod, &view) {
+            // Its object says so from now on, and comes back with that: then it gets a worker that ends it. A static Pod has none,
+            // and is asked for again with the next look into the folder.
+            let refused = refuse::refuse(self.shared.clone(), pod, refusal, is_static);
+            self.scope.spawn("refuse", refused);
+            return;
+        }
         let mailbox = Arc::new(Mailbox::default());
         let (status_tx, status) = watch::channel(None);
         let known = Known {

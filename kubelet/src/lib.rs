@@ -5,16 +5,21 @@
 //! the workers carry them out, one task per Pod. It never opens the store, never decides where a Pod runs, and knows the runtime
 //! only through CRI.
 
+pub mod admission;
 pub mod config;
 pub mod credentials;
 pub mod cri;
 pub mod dispatch;
+pub mod eviction;
+pub mod gc;
 pub mod logs;
 pub mod node;
 pub mod pod;
+pub mod resources;
 mod run;
 mod server;
 pub mod sources;
+pub mod stats;
 pub mod volumes;
 pub mod worker;
 

@@ -5,6 +5,8 @@ use crate::cri::client::Runtime;
 use crate::cri::images::Images;
 use crate::cri::sandbox_config::host_resolv_conf;
 use crate::dispatch::Dispatcher;
+use crate::eviction::{Pressure, PressureKeeper};
+use crate::gc::ImageKeeper;
 use crate::logs::keeper::LogKeeper;
 use crate::node::NodeKeeper;
 use crate::node::capacity::Machine;
@@ -85,7 +87,7 @@ pub fn prepare(
     let cancel = cancel.clone();
     let machine = Machine::read(&config.data_dir);
     let runtime = Runtime::at(&config.cri_socket, config.runtime_timeout);
-    let allocatable = machine.allocatable();
+    let allocatable = machine.allocatable(&config.reserved);
     let source = EventSource {
         component: Some("kubelet".into()),
         host: Some(config.node_name.clone()),
@@ -99,6 +101,7 @@ pub fn prepare(
         runtime: runtime.clone(),
         volumes: Volumes::new(
             config.data_dir.join("pods"),
+            config.local_path_dir(),
             deps.client.clone(),
             deps.clock.clone(),
             allocatable,
@@ -112,6 +115,9 @@ pub fn prepare(
         runtime_name: OnceLock::new(),
         resolv_conf: host_resolv_conf(Path::new("/etc/resolv.conf")),
         allocatable,
+        node: deps
+            .informers
+            .of_selected(&format!("metadata.name={}", config.node_name)),
         clock: deps.clock.clone(),
         client: ClientHandle(deps.client.clone()),
         config,
@@ -184,7 +190,17 @@ async fn run_parts(parts: Parts, cancel: CancellationToken) -> Result<(), RunErr
         shared: shared.clone(),
     };
     scope.spawn("log-rotation", logs.run(token.clone()));
+    let images = Arc::new(ImageKeeper::new(shared.clone()));
+    scope.spawn("image-gc", images.clone().run(token.clone()));
+    let (pressure, pressure_rx) = watch::channel(Pressure::default());
+    let pressure = PressureKeeper {
+        shared: shared.clone(),
+        images,
+        pressure,
+    };
+    scope.spawn("pressure", pressure.run(token.clone()));
     let node = NodeKeeper {
+        pressure: pressure_rx,
         config: config.clone(),
         client: deps.client.clone(),
         runtime,

@@ -29,6 +29,8 @@ pub struct Settings {
     pub advertise: SocketAddr,
     /// The CA that client certificates are issued by.
     pub ca_pem: String,
+    /// Whether the cluster has a default StorageClass that makes volumes on the nodes' own disks.
+    pub local_path: bool,
 }
 
 /// One object to be written.
@@ -88,6 +90,13 @@ pub fn plan(snapshot: &Snapshot, settings: &Settings) -> Vec<Write> {
         Place::new("node.k8s.io", "runtimeclasses"),
         wasm_class(),
     ));
+    if settings.local_path {
+        writes.extend(absent(
+            snapshot,
+            Place::new("storage.k8s.io", "storageclasses"),
+            local_path_class(),
+        ));
+    }
     writes.extend(current(
         snapshot,
         Place::new("", "configmaps"),
@@ -284,6 +293,15 @@ fn wasm_class() -> Value {
     json!({
         "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "wasm"}, "handler": "wasm",
         "scheduling": {"nodeSelector": {WASM_NODE_LABEL: "true"}},
+    })
+}
+
+/// The default class: folders on the node of a claim's first Pod, made by the controller of the same name.
+fn local_path_class() -> Value {
+    json!({
+        "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
+        "metadata": {"name": "local-path", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
+        "provisioner": "coxswain.dev/local-path", "reclaimPolicy": "Delete", "volumeBindingMode": "WaitForFirstConsumer",
     })
 }
 

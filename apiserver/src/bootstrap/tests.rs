@@ -10,6 +10,7 @@ fn settings(port: u16) -> Settings {
     Settings {
         advertise: ([192, 0, 2, 7], port).into(),
         ca_pem: "CA".into(),
+        local_path: true,
     }
 }
 

@@ -266,7 +266,7 @@ impl Controllers {
     }
 }
 
-const SERVICE_ACCOUNTS: [&str; 8] = [
+const SERVICE_ACCOUNTS: [&str; 12] = [
     "service-account-controller",
     "root-ca-cert-publisher",
     "replicaset-controller",
@@ -275,6 +275,10 @@ const SERVICE_ACCOUNTS: [&str; 8] = [
     "generic-garbage-collector",
     "node-controller",
     "pod-garbage-collector",
+    "persistent-volume-binder",
+    "pvc-protection-controller",
+    "pv-protection-controller",
+    "ephemeral-volume-controller",
 ];
 
 pub(crate) fn now() -> String {

@@ -440,6 +440,37 @@ impl Runtime {
         )
     }
 
+    /// What all Pods and their containers use.
+    pub async fn sandbox_stats(&self) -> Result<Vec<v1::PodSandboxStats>, CriError> {
+        let mut client = self.runtime.clone();
+        let request = v1::ListPodSandboxStatsRequest::default();
+        let answer = client.list_pod_sandbox_stats(request);
+        Ok(within("ListPodSandboxStats", self.timeout, answer)
+            .await?
+            .stats)
+    }
+
+    /// Where the runtime keeps images, and how much.
+    pub async fn image_filesystems(&self) -> Result<Vec<v1::FilesystemUsage>, CriError> {
+        let mut client = self.images.clone();
+        let answer = client.image_fs_info(v1::ImageFsInfoRequest {});
+        Ok(within("ImageFsInfo", self.timeout, answer)
+            .await?
+            .image_filesystems)
+    }
+
+    /// Removes an image; one that is gone counts as removed.
+    pub async fn remove_image(&self, id: &str) -> Result<(), CriError> {
+        let mut client = self.images.clone();
+        let request = v1::RemoveImageRequest {
+            image: Some(v1::ImageSpec {
+                image: id.to_owned(),
+                ..v1::ImageSpec::default()
+            }),
+        };
+        gone_is_done(within("RemoveImage", self.timeout, client.remove_image(request)).await)
+    }
+
     /// All images.
     pub async fn list_images(&self) -> Result<Vec<v1::Image>, CriError> {
         let mut client = self.images.clone();

@@ -1,6 +1,7 @@
 //! What the machine has and how much of it is left, from /proc, /sys and the file system. Parsing is pure.
 
 use crate::pod::fields::NodeAllocatable;
+use crate::resources::Amounts;
 use std::path::Path;
 
 /// Memory that Pods do not get: below it upstream's kubelet would evict.
@@ -18,16 +19,6 @@ pub struct Machine {
     pub kernel_version: String,
     pub os_image: String,
     pub architecture: &'static str,
-}
-
-/// What is left at this moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Load {
-    pub memory_available: Option<u64>,
-    /// Free and total bytes of the data folder's file system.
-    pub disk: Option<(u64, u64)>,
-    /// Processes and their limit.
-    pub pids: Option<(u64, u64)>,
 }
 
 fn read(path: &str) -> String {
@@ -104,36 +95,20 @@ impl Machine {
         }
     }
 
-    /// What Pods may have of it.
+    /// What Pods may have of it, beside what is reserved.
     #[must_use]
-    pub fn allocatable(&self) -> NodeAllocatable {
+    pub fn allocatable(&self, reserved: &Amounts) -> NodeAllocatable {
         let int = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         let memory = self
             .memory_bytes
             .saturating_sub(MEMORY_KEPT)
             .max(self.memory_bytes / 2);
+        let left =
+            |has: i64, resource: &str| (has - reserved.get(resource).copied().unwrap_or(0)).max(0);
         NodeAllocatable {
-            cpu_millis: i64::try_from(self.cpus).unwrap_or(1) * 1000,
-            memory_bytes: int(memory),
-            ephemeral_bytes: int(self.disk_bytes / 10 * 9),
-        }
-    }
-}
-
-impl Load {
-    /// Looks at the machine.
-    #[must_use]
-    pub fn read(data_dir: &Path) -> Self {
-        let running = read("/proc/loadavg");
-        let running = running
-            .split_whitespace()
-            .nth(3)
-            .and_then(|pair| pair.split_once('/')?.1.parse().ok());
-        let limit = read("/proc/sys/kernel/pid_max").parse().ok();
-        Self {
-            memory_available: meminfo(&read("/proc/meminfo"), "MemAvailable"),
-            disk: disk(data_dir),
-            pids: running.zip(limit),
+            cpu_millis: left(i64::try_from(self.cpus).unwrap_or(1) * 1000, "cpu"),
+            memory_bytes: left(int(memory), "memory"),
+            ephemeral_bytes: left(int(self.disk_bytes / 10 * 9), "ephemeral-storage"),
         }
     }
 }
@@ -162,11 +137,17 @@ mod tests {
             cpus: 2,
             ..Machine::default()
         };
-        assert_eq!(machine(64 << 20).allocatable().memory_bytes, 32 << 20);
         assert_eq!(
-            machine(1 << 30).allocatable().memory_bytes,
+            machine(64 << 20).allocatable(&Amounts::new()).memory_bytes,
+            32 << 20
+        );
+        assert_eq!(
+            machine(1 << 30).allocatable(&Amounts::new()).memory_bytes,
             (1 << 30) - (100 << 20)
         );
-        assert_eq!(machine(1 << 30).allocatable().cpu_millis, 2000);
+        assert_eq!(
+            machine(1 << 30).allocatable(&Amounts::new()).cpu_millis,
+            2000
+        );
     }
 }

@@ -9,6 +9,7 @@ pub mod status;
 
 use crate::config::Config;
 use crate::cri::client::Runtime;
+use crate::eviction::Pressure;
 use cox_client::Clock;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -35,6 +36,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 
 /// Keeps one Node.
 pub struct NodeKeeper {
+    /// What runs out.
+    pub pressure: watch::Receiver<Pressure>,
     pub config: Config,
     pub client: kube::Client,
     pub runtime: Runtime,
@@ -84,6 +87,7 @@ impl NodeKeeper {
         let up = *runtime_up.borrow_and_update();
         let mut facts = self.runtime_facts(up, RuntimeFacts::default(), true).await;
         let mut node = self.register(&facts).await;
+        let mut pressure = self.pressure.clone();
         tracing::info!(node = self.config.node_name, "Node registered");
         let mut written_at = self.clock.now();
         let mut beats: u32 = 0;
@@ -106,7 +110,8 @@ impl NodeKeeper {
                 }
             };
             tokio::select! {
-                // Both only wait; a change that is missed here is seen by the next call.
+                // All only wait; a change that is missed here is seen by the next call.
+                turned = pressure.changed() => if turned.is_err() { return },
                 changed = runtime_up.changed() => if changed.is_err() { return },
                 () = self.clock.sleep(wait) => beats = beats.wrapping_add(1),
             }
@@ -172,11 +177,10 @@ impl NodeKeeper {
         previous: Option<&NodeStatus>,
         now: Timestamp,
     ) -> NodeStatus {
-        let load = capacity::Load::read(&self.config.data_dir);
         status::build(
             &self.config,
             &self.machine,
-            &load,
+            *self.pressure.borrow(),
             facts,
             self.port,
             previous,
@@ -206,7 +210,8 @@ impl NodeKeeper {
         match api.create(&PostParams::default(), &node).await {
             Ok(made) => Ok(made),
             Err(error) if cox_client::is_already_exists(&error) => {
-                let patch = json!({ "metadata": { "labels": node.metadata.labels } });
+                let meta = &node.metadata;
+                let patch = json!({ "metadata": { "labels": meta.labels, "annotations": meta.annotations } });
                 api.patch(
                     &self.config.node_name,
                     &PatchParams::default(),

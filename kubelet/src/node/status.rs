@@ -1,8 +1,9 @@
 //! The Node object and its status as they ought to be, and the patch between two statuses. Pure.
 
 use super::RuntimeFacts;
-use super::capacity::{Load, Machine};
+use super::capacity::Machine;
 use crate::config::Config;
+use crate::eviction::Pressure;
 use cox_cri::v1;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
@@ -18,12 +19,8 @@ use std::collections::BTreeMap;
 pub const KUBELET_VERSION: &str = "v1.36.2+cox";
 /// Label of nodes that run Wasm; RuntimeClass `wasm` selects it.
 pub const WASM_LABEL: &str = "coxswain.dev/wasm";
-/// Below these the node reports pressure.
-const MEMORY_LOW: u64 = 100 << 20;
-const DISK_LOW_PERCENT: u64 = 10;
-/// A large disk with this much left is not called full, whatever the share.
-const DISK_ENOUGH: u64 = 2 << 30;
-const PIDS_LOW_PERCENT: u64 = 5;
+/// Annotation that tells the provisioner of the class `local-path` where this node keeps volumes.
+pub const LOCAL_PATH_ANNOTATION: &str = "coxswain.dev/local-path-dir";
 /// Images that a status lists; the largest ones, as upstream.
 const IMAGES_MAX: usize = 50;
 /// Names of one image that a status lists.
@@ -61,12 +58,17 @@ pub fn node(config: &Config, machine: &Machine, facts: &RuntimeFacts) -> Node {
         metadata: ObjectMeta {
             name: Some(config.node_name.clone()),
             labels: Some(labels),
+            annotations: Some(BTreeMap::from([(
+                LOCAL_PATH_ANNOTATION.to_owned(),
+                config.local_path_dir().to_string_lossy().into_owned(),
+            )])),
             ..ObjectMeta::default()
         },
         spec: Some(NodeSpec {
             pod_cidr: config.pod_cidr.clone(),
             pod_cidrs: config.pod_cidr.clone().map(|cidr| vec![cidr]),
             taints: (!taints.is_empty()).then_some(taints),
+            provider_id: (!config.provider_id.is_empty()).then(|| config.provider_id.clone()),
             ..NodeSpec::default()
         }),
         status: None,
@@ -92,18 +94,18 @@ fn taint(text: &str) -> Option<Taint> {
 pub fn build(
     config: &Config,
     machine: &Machine,
-    load: &Load,
+    pressure: Pressure,
     facts: &RuntimeFacts,
     port: u16,
     previous: Option<&NodeStatus>,
     now: Timestamp,
 ) -> NodeStatus {
-    let allocatable = machine.allocatable();
+    let allocatable = machine.allocatable(&config.reserved);
     let bytes = |value: u64| Quantity(value.to_string());
     let ki = |value: u64| Quantity(format!("{}Ki", value / 1024));
-    let capacity = |memory: u64, disk: Quantity| {
+    let capacity = |cpu: Quantity, memory: u64, disk: Quantity| {
         BTreeMap::from([
-            ("cpu".to_owned(), Quantity(machine.cpus.to_string())),
+            ("cpu".to_owned(), cpu),
             ("memory".to_owned(), ki(memory)),
             ("ephemeral-storage".to_owned(), disk),
             ("pods".to_owned(), Quantity(config.max_pods.to_string())),
@@ -118,12 +120,17 @@ pub fn build(
             address("InternalIP", config.node_ip.to_string()),
             address("Hostname", config.node_name.clone()),
         ]),
-        capacity: Some(capacity(machine.memory_bytes, ki(machine.disk_bytes))),
+        capacity: Some(capacity(
+            Quantity(machine.cpus.to_string()),
+            machine.memory_bytes,
+            ki(machine.disk_bytes),
+        )),
         allocatable: Some(capacity(
+            millis(allocatable.cpu_millis),
             allocatable.memory_bytes.unsigned_abs(),
             bytes(allocatable.ephemeral_bytes.unsigned_abs()),
         )),
-        conditions: Some(conditions(load, facts, previous, now)),
+        conditions: Some(conditions(pressure, facts, previous, now)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint {
                 port: i32::from(port),
@@ -154,6 +161,15 @@ pub fn build(
     }
 }
 
+/// Whole cores without a suffix, as quantities are written.
+fn millis(millis: i64) -> Quantity {
+    Quantity(if millis % 1000 == 0 {
+        (millis / 1000).to_string()
+    } else {
+        format!("{millis}m")
+    })
+}
+
 /// Images as a status lists them: the largest first.
 #[must_use]
 pub fn images(images: &[v1::Image]) -> Vec<ContainerImage> {
@@ -175,20 +191,12 @@ pub fn images(images: &[v1::Image]) -> Vec<ContainerImage> {
 }
 
 fn conditions(
-    load: &Load,
+    pressure: Pressure,
     facts: &RuntimeFacts,
     previous: Option<&NodeStatus>,
     now: Timestamp,
 ) -> Vec<NodeCondition> {
-    let memory = load
-        .memory_available
-        .is_some_and(|available| available < MEMORY_LOW);
-    let disk = load
-        .disk
-        .is_some_and(|(free, total)| free * 100 < total * DISK_LOW_PERCENT && free < DISK_ENOUGH);
-    let pids = load
-        .pids
-        .is_some_and(|(used, limit)| limit.saturating_sub(used) * 100 < limit * PIDS_LOW_PERCENT);
+    let Pressure { memory, disk, pids } = pressure;
     let pressure = |kind, under, bad: (&str, &str), good: (&str, &str)| {
         let (reason, message) = if under { bad } else { good };
         condition(kind, under, reason, message, previous, now)
@@ -351,7 +359,7 @@ mod tests {
         let status = build(
             &config(),
             &machine(),
-            &Load::default(),
+            Pressure::default(),
             facts,
             10250,
             None,
@@ -401,52 +409,17 @@ mod tests {
     }
 
     #[test]
-    fn pressure_table() {
-        let gib = 1_u64 << 30;
-        let cases = [
-            ("nothing known", Load::default(), ""),
-            (
-                "little memory",
-                Load {
-                    memory_available: Some(1 << 20),
-                    ..Load::default()
-                },
-                "MemoryPressure",
-            ),
-            (
-                "a full disk",
-                Load {
-                    disk: Some((gib / 2, 100 * gib)),
-                    ..Load::default()
-                },
-                "DiskPressure",
-            ),
-            (
-                "a large disk with enough left",
-                Load {
-                    disk: Some((5 * gib, 100 * gib)),
-                    ..Load::default()
-                },
-                "",
-            ),
-            (
-                "few processes left",
-                Load {
-                    pids: Some((990, 1000)),
-                    ..Load::default()
-                },
-                "PIDPressure",
-            ),
-        ];
-        for (name, load, expected) in cases {
-            let conditions = conditions(&load, &RuntimeFacts::default(), None, at(0));
-            let under: Vec<_> = conditions
-                .iter()
-                .filter(|c| c.type_ != "Ready" && c.status == "True")
-                .collect();
-            let under: Vec<_> = under.into_iter().map(|c| c.type_.as_str()).collect();
-            assert_eq!(under.join(" "), expected, "case: {name}");
-        }
+    fn pressure_shows_in_its_condition() {
+        let pressure = Pressure {
+            disk: true,
+            ..Pressure::default()
+        };
+        let conditions = conditions(pressure, &RuntimeFacts::default(), None, at(0));
+        let under = conditions
+            .iter()
+            .filter(|c| c.type_ != "Ready" && c.status == "True");
+        let under: Vec<_> = under.map(|c| c.type_.as_str()).collect();
+        assert_eq!(under, ["DiskPressure"]);
     }
 
     #[test]
@@ -455,7 +428,7 @@ mod tests {
         let first = build(
             &config(),
             &machine(),
-            &Load::default(),
+            Pressure::default(),
             &facts,
             10250,
             None,
@@ -464,7 +437,7 @@ mod tests {
         let later = build(
             &config(),
             &machine(),
-            &Load::default(),
+            Pressure::default(),
             &facts,
             10250,
             Some(&first),

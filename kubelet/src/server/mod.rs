@@ -3,7 +3,9 @@
 //! Every connection shows a client certificate of the cluster's authority; only the API server's identity and `system:masters`
 //! get answers, apart from `/healthz`.
 
+mod figures;
 mod logs;
+mod node_logs;
 mod streams;
 pub(crate) mod tls;
 
@@ -76,6 +78,8 @@ pub(crate) struct Routes {
     pub(crate) runtime: Runtime,
     /// Sessions of clients that are passed on to the runtime.
     pub(crate) scope: TaskScope,
+    /// The last look at the machine.
+    pub(crate) machine: crate::stats::machine::Watcher,
 }
 
 impl Server {
@@ -100,6 +104,7 @@ impl Server {
             clock,
             runtime,
             scope: TaskScope::new("kubelet-streams", cancel),
+            machine: crate::stats::machine::Watcher::default(),
         });
         Ok(Self {
             listener,
@@ -192,6 +197,9 @@ impl Routes {
         {
             return self.streams(streams, request).await;
         }
+        if let (&Method::DELETE, ["localVolumes", name]) = (request.method(), parts.as_slice()) {
+            return self.remove_local_volume(name).await;
+        }
         if request.method() != Method::GET {
             return text(StatusCode::METHOD_NOT_ALLOWED, "405 method not allowed");
         }
@@ -208,6 +216,10 @@ impl Routes {
             ["pods" | "pods/"] => self.pods(),
             ["runningpods"] | ["runningpods", ""] => self.pods(),
             ["metrics"] => self.metrics(),
+            ["metrics", "resource"] => self.resource_metrics().await,
+            ["stats", "summary"] | ["stats", "summary", ""] => self.summary().await,
+            ["configz"] => self.configz(),
+            ["logs", rest @ ..] => node_logs::answer(&rest.join("/")).await,
             _ => text(StatusCode::NOT_FOUND, "404 page not found"),
         }
     }
@@ -222,6 +234,20 @@ impl Routes {
             .headers_mut()
             .insert(http::header::CONTENT_TYPE, json);
         response
+    }
+
+    /// Removes the folder of a persistent volume that this node keeps. The API server asks for it, on behalf of the controller that
+    /// has released the volume.
+    async fn remove_local_volume(&self, name: &str) -> Response<Body> {
+        if name.is_empty() || name.starts_with('.') {
+            return text(StatusCode::BAD_REQUEST, "that is no volume's name");
+        }
+        let folder = self.config.local_path_dir().join(name);
+        match tokio::fs::remove_dir_all(&folder).await {
+            Ok(()) => text(StatusCode::OK, "removed"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => text(StatusCode::OK, "absent"),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+        }
     }
 
     fn metrics(&self) -> Response<Body> {

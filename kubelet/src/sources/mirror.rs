@@ -18,6 +18,12 @@ pub fn is_mirror(pod: &Pod) -> bool {
     annotation(pod, CONFIG_MIRROR).is_some()
 }
 
+/// Whether a Pod comes from this node and not from the API server.
+#[must_use]
+pub fn is_static(pod: &Pod) -> bool {
+    annotation(pod, CONFIG_SOURCE).is_some_and(|source| source != "api")
+}
+
 fn annotation<'a>(pod: &'a Pod, key: &str) -> Option<&'a String> {
     pod.metadata.annotations.as_ref()?.get(key)
 }

@@ -53,6 +53,8 @@ pub struct Volumes {
     pub secrets: Objects<Secret>,
     pub tokens: Tokens,
     pub allocatable: NodeAllocatable,
+    /// Folders of volumes that this node keeps.
+    local: PathBuf,
     client: kube::Client,
     /// The volumes that stand, by the Pod's uid and their names.
     placed: Mutex<HashMap<String, HashMap<String, Placed>>>,
@@ -88,6 +90,7 @@ impl Volumes {
     #[must_use]
     pub fn new(
         root: PathBuf,
+        local: PathBuf,
         client: kube::Client,
         clock: Arc<dyn Clock>,
         allocatable: NodeAllocatable,
@@ -99,6 +102,7 @@ impl Volumes {
             secrets: Objects::new(client.clone(), cancel),
             tokens: Tokens::new(client.clone(), clock),
             allocatable,
+            local,
             client,
             placed: Mutex::default(),
         }

@@ -22,6 +22,8 @@ pub(super) enum Content {
     Host { path: PathBuf, kind: String },
     /// A folder of the host's that belongs to a persistent volume.
     Local { path: PathBuf },
+    /// A folder that this node keeps for a persistent volume.
+    Own { path: PathBuf },
     /// Nothing: the runtime brings it.
     Nothing,
 }
@@ -80,6 +82,18 @@ pub(super) fn put(
             ownership::apply(&path, ownership).map_err(text)
         }
         Content::Local { .. } => Ok(()),
+        Content::Own { path } => {
+            if !path.exists() {
+                // For containers of any user, as other provisioners of this kind do.
+                std::fs::create_dir_all(&path).map_err(text)?;
+                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777))
+                    .map_err(text)?;
+            }
+            if stands {
+                return Ok(());
+            }
+            ownership::apply(&path, ownership).map_err(text)
+        }
     }
 }
 

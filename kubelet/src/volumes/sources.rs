@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{
     EmptyDirVolumeSource, PersistentVolume, Pod, ProjectedVolumeSource,
     ServiceAccountTokenProjection, Volume, VolumeProjection,
 };
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 type Made = Result<(Content, Placed), String>;
 
@@ -48,7 +48,7 @@ impl Volumes {
         }
         if let Some((claim, read_only)) = claims::claim_of(pod, volume) {
             let bound = claims::bound(self.client.clone(), pod, volume, &claim).await?;
-            return persistent(&bound, read_only);
+            return persistent(&bound, read_only, &self.local);
         }
         let (kind, payload) = self.files(pod, volume, addresses, renew_at).await?;
         let folder = self.folder(pod, kind, &volume.name);
@@ -245,11 +245,15 @@ fn memory_limit(pod: &Pod) -> Option<i64> {
 }
 
 /// A persistent volume of a kind that is on this machine.
-fn persistent(volume: &PersistentVolume, read_only: bool) -> Made {
+fn persistent(volume: &PersistentVolume, read_only: bool, local: &Path) -> Made {
     let name = volume.metadata.name.as_deref().unwrap_or_default();
     let spec = volume.spec.clone().unwrap_or_default();
     if let Some(source) = spec.host_path {
         let path = PathBuf::from(source.path);
+        if path.parent() == Some(local) {
+            let content = Content::Own { path: path.clone() };
+            return Ok((content, Placed::At { path, read_only }));
+        }
         let content = Content::Host {
             path: path.clone(),
             kind: source.type_.unwrap_or_default(),

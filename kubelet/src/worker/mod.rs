@@ -12,6 +12,7 @@ pub mod effects;
 pub mod events;
 pub mod mailbox;
 pub mod publish;
+pub mod refuse;
 pub mod shared;
 
 pub use actor::{Actor, Start};

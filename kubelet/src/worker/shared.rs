@@ -1,14 +1,16 @@
 //! What all Pod workers of a node share.
 
+use crate::admission::NodeView;
 use crate::config::Config;
 use crate::cri::client::Runtime;
 use crate::cri::images::Images;
 use crate::pod::fields::NodeAllocatable;
 use crate::pod::status::NodeFacts;
+use crate::resources::Amounts;
 use crate::volumes::Volumes;
 use cox_client::events::Recorder;
 use cox_client::{Clock, Informer};
-use k8s_openapi::api::core::v1::{Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{Node, Pod, Secret, Service};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -38,6 +40,8 @@ pub struct Shared {
     /// The host's resolver configuration.
     pub resolv_conf: String,
     pub allocatable: NodeAllocatable,
+    /// The Node object.
+    pub node: Informer<Node>,
 }
 
 /// A client that can be shown in debug output.
@@ -61,6 +65,31 @@ impl Shared {
                 .get()
                 .cloned()
                 .unwrap_or_else(|| "cri".to_owned()),
+        }
+    }
+
+    /// The node as Pods have to fit it; before the API server was heard, what the node would say of itself.
+    #[must_use]
+    pub fn node_view(&self) -> NodeView {
+        let known = self.node.get(None, &self.config.node_name);
+        let spec = known.as_ref().and_then(|node| node.spec.as_ref());
+        let labels = known.as_ref().and_then(|node| node.metadata.labels.clone());
+        let allocatable = Amounts::from([
+            ("cpu".to_owned(), self.allocatable.cpu_millis),
+            ("memory".to_owned(), self.allocatable.memory_bytes),
+            (
+                "ephemeral-storage".to_owned(),
+                self.allocatable.ephemeral_bytes,
+            ),
+        ]);
+        NodeView {
+            name: self.config.node_name.clone(),
+            labels: labels.unwrap_or_else(|| self.config.labels.clone()),
+            taints: spec
+                .and_then(|spec| spec.taints.clone())
+                .unwrap_or_default(),
+            allocatable,
+            pods_max: self.config.max_pods,
         }
     }
 

@@ -1,0 +1,144 @@
+//! Which volume fits a claim best. Pure.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use cox_api::quantity::Quantity;
+use cox_api::selector::LabelSelector;
+use k8s_openapi::api::core::v1::{
+    Node, NodeSelectorRequirement, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec,
+};
+
+/// The class that a claim or volume names; empty: none.
+pub(super) fn class_of(name: Option<&String>) -> &str {
+    name.map_or("", String::as_str)
+}
+
+/// The smallest volume that fits and is free; one that was made for the claim goes first.
+pub(super) fn best(
+    claim: &PersistentVolumeClaim,
+    volumes: &[Arc<PersistentVolume>],
+    node: Option<&Node>,
+) -> Option<Arc<PersistentVolume>> {
+    let reserved = volumes
+        .iter()
+        .find(|volume| is_for(volume, claim) && fits(volume, claim));
+    if let Some(reserved) = reserved {
+        return Some(reserved.clone());
+    }
+    let free = volumes.iter().filter(|volume| {
+        let spec = volume.spec.as_ref();
+        let unclaimed = spec.is_some_and(|spec| spec.claim_ref.is_none());
+        unclaimed
+            && volume.metadata.deletion_timestamp.is_none()
+            && fits(volume, claim)
+            && selected(claim, volume)
+            && node.is_none_or(|node| reachable(volume, node))
+    });
+    let free = free.filter_map(|volume| Some((capacity(volume)?, volume)));
+    free.min_by(|(a, x), (b, y)| {
+        let by_size = a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal);
+        by_size.then_with(|| x.metadata.name.cmp(&y.metadata.name))
+    })
+    .map(|(_, volume)| volume.clone())
+}
+
+/// Whether the volume names this claim: with its uid, or by name alone (reserved by hand).
+pub(super) fn is_for(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
+    let reference = volume
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.claim_ref.as_ref());
+    reference.is_some_and(|reference| {
+        let free = reference.uid.as_ref().is_none_or(String::is_empty);
+        reference.name == claim.metadata.name
+            && reference.namespace == claim.metadata.namespace
+            && (free || reference.uid == claim.metadata.uid)
+    })
+}
+
+fn capacity(volume: &PersistentVolume) -> Option<Quantity> {
+    let capacity = volume.spec.as_ref()?.capacity.as_ref()?.get("storage")?;
+    Quantity::parse(&capacity.0).ok()
+}
+
+/// Class, mode, size and ways of access.
+pub(super) fn fits(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
+    let (Some(has), Some(wants)) = (&volume.spec, &claim.spec) else {
+        return false;
+    };
+    let mode = |mode: &Option<String>| mode.clone().unwrap_or_else(|| "Filesystem".to_owned());
+    let asked = wants.resources.as_ref().and_then(|resources| {
+        let asked = resources.requests.as_ref()?.get("storage")?;
+        Quantity::parse(&asked.0).ok()
+    });
+    let large = asked.is_none_or(|asked| capacity(volume).is_some_and(|has| has >= asked));
+    class_of(has.storage_class_name.as_ref()) == class_of(wants.storage_class_name.as_ref())
+        && mode(&has.volume_mode) == mode(&wants.volume_mode)
+        && large
+        && allows(has, wants.access_modes.as_deref().unwrap_or_default())
+}
+
+fn allows(volume: &PersistentVolumeSpec, wanted: &[String]) -> bool {
+    let has = volume.access_modes.as_deref().unwrap_or_default();
+    wanted.iter().all(|mode| has.contains(mode))
+}
+
+/// The claim's own selector over the volume's labels.
+fn selected(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> bool {
+    let selector = claim.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+    let Some(selector) = selector else {
+        return true;
+    };
+    let labels = volume.metadata.labels.iter().flatten();
+    let labels = labels.map(|(key, value)| (key.as_str(), value.as_str()));
+    serde_json::to_value(selector)
+        .ok()
+        .and_then(|selector| LabelSelector::from_value(&selector).ok())
+        .is_some_and(|selector| selector.matches(labels))
+}
+
+/// Whether the volume can be had on a node.
+fn reachable(volume: &PersistentVolume, node: &Node) -> bool {
+    let spec = volume.spec.as_ref();
+    let required = spec
+        .and_then(|spec| spec.node_affinity.as_ref())
+        .and_then(|affinity| affinity.required.as_ref());
+    let Some(required) = required else {
+        return true;
+    };
+    let none = BTreeMap::new();
+    let labels = node.metadata.labels.as_ref().unwrap_or(&none);
+    let name = BTreeMap::from([(
+        "metadata.name".to_owned(),
+        node.metadata.name.clone().unwrap_or_default(),
+    )]);
+    required.node_selector_terms.iter().any(|term| {
+        let (expressions, fields) = (&term.match_expressions, &term.match_fields);
+        (expressions.is_some() || fields.is_some())
+            && expressions.iter().flatten().all(|one| holds(one, labels))
+            && fields.iter().flatten().all(|one| holds(one, &name))
+    })
+}
+
+fn holds(one: &NodeSelectorRequirement, labels: &BTreeMap<String, String>) -> bool {
+    let found = labels.get(&one.key);
+    let values = one.values.as_deref().unwrap_or_default();
+    let number = |text: &String| text.parse::<i64>().ok();
+    let limit = values.first().and_then(number);
+    match one.operator.as_str() {
+        "In" => found.is_some_and(|found| values.contains(found)),
+        "NotIn" => found.is_none_or(|found| !values.contains(found)),
+        "Exists" => found.is_some(),
+        "DoesNotExist" => found.is_none(),
+        "Gt" => found
+            .and_then(number)
+            .zip(limit)
+            .is_some_and(|(a, b)| a > b),
+        "Lt" => found
+            .and_then(number)
+            .zip(limit)
+            .is_some_and(|(a, b)| a < b),
+        _ => false,
+    }
+}

@@ -1,0 +1,364 @@
+//! Whether this node takes a Pod that was bound to it: the last look, with upstream's reasons. Pure. The scheduler has looked
+//! before, but Pods also come by name, from the static folder, or to a node that has changed since.
+
+use crate::pod::containers::{all, spec};
+use crate::resources::{Amounts, of_pod};
+use k8s_openapi::api::core::v1::{
+    NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration,
+};
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+/// What of the node counts.
+#[derive(Clone, Debug, Default)]
+pub struct NodeView {
+    pub name: String,
+    pub labels: BTreeMap<String, String>,
+    pub taints: Vec<Taint>,
+    pub allocatable: Amounts,
+    pub pods_max: u32,
+}
+
+/// Why a Pod is not taken. It fails with this reason and message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub reason: String,
+    pub message: String,
+}
+
+fn refuse(reason: &str, message: impl Into<String>) -> Option<Refusal> {
+    Some(Refusal {
+        reason: reason.to_owned(),
+        message: message.into(),
+    })
+}
+
+/// Looks at a Pod beside those that the node has; `None`: it is taken.
+#[must_use]
+pub fn refusal(pod: &Pod, others: &[Arc<Pod>], node: &NodeView) -> Option<Refusal> {
+    let spec = spec(pod);
+    let os = spec
+        .node_selector
+        .as_ref()
+        .and_then(|all| all.get("kubernetes.io/os"));
+    if os.is_some_and(|os| os != "linux") {
+        return refuse(
+            "PodOSSelectorNodeLabelDoesNotMatch",
+            "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label",
+        );
+    }
+    if spec.os.as_ref().is_some_and(|os| os.name != "linux") {
+        return refuse(
+            "PodOSNotSupported",
+            "Failed to admit pod as the OS field doesn't match node OS",
+        );
+    }
+    let live: Vec<&Pod> = others
+        .iter()
+        .map(Arc::as_ref)
+        .filter(|other| other.metadata.uid != pod.metadata.uid && !is_over(other))
+        .collect();
+    let refused = too_much(pod, &live, node).or_else(|| taken_port(pod, &live));
+    // The scheduler has looked at labels and taints a moment ago, and our own view of them may be behind its.
+    if refused.is_some() || was_scheduled(pod) {
+        return refused;
+    }
+    wrong_node(pod, node).or_else(|| untolerated(pod, node))
+}
+
+fn was_scheduled(pod: &Pod) -> bool {
+    let conditions = pod
+        .status
+        .iter()
+        .flat_map(|status| status.conditions.iter().flatten());
+    conditions
+        .into_iter()
+        .any(|condition| condition.type_ == "PodScheduled" && condition.status == "True")
+}
+
+/// Whether a Pod asks for anything that others may hold. Most Pods of a crowded node do not, and need no look at all the others.
+#[must_use]
+pub fn is_greedy(pod: &Pod) -> bool {
+    of_pod(pod).values().any(|amount| *amount > 0) || !host_ports(pod).is_empty()
+}
+
+/// A Pod that ended holds nothing any more.
+fn is_over(pod: &Pod) -> bool {
+    let phase = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+fn too_much(pod: &Pod, live: &[&Pod], node: &NodeView) -> Option<Refusal> {
+    let out_of = |resource: &str, asked: i64, used: i64, has: i64| {
+        refuse(
+            &format!("OutOf{resource}"),
+            format!(
+                "Node didn't have enough resource: {resource}, requested: {asked}, used: {used}, capacity: {has}"
+            ),
+        )
+    };
+    let pods_max = i64::from(node.pods_max);
+    let pods = i64::try_from(live.len()).unwrap_or(i64::MAX);
+    if pods >= pods_max {
+        return out_of("pods", 1, pods, pods_max);
+    }
+    let asked = of_pod(pod);
+    let used: Vec<Amounts> = live.iter().map(|pod| of_pod(pod)).collect();
+    // What the node does not count (a device of another kubelet's plugin) is the scheduler's matter.
+    for (resource, has) in &node.allocatable {
+        let asked = asked.get(resource).copied().unwrap_or(0);
+        let used: i64 = used
+            .iter()
+            .filter_map(|amounts| amounts.get(resource))
+            .sum();
+        if asked > 0 && asked > has.saturating_sub(used) {
+            return out_of(resource, asked, used, *has);
+        }
+    }
+    None
+}
+
+fn wrong_node(pod: &Pod, node: &NodeView) -> Option<Refusal> {
+    let spec = spec(pod);
+    let selected = spec
+        .node_selector
+        .iter()
+        .flatten()
+        .all(|(key, value)| node.labels.get(key) == Some(value));
+    let required = spec
+        .affinity
+        .as_ref()
+        .and_then(|affinity| affinity.node_affinity.as_ref())
+        .and_then(|affinity| {
+            affinity
+                .required_during_scheduling_ignored_during_execution
+                .as_ref()
+        });
+    let wanted = required.is_none_or(|required| {
+        required
+            .node_selector_terms
+            .iter()
+            .any(|term| matches_term(term, node))
+    });
+    if selected && wanted {
+        return None;
+    }
+    refuse(
+        "NodeAffinity",
+        "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector",
+    )
+}
+
+fn matches_term(term: &NodeSelectorTerm, node: &NodeView) -> bool {
+    let (labels, fields) = (&term.match_expressions, &term.match_fields);
+    let field = |key: &str| (key == "metadata.name").then_some(&node.name);
+    (labels.is_some() || fields.is_some())
+        && labels
+            .iter()
+            .flatten()
+            .all(|one| holds(one, node.labels.get(&one.key)))
+        && fields
+            .iter()
+            .flatten()
+            .all(|one| holds(one, field(&one.key)))
+}
+
+fn holds(one: &NodeSelectorRequirement, found: Option<&String>) -> bool {
+    let values = one.values.as_deref().unwrap_or_default();
+    let number = |text: &String| text.parse::<i64>().ok();
+    let limit = values.first().and_then(number);
+    match one.operator.as_str() {
+        "In" => found.is_some_and(|found| values.contains(found)),
+        "NotIn" => found.is_none_or(|found| !values.contains(found)),
+        "Exists" => found.is_some(),
+        "DoesNotExist" => found.is_none(),
+        "Gt" => found
+            .and_then(number)
+            .zip(limit)
+            .is_some_and(|(a, b)| a > b),
+        "Lt" => found
+            .and_then(number)
+            .zip(limit)
+            .is_some_and(|(a, b)| a < b),
+        _ => false,
+    }
+}
+
+/// The host ports of a Pod: protocol, address, port.
+fn host_ports(pod: &Pod) -> HashSet<(String, String, i32)> {
+    let on_host = spec(pod).host_network.unwrap_or(false);
+    let ports = all(pod).flat_map(|container| container.ports.iter().flatten());
+    ports
+        .filter_map(|port| {
+            let own = on_host.then_some(port.container_port);
+            let number = port.host_port.filter(|port| *port > 0).or(own)?;
+            let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".to_owned());
+            let address = port.host_ip.clone().filter(|ip| ip != "0.0.0.0");
+            Some((protocol, address.unwrap_or_default(), number))
+        })
+        .collect()
+}
+
+fn taken_port(pod: &Pod, live: &[&Pod]) -> Option<Refusal> {
+    let wanted = host_ports(pod);
+    if wanted.is_empty() {
+        return None;
+    }
+    // An empty address is all of them.
+    let clash = |(protocol, ip, port): &(String, String, i32)| {
+        wanted.iter().any(|(other, address, number)| {
+            other == protocol
+                && number == port
+                && (ip.is_empty() || address.is_empty() || ip == address)
+        })
+    };
+    live.iter().any(|other| host_ports(other).iter().any(clash)).then(|| Refusal {
+        reason: "NodePorts".to_owned(),
+        message: "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports".to_owned(),
+    })
+}
+
+/// Only taints that would take the Pod away again count here.
+fn untolerated(pod: &Pod, node: &NodeView) -> Option<Refusal> {
+    let tolerations = spec(pod).tolerations.as_deref().unwrap_or_default();
+    let is_static = crate::sources::mirror::is_static(pod);
+    let taint = node
+        .taints
+        .iter()
+        .filter(|taint| taint.effect == "NoExecute")
+        .find(|taint| !tolerations.iter().any(|one| tolerates(one, taint)))?;
+    // Those of the folder run whatever the API server says of the node.
+    if is_static {
+        return None;
+    }
+    let value = taint.value.as_deref().unwrap_or_default();
+    refuse(
+        "TaintToleration",
+        format!(
+            "Predicate TaintToleration failed: node(s) had untolerated taint {{{}: {value}}}",
+            taint.key
+        ),
+    )
+}
+
+fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let (key, effect) = (text(&toleration.key), text(&toleration.effect));
+    let of_key = key.is_empty() || key == taint.key;
+    let of_effect = effect.is_empty() || effect == taint.effect;
+    let of_value = match toleration.operator.as_deref().unwrap_or("Equal") {
+        "Exists" => true,
+        "Equal" | "" => !key.is_empty() && text(&toleration.value) == text(&taint.value),
+        _ => false,
+    };
+    of_key && of_effect && of_value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn pod(uid: &str, spec: Value) -> Arc<Pod> {
+        let mut spec = spec;
+        if spec["containers"].is_null() {
+            spec["containers"] = json!([{"name": "c"}]);
+        }
+        Arc::new(
+            serde_json::from_value(json!({"metadata": {"name": uid, "uid": uid}, "spec": spec}))
+                .unwrap(),
+        )
+    }
+
+    #[test]
+    fn refusals_table() {
+        let taint = Taint {
+            key: "gone".into(),
+            effect: "NoExecute".into(),
+            ..Taint::default()
+        };
+        let node = NodeView {
+            name: "n".into(),
+            labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
+            taints: Vec::new(),
+            allocatable: Amounts::from([("cpu".to_owned(), 2000), ("memory".to_owned(), 1 << 30)]),
+            pods_max: 3,
+        };
+        let asks = |resource: &str, amount: &str| json!({"containers": [{"name": "c", "resources": {"requests": {resource: amount}}}]});
+        let port = |port: i32| json!({"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": port}]}]});
+        let one = [pod("o", asks("cpu", "1500m"))];
+        let ports = [pod("o", port(80))];
+        let three = [
+            pod("x", json!({})),
+            pod("y", json!({})),
+            pod("z", json!({})),
+        ];
+        let affinity = json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+            {"matchExpressions": [{"key": "zone", "operator": "NotIn", "values": ["a"]}]}]}}}});
+        let cases: Vec<(&str, Value, &[Arc<Pod>], &str)> = vec![
+            ("it fits", asks("cpu", "500m"), &one, ""),
+            ("too much cpu", asks("cpu", "501m"), &one, "OutOfcpu"),
+            ("too much memory", asks("memory", "2Gi"), &[], "OutOfmemory"),
+            (
+                "a device that is not counted here",
+                asks("example.com/gpu", "1"),
+                &[],
+                "",
+            ),
+            ("too many pods", json!({}), &three, "OutOfpods"),
+            (
+                "another system",
+                json!({"os": {"name": "windows"}}),
+                &[],
+                "PodOSNotSupported",
+            ),
+            (
+                "another system by label",
+                json!({"nodeSelector": {"kubernetes.io/os": "windows"}}),
+                &[],
+                "PodOSSelectorNodeLabelDoesNotMatch",
+            ),
+            ("its label", json!({"nodeSelector": {"zone": "a"}}), &[], ""),
+            (
+                "another label",
+                json!({"nodeSelector": {"zone": "b"}}),
+                &[],
+                "NodeAffinity",
+            ),
+            ("its affinity", affinity, &[], "NodeAffinity"),
+            ("a taken port", port(80), &ports, "NodePorts"),
+            ("a free port", port(81), &ports, ""),
+        ];
+        for (name, spec, others, reason) in cases {
+            let found = refusal(&pod("p", spec), others, &node);
+            let found = found.map(|refusal| refusal.reason).unwrap_or_default();
+            assert_eq!(found, reason, "case: {name}");
+        }
+        let tainted = NodeView {
+            taints: vec![taint],
+            ..node
+        };
+        let tolerates = json!({"tolerations": [{"key": "gone", "operator": "Exists"}]});
+        assert_eq!(refusal(&pod("p", tolerates), &[], &tainted), None);
+        let refused = refusal(&pod("p", json!({})), &[], &tainted).unwrap();
+        assert_eq!(refused.reason, "TaintToleration");
+    }
+
+    #[test]
+    fn what_has_ended_holds_nothing() {
+        let node = NodeView {
+            pods_max: 1,
+            ..NodeView::default()
+        };
+        let mut other = (*pod("o", json!({}))).clone();
+        assert!(refusal(&pod("p", json!({})), &[Arc::new(other.clone())], &node).is_some());
+        other.status = Some(serde_json::from_value(json!({"phase": "Succeeded"})).unwrap());
+        assert_eq!(
+            refusal(&pod("p", json!({})), &[Arc::new(other)], &node),
+            None
+        );
+    }
+}

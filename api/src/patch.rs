@@ -4,6 +4,8 @@
 //! Work and growth are bounded, errors say which HTTP status they are. Apply patches live in [`crate::managed`].
 
 mod json;
+#[cfg(test)]
+mod properties;
 mod strategic;
 #[cfg(test)]
 mod tests;

@@ -6,6 +6,8 @@
 
 mod parse;
 #[cfg(test)]
+pub(crate) mod random;
+#[cfg(test)]
 mod tests;
 
 use std::borrow::Cow;

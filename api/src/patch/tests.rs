@@ -57,7 +57,27 @@ fn json_patch_table() {
         (
             "unknown operation",
             json!([{"op": "destroy", "path": "/spec"}]),
-            Err(400),
+            Err(422),
+        ),
+        (
+            "replace adds a missing key, as upstream",
+            json!([{"op": "replace", "path": "/spec/paused", "value": true}]),
+            Ok(json!({"spec": {"replicas": 3, "list": ["a", "b"], "paused": true}})),
+        ),
+        (
+            "negative indices count from the end",
+            json!([{"op": "replace", "path": "/spec/list/-1", "value": "c"}, {"op": "remove", "path": "/spec/list/-2"}]),
+            Ok(json!({"spec": {"replicas": 3, "list": ["c"]}})),
+        ),
+        (
+            "absent is null to a test",
+            json!([{"op": "test", "path": "/spec/nope", "value": null}]),
+            Ok(object.clone()),
+        ),
+        (
+            "move and copy",
+            json!([{"op": "move", "from": "/spec/list/0", "path": "/spec/first"}, {"op": "copy", "from": "/spec/first", "path": "/spec/list/0"}]),
+            Ok(json!({"spec": {"replicas": 3, "list": ["a", "b"], "first": "a"}})),
         ),
         ("not a list", json!({"spec": {}}), Err(400)),
         (
@@ -73,15 +93,53 @@ fn json_patch_table() {
             "case: {name}"
         );
     }
-    let error = json_patch(
-        &object,
-        &json!([{"op": "test", "path": "/spec/replicas", "value": 4}]),
-    )
-    .unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "testing value /spec/replicas failed: test failed"
-    );
+    let texts = [
+        (
+            json!({"op": "test", "path": "/spec/replicas", "value": 4}),
+            "testing value /spec/replicas failed: test failed",
+        ),
+        (
+            json!({"op": "test", "path": "/a/b", "value": 4}),
+            "test operation does not apply: is missing path: /a/b: missing value",
+        ),
+        (
+            json!({"op": "remove", "path": "/spec/nope"}),
+            "error in remove for path: '/spec/nope': Unable to remove nonexistent key: nope: missing value",
+        ),
+        (
+            json!({"op": "remove", "path": "/a/b"}),
+            "remove operation does not apply: doc is missing path: \"/a/b\": missing value",
+        ),
+        (
+            json!({"op": "add", "path": "/spec/list/9", "value": 1}),
+            "error in add for path: '/spec/list/9': Unable to access invalid index: 9: invalid index referenced",
+        ),
+        (
+            json!({"op": "add", "path": "/spec/list/x", "value": 1}),
+            "error in add for path: '/spec/list/x': value was not a proper array index: 'x': strconv.Atoi: parsing \"x\": invalid syntax",
+        ),
+        (
+            json!({"op": "add", "value": 1}),
+            "add operation failed to decode path: missing value",
+        ),
+        (
+            json!({"op": "replace", "path": "/spec/list/7", "value": 1}),
+            "replace operation does not apply: doc is missing key: /spec/list/7: missing value",
+        ),
+        (
+            json!({"op": "move", "from": "/x/y", "path": "/z"}),
+            "move operation does not apply: doc is missing from path: /x/y: missing value",
+        ),
+        (
+            json!({"op": "copy", "from": "/spec", "path": "/x/y"}),
+            "copy operation does not apply: doc is missing destination path: /x/y: missing value",
+        ),
+        (json!({"op": "destroy"}), "Unexpected kind: destroy"),
+    ];
+    for (operation, text) in texts {
+        let error = json_patch(&object, &json!([operation])).unwrap_err();
+        assert_eq!(error.to_string(), text, "case: {operation}");
+    }
 }
 
 #[test]
@@ -340,6 +398,7 @@ proptest! {
     #[test]
     fn random_patches_never_panic_and_leave_no_directives(object in any_json(), patch in any_json()) {
         let outcomes = [json_patch(&object, &patch).is_ok(), merge_patch(&object, &patch).is_ok()];
+        prop_assert!(!outcomes[0] || patch.is_array());
         prop_assert_eq!(outcomes[1], patch.is_object());
         if let Ok(patched) = strategic(&json!({"spec": {"containers": []}}), &patch) {
             prop_assert!(!patched.to_string().contains("\"$"), "{}", patched);

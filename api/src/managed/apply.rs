@@ -10,7 +10,7 @@ use super::walk::Scope;
 use super::{Writer, last_applied, set_managed_fields};
 use crate::codec;
 use crate::schema::{Schema, TypeId};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// The manager that owns what an object had before its first apply.
 const BEFORE_FIRST_APPLY: &str = "before-first-apply";
@@ -188,24 +188,20 @@ fn apply_once(
         api_version: writer.api_version.to_owned(),
         subresource: writer.subresource.to_owned(),
     };
-    let last = managed
-        .get(&owner)
-        .map(|entry| entry.set().clone())
-        .unwrap_or_default();
-
-    let mut merged = live
-        .cloned()
-        .unwrap_or_else(|| Value::Object(serde_json::Map::new()));
-    let stored_list = take_managed_fields(&mut merged);
+    let last = managed.get(&owner).map(Owned::set);
+    let mut merged = without_managed_fields(live);
     merge(schema, root, &mut merged, applied);
-    if !last.difference(&set).is_empty() {
+    if let Some(last) = last.filter(|last| !last.difference(&set).is_empty()) {
         let others = managed
             .entries
             .iter()
             .filter(|entry| !entry.owner.same(&owner));
         let mut kept = others.fold(set.clone(), |kept, entry| kept.union(entry.set()));
         keep_identity(&mut kept);
-        prune(schema, root, &mut merged, &last, &kept);
+        prune(schema, root, &mut merged, last, &kept);
+        // What lost its last item is gone now, though the configuration may name it, empty: it stays, or the next apply of the
+        // same would bring it back.
+        merge(schema, root, &mut merged, applied);
     }
 
     let diff = scope.compare(live, &merged);
@@ -222,7 +218,9 @@ fn apply_once(
         if !annotated {
             return Ok(live.clone());
         }
-        set_managed_fields(&mut merged, stored_list);
+        let mut merged = canonical(scope, merged)?;
+        let stored = live.pointer("/metadata/managedFields");
+        set_managed_fields(&mut merged, stored.cloned());
         return Ok(merged);
     }
     for entry in managed
@@ -230,9 +228,12 @@ fn apply_once(
         .iter_mut()
         .filter(|entry| !entry.owner.same(&owner))
     {
-        let left = entry.set().recursive_difference(&changed);
-        let left = left.recursive_difference(&diff.removed);
-        entry.replace_set(left);
+        for lost in [&changed, &diff.removed] {
+            if !lost.is_empty() {
+                let left = entry.set().recursive_difference(lost);
+                entry.replace_set(left);
+            }
+        }
     }
     own(&mut managed, owner, set, writer);
     let mut merged = canonical(scope, merged)?;
@@ -255,7 +256,7 @@ fn canonical(scope: Scope<'_>, merged: Value) -> Result<Value, ApplyError> {
 
 /// The stored entries. An object that nobody tracked so far belongs as a whole to a manager of its own, so that the first apply
 /// sees conflicts instead of taking everything silently.
-fn read_managed(scope: Scope<'_>, live: Option<&Value>, writer: &Writer<'_>) -> Managed {
+fn read_managed<'v>(scope: Scope<'_>, live: Option<&'v Value>, writer: &Writer<'_>) -> Managed<'v> {
     let Some(live) = live else {
         return Managed::default();
     };
@@ -277,12 +278,12 @@ fn read_managed(scope: Scope<'_>, live: Option<&Value>, writer: &Writer<'_>) -> 
 }
 
 fn refuse_conflicts(
-    managed: &Managed,
+    managed: &Managed<'_>,
     owner: &Owner,
     changed: &FieldSet,
 ) -> Result<(), ApplyError> {
     let mut conflicts = Vec::new();
-    let mut others: Vec<&Owned> = managed
+    let mut others: Vec<&Owned<'_>> = managed
         .entries
         .iter()
         .filter(|entry| !entry.owner.same(owner))
@@ -311,7 +312,7 @@ fn refuse_conflicts(
     }
 }
 
-fn own(managed: &mut Managed, owner: Owner, set: FieldSet, writer: &Writer<'_>) {
+fn own(managed: &mut Managed<'_>, owner: Owner, set: FieldSet, writer: &Writer<'_>) {
     match managed.get_mut(&owner) {
         Some(entry) => {
             entry.replace_set(set);
@@ -329,11 +330,23 @@ fn keep_identity(kept: &mut FieldSet) {
     }
 }
 
-fn take_managed_fields(value: &mut Value) -> Option<Value> {
-    value
-        .get_mut("metadata")?
-        .as_object_mut()?
-        .remove("managedFields")
+/// A copy of the object without its owners, which are often larger than all the rest.
+fn without_managed_fields(live: Option<&Value>) -> Value {
+    let Some(Value::Object(live)) = live else {
+        return Value::Object(Map::new());
+    };
+    let copy = |(name, value): (&String, &Value)| {
+        let value = match value {
+            Value::Object(metadata) if name == "metadata" => metadata
+                .iter()
+                .filter(|(name, _)| *name != "managedFields")
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect(),
+            other => other.clone(),
+        };
+        (name.clone(), value)
+    };
+    live.iter().map(copy).collect()
 }
 
 fn object_text(applied: &Value) -> String {

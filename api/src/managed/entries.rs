@@ -29,18 +29,18 @@ pub(super) struct Owner {
 
 /// One entry.
 #[derive(Clone, Debug)]
-pub(super) struct Owned {
+pub(super) struct Owned<'v> {
     pub(super) owner: Owner,
     pub(super) time: Option<String>,
     set: FieldSet,
     /// The set as it was read, as long as it has not changed.
-    raw: Option<Value>,
+    raw: Option<&'v Value>,
 }
 
 /// All entries of an object.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Managed {
-    pub(super) entries: Vec<Owned>,
+pub(super) struct Managed<'v> {
+    pub(super) entries: Vec<Owned<'v>>,
 }
 
 /// The list was not written by a server.
@@ -57,7 +57,7 @@ impl Owner {
     }
 }
 
-impl Owned {
+impl<'v> Owned<'v> {
     pub(super) fn new(owner: Owner, time: String, set: FieldSet) -> Self {
         Self {
             owner,
@@ -89,7 +89,7 @@ impl Owned {
         time.map_or(0, jiff::Timestamp::as_second)
     }
 
-    fn read(entry: &Value) -> Result<Self, Unreadable> {
+    fn read(entry: &'v Value) -> Result<Self, Unreadable> {
         let text = |name: &str| {
             entry
                 .get(name)
@@ -105,11 +105,9 @@ impl Owned {
         if entry.get("fieldsType").and_then(Value::as_str) != Some("FieldsV1") {
             return Err(Unreadable);
         }
-        let raw = entry
-            .get("fieldsV1")
-            .cloned()
-            .unwrap_or_else(|| Value::Object(Map::new()));
-        let set = FieldSet::from_fields_v1(&raw).map_err(|_| Unreadable)?;
+        let raw = entry.get("fieldsV1");
+        let set = raw.map_or(Ok(FieldSet::new()), FieldSet::from_fields_v1);
+        let set = set.map_err(|_| Unreadable)?;
         let owner = Owner {
             manager: text("manager"),
             operation,
@@ -121,7 +119,7 @@ impl Owned {
             owner,
             time,
             set,
-            raw: Some(raw),
+            raw,
         })
     }
 
@@ -132,7 +130,7 @@ impl Owned {
         put("fieldsType", Value::from("FieldsV1"));
         put(
             "fieldsV1",
-            self.raw.unwrap_or_else(|| self.set.to_fields_v1()),
+            self.raw.cloned().unwrap_or_else(|| self.set.to_fields_v1()),
         );
         put("manager", Value::String(self.owner.manager));
         put(
@@ -152,14 +150,14 @@ impl Owned {
     }
 }
 
-impl Managed {
+impl<'v> Managed<'v> {
     /// Reads the list; no list is an empty one.
-    pub(super) fn read(list: Option<&Value>) -> Result<Self, Unreadable> {
+    pub(super) fn read(list: Option<&'v Value>) -> Result<Self, Unreadable> {
         let Some(list) = list.filter(|list| !list.is_null()) else {
             return Ok(Self::default());
         };
         let items = list.as_array().ok_or(Unreadable)?;
-        let mut entries: Vec<Owned> = Vec::with_capacity(items.len());
+        let mut entries: Vec<Owned<'v>> = Vec::with_capacity(items.len());
         for item in items {
             let entry = Owned::read(item)?;
             // The same owner twice cannot come from a server; the later one counts.
@@ -173,7 +171,7 @@ impl Managed {
     pub(super) fn write(mut self) -> Option<Value> {
         self.drop_empty();
         self.entries.sort_by(|a, b| {
-            let by_owner = |e: &Owned| {
+            let by_owner = |e: &Owned<'_>| {
                 (
                     e.owner.manager.clone(),
                     e.owner.api_version.clone(),
@@ -191,11 +189,11 @@ impl Managed {
         self.entries.is_empty()
     }
 
-    pub(super) fn get(&self, owner: &Owner) -> Option<&Owned> {
+    pub(super) fn get(&self, owner: &Owner) -> Option<&Owned<'v>> {
         self.entries.iter().find(|entry| entry.owner.same(owner))
     }
 
-    pub(super) fn get_mut(&mut self, owner: &Owner) -> Option<&mut Owned> {
+    pub(super) fn get_mut(&mut self, owner: &Owner) -> Option<&mut Owned<'v>> {
         self.entries
             .iter_mut()
             .find(|entry| entry.owner.same(owner))
@@ -207,8 +205,8 @@ impl Managed {
 
     /// Merges the oldest Update entries of each version until few enough are left.
     pub(super) fn cap_updates(&mut self) {
-        let mut updates: Vec<Owned> = Vec::new();
-        let is_update = |entry: &Owned| entry.owner.operation == Operation::Update;
+        let mut updates: Vec<Owned<'v>> = Vec::new();
+        let is_update = |entry: &Owned<'_>| entry.owner.operation == Operation::Update;
         if self.entries.iter().filter(|entry| is_update(entry)).count() <= UPDATE_ENTRIES_MAX {
             return;
         }
@@ -220,7 +218,7 @@ impl Managed {
             }
         }
         updates.sort_by(|a, b| {
-            let by_owner = |e: &Owned| {
+            let by_owner = |e: &Owned<'_>| {
                 (
                     e.owner.api_version.clone(),
                     e.owner.manager.clone(),
@@ -232,7 +230,7 @@ impl Managed {
                 .then_with(|| by_owner(a).cmp(&by_owner(b)))
         });
         let mut count = updates.len();
-        let mut buckets: Vec<Owned> = Vec::new();
+        let mut buckets: Vec<Owned<'v>> = Vec::new();
         for entry in updates {
             let bucket = buckets
                 .iter_mut()

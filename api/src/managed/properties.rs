@@ -7,6 +7,8 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use serde_json::json;
 
+mod kinds;
+
 const NAMES: &[&str] = &["x", "y", "z"];
 
 /// One write.

@@ -51,7 +51,7 @@ fn decode_sent_or_stored<'v>(
     sent: Option<&'v Value>,
     stored: Option<&'v Value>,
     subresource: bool,
-) -> (Managed, Option<&'v Value>) {
+) -> (Managed<'v>, Option<&'v Value>) {
     let of_stored = || (Managed::read(stored).unwrap_or_default(), stored);
     if subresource || sent == stored {
         return of_stored();
@@ -74,7 +74,7 @@ fn is_blank(value: &Value) -> bool {
     value.is_null() || value.as_str() == Some("")
 }
 
-pub(super) fn take_over(managed: &mut Managed, diff: Comparison, writer: &Writer<'_>) {
+pub(super) fn take_over(managed: &mut Managed<'_>, diff: Comparison, writer: &Writer<'_>) {
     let owner = Owner {
         manager: writer.manager.to_owned(),
         operation: Operation::Update,

@@ -450,9 +450,29 @@ fn is_leaf(node: Node<'_>, old: Side<'_>, new: Side<'_>) -> bool {
 
 fn same(old: Side<'_>, new: Side<'_>) -> bool {
     match (old, new) {
-        (Side::Is(old), Side::Is(new)) => old == new,
+        (Side::Is(old), Side::Is(new)) => equal(old, new),
         (Side::Is(value), _) | (_, Side::Is(value)) => is_zero(value),
         _ => true,
+    }
+}
+
+/// Equality to upstream's typed values: `1` and `1.0` are one number.
+fn equal(old: &Value, new: &Value) -> bool {
+    match (old, new) {
+        (Value::Number(old), Value::Number(new)) if old.is_f64() != new.is_f64() => {
+            old.as_f64() == new.as_f64()
+        }
+        (Value::Array(old), Value::Array(new)) => {
+            old.len() == new.len() && old.iter().zip(new).all(|(old, new)| equal(old, new))
+        }
+        (Value::Object(old), Value::Object(new)) => {
+            old.len() == new.len()
+                && old
+                    .iter()
+                    .zip(new)
+                    .all(|((a, old), (b, new))| a == b && equal(old, new))
+        }
+        (old, new) => old == new,
     }
 }
 

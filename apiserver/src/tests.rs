@@ -9,6 +9,7 @@ mod errors;
 mod lists;
 mod patches;
 mod plain;
+mod positions;
 mod security;
 mod sockets;
 mod subresources;

@@ -9,6 +9,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::*;
@@ -30,6 +31,13 @@ fn roots(pki: &Pki) -> RootCertStore {
 
 /// One HTTP/1.1 connection to the server, with or without a client certificate.
 async fn connect(server: &Server, pair: Option<&PemPair>) -> SendRequest<Full<Bytes>> {
+    let stream = TokioIo::new(secured(server, pair).await);
+    let (sender, connection) = hyper::client::conn::http1::handshake(stream).await.unwrap();
+    tokio::spawn(connection.with_upgrades());
+    sender
+}
+
+async fn secured(server: &Server, pair: Option<&PemPair>) -> TlsStream<TcpStream> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -46,15 +54,10 @@ async fn connect(server: &Server, pair: Option<&PemPair>) -> SendRequest<Full<By
     };
     let tcp = TcpStream::connect(server.server.addr()).await.unwrap();
     let name = ServerName::try_from("127.0.0.1").unwrap();
-    let stream = TlsConnector::from(Arc::new(config))
+    TlsConnector::from(Arc::new(config))
         .connect(name, tcp)
         .await
-        .unwrap();
-    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .unwrap();
-    tokio::spawn(connection.with_upgrades());
-    sender
+        .unwrap()
 }
 
 async fn ask(
@@ -302,4 +305,53 @@ async fn kubelet(server: &Server) -> u16 {
         }
     });
     port
+}
+
+#[tokio::test]
+async fn a_stop_ends_every_watch_as_if_its_time_were_up() {
+    let server = Server::with_namespace().await;
+    let admin = server.pki.issue_admin().unwrap();
+    let watch = || {
+        let uri = format!("https://test{CONFIG_MAPS}?watch=true&resourceVersion=0");
+        Request::get(uri)
+            .header(HOST, "test")
+            .body(Full::<Bytes>::default())
+            .unwrap()
+    };
+    let mut http1 = connect(&server, Some(&admin)).await;
+    let first = http1.send_request(watch()).await.unwrap();
+    let stream = TokioIo::new(secured(&server, Some(&admin)).await);
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut http2, connection) = hyper::client::conn::http2::handshake(executor, stream)
+        .await
+        .unwrap();
+    let connection = tokio::spawn(connection);
+    let mut streams = Vec::new();
+    for _ in 0..20 {
+        streams.push(http2.send_request(watch()).await.unwrap().into_body());
+    }
+    server.post(CONFIG_MAPS, &config_map("c")).await.ok(201);
+    let mut bodies = vec![first.into_body()];
+    bodies.append(&mut streams);
+    for body in &mut bodies {
+        let frame = body.frame().await.unwrap().unwrap();
+        assert!(
+            frame
+                .into_data()
+                .unwrap()
+                .starts_with(b"{\"type\":\"ADDED\"")
+        );
+    }
+    server.cancel.cancel();
+    for mut body in bodies {
+        while let Some(frame) = body.frame().await {
+            assert!(frame.is_ok(), "no reset: {frame:?}");
+        }
+    }
+    drop(http2);
+    connection
+        .await
+        .unwrap()
+        .expect("told to go away without an error");
+    server.server.stopped().await;
 }

@@ -33,8 +33,11 @@ pub(crate) async fn patch(call: &mut Call<'_>) -> Result<Response<Body>, ApiStat
         };
         drop(snapshot);
         let old_value = call.api.registry.current(entry, &old).await?;
-        let served = entry.from_storage(old_value.clone());
-        let (new, ownership) = body.on(call, &served, validation)?;
+        let (new, ownership) = if entry.as_stored {
+            body.on(call, &old_value, validation)?
+        } else {
+            body.on(call, &entry.from_storage(old_value.clone()), validation)?
+        };
         let wanted = new["metadata"]["resourceVersion"]
             .as_str()
             .unwrap_or_default()
@@ -236,7 +239,7 @@ fn check_applied(
     }
 }
 
-/// Merges a configuration, and completes the outcome: the configuration itself has no zero values, the object must.
+/// Merges a configuration; the outcome is in the canonical form, which the configuration itself is not.
 pub(crate) fn apply(
     call: &Call<'_>,
     live: Option<&Value>,
@@ -256,6 +259,10 @@ pub(crate) fn apply(
             refuse::bad_request(error.to_string())
         }
     })?;
+    if call.entry.custom.is_none() {
+        return Ok(merged);
+    }
+    // A definition has defaults, and fields that it does not know.
     let decoded = call.entry.canonicalize(merged);
     Ok(decoded
         .map_err(|error| refuse::bad_request(error.to_string()))?

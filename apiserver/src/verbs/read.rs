@@ -197,9 +197,17 @@ impl Page {
         if matching.next().is_some()
             && let Some(last) = objects.last()
         {
-            next = Some(Token::new(revision, &last.key.path).encode());
+            let passed = start.passed.map(|passed| passed + objects.len());
+            let token = Token {
+                n: passed,
+                ..Token::new(revision, &last.key.path)
+            };
+            next = Some(token.encode());
             // As upstream: known only when no selector hides how many of the rest match.
-            remaining = selection.is_empty().then(|| 1 + matching.count());
+            remaining = passed.filter(|_| selection.is_empty()).map(|passed| {
+                let all = start.snapshot.count(&entry.prefix, &prefix);
+                all.saturating_sub(passed)
+            });
             call.api.registry.store().retain(&start.snapshot);
         }
         Ok(Page {
@@ -215,6 +223,8 @@ impl Page {
 struct Start {
     snapshot: Snapshot,
     after: Option<String>,
+    /// How many objects of this state earlier pages have shown, if it is the state that they were of.
+    passed: Option<usize>,
 }
 
 impl Start {
@@ -239,14 +249,23 @@ impl Start {
                 return Ok(Start {
                     snapshot: latest,
                     after: Some(token.start),
+                    passed: None,
                 });
             }
             return match store.snapshot_at(Revision(token.rv.unsigned_abs())) {
                 Ok(snapshot) => Ok(Start {
                     snapshot,
                     after: Some(token.start),
+                    passed: token.n,
                 }),
-                Err(_) => Err(refuse::continue_expired(Token { rv: -1, ..token }.encode())),
+                Err(_) => Err(refuse::continue_expired(
+                    Token {
+                        rv: -1,
+                        n: None,
+                        ..token
+                    }
+                    .encode(),
+                )),
             };
         }
         match (query.resource_version_match.as_deref(), wanted) {
@@ -258,6 +277,7 @@ impl Start {
                 Ok(Start {
                     snapshot: latest,
                     after: None,
+                    passed: Some(0),
                 })
             }
         }
@@ -270,6 +290,7 @@ fn exact(call: &Call<'_>, latest: Snapshot, wanted: u64) -> Result<Start, ApiSta
         Ok(snapshot) => Ok(Start {
             snapshot,
             after: None,
+            passed: Some(0),
         }),
         Err(_) => Err(refuse::expired(&format!(
             "The resourceVersion for the provided list is too old: {wanted}"
@@ -301,6 +322,9 @@ struct Token {
     /// -1: from the present state, with gaps.
     rv: i64,
     start: String,
+    /// How many objects came before; upstream counts what is left instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    n: Option<usize>,
 }
 
 impl Token {
@@ -309,6 +333,7 @@ impl Token {
             v: "meta.k8s.io/v1".to_owned(),
             rv: i64::try_from(revision).unwrap_or(i64::MAX),
             start: after.to_owned(),
+            n: None,
         }
     }
 

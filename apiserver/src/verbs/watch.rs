@@ -203,8 +203,11 @@ impl Watcher {
     async fn follow(self, mut watch: Watch, after: Revision, output: &Output) {
         let mut bookmarked = after;
         let mut bookmark_at = self.next_bookmark(Instant::now());
+        // Armed once and moved rarely: a thousand watchers that arm timers for each event would do little else.
+        let mut timer = std::pin::pin!(tokio::time::sleep_until(bookmark_at.unwrap_or(self.ends)));
+        let mut cancelled = std::pin::pin!(self.cancel.cancelled());
         loop {
-            // What is there already goes out without arming timers.
+            // What is there already goes out without a look at timers.
             while let Some(item) = match watch.try_next() {
                 Ok(item) => item,
                 Err(ended) => return self.gave_up(output, ended),
@@ -225,13 +228,16 @@ impl Watcher {
                     }
                     Err(ended) => return self.gave_up(output, ended),
                 },
-                // Nothing is lost by dropping a timer or a cancellation.
-                () = tokio::time::sleep_until(bookmark_at.unwrap_or(self.ends)), if bookmark_at.is_some() => {
+                // Neither is dropped: both are polled on in the next round.
+                () = timer.as_mut() => {
+                    if bookmark_at.is_none() || Instant::now() >= self.ends {
+                        return;
+                    }
                     watch.progress();
                     bookmark_at = self.next_bookmark(Instant::now());
+                    timer.as_mut().reset(bookmark_at.unwrap_or(self.ends));
                 }
-                () = tokio::time::sleep_until(self.ends) => return,
-                () = self.cancel.cancelled() => return,
+                () = cancelled.as_mut() => return,
             }
         }
     }

@@ -16,6 +16,8 @@ pub mod logs;
 pub mod node;
 pub mod pod;
 pub mod resources;
+pub mod hooks;
+pub mod probes;
 mod run;
 mod server;
 pub mod sources;

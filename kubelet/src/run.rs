@@ -10,6 +10,7 @@ use crate::gc::ImageKeeper;
 use crate::logs::keeper::LogKeeper;
 use crate::node::NodeKeeper;
 use crate::node::capacity::Machine;
+use crate::probes::metrics::ProbeMetrics;
 use crate::server::{Server, ServerError};
 use crate::volumes::Volumes;
 use crate::worker::shared::{ClientHandle, Shared};
@@ -118,6 +119,7 @@ pub fn prepare(
         node: deps
             .informers
             .of_selected(&format!("metadata.name={}", config.node_name)),
+        probe_metrics: ProbeMetrics::default(),
         clock: deps.clock.clone(),
         client: ClientHandle(deps.client.clone()),
         config,

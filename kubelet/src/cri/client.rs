@@ -17,6 +17,8 @@ use tonic::transport::{Channel, Endpoint, Uri};
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// Stopping may take the grace period and this much more.
 const STOP_MARGIN: Duration = Duration::from_secs(120);
+/// The runtime ends a command that takes too long; this bounds the runtime.
+const EXEC_MARGIN: Duration = Duration::from_secs(10);
 /// A pull that makes no progress for this long is given up by the runtime; this bounds all of it.
 const PULL_TIMEOUT: Duration = Duration::from_secs(3600);
 
@@ -52,6 +54,16 @@ pub enum CriError {
 }
 
 impl CriError {
+    /// Something took longer than it may: the call, or what the runtime did for it.
+    #[must_use]
+    pub fn is_timeout(&self) -> bool {
+        match self {
+            Self::TimedOut { .. } => true,
+            Self::Refused { code, .. } => *code == tonic::Code::DeadlineExceeded,
+            Self::Incomplete { .. } => false,
+        }
+    }
+
     /// The runtime does not know the object (any more).
     #[must_use]
     pub fn is_not_found(&self) -> bool {
@@ -336,6 +348,27 @@ impl Runtime {
             client.get_container_events(v1::GetEventsRequest {}),
         )
         .await
+    }
+
+    /// Runs a command in a container to its end; a zero timeout is none.
+    pub async fn exec_sync(
+        &self,
+        id: &ContainerId,
+        cmd: Vec<String>,
+        timeout: Duration,
+    ) -> Result<v1::ExecSyncResponse, CriError> {
+        let mut client = self.runtime.clone();
+        let request = v1::ExecSyncRequest {
+            container_id: id.0.clone(),
+            cmd,
+            timeout: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+        };
+        let bound = if timeout.is_zero() {
+            PULL_TIMEOUT
+        } else {
+            timeout + EXEC_MARGIN
+        };
+        within("ExecSync", bound, client.exec_sync(request)).await
     }
 
     /// Where a client that wants to run a command finds its streams.

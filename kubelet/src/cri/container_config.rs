@@ -76,12 +76,24 @@ pub fn container_config(
         stdin: container.stdin.unwrap_or(false),
         stdin_once: container.stdin_once.unwrap_or(false),
         tty: container.tty.unwrap_or(false),
+        stop_signal: stop_signal(container).into(),
         linux: Some(v1::LinuxContainerConfig {
             resources: Some(resources::linux(pod, container, resolved.node_memory)),
             security_context: Some(security::of_container(pod, container)),
         }),
         ..v1::ContainerConfig::default()
     }
+}
+
+/// The signal that asks the container to end; the image's, or SIGTERM, unless the Pod names another.
+fn stop_signal(container: &Container) -> v1::Signal {
+    let asked = container
+        .lifecycle
+        .as_ref()
+        .and_then(|lifecycle| lifecycle.stop_signal.as_deref());
+    let name = asked.map(|name| name.replace('+', "PLUS").replace('-', "MINUS"));
+    name.and_then(|name| v1::Signal::from_str_name(&name))
+        .unwrap_or(v1::Signal::RuntimeDefault)
 }
 
 fn annotations(pod: &Pod, container: &Container, attempt: u32) -> HashMap<String, String> {

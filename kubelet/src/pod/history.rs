@@ -1,7 +1,9 @@
 //! What the kubelet tried for one Pod, as far as the runtime does not remember it: back-offs, image resolution, failures of the
 //! last attempt. The planner reads it, the worker's fold of step outcomes writes it.
 
+use super::ContainerId;
 use super::backoff::Backoff;
+use super::probe::{ProbeKind, ProbeState};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
 
@@ -16,6 +18,10 @@ pub struct History {
     pub sandbox_failure: Option<Retry>,
     /// How many sandboxes were made: the attempt number of the next one.
     pub sandboxes_made: u32,
+    /// What the probes found, by container name.
+    pub probes: BTreeMap<(String, ProbeKind), ProbeState>,
+    /// Since when this kubelet has the Pod: what ran before was started by another.
+    pub since: Option<Timestamp>,
     /// Set once the Pod has to end; it never goes back.
     pub ending: Option<Ending>,
 }
@@ -31,6 +37,33 @@ pub struct ContainerHistory {
     pub pulls: Backoff,
     /// Why the last attempt to create or start it failed.
     pub start_failure: Option<StartFailure>,
+    /// The postStart hook of the newest container.
+    pub post_start: PostStart,
+    /// A container that we stop so that another takes its place, whatever it ends with.
+    pub replaced: Option<ContainerId>,
+}
+
+/// Where the postStart hook of a container is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum PostStart {
+    /// There is none, or it is over.
+    #[default]
+    Over,
+    /// It has to run, or runs.
+    Due(ContainerId),
+    /// It failed: the container has to be killed.
+    Failed(ContainerId),
+}
+
+impl PostStart {
+    /// Whether the container does not count as up because of its hook.
+    #[must_use]
+    pub fn holds(&self, container: &ContainerId) -> bool {
+        match self {
+            Self::Over => false,
+            Self::Due(id) | Self::Failed(id) => id == container,
+        }
+    }
 }
 
 /// What is known of a container's image.

@@ -9,6 +9,7 @@ pub mod containers;
 pub mod fields;
 pub mod history;
 pub mod plan;
+pub mod probe;
 pub mod status;
 pub mod view;
 

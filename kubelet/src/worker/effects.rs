@@ -12,6 +12,7 @@ use crate::pod::containers::{named, spec, spec_hash};
 use crate::pod::fields::PodAddresses;
 use crate::pod::history::{ImageState, ResolvedImage};
 use crate::pod::plan::PodNetwork;
+use crate::pod::probe::ProbeKind;
 use crate::pod::view::{ContainerPhase, ContainerView, SandboxView};
 use crate::pod::{ContainerId, SandboxId};
 use crate::volumes::Viewer;
@@ -38,6 +39,19 @@ pub enum Outcome {
     Stopped {
         id: ContainerId,
         result: Result<Option<ContainerView>, String>,
+    },
+    PostStarted {
+        id: ContainerId,
+        container: String,
+        failed: bool,
+    },
+    Probed {
+        id: ContainerId,
+        container: String,
+        kind: ProbeKind,
+        began: Timestamp,
+        /// `None`: the probe could not be made.
+        result: Option<bool>,
     },
     SandboxStopped {
         id: SandboxId,
@@ -397,8 +411,18 @@ impl Subject {
         Ok(sources)
     }
 
-    /// Stops a container and looks how it ended.
-    pub async fn stop(self, id: ContainerId, sandbox: SandboxId, grace_secs: i64) -> Outcome {
+    /// Stops a container, after its preStop hook if `hook` names it, and looks how it ended.
+    pub async fn stop(
+        self,
+        id: ContainerId,
+        sandbox: SandboxId,
+        hook: Option<String>,
+        grace_secs: i64,
+    ) -> Outcome {
+        let grace_secs = match hook {
+            Some(container) => self.pre_stop(&id, &container, grace_secs).await,
+            None => grace_secs,
+        };
         let runtime = &self.shared.runtime;
         let result = match runtime.stop_container(&id, grace_secs).await {
             Ok(()) => match runtime.container_status(&id).await {

@@ -10,6 +10,7 @@
 pub mod actor;
 pub mod effects;
 pub mod events;
+mod health;
 pub mod mailbox;
 pub mod publish;
 pub mod refuse;

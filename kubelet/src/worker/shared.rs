@@ -7,6 +7,7 @@ use crate::cri::images::Images;
 use crate::pod::fields::NodeAllocatable;
 use crate::pod::status::NodeFacts;
 use crate::resources::Amounts;
+use crate::probes::metrics::ProbeMetrics;
 use crate::volumes::Volumes;
 use cox_client::events::Recorder;
 use cox_client::{Clock, Informer};
@@ -42,6 +43,8 @@ pub struct Shared {
     pub allocatable: NodeAllocatable,
     /// The Node object.
     pub node: Informer<Node>,
+    /// What `/metrics/probes` shows.
+    pub probe_metrics: ProbeMetrics,
 }
 
 /// A client that can be shown in debug output.

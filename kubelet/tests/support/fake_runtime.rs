@@ -46,6 +46,8 @@ pub(crate) struct State {
     pub(crate) images: Vec<String>,
     /// Every call that changes something, in order.
     pub(crate) calls: Vec<String>,
+    /// What commands in containers end with, by their words; 0 otherwise.
+    pub(crate) exec_codes: BTreeMap<String, i32>,
     next: u64,
     listeners: Vec<mpsc::UnboundedSender<Result<v1::ContainerEventResponse, Status>>>,
 }
@@ -97,6 +99,12 @@ impl FakeRuntime {
         running
             .map(|container| container.config.metadata.clone().unwrap().name)
             .collect()
+    }
+
+    /// From now on the command ends with this code, in any container.
+    pub(crate) fn command_ends(&self, command: &str, code: i32) {
+        let mut state = self.state.lock().unwrap();
+        state.exec_codes.insert(command.to_owned(), code);
     }
 
     /// Ends a running container, as if it had ended by itself.
@@ -515,8 +523,26 @@ impl runtime_server::RuntimeService for FakeRuntime {
     ) -> Answer<v1::UpdateContainerResourcesResponse> {
         Err(Status::unimplemented("update_container_resources"))
     }
-    async fn exec_sync(&self, _: Request<v1::ExecSyncRequest>) -> Answer<v1::ExecSyncResponse> {
-        Err(Status::unimplemented("exec_sync"))
+    async fn exec_sync(
+        &self,
+        request: Request<v1::ExecSyncRequest>,
+    ) -> Answer<v1::ExecSyncResponse> {
+        let request = request.into_inner();
+        let command = request.cmd.join(" ");
+        let mut state = self.state.lock().unwrap();
+        let container = state
+            .containers
+            .get(&request.container_id)
+            .filter(|container| container.state == v1::ContainerState::ContainerRunning)
+            .ok_or_else(|| not_found("container"))?;
+        let name = container.config.metadata.clone().unwrap().name;
+        state.calls.push(format!("exec {name}: {command}"));
+        let code = state.exec_codes.get(&command).copied().unwrap_or(0);
+        Ok(Response::new(v1::ExecSyncResponse {
+            stdout: format!("{command} ends with {code}").into_bytes(),
+            stderr: Vec::new(),
+            exit_code: code,
+        }))
     }
     async fn exec(&self, _: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
         Err(Status::unimplemented("exec"))

@@ -124,6 +124,8 @@ fn show(plan: &Plan) -> String {
         Step::ResolveImage { container } => format!("image {container}"),
         Step::CreateSandbox { attempt, network } => format!("sandbox {attempt} {network:?}"),
         Step::StartContainer { container, attempt } => format!("start {container}#{attempt}"),
+        Step::PostStart { id, .. } => format!("hook {id}"),
+        Step::Probe { id, kind, .. } => format!("{kind:?} {id}"),
         Step::StopContainer { id, grace_secs, .. } => format!("stop {id} {grace_secs}"),
         Step::StopSandbox { id } => format!("stop {id}"),
         Step::RemoveContainer { id } => format!("remove {id}"),

@@ -3,6 +3,7 @@
 use super::NodeFacts;
 use crate::pod::containers::{inits, is_sidecar, restarts};
 use crate::pod::plan::{Plan, PlanInput, Waiting, previous_container};
+use crate::pod::probe::{is_ready, is_started};
 use crate::pod::view::{ContainerPhase, ContainerView, Exit};
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated,
@@ -35,13 +36,21 @@ pub(super) fn of(
         .iter()
         .any(|init| init.name == container.name)
         && !is_sidecar(input.pod, container);
+    let up = |verdict: fn(PlanInput<'_>, &Container, &ContainerView) -> bool| {
+        latest.is_some_and(|latest| verdict(input, container, latest))
+    };
     let ready = if is_plain_init {
         state
             .terminated
             .as_ref()
             .is_some_and(|end| end.exit_code == 0)
     } else {
+        up(is_ready)
+    };
+    let started = if is_plain_init {
         running
+    } else {
+        up(is_started)
     };
     let restart_count = match latest {
         Some(latest) => i32::try_from(latest.attempt).unwrap_or(i32::MAX),
@@ -68,7 +77,7 @@ pub(super) fn of(
             .map(|latest| format!("{}://{}", node.runtime_name, latest.id))
             .or_else(|| memory.and_then(|known| known.container_id.clone())),
         ready,
-        started: Some(running),
+        started: Some(started),
         restart_count,
         state: Some(state),
         last_state: Some(last_state.unwrap_or_default()),

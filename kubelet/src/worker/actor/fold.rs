@@ -1,0 +1,277 @@
+//! Takes what came of an effect into the view and the history.
+
+use super::{Actor, Done, Target, WRITE_RETRY_MAX};
+use crate::cri::images::{Found, Missing};
+use crate::pod::ContainerId;
+use crate::pod::containers::named;
+use crate::pod::history::{ImageState, PostStart, Retry, StartFailure, Volumes};
+use crate::pod::plan::Step;
+use crate::pod::probe::{ProbeKind, ProbeState};
+use crate::pod::view::ContainerView;
+use crate::worker::effects::{MadeSandbox, NotStarted, Outcome};
+use crate::worker::publish;
+use cox_client::events::EventType;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::Value;
+use std::sync::Arc;
+
+impl Actor {
+    /// Takes in what came of an effect.
+    pub(super) fn fold(&mut self, target: Target, done: Done) {
+        self.busy.remove(&target);
+        let now = self.shared.clock.now();
+        let failure = match done {
+            Done::Aborted => None,
+            Done::Step(outcome) => self.fold_step(*outcome, now),
+            Done::Status { wrote, result } => self.fold_status(wrote, result),
+            Done::Object(Ok(())) => {
+                self.object = None;
+                None
+            }
+            Done::Mirror(Ok(mirror)) => {
+                self.object = mirror.map(|pod| Arc::new(*pod));
+                None
+            }
+            Done::Object(Err(error)) | Done::Mirror(Err(error)) => Some(error),
+        };
+        match failure {
+            Some(message) => {
+                tracing::debug!(
+                    pod = self.pod.metadata.name,
+                    ?target,
+                    message,
+                    "Effect failed"
+                );
+                let mut retry = Retry::after(self.retries.get(&target), message, now);
+                if matches!(target, Target::Status | Target::Object | Target::Mirror) {
+                    let latest = now.saturating_add(WRITE_RETRY_MAX).unwrap_or(now);
+                    retry.not_before = retry.not_before.min(latest);
+                }
+                self.retries.insert(target, retry);
+            }
+            None => {
+                self.retries.remove(&target);
+            }
+        }
+    }
+
+    fn fold_status(
+        &mut self,
+        wrote: Value,
+        result: Result<Option<Box<Pod>>, String>,
+    ) -> Option<String> {
+        match result {
+            Ok(Some(object)) => {
+                let object = Arc::new(*object);
+                let newer = self
+                    .object
+                    .as_ref()
+                    .is_none_or(|known| publish::revision(&object) >= publish::revision(known));
+                if newer {
+                    if !self.is_static {
+                        self.take_object(object.clone());
+                    }
+                    self.object = Some(object);
+                }
+                self.wrote = Some((self.object.as_deref().map_or(0, publish::revision), wrote));
+                None
+            }
+            // The object is gone, or it is another Pod's: the informer says so soon.
+            Ok(None) => {
+                self.object = None;
+                None
+            }
+            Err(error) => Some(error),
+        }
+    }
+
+    /// What a step's outcome means. The answer is a failure that is not in the history and only has to be tried again.
+    fn fold_step(&mut self, outcome: Outcome, now: Timestamp) -> Option<String> {
+        match outcome {
+            Outcome::Volumes(result) => self.fold_volumes(result, now),
+            Outcome::Image { container, result } => self.fold_image(&container, result, now),
+            Outcome::Sandbox(result) => self.fold_sandbox(result, now),
+            Outcome::Started { container, result } => self.fold_started(&container, result, now),
+            Outcome::Stopped { id, result } => match result {
+                Ok(Some(view)) => self.view.merge_container(view),
+                Ok(None) => self.view.forget_container(&id),
+                Err(error) => return Some(error),
+            },
+            Outcome::PostStarted {
+                id,
+                container,
+                failed,
+            } => {
+                let history = self.history.containers.entry(container).or_default();
+                if history.post_start.holds(&id) {
+                    history.post_start = if failed {
+                        PostStart::Failed(id)
+                    } else {
+                        PostStart::Over
+                    };
+                }
+            }
+            Outcome::Probed {
+                id,
+                container,
+                kind,
+                began,
+                result,
+            } => self.fold_probe(id, &container, kind, began, result),
+            Outcome::SandboxStopped { id, result } => match result {
+                Ok(()) => {
+                    for sandbox in self
+                        .view
+                        .sandboxes
+                        .iter_mut()
+                        .filter(|sandbox| sandbox.id == id)
+                    {
+                        sandbox.ready = false;
+                    }
+                }
+                Err(error) => return Some(error),
+            },
+            Outcome::ContainerRemoved { id, result } => match result {
+                Ok(()) => self.view.forget_container(&id),
+                Err(error) => return Some(error),
+            },
+            Outcome::SandboxRemoved { id, result } => match result {
+                Ok(()) => self.view.forget_sandbox(&id),
+                Err(error) => return Some(error),
+            },
+            Outcome::Unmounted(Ok(())) => self.history.volumes = Volumes::Removed,
+            Outcome::Unmounted(Err(error)) => return Some(error),
+        }
+        None
+    }
+
+    fn fold_probe(
+        &mut self,
+        id: ContainerId,
+        container: &str,
+        kind: ProbeKind,
+        began: Timestamp,
+        result: Option<bool>,
+    ) {
+        let Some(probe) = named(&self.pod, container).and_then(|spec| kind.of(spec)) else {
+            return;
+        };
+        let key = (container.to_owned(), kind);
+        let is_fresh = |known: &&mut ProbeState| known.container == id;
+        match self.history.probes.get_mut(&key).filter(is_fresh) {
+            Some(state) => state.record(result, began, probe),
+            None => {
+                let mut state = ProbeState::new(id, began);
+                state.record(result, began, probe);
+                self.history.probes.insert(key, state);
+            }
+        }
+    }
+
+    fn fold_volumes(&mut self, result: Result<Option<Timestamp>, String>, now: Timestamp) {
+        match (result, &self.history.volumes) {
+            (Ok(renew_at), _) => {
+                self.renew_at = renew_at;
+                self.history.volumes = Volumes::Mounted;
+            }
+            // The files stand as they were; a refresh that failed is tried again.
+            (Err(message), Volumes::Mounted) => {
+                self.events.pod(EventType::Warning, "FailedMount", message);
+                self.renew_at = now.saturating_add(SignedDuration::from_secs(10)).ok();
+            }
+            (Err(message), before) => {
+                self.events
+                    .pod(EventType::Warning, "FailedMount", message.clone());
+                let previous = if let Volumes::Failed(retry) = before {
+                    Some(retry)
+                } else {
+                    None
+                };
+                self.history.volumes = Volumes::Failed(Retry::after(previous, message, now));
+            }
+        }
+    }
+
+    fn fold_image(&mut self, container: &str, result: Result<Found, Missing>, now: Timestamp) {
+        let history = self
+            .history
+            .containers
+            .entry(container.to_owned())
+            .or_default();
+        match result {
+            Ok(found) => history.image = ImageState::Resolved(found.image),
+            Err(missing) => {
+                history.pulls.advance(now, now);
+                let not_before = history.pulls.not_before(now).unwrap_or(now);
+                let retry = Retry {
+                    message: missing.message,
+                    failures: 1,
+                    not_before,
+                };
+                history.image = ImageState::Failed {
+                    reason: missing.reason.to_owned(),
+                    retry,
+                    failed_at: now,
+                };
+            }
+        }
+    }
+
+    fn fold_sandbox(&mut self, result: Result<MadeSandbox, String>, now: Timestamp) {
+        match result {
+            Ok(made) => {
+                self.history.sandboxes_made =
+                    self.history.sandboxes_made.max(made.view.attempt + 1);
+                self.history.sandbox_failure = None;
+                self.network = made.network;
+                self.view.merge_sandbox(made.view);
+            }
+            Err(message) => {
+                let retry = Retry::after(self.history.sandbox_failure.as_ref(), message, now);
+                self.history.sandbox_failure = Some(retry);
+            }
+        }
+    }
+
+    fn fold_started(
+        &mut self,
+        container: &str,
+        result: Result<ContainerView, NotStarted>,
+        now: Timestamp,
+    ) {
+        let history = self
+            .history
+            .containers
+            .entry(container.to_owned())
+            .or_default();
+        // The next start looks at the image again: it may have been removed, or be pulled each time.
+        match result {
+            Ok(view) => {
+                history.image = ImageState::Unknown;
+                history.start_failure = None;
+                let hook = named(&self.pod, container)
+                    .and_then(|spec| spec.lifecycle.as_ref()?.post_start.as_ref());
+                history.post_start = match hook {
+                    Some(_) => PostStart::Due(view.id.clone()),
+                    None => PostStart::Over,
+                };
+                self.view.merge_container(view);
+            }
+            Err(failure) => {
+                let previous = history.start_failure.take().map(|failure| failure.retry);
+                let retry = Retry::after(previous.as_ref(), failure.message, now);
+                if failure.reason != "CreateContainerConfigError" {
+                    history.image = ImageState::Unknown;
+                }
+                history.start_failure = Some(StartFailure {
+                    reason: failure.reason.to_owned(),
+                    retry,
+                });
+                if let Some(made) = failure.made {
+                    self.view.merge_container(made);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! Starts the effects of a plan's steps: never two on one thing, none before its retry time, nothing taken down while something is
+//! being made.
+
+use super::{Actor, Busy, Done, Target};
+use crate::pod::ContainerId;
+use crate::pod::containers::spec;
+use crate::pod::fields::PodAddresses;
+use crate::pod::history::Volumes;
+use crate::pod::plan::Step;
+use crate::pod::probe::ProbeKind;
+use crate::worker::effects::{Outcome, Subject};
+use cox_client::events::EventType;
+use futures::future::{AbortHandle, Abortable};
+use jiff::{SignedDuration, Timestamp};
+
+/// What a stop needs to know.
+struct Stop {
+    id: ContainerId,
+    container: String,
+    grace_secs: i64,
+    message: String,
+}
+
+impl Actor {
+    /// Whether something may be done on the target now.
+    pub(super) fn free(
+        &self,
+        target: &Target,
+        now: Timestamp,
+        wake_at: &mut Option<Timestamp>,
+    ) -> bool {
+        if self.busy.contains_key(target) {
+            return false;
+        }
+        match self.retries.get(target) {
+            Some(retry) if now < retry.not_before => {
+                *wake_at =
+                    Some(wake_at.map_or(retry.not_before, |known| known.min(retry.not_before)));
+                false
+            }
+            Some(_) | None => true,
+        }
+    }
+
+    pub(super) fn spawn(
+        &mut self,
+        target: Target,
+        until: Option<Timestamp>,
+        effect: impl Future<Output = Done> + Send + 'static,
+    ) {
+        let (abort, registration) = AbortHandle::new_pair();
+        self.busy.insert(target.clone(), Busy { abort, until });
+        let effect = Abortable::new(effect, registration);
+        self.running.push(Box::pin(async move {
+            (target, effect.await.unwrap_or(Done::Aborted))
+        }));
+    }
+
+    fn step(
+        &mut self,
+        target: Target,
+        until: Option<Timestamp>,
+        effect: impl Future<Output = Outcome> + Send + 'static,
+    ) {
+        self.spawn(
+            target,
+            until,
+            async move { Done::Step(Box::new(effect.await)) },
+        );
+    }
+
+    fn subject(&self) -> Subject {
+        let pod_ips = self
+            .view
+            .latest_sandbox()
+            .map(|sandbox| sandbox.ips.clone())
+            .unwrap_or_default();
+        let host_ip = self.shared.config.node_ip.to_string();
+        let on_host = spec(&self.pod).host_network.unwrap_or(false);
+        let pod_ips = if on_host {
+            vec![host_ip.clone()]
+        } else {
+            pod_ips
+        };
+        Subject {
+            shared: self.shared.clone(),
+            pod: self.pod.clone(),
+            events: self.events.clone(),
+            addresses: PodAddresses { pod_ips, host_ip },
+        }
+    }
+
+    /// Whether anything that makes or changes the Pod is running: nothing is taken down meanwhile.
+    fn is_making(&self) -> bool {
+        [Target::Volumes, Target::NewSandbox, Target::Start]
+            .iter()
+            .any(|target| self.busy.contains_key(target))
+    }
+
+    /// Starts the effect of a step unless it runs already or has to wait.
+    pub(super) fn launch(&mut self, step: Step, now: Timestamp, wake_at: &mut Option<Timestamp>) {
+        let subject = self.subject();
+        match step {
+            Step::MountVolumes => {
+                if self.free(&Target::Volumes, now, wake_at) {
+                    self.step(Target::Volumes, None, subject.volumes());
+                }
+            }
+            Step::ResolveImage { container } => {
+                let target = Target::Image(container.clone());
+                if self.free(&target, now, wake_at) {
+                    self.step(target, None, subject.image(container));
+                }
+            }
+            Step::CreateSandbox { attempt, network } => {
+                if self.free(&Target::NewSandbox, now, wake_at) {
+                    self.step(
+                        Target::NewSandbox,
+                        None,
+                        subject.create_sandbox(attempt, network),
+                    );
+                }
+            }
+            Step::StartContainer { container, attempt } => {
+                self.start(subject, container, attempt, now, wake_at)
+            }
+            Step::PostStart { id, container } => {
+                let target = Target::Hook(id.clone());
+                if self.free(&target, now, wake_at) {
+                    self.step(target, None, subject.post_start(id, container));
+                }
+            }
+            Step::Probe {
+                id,
+                container,
+                kind,
+            } => {
+                let target = Target::Probe(id.clone(), kind);
+                let stopping = self.busy.contains_key(&Target::Container(id.clone()));
+                if !(stopping && kind != ProbeKind::Readiness) && self.free(&target, now, wake_at) {
+                    self.step(target, None, subject.probe(id, container, kind, now));
+                }
+            }
+            Step::StopContainer {
+                id,
+                container,
+                grace_secs,
+                message,
+                replace,
+            } => {
+                if replace {
+                    let history = self
+                        .history
+                        .containers
+                        .entry(container.clone())
+                        .or_default();
+                    history.replaced = Some(id.clone());
+                }
+                let stop = Stop {
+                    id,
+                    container,
+                    grace_secs,
+                    message,
+                };
+                self.stop(subject, stop, now, wake_at);
+            }
+            Step::StopSandbox { id } => {
+                let target = Target::Sandbox(id.clone());
+                if !self.is_making() && self.free(&target, now, wake_at) {
+                    self.step(target, None, subject.stop_sandbox(id));
+                }
+            }
+            Step::RemoveContainer { id } => {
+                let target = Target::Container(id.clone());
+                let known = self
+                    .view
+                    .containers
+                    .iter()
+                    .find(|container| container.id == id);
+                if let Some((name, attempt)) =
+                    known.map(|known| (known.name.clone(), known.attempt))
+                    && self.free(&target, now, wake_at)
+                {
+                    self.step(target, None, subject.remove_container(id, name, attempt));
+                }
+            }
+            Step::RemoveSandbox { id } => {
+                let target = Target::Sandbox(id.clone());
+                if !self.is_making() && self.free(&target, now, wake_at) {
+                    self.step(target, None, subject.remove_sandbox(id));
+                }
+            }
+            Step::UnmountVolumes => {
+                if !self.is_making() && self.free(&Target::Volumes, now, wake_at) {
+                    self.step(Target::Volumes, None, subject.unmount());
+                }
+            }
+        }
+    }
+
+    fn start(
+        &mut self,
+        subject: Subject,
+        container: String,
+        attempt: u32,
+        now: Timestamp,
+        wake_at: &mut Option<Timestamp>,
+    ) {
+        let Some(sandbox) = self.view.ready_sandbox().map(|sandbox| sandbox.id.clone()) else {
+            return;
+        };
+        if !self.free(&Target::Start, now, wake_at) {
+            return;
+        }
+        let previous_end = self
+            .view
+            .latest(&container)
+            .and_then(|view| view.exit())
+            .map(|exit| exit.finished_at);
+        let history = self
+            .history
+            .containers
+            .entry(container.clone())
+            .or_default();
+        if let Some(finished_at) = previous_end {
+            history.restarts.advance(finished_at, now);
+        }
+        let image = history.image.clone();
+        let network = self.network;
+        self.step(
+            Target::Start,
+            None,
+            subject.start(sandbox, network, container, attempt, image),
+        );
+    }
+
+    fn stop(
+        &mut self,
+        subject: Subject,
+        stop: Stop,
+        now: Timestamp,
+        wake_at: &mut Option<Timestamp>,
+    ) {
+        let Stop {
+            id,
+            container,
+            grace_secs,
+            message,
+        } = stop;
+        let target = Target::Container(id.clone());
+        let until = now
+            .saturating_add(SignedDuration::from_secs(grace_secs))
+            .unwrap_or(Timestamp::MAX);
+        if let Some(busy) = self.busy.get(&target) {
+            let sooner = busy
+                .until
+                .is_some_and(|known| until.duration_since(known) <= SignedDuration::from_secs(-1));
+            if sooner {
+                // The outcome of the abort frees the target, and the next round stops with the shorter grace.
+                busy.abort.abort();
+            }
+            return;
+        }
+        if !self.free(&target, now, wake_at) {
+            return;
+        }
+        let Some(sandbox) = self
+            .view
+            .containers
+            .iter()
+            .find(|view| view.id == id)
+            .map(|view| view.sandbox.clone())
+        else {
+            return;
+        };
+        if !self.told_killing.contains(&id) {
+            self.events
+                .container(&container, EventType::Normal, "Killing", message);
+            self.told_killing.push(id.clone());
+        }
+        // A hook that ran once, or was cut short by a shorter grace, is not run again.
+        let hook = self.pre_stopped.insert(id.clone()).then_some(container);
+        self.step(
+            target,
+            Some(until),
+            subject.stop(id, sandbox, hook, grace_secs),
+        );
+    }
+
+    /// Brings files up to date after a change of their sources, or when a token is due.
+    pub(super) fn refresh_volumes(&mut self, now: Timestamp, wake_at: &mut Option<Timestamp>) {
+        let due = self.renew_at.is_some_and(|at| now >= at);
+        if self.history.ending.is_some() || self.history.volumes != Volumes::Mounted {
+            return;
+        }
+        if (self.refresh || due) && self.free(&Target::Volumes, now, wake_at) {
+            self.refresh = false;
+            self.step(Target::Volumes, None, self.subject().volumes());
+        } else if let Some(at) = self.renew_at.filter(|_| !due) {
+            *wake_at = Some(wake_at.map_or(at, |known| known.min(at)));
+        }
+    }
+}

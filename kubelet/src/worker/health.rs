@@ -1,0 +1,166 @@
+//! Effects on running containers: probes, and hooks around start and stop, with the events that upstream records for them.
+
+use super::effects::{Outcome, Subject};
+use crate::hooks::{self, Done};
+use crate::pod::ContainerId;
+use crate::pod::containers::named;
+use crate::pod::probe::{ProbeKind, timeout};
+use crate::probes::metrics::Probed;
+use crate::probes::{self, Found};
+use cox_client::events::EventType;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
+use std::time::Duration;
+
+/// A container gets at least this long between the end of its preStop hook and the kill.
+const GRACE_MIN_SECS: i64 = 2;
+
+impl Subject {
+    fn probed<'a>(&'a self, id: &'a ContainerId, container: &'a Container) -> probes::Subject<'a> {
+        probes::Subject {
+            runtime: &self.shared.runtime,
+            container,
+            id,
+            pod_ip: self
+                .addresses
+                .pod_ips
+                .first()
+                .map_or("", |address| address.as_str()),
+        }
+    }
+
+    /// Makes one probe.
+    pub(super) async fn probe(
+        self,
+        id: ContainerId,
+        name: String,
+        kind: ProbeKind,
+        began: Timestamp,
+    ) -> Outcome {
+        let result = self.probe_once(&id, &name, kind).await;
+        Outcome::Probed {
+            id,
+            container: name,
+            kind,
+            began,
+            result,
+        }
+    }
+
+    async fn probe_once(&self, id: &ContainerId, name: &str, kind: ProbeKind) -> Option<bool> {
+        let container = named(&self.pod, name)?;
+        let probe = kind.of(container)?;
+        let began = std::time::Instant::now();
+        let found = probes::run(&self.probed(id, container), probe, timeout(probe)).await;
+        let title = kind.title();
+        let warn = |reason: &str, message: String| {
+            self.events
+                .container(name, EventType::Warning, reason, message);
+        };
+        let result = match found {
+            Ok(Found::Success) => Some(true),
+            Ok(Found::Warning(text)) => {
+                warn("ProbeWarning", format!("{title} probe warning: {text}"));
+                Some(true)
+            }
+            Ok(Found::Failure(text)) => {
+                warn("Unhealthy", format!("{title} probe failed: {text}"));
+                Some(false)
+            }
+            Err(error) => {
+                let message =
+                    format!("{title} probe errored and resulted in unknown state: {error}");
+                warn("Unhealthy", message);
+                None
+            }
+        };
+        let text = |value: &Option<String>| value.clone().unwrap_or_default();
+        let who = Probed {
+            kind,
+            namespace: text(&self.pod.metadata.namespace),
+            pod: text(&self.pod.metadata.name),
+            uid: text(&self.pod.metadata.uid),
+            container: name.to_owned(),
+        };
+        self.shared
+            .probe_metrics
+            .count(who, result, began.elapsed());
+        result
+    }
+
+    /// Runs the postStart hook.
+    pub(super) async fn post_start(self, id: ContainerId, name: String) -> Outcome {
+        let container = named(&self.pod, &name);
+        let hook = container.and_then(|spec| spec.lifecycle.as_ref()?.post_start.as_ref());
+        let failed = match (container, hook) {
+            (Some(container), Some(hook)) => {
+                let result = self.hook(&id, container, hook).await;
+                self.tell_hook(&name, "PostStart", result)
+            }
+            _ => false,
+        };
+        Outcome::PostStarted {
+            id,
+            container: name,
+            failed,
+        }
+    }
+
+    /// Runs the preStop hook within the grace; the answer is what is left of it.
+    pub(super) async fn pre_stop(&self, id: &ContainerId, name: &str, grace_secs: i64) -> i64 {
+        let container = named(&self.pod, name);
+        let hook = container.and_then(|spec| spec.lifecycle.as_ref()?.pre_stop.as_ref());
+        let (Some(container), Some(hook)) = (container, hook) else {
+            return grace_secs;
+        };
+        if grace_secs <= 0 {
+            return grace_secs;
+        }
+        let began = self.shared.clock.now();
+        let grace = Duration::from_secs(grace_secs.unsigned_abs());
+        match tokio::time::timeout(grace, self.hook(id, container, hook)).await {
+            Ok(result) => {
+                self.tell_hook(name, "PreStop", result);
+            }
+            Err(_) => tracing::debug!(
+                container = name,
+                grace_secs,
+                "PreStop hook did not end within the grace"
+            ),
+        }
+        let spent = self.shared.clock.now().duration_since(began).as_secs();
+        (grace_secs - spent).max(GRACE_MIN_SECS)
+    }
+
+    async fn hook(
+        &self,
+        id: &ContainerId,
+        container: &Container,
+        hook: &LifecycleHandler,
+    ) -> Result<Done, String> {
+        hooks::run(&self.pod, &self.probed(id, container), hook).await
+    }
+
+    /// Says what came of a hook. True when it failed.
+    fn tell_hook(&self, container: &str, kind: &str, result: Result<Done, String>) -> bool {
+        match result {
+            Ok(Done::Plainly) => false,
+            Ok(Done::FellBackToHttp) => {
+                let message =
+                    "request to HTTPS lifecycle hook got HTTP response, retry with HTTP succeeded";
+                self.events
+                    .pod(EventType::Warning, "LifecycleHTTPFallback", message);
+                false
+            }
+            Err(error) => {
+                tracing::debug!(container, error, "Hook failed");
+                // Not the message itself: secrets of the container must not leak into events.
+                let reason = format!("Failed{kind}Hook");
+                let message = format!("{kind}Hook failed");
+                self.events
+                    .container(container, EventType::Warning, &reason, message);
+                true
+            }
+        }
+    }
+}

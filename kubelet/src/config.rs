@@ -16,6 +16,9 @@ pub struct Config {
     pub node_ip: IpAddr,
     /// Holds `pods/UID/volumes`, as upstream's `/var/lib/kubelet`.
     pub data_dir: PathBuf,
+    /// The key that seals what is kept of Pods; made when it is missing. Its place is the operator's choice: a file beside the data,
+    /// or one that a TPM or systemd's credentials put there.
+    pub node_key: PathBuf,
     /// Container logs: `NAMESPACE_NAME_UID/CONTAINER/ATTEMPT.log`; upstream's is `/var/log/pods`.
     pub log_dir: PathBuf,
     /// The runtime's CRI socket.
@@ -79,6 +82,7 @@ impl Config {
         Self {
             node_name: node_name.to_owned(),
             node_ip,
+            node_key: data_dir.join("keys/node.key"),
             log_dir: data_dir.join("logs"),
             data_dir,
             cri_socket,

@@ -5,6 +5,7 @@
 
 use crate::admission::{self, Refusal};
 use crate::cri::observe::{self, FoundPod};
+use crate::keep::Record;
 use crate::pod::PodUid;
 use crate::pod::plan::previous_container;
 use crate::pod::view::PodView;
@@ -28,6 +29,9 @@ const FOLDER_EVERY: Duration = Duration::from_secs(20);
 /// First and longest wait before the runtime is asked for its events again.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
+/// How long the API server has to answer before kept Pods are started without it.
+const OFFLINE_AFTER: Duration = Duration::from_secs(3);
+
 /// A Pod with a worker.
 #[derive(Clone, Debug)]
 struct Known {
@@ -48,6 +52,8 @@ pub struct Dispatcher {
     known: Mutex<HashMap<PodUid, Known>>,
     /// Pods that the runtime runs and no worker has taken over yet.
     found: Mutex<HashMap<PodUid, FoundPod>>,
+    /// Pods that were kept on the node and that no worker has taken over yet.
+    kept: Mutex<Vec<Record>>,
     scope: TaskScope,
     left: Notify,
     /// The node stops: no Pod is started any more.
@@ -67,6 +73,7 @@ impl Dispatcher {
             pods,
             known: Mutex::default(),
             found: Mutex::default(),
+            kept: Mutex::default(),
             scope: TaskScope::new("pod-workers", cancel),
             left: Notify::new(),
             stopping: AtomicBool::new(false),
@@ -184,6 +191,10 @@ impl Dispatcher {
             () = cancel.cancelled() => return,
         }
         drop(up);
+        self.load_kept().await;
+        let offline = tokio::time::sleep(OFFLINE_AFTER);
+        tokio::pin!(offline);
+        let mut waits = true;
         let mut changes = self.pods.subscribe();
         let mut folder = tokio::time::interval(FOLDER_EVERY);
         folder.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -200,6 +211,11 @@ impl Dispatcher {
                 },
                 // A tick that is missed comes with the next call.
                 _ = folder.tick() => self.read_folder(&mut reported).await,
+                // Polled by reference: it goes on where it was.
+                () = &mut offline, if waits => {
+                    waits = false;
+                    self.start_kept();
+                }
                 () = cancel.cancelled() => return,
             }
         }
@@ -226,6 +242,8 @@ impl Dispatcher {
             }
         }
         self.all_known.store(true, Ordering::Relaxed);
+        self.shared.keeper.set_offline(false);
+        self.clear_kept(&here);
         self.clear_orphans();
     }
 
@@ -357,6 +375,80 @@ impl Dispatcher {
             };
             self.start(uid, Arc::new(pod), false, true);
         }
+    }
+
+    /// Reads what was kept; it stands in for the API server wherever that does not answer.
+    async fn load_kept(&self) {
+        let keeper = self.shared.keeper.clone();
+        let Ok(records) = tokio::task::spawn_blocking(move || keeper.load()).await else {
+            return;
+        };
+        let volumes = &self.shared.volumes;
+        for record in &records {
+            let namespace = record.pod.metadata.namespace.as_deref().unwrap_or_default();
+            for map in &record.config_maps {
+                let name = map.metadata.name.as_deref().unwrap_or_default();
+                volumes.config_maps.seed(namespace, name, map.clone());
+            }
+            for secret in &record.secrets {
+                let name = secret.metadata.name.as_deref().unwrap_or_default();
+                volumes.secrets.seed(namespace, name, secret.clone());
+            }
+            volumes
+                .tokens
+                .take_over(uid(&record.pod).as_str(), &record.tokens);
+        }
+        *self
+            .kept
+            .lock()
+            .expect("no panic happens while this lock is held") = records;
+    }
+
+    fn take_kept(&self) -> Vec<Record> {
+        std::mem::take(
+            &mut *self
+                .kept
+                .lock()
+                .expect("no panic happens while this lock is held"),
+        )
+    }
+
+    /// The API server does not answer: what was kept runs again without it.
+    fn start_kept(self: &Arc<Self>) {
+        if self.all_known.load(Ordering::Relaxed) {
+            return;
+        }
+        self.shared.keeper.set_offline(true);
+        let records = self.take_kept();
+        if !records.is_empty() {
+            tracing::info!(
+                pods = records.len(),
+                "The API server is away: kept Pods are started without it"
+            );
+        }
+        for record in records {
+            let pod = Arc::new(record.pod);
+            let uid = uid(&pod);
+            if !self.lock().contains_key(&uid) {
+                self.start(uid, pod, false, false);
+            }
+        }
+    }
+
+    /// The API server answered: what was kept and is not there any more leaves the node.
+    fn clear_kept(self: &Arc<Self>, here: &HashSet<PodUid>) {
+        for record in self.take_kept() {
+            let uid = uid(&record.pod);
+            if !here.contains(&uid) && !self.lock().contains_key(&uid) {
+                self.start(uid, Arc::new(record.pod), false, true);
+            }
+        }
+    }
+
+    /// Counters of what is kept.
+    #[must_use]
+    pub fn kept_text(&self) -> String {
+        self.shared.keeper.text()
     }
 
     async fn read_folder(self: &Arc<Self>, reported: &mut HashSet<String>) {

@@ -7,6 +7,7 @@ use crate::cri::sandbox_config::host_resolv_conf;
 use crate::dispatch::Dispatcher;
 use crate::eviction::{Pressure, PressureKeeper};
 use crate::gc::ImageKeeper;
+use crate::keep::Keeper;
 use crate::logs::keeper::LogKeeper;
 use crate::node::NodeKeeper;
 use crate::node::capacity::Machine;
@@ -120,6 +121,7 @@ pub fn prepare(
             .informers
             .of_selected(&format!("metadata.name={}", config.node_name)),
         probe_metrics: ProbeMetrics::default(),
+        keeper: Arc::new(Keeper::open(config.data_dir.join("kept"), &config.node_key)),
         clock: deps.clock.clone(),
         client: ClientHandle(deps.client.clone()),
         config,
@@ -191,6 +193,7 @@ async fn run_parts(parts: Parts, cancel: CancellationToken) -> Result<(), RunErr
     let logs = LogKeeper {
         shared: shared.clone(),
     };
+    scope.spawn("kept-pods", shared.keeper.clone().run(token.clone()));
     scope.spawn("log-rotation", logs.run(token.clone()));
     let images = Arc::new(ImageKeeper::new(shared.clone()));
     scope.spawn("image-gc", images.clone().run(token.clone()));

@@ -231,7 +231,8 @@ async fn volumes_hold_tokens_and_follow_config_maps() {
     let env: Vec<_> = {
         let state = cluster.runtime.state.lock().unwrap();
         let config = state.containers.values().next().unwrap().config.clone();
-        assert_eq!(config.mounts.len(), 2);
+        // The volume, the token, and the hosts file.
+        assert_eq!(config.mounts.len(), 3);
         config
             .envs
             .into_iter()

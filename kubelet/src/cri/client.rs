@@ -324,6 +324,27 @@ impl Runtime {
         })
     }
 
+    /// Gives a running container other resources.
+    pub async fn update_resources(
+        &self,
+        id: &ContainerId,
+        linux: v1::LinuxContainerResources,
+    ) -> Result<(), CriError> {
+        let mut client = self.runtime.clone();
+        let request = v1::UpdateContainerResourcesRequest {
+            container_id: id.0.clone(),
+            linux: Some(linux),
+            ..v1::UpdateContainerResourcesRequest::default()
+        };
+        within(
+            "UpdateContainerResources",
+            self.timeout,
+            client.update_container_resources(request),
+        )
+        .await
+        .map(drop)
+    }
+
     /// Makes the runtime open the container's log file again, after it was renamed.
     pub async fn reopen_log(&self, id: &ContainerId) -> Result<(), CriError> {
         let mut client = self.runtime.clone();

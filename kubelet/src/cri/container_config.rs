@@ -1,6 +1,7 @@
 //! The message that makes a container, from its spec and what was resolved for it. Pure.
 
 use super::{env, labels, resources, sandbox_config, security};
+use crate::pod::ContainerId;
 use crate::pod::containers::{spec, spec_hash};
 use crate::pod::history::ResolvedImage;
 use crate::pod::plan::grace_of;
@@ -15,6 +16,8 @@ pub struct Resolved<'a> {
     pub image: &'a ResolvedImage,
     pub env: Vec<(String, String)>,
     pub mounts: Vec<v1::Mount>,
+    /// The container whose processes this one sees.
+    pub target: Option<ContainerId>,
     /// Memory of the node, for the kernel's choice of victims.
     pub node_memory: i64,
 }
@@ -49,6 +52,10 @@ pub fn container_config(
     let command = expanded(&container.command);
     let args = expanded(&container.args);
     let envs = resolved.env.iter();
+    let mut security_context = security::of_container(pod, container);
+    if let Some(target) = &resolved.target {
+        security::see_processes_of(&mut security_context, target.as_str());
+    }
     v1::ContainerConfig {
         metadata: Some(v1::ContainerMetadata {
             name: container.name.clone(),
@@ -79,7 +86,7 @@ pub fn container_config(
         stop_signal: stop_signal(container).into(),
         linux: Some(v1::LinuxContainerConfig {
             resources: Some(resources::linux(pod, container, resolved.node_memory)),
-            security_context: Some(security::of_container(pod, container)),
+            security_context: Some(security_context),
         }),
         ..v1::ContainerConfig::default()
     }
@@ -133,6 +140,7 @@ mod tests {
             image_ref: "sha256:1".into(),
             image_id: "sha256:1".into(),
             kind: ImageKind::Wasm,
+            user: Default::default(),
         };
         let container = &pod.spec.as_ref().unwrap().containers[0];
         let made = container_config(
@@ -143,6 +151,7 @@ mod tests {
                 image: &image,
                 env: vec![("WHO".into(), "you".into())],
                 mounts: Vec::new(),
+                target: None,
                 node_memory: 1 << 30,
             },
         );

@@ -3,7 +3,7 @@
 use super::client::{CriError, Runtime};
 use super::labels;
 use crate::credentials::NodeCredentials;
-use crate::pod::history::{ImageKind, ResolvedImage};
+use crate::pod::history::{ImageKind, ImageUser, ResolvedImage};
 use cox_cri::v1;
 use k8s_openapi::api::core::v1::{Container, Secret};
 use std::sync::Arc;
@@ -207,6 +207,11 @@ fn resolved(name: &str, status: &v1::ImageStatusResponse) -> ResolvedImage {
             image.id.clone()
         },
         image_id,
+        user: match (&image.uid, image.username.as_str()) {
+            (Some(uid), _) => ImageUser::Uid(uid.value),
+            (None, "") => ImageUser::None,
+            (None, name) => ImageUser::Name(name.to_owned()),
+        },
         kind: if said == Some("wasm") {
             ImageKind::Wasm
         } else {

@@ -4,6 +4,7 @@
 pub mod client;
 pub mod container_config;
 pub mod env;
+pub mod hosts_file;
 pub mod images;
 pub mod labels;
 pub mod observe;

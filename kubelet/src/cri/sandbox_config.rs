@@ -25,6 +25,20 @@ pub fn log_dir(config: &Config, pod: &Pod) -> PathBuf {
     ))
 }
 
+/// The Pod's domain below the cluster's: that of the headless service that its subdomain names.
+#[must_use]
+pub fn domain(config: &Config, pod: &Pod) -> Option<String> {
+    let subdomain = spec(pod)
+        .subdomain
+        .as_deref()
+        .filter(|name| !name.is_empty())?;
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    Some(format!(
+        "{subdomain}.{namespace}.svc.{}",
+        config.cluster_domain
+    ))
+}
+
 /// The host name inside the Pod.
 #[must_use]
 pub fn hostname(config: &Config, pod: &Pod) -> String {

@@ -1,6 +1,7 @@
 //! Security contexts of the Pod and the container as one message. Pure: fields are passed on, the runtime enforces them.
 
 use crate::pod::containers::spec;
+use crate::pod::history::ImageUser;
 use cox_cri::v1;
 use k8s_openapi::api::core::v1::{Container, Pod, SELinuxOptions, SeccompProfile};
 
@@ -49,6 +50,15 @@ pub fn namespaces(pod: &Pod) -> v1::NamespaceOption {
         pid: pid.into(),
         ipc: host(spec.host_ipc).into(),
         ..v1::NamespaceOption::default()
+    }
+}
+
+/// Lets a container see the processes of another one, unless the Pod shares them all.
+pub fn see_processes_of(security: &mut v1::LinuxContainerSecurityContext, target: &str) {
+    let namespaces = security.namespace_options.get_or_insert_default();
+    if namespaces.pid() == v1::NamespaceMode::Container {
+        namespaces.set_pid(v1::NamespaceMode::Target);
+        namespaces.target_id = target.to_owned();
     }
 }
 
@@ -179,22 +189,35 @@ pub fn of_container(pod: &Pod, container: &Container) -> v1::LinuxContainerSecur
 
 /// Why the container may not run as asked, in upstream's words.
 #[must_use]
-pub fn refusal(pod: &Pod, container: &Container) -> Option<String> {
+pub fn refusal(pod: &Pod, container: &Container, image: &ImageUser) -> Option<String> {
     let outer = spec(pod).security_context.as_ref();
     let own = container.security_context.as_ref();
     let non_root = own
         .and_then(|own| own.run_as_non_root)
         .or(outer.and_then(|outer| outer.run_as_non_root));
+    if non_root != Some(true) {
+        return None;
+    }
     let user = own
         .and_then(|own| own.run_as_user)
         .or(outer.and_then(|outer| outer.run_as_user));
-    (non_root == Some(true) && user == Some(0)).then(|| {
-        format!(
-            "container's runAsUser breaks non-root policy (pod: \"{}\", container: {})",
-            crate::pod::containers::display(pod),
-            container.name
-        )
-    })
+    let who = format!(
+        "(pod: \"{}\", container: {})",
+        crate::pod::containers::display(pod),
+        container.name
+    );
+    match (user, image) {
+        (Some(0), _) => Some(format!(
+            "container's runAsUser breaks non-root policy {who}"
+        )),
+        (None, ImageUser::Uid(0)) => Some(format!(
+            "container has runAsNonRoot and image will run as root {who}"
+        )),
+        (None, ImageUser::Name(name)) => Some(format!(
+            "container has runAsNonRoot and image has non-numeric user ({name}), cannot verify user is non-root {who}"
+        )),
+        (Some(_), _) | (None, ImageUser::None | ImageUser::Uid(_)) => None,
+    }
 }
 
 #[cfg(test)]
@@ -216,9 +239,29 @@ mod tests {
         assert_eq!(a.run_as_group.unwrap().value, 2);
         assert_eq!(a.supplemental_groups, [4, 3]);
         assert!(a.no_new_privs && !a.masked_paths.is_empty());
-        assert!(refusal(&pod, &containers[0]).is_some());
+        assert!(refusal(&pod, &containers[0], &ImageUser::None).is_some());
         let b = of_container(&pod, &containers[1]);
         assert!(b.privileged && b.masked_paths.is_empty());
-        assert!(refusal(&pod, &containers[1]).is_none());
+        assert!(refusal(&pod, &containers[1], &ImageUser::Uid(1000)).is_none());
+        let pod: Pod =
+            serde_json::from_value(serde_json::json!({ "metadata": {"name": "p"}, "spec": {
+            "securityContext": {"runAsNonRoot": true}, "containers": [{"name": "c"}]}}))
+            .unwrap();
+        let verdicts = [
+            (ImageUser::None, None),
+            (ImageUser::Uid(65534), None),
+            (ImageUser::Uid(0), Some("image will run as root")),
+            (
+                ImageUser::Name("web".into()),
+                Some("image has non-numeric user (web)"),
+            ),
+        ];
+        for (user, expected) in verdicts {
+            let found = refusal(&pod, &pod.spec.as_ref().unwrap().containers[0], &user);
+            match expected {
+                Some(text) => assert!(found.unwrap().contains(text), "{user:?}"),
+                None => assert_eq!(found, None, "{user:?}"),
+            }
+        }
     }
 }

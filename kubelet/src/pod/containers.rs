@@ -1,7 +1,8 @@
 //! Reading a Pod's containers: order, kind, identity of a definition, and whether an exit is followed by a restart.
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec};
 use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 
 /// The Pod's restart policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +60,57 @@ pub(crate) fn all(pod: &Pod) -> impl Iterator<Item = &Container> {
     inits(pod).iter().chain(mains(pod))
 }
 
+/// The ephemeral containers as containers like any other, in the order in which they were added.
+pub(crate) fn ephemerals(pod: &Pod) -> impl Iterator<Item = Container> {
+    spec(pod).ephemeral_containers.iter().flatten().map(plain)
+}
+
+fn plain(debugger: &EphemeralContainer) -> Container {
+    let debugger = debugger.clone();
+    Container {
+        args: debugger.args,
+        command: debugger.command,
+        env: debugger.env,
+        env_from: debugger.env_from,
+        image: debugger.image,
+        image_pull_policy: debugger.image_pull_policy,
+        name: debugger.name,
+        resources: debugger.resources,
+        security_context: debugger.security_context,
+        stdin: debugger.stdin,
+        stdin_once: debugger.stdin_once,
+        termination_message_path: debugger.termination_message_path,
+        termination_message_policy: debugger.termination_message_policy,
+        tty: debugger.tty,
+        volume_devices: debugger.volume_devices,
+        volume_mounts: debugger.volume_mounts,
+        working_dir: debugger.working_dir,
+        ..Container::default()
+    }
+}
+
+/// The container of a name, ephemeral ones among them.
+#[must_use]
+pub fn any_named<'a>(pod: &'a Pod, name: &str) -> Option<Cow<'a, Container>> {
+    named(pod, name).map(Cow::Borrowed).or_else(|| {
+        let found = ephemerals(pod).find(|container| container.name == name);
+        found.map(Cow::Owned)
+    })
+}
+
+/// The container whose processes an ephemeral one asks to see.
+#[must_use]
+pub fn target_of<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
+    let debuggers = spec(pod).ephemeral_containers.iter().flatten();
+    let debugger = debuggers
+        .into_iter()
+        .find(|debugger| debugger.name == name)?;
+    debugger
+        .target_container_name
+        .as_deref()
+        .filter(|target| !target.is_empty())
+}
+
 /// The container of a name.
 #[must_use]
 pub fn named<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
@@ -77,6 +129,13 @@ pub fn is_sidecar(pod: &Pod, container: &Container) -> bool {
 pub fn restarts(pod: &Pod, container: &Container, code: i32) -> bool {
     if is_sidecar(pod, container) {
         return true;
+    }
+    let debuggers = spec(pod).ephemeral_containers.iter().flatten();
+    if debuggers
+        .into_iter()
+        .any(|debugger| debugger.name == container.name)
+    {
+        return false;
     }
     let rules = container
         .restart_policy_rules

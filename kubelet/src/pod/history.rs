@@ -5,6 +5,7 @@ use super::ContainerId;
 use super::backoff::Backoff;
 use super::probe::{ProbeKind, ProbeState};
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::ResourceRequirements;
 use std::collections::BTreeMap;
 
 /// Memory of one Pod beside the runtime's.
@@ -22,6 +23,8 @@ pub struct History {
     pub probes: BTreeMap<(String, ProbeKind), ProbeState>,
     /// Since when this kubelet has the Pod: what ran before was started by another.
     pub since: Option<Timestamp>,
+    /// The generation whose resources this node cannot give, and why.
+    pub resize_refused: Option<(Option<i64>, String)>,
     /// Set once the Pod has to end; it never goes back.
     pub ending: Option<Ending>,
 }
@@ -39,6 +42,10 @@ pub struct ContainerHistory {
     pub start_failure: Option<StartFailure>,
     /// The postStart hook of the newest container.
     pub post_start: PostStart,
+    /// The newest container and what it runs with.
+    pub resources: Option<(ContainerId, Option<ResourceRequirements>)>,
+    /// A container that has to be restarted for its new resources, which the node can give.
+    pub resize_restart: Option<ContainerId>,
     /// A container that we stop so that another takes its place, whatever it ends with.
     pub replaced: Option<ContainerId>,
 }
@@ -49,6 +56,8 @@ pub enum PostStart {
     /// There is none, or it is over.
     #[default]
     Over,
+    /// A container that has one is being started; which it will be is not known yet.
+    Starting,
     /// It has to run, or runs.
     Due(ContainerId),
     /// It failed: the container has to be killed.
@@ -61,6 +70,7 @@ impl PostStart {
     pub fn holds(&self, container: &ContainerId) -> bool {
         match self {
             Self::Over => false,
+            Self::Starting => true,
             Self::Due(id) | Self::Failed(id) => id == container,
         }
     }
@@ -92,6 +102,19 @@ pub struct ResolvedImage {
     pub image_id: String,
     /// What kind of container it makes.
     pub kind: ImageKind,
+    /// Who it runs as unless the Pod says otherwise.
+    pub user: ImageUser,
+}
+
+/// The user of an image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ImageUser {
+    /// Nobody in particular: a Wasm guest, or a runtime that does not say.
+    #[default]
+    None,
+    Uid(i64),
+    /// A name that only the image's own files turn into a number.
+    Name(String),
 }
 
 /// What an image holds.
@@ -125,7 +148,16 @@ pub struct Retry {
     pub not_before: Timestamp,
 }
 
+/// The longest time between two retries.
+const RETRY_MAX: SignedDuration = SignedDuration::from_secs(300);
+
 impl Retry {
+    /// Whether the next attempt may be made. A time further away than any wait means that the clock was set back.
+    #[must_use]
+    pub fn is_due(&self, now: Timestamp) -> bool {
+        now >= self.not_before || self.not_before.duration_since(now) > RETRY_MAX
+    }
+
     /// The next retry after a failure now: half a second, doubling to two minutes.
     #[must_use]
     pub fn after(previous: Option<&Retry>, message: String, now: Timestamp) -> Self {

@@ -201,7 +201,13 @@ pub fn due(
             ProbeKind::Liveness => state.verdict == Some(false),
             ProbeKind::Readiness => false,
         };
-        return (!rests).then(|| later(state.ran_at, period));
+        // A run in the future means that the clock was set back.
+        let next = if state.ran_at > input.now {
+            input.now
+        } else {
+            later(state.ran_at, period)
+        };
+        return (!rests).then_some(next);
     }
     let first = later(started_at, seconds(probe.initial_delay_seconds, 0));
     let since = input.history.since;
@@ -210,7 +216,13 @@ pub fn due(
         let spread = SignedDuration::from_millis(jitter_ms(container.id.as_str(), period));
         return since.map(|since| first.max(later(since, spread)));
     }
-    Some(first)
+    Some(
+        if started_at > later(input.now, SignedDuration::from_secs(2)) {
+            input.now
+        } else {
+            first
+        },
+    )
 }
 
 fn later(time: Timestamp, by: SignedDuration) -> Timestamp {

@@ -3,7 +3,7 @@
 use super::{Body, Routes, stream, text};
 use crate::cri::sandbox_config::log_dir;
 use crate::logs::read::{Options, OptionsError, follow};
-use crate::pod::containers::named;
+use crate::pod::containers::any_named;
 use http::{Response, StatusCode};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
@@ -21,7 +21,7 @@ impl Routes {
                 &format!("pod \"{name}\" does not exist"),
             );
         };
-        if named(&pod, container).is_none() {
+        if any_named(&pod, container).is_none() {
             let message = format!("container {container} not found in pod {name}_{namespace}");
             return text(StatusCode::NOT_FOUND, &message);
         }

@@ -271,7 +271,8 @@ impl Routes {
             pods.len(),
             running.count(),
         );
-        text(StatusCode::OK, &lines)
+        let kept = self.dispatcher.kept_text();
+        text(StatusCode::OK, &format!("{lines}{kept}"))
     }
 }
 

@@ -4,7 +4,7 @@
 use super::{Body, Routes, text};
 use crate::cri::client::CriError;
 use crate::cri::labels;
-use crate::pod::containers::named;
+use crate::pod::containers::any_named;
 use bytes::Bytes;
 use cox_cri::v1;
 use http::header::{CONNECTION, HOST, UPGRADE};
@@ -184,7 +184,7 @@ impl Routes {
             let message = format!("container not found (\"{name}\")");
             Refused(StatusCode::NOT_FOUND, message)
         };
-        if named(&pod, name).is_none() {
+        if any_named(&pod, name).is_none() {
             return Err(missing());
         }
         let mut labels = of_pod(&pod);

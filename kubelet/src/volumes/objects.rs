@@ -62,12 +62,15 @@ pub enum Known<K> {
     Present(Arc<K>),
 }
 
+/// States from before the node's last restart, for as long as the API server does not answer.
+type Seeds<K> = Arc<Mutex<HashMap<(String, String), Arc<K>>>>;
 type Entries<K> = Arc<Mutex<HashMap<(String, String), Arc<watch::Sender<Known<K>>>>>>;
 
 /// All followed objects of one kind.
 pub struct Objects<K> {
     client: kube::Client,
     entries: Entries<K>,
+    seeds: Seeds<K>,
     scope: TaskScope,
 }
 
@@ -84,6 +87,7 @@ impl<K: Followed> Objects<K> {
         Self {
             client,
             entries: Arc::default(),
+            seeds: Arc::default(),
             scope: TaskScope::new("kubelet-objects", cancel),
         }
     }
@@ -103,9 +107,42 @@ impl<K: Followed> Objects<K> {
         let tx = Arc::new(tx);
         entries.insert(key.clone(), tx.clone());
         let api = Api::namespaced(self.client.clone(), namespace);
-        self.scope
-            .spawn("follow", keep_current(api, key, tx, self.entries.clone()));
+        self.scope.spawn(
+            "follow",
+            keep_current(api, key, tx, self.entries.clone(), self.seeds.clone()),
+        );
         rx
+    }
+
+    /// Hands in the state of an object from before a restart. It stands in for the API server while that does not answer.
+    pub fn seed(&self, namespace: &str, name: &str, object: K) {
+        let mut seeds = self
+            .seeds
+            .lock()
+            .expect("no panic happens while this lock is held");
+        seeds.insert((namespace.to_owned(), name.to_owned()), Arc::new(object));
+    }
+
+    fn seed_of(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
+        let seeds = self
+            .seeds
+            .lock()
+            .expect("no panic happens while this lock is held");
+        seeds.get(&(namespace.to_owned(), name.to_owned())).cloned()
+    }
+
+    /// What is known of an object, if it is followed and there.
+    #[must_use]
+    pub fn peek(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
+        let entries = self
+            .entries
+            .lock()
+            .expect("no panic happens while this lock is held");
+        let sender = entries.get(&(namespace.to_owned(), name.to_owned()))?;
+        match &*sender.borrow() {
+            Known::Present(object) => Some(object.clone()),
+            Known::Absent | Known::Loading => None,
+        }
     }
 
     /// The object now; waits for the first answer. `None`: it does not exist.
@@ -121,10 +158,12 @@ impl<K: Followed> Objects<K> {
                 Known::Present(object) => Some(object.clone()),
                 Known::Absent | Known::Loading => None,
             }),
-            Ok(Err(_)) | Err(_) => Err(format!(
-                "failed to sync {} cache: timed out waiting for the condition",
-                K::WORD
-            )),
+            Ok(Err(_)) | Err(_) => self.seed_of(namespace, name).map(Some).ok_or_else(|| {
+                format!(
+                    "failed to sync {} cache: timed out waiting for the condition",
+                    K::WORD
+                )
+            }),
         }
     }
 }
@@ -135,6 +174,7 @@ async fn keep_current<K: Followed>(
     key: (String, String),
     tx: Arc<watch::Sender<Known<K>>>,
     entries: Entries<K>,
+    seeds: Seeds<K>,
 ) {
     let mut states = watcher::watch_object(api, &key.1).default_backoff().boxed();
     let mut is_final = false;
@@ -151,6 +191,17 @@ async fn keep_current<K: Followed>(
                 }
                 Some(Err(error)) => {
                     tracing::debug!(kind = K::WORD, namespace = key.0, name = key.1, error = &error as &dyn std::error::Error, "Watch failed");
+                    let is_answer = matches!(&error, watcher::Error::InitialListFailed(kube::Error::Api(_)) | watcher::Error::WatchStartFailed(kube::Error::Api(_)));
+                    let seed = seeds.lock().expect("no panic happens while this lock is held").get(&key).cloned();
+                    if let Some(seed) = seed.filter(|_| !is_answer) {
+                        tx.send_if_modified(|known| {
+                            let loads = matches!(known, Known::Loading);
+                            if loads {
+                                *known = Known::Present(seed);
+                            }
+                            loads
+                        });
+                    }
                 }
                 None => is_final = true,
             },

@@ -14,6 +14,9 @@ const DEFAULT_LIFE_SECS: i64 = 3600;
 /// A token older than this is renewed however long it lives.
 const AGE_MAX: SignedDuration = SignedDuration::from_hours(24);
 
+/// How long a renewal may take.
+const RENEW_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct Key {
     pod_uid: String,
@@ -25,6 +28,24 @@ struct Key {
 struct Token {
     text: String,
     renew_at: Timestamp,
+}
+
+/// A token as it is kept over a restart of the node.
+#[derive(Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct KeptToken {
+    audience: Option<String>,
+    life_secs: i64,
+    text: String,
+    renew_at: Timestamp,
+}
+
+impl std::fmt::Debug for KeptToken {
+    /// Without the token.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KeptToken")
+            .field("audience", &self.audience)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The tokens of all Pods of the node.
@@ -95,7 +116,15 @@ impl Tokens {
                 renew_at: token.renew_at,
             });
         }
-        match self.request(pod, &key, now).await {
+        let asked = self.request(pod, &key, now);
+        // With an old one at hand nobody waits long for an API server that does not answer.
+        let answer = match &known {
+            Some(_) => tokio::time::timeout(RENEW_PATIENCE, asked)
+                .await
+                .unwrap_or_else(|_| Err("failed to fetch token: no answer".to_owned())),
+            None => asked.await,
+        };
+        match answer {
             Ok(token) => {
                 self.known
                     .lock()
@@ -115,6 +144,47 @@ impl Tokens {
                 Ok(Issued { text, renew_at })
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// The tokens of a Pod, to be kept.
+    #[must_use]
+    pub fn of_pod(&self, pod_uid: &str) -> Vec<KeptToken> {
+        let known = self
+            .known
+            .lock()
+            .expect("no panic happens while this lock is held");
+        let mut tokens: Vec<KeptToken> = known
+            .iter()
+            .filter(|(key, _)| key.pod_uid == pod_uid)
+            .map(|(key, token)| KeptToken {
+                audience: key.audience.clone(),
+                life_secs: key.life_secs,
+                text: token.text.clone(),
+                renew_at: token.renew_at,
+            })
+            .collect();
+        tokens.sort_by(|a, b| (&a.audience, a.life_secs).cmp(&(&b.audience, b.life_secs)));
+        tokens
+    }
+
+    /// Takes over the tokens that were kept of a Pod. One that is due is renewed as soon as the API server answers; until then it
+    /// is better than none.
+    pub fn take_over(&self, pod_uid: &str, tokens: &[KeptToken]) {
+        let mut known = self
+            .known
+            .lock()
+            .expect("no panic happens while this lock is held");
+        for token in tokens {
+            let key = Key {
+                pod_uid: pod_uid.to_owned(),
+                audience: token.audience.clone(),
+                life_secs: token.life_secs,
+            };
+            known.entry(key).or_insert_with(|| Token {
+                text: token.text.clone(),
+                renew_at: token.renew_at,
+            });
         }
     }
 

@@ -5,10 +5,11 @@ use super::shared::Shared;
 use crate::cri::client::CriError;
 use crate::cri::container_config::{Resolved, container_config};
 use crate::cri::env::EnvSources;
+use crate::cri::hosts_file;
 use crate::cri::images::{Found, Missing};
-use crate::cri::sandbox_config::{log_dir, sandbox_config};
+use crate::cri::sandbox_config::{domain, hostname, log_dir, sandbox_config};
 use crate::cri::{env, observe, security};
-use crate::pod::containers::{named, spec, spec_hash};
+use crate::pod::containers::{any_named, spec, spec_hash, target_of};
 use crate::pod::fields::PodAddresses;
 use crate::pod::history::{ImageState, ResolvedImage};
 use crate::pod::plan::PodNetwork;
@@ -19,7 +20,7 @@ use crate::volumes::Viewer;
 use cox_client::events::EventType;
 use cox_cri::v1;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,7 +35,16 @@ pub enum Outcome {
     Sandbox(Result<MadeSandbox, String>),
     Started {
         container: String,
+        /// What it was made with.
+        resources: Option<ResourceRequirements>,
         result: Result<ContainerView, NotStarted>,
+    },
+    Resized {
+        id: ContainerId,
+        container: String,
+        resources: Option<ResourceRequirements>,
+        generation: Option<i64>,
+        result: Result<(), NotResized>,
     },
     Stopped {
         id: ContainerId,
@@ -84,6 +94,17 @@ pub struct NotStarted {
     pub made: Option<ContainerView>,
 }
 
+/// Why resources did not change.
+#[derive(Debug)]
+pub enum NotResized {
+    /// It has to be restarted for that.
+    NeedsRestart,
+    /// The node is too small for it.
+    Infeasible(String),
+    /// The runtime could not do it now.
+    Failed(String),
+}
+
 /// What the steps of one Pod need to know about it.
 #[derive(Clone, Debug)]
 pub struct Subject {
@@ -91,6 +112,8 @@ pub struct Subject {
     pub pod: Arc<Pod>,
     pub events: PodEvents,
     pub addresses: PodAddresses,
+    /// The containers that run, by name.
+    pub running: Vec<(String, ContainerId)>,
 }
 
 impl Subject {
@@ -123,8 +146,15 @@ impl Subject {
             reason: "ErrImagePull",
             message,
         };
-        let container =
-            named(&self.pod, name).ok_or_else(|| failed(format!("container {name} is gone")))?;
+        let container = any_named(&self.pod, name)
+            .ok_or_else(|| failed(format!("container {name} is gone")))?;
+        let mut container = container.into_owned();
+        // It ran with this image before the power was cut; nobody can be asked whether there is a newer one.
+        if self.shared.keeper.is_offline()
+            && container.image_pull_policy.as_deref() == Some("Always")
+        {
+            container.image_pull_policy = Some("IfNotPresent".to_owned());
+        }
         let handler = self.shared.handler(&self.pod).await.map_err(failed)?;
         let secrets = self.shared.pull_secrets(&self.pod).await;
         let sandbox = self.sandbox_message(0, PodNetwork::Namespace);
@@ -139,7 +169,7 @@ impl Subject {
         };
         self.shared
             .images
-            .resolve(container, &handler, &secrets, sandbox, pulling)
+            .resolve(&container, &handler, &secrets, sandbox, pulling)
             .await
     }
 
@@ -177,7 +207,7 @@ impl Subject {
     }
 
     fn image_name(&self, container: &str) -> String {
-        named(&self.pod, container)
+        any_named(&self.pod, container)
             .and_then(|container| container.image.clone())
             .unwrap_or_default()
     }
@@ -275,7 +305,12 @@ impl Subject {
             self.events
                 .container(&container, EventType::Warning, "Failed", message);
         }
-        Outcome::Started { container, result }
+        let resources = any_named(&self.pod, &container).and_then(|spec| spec.resources.clone());
+        Outcome::Started {
+            container,
+            resources,
+            result,
+        }
     }
 
     async fn try_start(
@@ -291,12 +326,13 @@ impl Subject {
             message,
             made: None,
         };
-        let container = named(&self.pod, name)
+        let container = any_named(&self.pod, name)
             .ok_or_else(|| config_error(format!("container {name} is gone")))?;
+        let container = container.as_ref();
         let ImageState::Resolved(image) = image else {
             return Err(config_error("the image is not resolved".into()));
         };
-        if let Some(refusal) = security::refusal(&self.pod, container) {
+        if let Some(refusal) = security::refusal(&self.pod, container, &image.user) {
             return Err(config_error(refusal));
         }
         let sources = self.env_sources(container).await.map_err(config_error)?;
@@ -313,12 +349,13 @@ impl Subject {
             PodNetwork::Namespace => Viewer::Mounts,
             PodNetwork::Virtual => Viewer::Opens,
         };
-        let mounts = self
+        let mut mounts = self
             .shared
             .volumes
             .mounts(&self.pod, container, &variables, viewer)
             .await
             .map_err(config_error)?;
+        mounts.extend(self.hosts_file(container).await.map_err(config_error)?);
         let logs = log_dir(&self.shared.config, &self.pod).join(name);
         tokio::fs::create_dir_all(&logs)
             .await
@@ -328,6 +365,7 @@ impl Subject {
             image: &image,
             env: variables,
             mounts,
+            target: self.target_of(name),
             node_memory: self.shared.allocatable.memory_bytes,
         };
         let config = container_config(&self.pod, container, resolved);
@@ -359,6 +397,40 @@ impl Subject {
             state: ContainerPhase::Running { started_at },
             ..view
         })
+    }
+
+    /// Writes the Pod's `/etc/hosts` and mounts it, unless the container has one of its own.
+    async fn hosts_file(&self, container: &Container) -> Result<Option<v1::Mount>, String> {
+        let ips = &self.addresses.pod_ips;
+        if !hosts_file::is_wanted(container, ips) {
+            return Ok(None);
+        }
+        let config = &self.shared.config;
+        let node = std::fs::read_to_string(hosts_file::PATH).unwrap_or_default();
+        let name = hostname(config, &self.pod);
+        let short = name.split('.').next().unwrap_or_default();
+        let domain = domain(config, &self.pod);
+        let text = hosts_file::content(&self.pod, ips, short, domain.as_deref(), &node);
+        let uid = self.pod.metadata.uid.as_deref().unwrap_or_default();
+        let dir = self.shared.volumes.pod_dir(uid);
+        let file = dir.join("etc-hosts");
+        let failed = |error: std::io::Error| format!("{}: {error}", file.display());
+        tokio::fs::create_dir_all(&dir).await.map_err(failed)?;
+        tokio::fs::write(&file, text).await.map_err(failed)?;
+        Ok(Some(v1::Mount {
+            container_path: hosts_file::PATH.to_owned(),
+            host_path: file.to_string_lossy().into_owned(),
+            ..v1::Mount::default()
+        }))
+    }
+
+    /// The running container whose processes an ephemeral one sees.
+    fn target_of(&self, name: &str) -> Option<ContainerId> {
+        let target = target_of(&self.pod, name)?;
+        self.running
+            .iter()
+            .find(|(running, _)| running == target)
+            .map(|(_, id)| id.clone())
     }
 
     fn view(

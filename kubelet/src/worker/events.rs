@@ -1,9 +1,9 @@
 //! Events about one Pod and its containers, in upstream's reasons and sentences.
 
-use crate::pod::containers::inits;
+use crate::pod::containers::{any_named, inits, mains};
 use crate::pod::plan::Waiting;
 use cox_client::events::{EventType, Recorder, reference};
-use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod};
 use std::collections::BTreeMap;
 
 /// Records events about one Pod.
@@ -12,17 +12,19 @@ pub struct PodEvents {
     recorder: Recorder,
     pod: ObjectReference,
     inits: Vec<String>,
+    mains: Vec<String>,
 }
 
 impl PodEvents {
     /// For a Pod; a static one is known to the API server as its mirror.
     #[must_use]
     pub fn new(recorder: Recorder, pod: &Pod) -> Self {
-        let inits = inits(pod).iter().map(|init| init.name.clone()).collect();
+        let names = |list: &[Container]| list.iter().map(|one| one.name.clone()).collect();
         Self {
             recorder,
             pod: reference(pod),
-            inits,
+            inits: names(inits(pod)),
+            mains: names(mains(pod)),
         }
     }
 
@@ -35,8 +37,10 @@ impl PodEvents {
     pub fn container(&self, name: &str, kind: EventType, reason: &str, message: impl Into<String>) {
         let list = if self.inits.iter().any(|init| init == name) {
             "initContainers"
-        } else {
+        } else if self.mains.iter().any(|main| main == name) {
             "containers"
+        } else {
+            "ephemeralContainers"
         };
         let mut object = self.pod.clone();
         object.field_path = Some(format!("spec.{list}{{{name}}}"));
@@ -65,8 +69,7 @@ impl PodEvents {
                     self.container(name, EventType::Warning, "BackOff", message);
                 }
                 "ImagePullBackOff" => {
-                    let image =
-                        crate::pod::containers::named(pod, name).and_then(|c| c.image.clone());
+                    let image = any_named(pod, name).and_then(|c| c.image.clone());
                     let message =
                         format!("Back-off pulling image \"{}\"", image.unwrap_or_default());
                     self.container(name, EventType::Normal, "BackOff", message);

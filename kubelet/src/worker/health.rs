@@ -1,9 +1,10 @@
 //! Effects on running containers: probes, and hooks around start and stop, with the events that upstream records for them.
 
-use super::effects::{Outcome, Subject};
+use super::effects::{NotResized, Outcome, Subject};
+use crate::cri::resources::{milli_value, value};
 use crate::hooks::{self, Done};
 use crate::pod::ContainerId;
-use crate::pod::containers::named;
+use crate::pod::containers::{mains, named};
 use crate::pod::probe::{ProbeKind, timeout};
 use crate::probes::metrics::Probed;
 use crate::probes::{self, Found};
@@ -86,6 +87,54 @@ impl Subject {
             .probe_metrics
             .count(who, result, began.elapsed());
         result
+    }
+
+    /// Gives a running container other resources.
+    pub(super) async fn resize(self, id: ContainerId, name: String, restart: bool) -> Outcome {
+        let container = named(&self.pod, &name);
+        let resources = container.and_then(|container| container.resources.clone());
+        let result = match (container, self.infeasible()) {
+            (None, _) => Ok(()),
+            (Some(_), Some(why)) => Err(NotResized::Infeasible(why)),
+            (Some(_), None) if restart => Err(NotResized::NeedsRestart),
+            (Some(container), None) => {
+                let memory = self.shared.allocatable.memory_bytes;
+                let wanted = crate::cri::resources::linux(&self.pod, container, memory);
+                let answer = self.shared.runtime.update_resources(&id, wanted).await;
+                answer.map_err(|error| NotResized::Failed(error.to_string()))
+            }
+        };
+        Outcome::Resized {
+            id,
+            container: name,
+            resources,
+            generation: self.pod.metadata.generation,
+            result,
+        }
+    }
+
+    /// Why the node could never give what the Pod asks for.
+    fn infeasible(&self) -> Option<String> {
+        let node = self.shared.allocatable;
+        let asked = |name: &str| -> i64 {
+            mains(&self.pod)
+                .iter()
+                .filter_map(|container| container.resources.as_ref()?.requests.as_ref()?.get(name))
+                .filter_map(|amount| match name {
+                    "cpu" => milli_value(amount),
+                    _ => value(amount),
+                })
+                .sum()
+        };
+        for (name, node) in [("cpu", node.cpu_millis), ("memory", node.memory_bytes)] {
+            let asked = asked(name);
+            if node > 0 && asked > node {
+                return Some(format!(
+                    "Node didn't have enough capacity: {name}, requested: {asked}, capacity: {node}"
+                ));
+            }
+        }
+        None
     }
 
     /// Runs the postStart hook.

@@ -11,6 +11,7 @@ pub mod actor;
 pub mod effects;
 pub mod events;
 mod health;
+mod keep;
 pub mod mailbox;
 pub mod publish;
 pub mod refuse;

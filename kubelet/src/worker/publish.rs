@@ -3,6 +3,7 @@
 //! The patch names the uid, so that it can never hit a later Pod of the same name; conditions merge by type, so those of others
 //! are never touched.
 
+use crate::pod::status::PASSING;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use serde_json::{Map, Value, json};
 
@@ -103,6 +104,16 @@ fn changed_conditions(old: Option<&Value>, new: Option<&Value>) -> Vec<Value> {
             }
         }
         changed.push(patch);
+    }
+    for kind in PASSING {
+        let has = |list: Option<&Value>| {
+            items(list)
+                .iter()
+                .any(|known| known.get("type").and_then(Value::as_str) == Some(kind))
+        };
+        if has(old) && !has(new) {
+            changed.push(json!({ "$patch": "delete", "type": kind }));
+        }
     }
     changed
 }

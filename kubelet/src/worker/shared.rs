@@ -4,10 +4,11 @@ use crate::admission::NodeView;
 use crate::config::Config;
 use crate::cri::client::Runtime;
 use crate::cri::images::Images;
+use crate::keep::Keeper;
 use crate::pod::fields::NodeAllocatable;
 use crate::pod::status::NodeFacts;
-use crate::resources::Amounts;
 use crate::probes::metrics::ProbeMetrics;
+use crate::resources::Amounts;
 use crate::volumes::Volumes;
 use cox_client::events::Recorder;
 use cox_client::{Clock, Informer};
@@ -43,6 +44,8 @@ pub struct Shared {
     pub allocatable: NodeAllocatable,
     /// The Node object.
     pub node: Informer<Node>,
+    /// What is kept of the Pods over a power cut.
+    pub keeper: Arc<Keeper>,
     /// What `/metrics/probes` shows.
     pub probe_metrics: ProbeMetrics,
 }
@@ -104,9 +107,18 @@ impl Shared {
         let Some(name) = name.filter(|name| !name.is_empty()) else {
             return Ok(String::new());
         };
-        self.runtime_classes.synced().await;
-        match self.runtime_classes.get(None, name) {
-            Some(class) => Ok(class.handler.clone()),
+        let kept = self.keeper.handler(name);
+        // What was kept stands in while the API server is away; without it there is nothing but to wait.
+        match &kept {
+            Some(_) if self.keeper.is_offline() => {}
+            Some(_) => self.wait_briefly(self.runtime_classes.synced()).await,
+            None => self.runtime_classes.synced().await,
+        }
+        let known = self.runtime_classes.get(None, name);
+        let known = known.map(|class| class.handler.clone());
+        let synced = self.runtime_classes.is_synced();
+        match known.or_else(|| kept.filter(|_| !synced)) {
+            Some(handler) => Ok(handler),
             None => Err(format!(
                 "failed to get RuntimeClass: runtimeclass.node.k8s.io \"{name}\" not found"
             )),
@@ -115,13 +127,26 @@ impl Shared {
 
     /// The services that a Pod's environment shows.
     pub async fn services_of(&self, namespace: &str) -> Vec<Arc<Service>> {
-        // A static Pod starts without the API server too, only without links.
-        if tokio::time::timeout(SERVICES_WAIT, self.services.synced())
-            .await
-            .is_err()
-        {
-            tracing::debug!(namespace, "Services are not known yet");
+        if !self.keeper.is_offline() {
+            self.wait_briefly(self.services.synced()).await;
         }
+        // A static Pod starts without the API server too, only without links; another with those it had before.
+        if !self.services.is_synced() {
+            return self.keeper.services(namespace);
+        }
+        self.services_now(namespace)
+    }
+
+    /// Waits for a cache, but not for an API server that is away.
+    async fn wait_briefly(&self, synced: impl Future<Output = ()>) {
+        if tokio::time::timeout(SERVICES_WAIT, synced).await.is_err() {
+            tracing::debug!("The API server has not answered yet");
+        }
+    }
+
+    /// The services in the cache that a namespace sees.
+    #[must_use]
+    pub fn services_now(&self, namespace: &str) -> Vec<Arc<Service>> {
         let mut services = self.services.list_in(namespace);
         if namespace != "default" {
             services.extend(self.services.get(Some("default"), "kubernetes"));

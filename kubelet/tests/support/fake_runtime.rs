@@ -519,9 +519,18 @@ impl runtime_server::RuntimeService for FakeRuntime {
     }
     async fn update_container_resources(
         &self,
-        _: Request<v1::UpdateContainerResourcesRequest>,
+        request: Request<v1::UpdateContainerResourcesRequest>,
     ) -> Answer<v1::UpdateContainerResourcesResponse> {
-        Err(Status::unimplemented("update_container_resources"))
+        let request = request.into_inner();
+        let mut state = self.state.lock().unwrap();
+        let container = state
+            .containers
+            .get(&request.container_id)
+            .ok_or_else(|| not_found("container"))?;
+        let name = container.config.metadata.clone().unwrap().name;
+        let memory = request.linux.unwrap_or_default().memory_limit_in_bytes;
+        state.calls.push(format!("update {name} memory={memory}"));
+        Ok(Response::new(v1::UpdateContainerResourcesResponse {}))
     }
     async fn exec_sync(
         &self,

@@ -17,8 +17,10 @@ use serde_json::{Value, json};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
 
 pub(crate) const NODE: &str = "node-1";
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -30,6 +32,8 @@ pub(crate) struct Cluster {
     pub(crate) pki: Arc<Pki>,
     pub(crate) runtime: FakeRuntime,
     runtime_threads: Option<tokio::runtime::Runtime>,
+    /// Whether new requests of kubelets reach the API server.
+    link: Arc<AtomicBool>,
     cancel: CancellationToken,
 }
 
@@ -84,8 +88,14 @@ impl Cluster {
             pki,
             runtime,
             runtime_threads,
+            link: Arc::new(AtomicBool::new(true)),
             cancel,
         }
+    }
+
+    /// Cuts or mends the link between kubelets and the API server, for requests from now on.
+    pub(crate) fn set_link(&self, up: bool) {
+        self.link.store(up, Ordering::Relaxed);
     }
 
     /// The runtime dies with all that it ran, and a new one comes.
@@ -122,10 +132,24 @@ impl Cluster {
         config.pod_cidr = Some("127.64.0.0/18".into());
         change(&mut config);
         let cancel = self.cancel.child_token();
-        let client = cox_client::in_process(
-            self.server
-                .service(user(&format!("system:node:{NODE}"), "system:nodes")),
-        );
+        let service = self
+            .server
+            .service(user(&format!("system:node:{NODE}"), "system:nodes"));
+        let link = self.link.clone();
+        let client = cox_client::in_process(tower::service_fn(
+            move |request: http::Request<kube::client::Body>| {
+                let (service, up) = (service.clone(), link.load(Ordering::Relaxed));
+                async move {
+                    if !up {
+                        return Err(std::io::Error::from(std::io::ErrorKind::ConnectionRefused));
+                    }
+                    match service.oneshot(request).await {
+                        Ok(answer) => Ok(answer),
+                        Err(never) => match never {},
+                    }
+                }
+            },
+        ));
         let informers = Informers::new(client.clone(), &cancel);
         let deps = Deps {
             client,

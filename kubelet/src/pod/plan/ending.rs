@@ -2,7 +2,7 @@
 
 use super::health::plan_probes;
 use super::{Plan, PlanInput, Step, stop};
-use crate::pod::containers::{inits, is_sidecar, named, spec};
+use crate::pod::containers::{inits, is_sidecar, named};
 use crate::pod::history::{Ending, EndingCause, Volumes};
 use crate::pod::probe::ProbeKind;
 use crate::pod::view::{ContainerView, PodView};

@@ -6,6 +6,7 @@ use crate::pod::containers::{all, named, spec_hash};
 use crate::pod::history::PostStart;
 use crate::pod::plan::memory::restarts_after_kill;
 use crate::pod::probe::{ProbeKind, due, failed};
+use crate::pod::resize::{Change, actual, change};
 use crate::pod::view::ContainerView;
 use k8s_openapi::api::core::v1::Container;
 
@@ -44,15 +45,30 @@ fn verdict(input: PlanInput<'_>, container: &Container, running: &ContainerView)
     if history.is_some_and(|known| known.post_start == PostStart::Failed(running.id.clone())) {
         return stop("FailedPostStartHook", None, false);
     }
-    let (kind, probe) = failed(input, container, running)?;
-    let kind = kind.title().to_lowercase();
-    let message = format!("Container {name} failed {kind} probe");
-    let own_grace = probe.termination_grace_period_seconds;
-    if restarts_after_kill(input.pod, container) {
-        stop(&format!("{message}, will be restarted"), own_grace, true)
-    } else {
-        stop(&message, own_grace, false)
+    if let Some((kind, probe)) = failed(input, container, running) {
+        let kind = kind.title().to_lowercase();
+        let message = format!("Container {name} failed {kind} probe");
+        let own_grace = probe.termination_grace_period_seconds;
+        return if restarts_after_kill(input.pod, container) {
+            stop(&format!("{message}, will be restarted"), own_grace, true)
+        } else {
+            stop(&message, own_grace, false)
+        };
     }
+    let refused = input.history.resize_refused.as_ref();
+    if refused.is_some_and(|(generation, _)| *generation == input.pod.metadata.generation) {
+        return None;
+    }
+    if history.is_some_and(|known| known.resize_restart.as_ref() == Some(&running.id)) {
+        let message = format!("Container {name} resize requires restart");
+        return stop(&message, None, true);
+    }
+    let change = change(actual(input, container, running), container)?;
+    Some(Step::Resize {
+        id: running.id.clone(),
+        container: name.clone(),
+        restart: change == Change::Restart,
+    })
 }
 
 /// Runs the postStart hooks of containers that just started.

@@ -31,7 +31,7 @@ pub(super) fn plan_image(input: PlanInput<'_>, container: &Container, plan: &mut
         }) => {
             let (shown, until) = image_waiting(image, reason, retry, *failed_at, input.now);
             plan.waiting.insert(container.name.clone(), shown);
-            if input.now >= retry.not_before {
+            if retry.is_due(input.now) {
                 plan.steps.push(Step::ResolveImage {
                     container: container.name.clone(),
                 });

@@ -9,8 +9,8 @@ use k8s_openapi::api::core::v1::{Container, ContainerState, Pod, PodStatus};
 /// How a container ended last, whoever remembers it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Dead {
-    code: i32,
-    finished_at: Option<Timestamp>,
+    pub(super) code: i32,
+    pub(super) finished_at: Option<Timestamp>,
 }
 
 /// What became of the newest container of a name, over all sandboxes. `None`: it never ran, or it runs.
@@ -54,7 +54,11 @@ pub(crate) fn previous_container<'a>(
     status: &'a PodStatus,
     name: &str,
 ) -> Option<&'a k8s_openapi::api::core::v1::ContainerStatus> {
-    let lists = [&status.init_container_statuses, &status.container_statuses];
+    let lists = [
+        &status.init_container_statuses,
+        &status.container_statuses,
+        &status.ephemeral_container_statuses,
+    ];
     lists
         .into_iter()
         .flatten()
@@ -86,15 +90,17 @@ pub(super) fn next_attempt(input: PlanInput<'_>, name: &str) -> u32 {
     }
 }
 
+/// Whether the newest container of a name was stopped by us so that another takes its place.
+pub(crate) fn is_replaced(input: PlanInput<'_>, name: &str) -> bool {
+    let newest = input.view.latest(name).map(|view| &view.id);
+    let history = input.history.containers.get(name);
+    let replaced = history.and_then(|history| history.replaced.as_ref());
+    replaced.is_some() && replaced == newest && input.history.ending.is_none()
+}
+
 /// Whether a container that ended runs again: because we stopped it for that, or by its policy.
 pub(super) fn runs_again(input: PlanInput<'_>, container: &Container, dead: Dead) -> bool {
-    let newest = input.view.latest(&container.name).map(|view| &view.id);
-    let replaced = input
-        .history
-        .containers
-        .get(&container.name)
-        .and_then(|history| history.replaced.as_ref());
-    (replaced.is_some() && replaced == newest) || restarts(input.pod, container, dead.code)
+    is_replaced(input, &container.name) || restarts(input.pod, container, dead.code)
 }
 
 /// Whether a container that we kill because it is sick gets a successor.

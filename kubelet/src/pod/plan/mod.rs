@@ -15,6 +15,7 @@ mod memory;
 mod sandbox;
 mod start;
 
+use super::admit::refusal;
 use super::containers::spec;
 use super::history::{EndingCause, History, Volumes};
 use super::probe::ProbeKind;
@@ -23,13 +24,16 @@ use super::{ContainerId, SandboxId};
 use ending::plan_ending;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-pub(crate) use memory::previous_container;
+pub(crate) use memory::{is_replaced, previous_container};
 use sandbox::{needs_namespace, plan_sandbox};
 use start::{collect_garbage, plan_containers};
 use std::collections::BTreeMap;
 
 /// The Pod annotation that chooses the network; the user's choice wins over ours.
 pub const NETWORK_ANNOTATION: &str = "coxswain.dev/pod-network";
+
+/// How the message of a Pod that was refused at admission begins.
+pub const REJECTED: &str = "Pod was rejected: ";
 
 /// Everything a decision may depend on.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +61,12 @@ pub enum Step {
     StartContainer { container: String, attempt: u32 },
     /// Run the postStart hook of a container that just started.
     PostStart { id: ContainerId, container: String },
+    /// Change the resources of a running container, or find that it has to be restarted for that.
+    Resize {
+        id: ContainerId,
+        container: String,
+        restart: bool,
+    },
     /// Probe a container once.
     Probe {
         id: ContainerId,
@@ -133,6 +143,13 @@ pub fn plan_pod(input: PlanInput<'_>) -> Plan {
     if matches!(phase, Some("Succeeded" | "Failed")) {
         return Plan::ended(EndingCause::Finished);
     }
+    let untouched = input.view.is_empty() && input.history.sandboxes_made == 0;
+    if let Some(refusal) = refusal(input.pod).filter(|_| untouched) {
+        return Plan::ended(EndingCause::Failed {
+            reason: refusal.reason.to_owned(),
+            message: format!("{REJECTED}{}", refusal.message),
+        });
+    }
     let mut plan = Plan::default();
     if let Some(deadline) = deadline(input) {
         if input.now >= deadline {
@@ -168,9 +185,7 @@ fn plan_volumes(input: PlanInput<'_>, plan: &mut Plan) {
     match &input.history.volumes {
         Volumes::Mounted => {}
         Volumes::Absent | Volumes::Removed => plan.steps.push(Step::MountVolumes),
-        Volumes::Failed(retry) if input.now >= retry.not_before => {
-            plan.steps.push(Step::MountVolumes)
-        }
+        Volumes::Failed(retry) if retry.is_due(input.now) => plan.steps.push(Step::MountVolumes),
         Volumes::Failed(retry) => plan.wake(retry.not_before),
     }
 }

@@ -5,7 +5,7 @@ use super::memory::{dead, runs_again};
 use super::{NETWORK_ANNOTATION, Plan, PlanInput, PodNetwork, Step, grace_of, stop};
 use crate::pod::containers::{RestartPolicy, all, inits, mains, restarts, spec};
 use crate::pod::history::{EndingCause, ImageKind, ImageState, Volumes};
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::Container;
 
 /// No ready sandbox: clear away the old ones, then make a new one if anything has still to run in it.
 pub(super) fn plan_sandbox(input: PlanInput<'_>, plan: &mut Plan) {
@@ -57,7 +57,7 @@ pub(super) fn plan_sandbox(input: PlanInput<'_>, plan: &mut Plan) {
         plan_image(input, container, plan);
     }
     if let Some(retry) = &input.history.sandbox_failure
-        && input.now < retry.not_before
+        && !retry.is_due(input.now)
     {
         plan.wake(retry.not_before);
         return;

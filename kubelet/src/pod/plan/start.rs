@@ -6,20 +6,35 @@ use super::memory::{dead, next_attempt, runs_again};
 use super::{Plan, PlanInput, Step, Waiting};
 use crate::pod::SandboxId;
 use crate::pod::backoff::go_duration;
-use crate::pod::containers::{display, inits, is_sidecar, mains, restarts};
+use crate::pod::containers::{display, ephemerals, inits, is_sidecar, mains, restarts};
 use crate::pod::history::{EndingCause, Volumes};
 use crate::pod::probe::{ProbeKind, is_started};
 use crate::pod::view::ContainerPhase;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Container;
 
 /// A dead container is kept beside the newest one of its name, for its last state and its logs.
 pub(super) const DEAD_CONTAINERS_KEPT: usize = 1;
+
+/// How far two clocks of one machine may be apart.
+const CLOCK_SLACK: SignedDuration = SignedDuration::from_secs(2);
+
+fn later(time: Timestamp, by: SignedDuration) -> Timestamp {
+    time.saturating_add(by).unwrap_or(Timestamp::MAX)
+}
 
 /// A ready sandbox stands: bring the init containers through, then the main ones.
 pub(super) fn plan_containers(input: PlanInput<'_>, sandbox: &SandboxId, plan: &mut Plan) {
     stop_unhealthy(input, sandbox, plan);
     plan_hooks(input, sandbox, plan);
     plan_probes(input, &ProbeKind::ALL, plan);
+    // An ephemeral container starts once, whatever state the others are in, and nothing waits for it.
+    for debugger in ephemerals(input.pod) {
+        let began = input.view.latest(&debugger.name).is_some();
+        if !began && dead(input, &debugger.name).is_none() {
+            plan_start(input, &debugger, plan);
+        }
+    }
     let initialized = mains(input.pod)
         .iter()
         .any(|main| input.view.latest_in(sandbox, &main.name).is_some());
@@ -41,6 +56,7 @@ pub(super) fn plan_containers(input: PlanInput<'_>, sandbox: &SandboxId, plan: &
         }
     }
     if over {
+        // What still runs to debug a Pod that is done ends with it.
         plan.steps.clear();
         plan.end = Some(EndingCause::Finished);
     }
@@ -98,7 +114,7 @@ pub(super) fn plan_start(input: PlanInput<'_>, container: &Container, plan: &mut
     let name = &container.name;
     let history = input.history.containers.get(name);
     if let Some(failure) = history.and_then(|history| history.start_failure.as_ref())
-        && input.now < failure.retry.not_before
+        && !failure.retry.is_due(input.now)
     {
         let waiting = Waiting {
             reason: failure.reason.clone(),
@@ -109,6 +125,8 @@ pub(super) fn plan_start(input: PlanInput<'_>, container: &Container, plan: &mut
         return;
     }
     let finished_at = dead(input, name).and_then(|dead| dead.finished_at);
+    // An end in the future means that the clock was set back: nobody waits a day for that.
+    let finished_at = finished_at.filter(|at| *at <= later(input.now, CLOCK_SLACK));
     if let (Some(finished_at), Some(history)) = (finished_at, history)
         && let Some(not_before) = history.restarts.not_before(finished_at)
         && input.now < not_before

@@ -2,8 +2,12 @@
 
 use crate::pod::containers::{inits, is_sidecar, spec};
 use crate::pod::plan::PlanInput;
+use crate::pod::resize;
 use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+/// Conditions of ours that go away again.
+pub(crate) const PASSING: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
 
 /// A condition before times are set.
 struct Verdict {
@@ -61,14 +65,36 @@ pub(super) fn of(input: PlanInput<'_>, status: &PodStatus) -> Vec<PodCondition> 
         Some(condition) => condition.clone(),
         None => stamp(input, "PodScheduled", Verdict::holds()),
     });
+    all.extend(resizing(input));
     let foreign = known
         .into_iter()
         .flatten()
-        .filter(|c| !all.iter().any(|own| own.type_ == c.type_))
+        .filter(|c| {
+            !all.iter().any(|own| own.type_ == c.type_) && !PASSING.contains(&c.type_.as_str())
+        })
         .cloned();
     let foreign: Vec<_> = foreign.collect();
     all.extend(foreign);
     all
+}
+
+/// Where a resize stands, while it is not done.
+fn resizing(input: PlanInput<'_>) -> Option<PodCondition> {
+    if !resize::in_progress(input) {
+        return None;
+    }
+    let refused = input.history.resize_refused.as_ref();
+    let refused = refused.filter(|(generation, _)| *generation == input.pod.metadata.generation);
+    let (kind, reason, message) = match refused {
+        Some((_, why)) => (PASSING[0], Some("Infeasible"), Some(why.clone())),
+        None => (PASSING[1], None, None),
+    };
+    let verdict = Verdict {
+        holds: true,
+        reason,
+        message,
+    };
+    Some(stamp(input, kind, verdict))
 }
 
 fn copy(verdict: &Verdict) -> Verdict {

@@ -2,8 +2,9 @@
 
 use super::NodeFacts;
 use crate::pod::containers::{inits, is_sidecar, restarts};
-use crate::pod::plan::{Plan, PlanInput, Waiting, previous_container};
+use crate::pod::plan::{Plan, PlanInput, Waiting, is_replaced, previous_container};
 use crate::pod::probe::{is_ready, is_started};
+use crate::pod::resize;
 use crate::pod::view::{ContainerPhase, ContainerView, Exit};
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated,
@@ -23,7 +24,12 @@ pub(super) fn of(
     let previous = input
         .previous
         .and_then(|status| previous_container(status, &container.name));
-    let wait = plan.waiting.get(&container.name);
+    // What we stopped for a successor is never shown as ended for good: the API server would not let it run again.
+    let replaced = is_replaced(input, &container.name).then(|| Waiting {
+        reason: default_reason.to_owned(),
+        message: None,
+    });
+    let wait = plan.waiting.get(&container.name).or(replaced.as_ref());
     let (state, last_state) = match attempts.split_first() {
         Some((latest, older)) => {
             from_runtime(node, (*latest, older), previous, wait, default_reason)
@@ -85,12 +91,32 @@ pub(super) fn of(
             .resources
             .as_ref()
             .and_then(|resources| resources.requests.clone()),
-        resources: container
-            .resources
-            .clone()
+        resources: latest
+            .filter(|latest| latest.is_running())
+            .map_or(container.resources.as_ref(), |latest| {
+                resize::actual(input, container, latest)
+            })
+            .cloned()
             .filter(|r| r.requests.is_some() || r.limits.is_some()),
         volume_mounts: mounts(container),
         ..ContainerStatus::default()
+    }
+}
+
+/// Computes the status of an ephemeral container, which is never ready and never runs again.
+pub(super) fn of_ephemeral(
+    input: PlanInput<'_>,
+    plan: &Plan,
+    node: &NodeFacts,
+    container: &Container,
+) -> ContainerStatus {
+    let status = of(input, plan, node, container, "ContainerCreating");
+    ContainerStatus {
+        ready: false,
+        started: None,
+        resources: None,
+        allocated_resources: None,
+        ..status
     }
 }
 

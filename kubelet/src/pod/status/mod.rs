@@ -7,12 +7,13 @@
 mod conditions;
 mod container_status;
 mod phase;
+pub(crate) use conditions::PASSING;
 pub mod qos;
 
-use super::containers::{all, inits, mains, spec};
+use super::containers::{all, ephemerals, inits, mains, spec};
 use super::history::EndingCause;
 use super::plan::{Plan, PlanInput};
-use k8s_openapi::api::core::v1::{HostIP, PodIP, PodStatus};
+use k8s_openapi::api::core::v1::{Container, HostIP, PodIP, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 /// What of the node shows in a Pod's status.
@@ -36,6 +37,11 @@ pub fn plan_status(input: PlanInput<'_>, plan: &Plan, node: &NodeFacts) -> PodSt
     let of = |container| container_status::of(input, plan, node, container, default_reason);
     let init_statuses: Vec<_> = inits(input.pod).iter().map(of).collect();
     let main_statuses: Vec<_> = mains(input.pod).iter().map(of).collect();
+    let debuggers: Vec<Container> = ephemerals(input.pod).collect();
+    let debugger_statuses: Vec<_> = debuggers
+        .iter()
+        .map(|debugger| container_status::of_ephemeral(input, plan, node, debugger))
+        .collect();
     let running = all(input.pod).any(|container| {
         input
             .view
@@ -81,6 +87,7 @@ pub fn plan_status(input: PlanInput<'_>, plan: &Plan, node: &NodeFacts) -> PodSt
             .or_else(|| Some(qos::of(spec(input.pod)).to_owned())),
         init_container_statuses: has_inits.then_some(init_statuses),
         container_statuses: Some(main_statuses),
+        ephemeral_container_statuses: (!debugger_statuses.is_empty()).then_some(debugger_statuses),
         ..PodStatus::default()
     };
     addresses(input, node, &mut status);

@@ -1,8 +1,8 @@
 //! The phase of a Pod, from the states of its containers.
 
-use crate::pod::containers::{RestartPolicy, inits, is_sidecar, spec};
+use crate::pod::containers::{RestartPolicy, inits, is_sidecar, mains, spec};
 use crate::pod::history::EndingCause;
-use crate::pod::plan::PlanInput;
+use crate::pod::plan::{PlanInput, is_replaced};
 use k8s_openapi::api::core::v1::ContainerStatus;
 
 #[derive(Default)]
@@ -48,6 +48,10 @@ pub(super) fn of(
     }
     if matches!(ending, Some(EndingCause::Deleted | EndingCause::Finished)) && count.running == 0 {
         return ended(&count, main_statuses.len(), pending_inits + failed_inits);
+    }
+    // What we stopped ourselves says nothing about the work that it did.
+    if mains(pod).iter().any(|main| is_replaced(input, &main.name)) {
+        return "Running";
     }
     if (pending_inits + failed_inits > 0 && !main_began) || count.waiting > 0 {
         return "Pending";

@@ -5,10 +5,9 @@ use crate::cri::images::{Found, Missing};
 use crate::pod::ContainerId;
 use crate::pod::containers::named;
 use crate::pod::history::{ImageState, PostStart, Retry, StartFailure, Volumes};
-use crate::pod::plan::Step;
 use crate::pod::probe::{ProbeKind, ProbeState};
 use crate::pod::view::ContainerView;
-use crate::worker::effects::{MadeSandbox, NotStarted, Outcome};
+use crate::worker::effects::{MadeSandbox, NotResized, NotStarted, Outcome};
 use crate::worker::publish;
 use cox_client::events::EventType;
 use jiff::{SignedDuration, Timestamp};
@@ -92,11 +91,47 @@ impl Actor {
             Outcome::Volumes(result) => self.fold_volumes(result, now),
             Outcome::Image { container, result } => self.fold_image(&container, result, now),
             Outcome::Sandbox(result) => self.fold_sandbox(result, now),
-            Outcome::Started { container, result } => self.fold_started(&container, result, now),
+            Outcome::Started {
+                container,
+                resources,
+                result,
+            } => {
+                if let Ok(view) = &result {
+                    let history = self
+                        .history
+                        .containers
+                        .entry(container.clone())
+                        .or_default();
+                    history.resources = Some((view.id.clone(), resources));
+                }
+                self.fold_started(&container, result, now);
+            }
             Outcome::Stopped { id, result } => match result {
                 Ok(Some(view)) => self.view.merge_container(view),
                 Ok(None) => self.view.forget_container(&id),
                 Err(error) => return Some(error),
+            },
+            Outcome::Resized {
+                id,
+                container,
+                resources,
+                generation,
+                result,
+            } => match result {
+                Ok(()) => {
+                    let history = self.history.containers.entry(container).or_default();
+                    history.resources = Some((id, resources));
+                }
+                Err(NotResized::NeedsRestart) => {
+                    let history = self.history.containers.entry(container).or_default();
+                    history.resize_restart = Some(id);
+                }
+                Err(NotResized::Infeasible(why)) => {
+                    self.events
+                        .pod(EventType::Warning, "ResizeInfeasible", why.clone());
+                    self.history.resize_refused = Some((generation, why));
+                }
+                Err(NotResized::Failed(error)) => return Some(error),
             },
             Outcome::PostStarted {
                 id,
@@ -173,6 +208,7 @@ impl Actor {
         match (result, &self.history.volumes) {
             (Ok(renew_at), _) => {
                 self.renew_at = renew_at;
+                self.keep = true;
                 self.history.volumes = Volumes::Mounted;
             }
             // The files stand as they were; a refresh that failed is tried again.
@@ -250,15 +286,13 @@ impl Actor {
             Ok(view) => {
                 history.image = ImageState::Unknown;
                 history.start_failure = None;
-                let hook = named(&self.pod, container)
-                    .and_then(|spec| spec.lifecycle.as_ref()?.post_start.as_ref());
-                history.post_start = match hook {
-                    Some(_) => PostStart::Due(view.id.clone()),
-                    None => PostStart::Over,
-                };
+                if history.post_start == PostStart::Starting {
+                    history.post_start = PostStart::Due(view.id.clone());
+                }
                 self.view.merge_container(view);
             }
             Err(failure) => {
+                history.post_start = PostStart::Over;
                 let previous = history.start_failure.take().map(|failure| failure.retry);
                 let retry = Retry::after(previous.as_ref(), failure.message, now);
                 if failure.reason != "CreateContainerConfigError" {

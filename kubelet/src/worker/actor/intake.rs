@@ -32,6 +32,7 @@ impl Actor {
     /// A config map or secret changed: files may be old, and what waited for it may go on at once.
     pub(super) fn objects_changed(&mut self) {
         self.refresh = true;
+        self.keep = true;
         let now = self.shared.clock.now();
         if let Volumes::Failed(retry) = &mut self.history.volumes {
             retry.not_before = now;
@@ -95,6 +96,7 @@ impl Actor {
         if pod.metadata.deletion_timestamp.is_some() {
             self.end(EndingCause::Deleted, grace_of(&pod));
         }
+        self.keep = true;
         if !self.is_static {
             self.object = Some(pod.clone());
         }

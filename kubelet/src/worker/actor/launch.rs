@@ -3,9 +3,9 @@
 
 use super::{Actor, Busy, Done, Target};
 use crate::pod::ContainerId;
-use crate::pod::containers::spec;
+use crate::pod::containers::{named, spec};
 use crate::pod::fields::PodAddresses;
-use crate::pod::history::Volumes;
+use crate::pod::history::{PostStart, Volumes};
 use crate::pod::plan::Step;
 use crate::pod::probe::ProbeKind;
 use crate::worker::effects::{Outcome, Subject};
@@ -33,7 +33,7 @@ impl Actor {
             return false;
         }
         match self.retries.get(target) {
-            Some(retry) if now < retry.not_before => {
+            Some(retry) if !retry.is_due(now) => {
                 *wake_at =
                     Some(wake_at.map_or(retry.not_before, |known| known.min(retry.not_before)));
                 false
@@ -87,6 +87,13 @@ impl Actor {
             pod: self.pod.clone(),
             events: self.events.clone(),
             addresses: PodAddresses { pod_ips, host_ip },
+            running: self
+                .view
+                .containers
+                .iter()
+                .filter(|view| view.is_running())
+                .map(|view| (view.name.clone(), view.id.clone()))
+                .collect(),
         }
     }
 
@@ -123,6 +130,16 @@ impl Actor {
             }
             Step::StartContainer { container, attempt } => {
                 self.start(subject, container, attempt, now, wake_at)
+            }
+            Step::Resize {
+                id,
+                container,
+                restart,
+            } => {
+                let target = Target::Resize(id.clone());
+                if self.free(&target, now, wake_at) {
+                    self.step(target, None, subject.resize(id, container, restart));
+                }
             }
             Step::PostStart { id, container } => {
                 let target = Target::Hook(id.clone());
@@ -225,6 +242,12 @@ impl Actor {
         if let Some(finished_at) = previous_end {
             history.restarts.advance(finished_at, now);
         }
+        let hook = named(&self.pod, &container)
+            .and_then(|spec| spec.lifecycle.as_ref()?.post_start.as_ref());
+        history.post_start = match hook {
+            Some(_) => PostStart::Starting,
+            None => PostStart::Over,
+        };
         let image = history.image.clone();
         let network = self.network;
         self.step(

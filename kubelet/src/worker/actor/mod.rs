@@ -11,11 +11,10 @@ mod write;
 use super::effects::Outcome;
 use super::events::PodEvents;
 use super::mailbox::Mailbox;
-use super::publish;
 use super::shared::Shared;
 use crate::cri::sandbox_config::log_dir;
-use crate::pod::history::{EndingCause, History, Retry, Volumes};
-use crate::pod::plan::{Plan, PlanInput, PodNetwork, Step, grace_of, plan_pod};
+use crate::pod::history::{EndingCause, History, Retry};
+use crate::pod::plan::{Plan, PlanInput, PodNetwork, REJECTED, grace_of, plan_pod};
 use crate::pod::probe::ProbeKind;
 use crate::pod::status::plan_status;
 use crate::pod::view::PodView;
@@ -62,6 +61,7 @@ enum Target {
     Start,
     Container(ContainerId),
     Hook(ContainerId),
+    Resize(ContainerId),
     Probe(ContainerId, ProbeKind),
     Sandbox(SandboxId),
     Status,
@@ -109,6 +109,8 @@ pub struct Actor {
     followed: SelectAll<BoxStream>,
     renew_at: Option<Timestamp>,
     refresh: bool,
+    /// Something may have changed that is kept over a power cut.
+    keep: bool,
     told_killing: Vec<ContainerId>,
     /// Their preStop hooks ran or run.
     pre_stopped: BTreeSet<ContainerId>,
@@ -168,6 +170,7 @@ impl Actor {
             followed: SelectAll::new(),
             renew_at: None,
             refresh: false,
+            keep: true,
             told_killing: Vec::new(),
             pre_stopped: BTreeSet::new(),
             born,
@@ -187,6 +190,7 @@ impl Actor {
             let wake_at = match self.turn() {
                 Turn::Over => {
                     if let Some(dir) = self.logs_to_remove() {
+                        self.shared.keeper.remove(self.uid().as_str());
                         remove_folder(dir).await;
                     }
                     self.shared.probe_metrics.forget(self.uid().as_str());
@@ -240,7 +244,10 @@ impl Actor {
             return plan;
         };
         if let EndingCause::Failed { reason, message } = &cause {
-            self.events.pod(EventType::Normal, reason, message.clone());
+            match message.strip_prefix(REJECTED) {
+                Some(why) => self.events.pod(EventType::Warning, reason, why),
+                None => self.events.pod(EventType::Normal, reason, message.clone()),
+            }
         }
         self.end(cause, grace_of(&self.pod));
         plan_pod(self.input(now))
@@ -270,12 +277,14 @@ impl Actor {
         self.refresh_volumes(now, &mut wake_at);
         let status = plan_status(self.input(now), &plan, &self.shared.node_facts());
         if self.previous.as_ref() != Some(&status) {
+            self.keep = true;
             self.previous = Some(status.clone());
             self.status_tx.send_replace(Some(Arc::new(status.clone())));
         }
         if self.is_static {
             self.keep_mirror(now, &mut wake_at);
         }
+        self.keep(&status);
         self.publish(&status, now, &mut wake_at);
         if plan.gone && self.busy.is_empty() && self.leave(now, &mut wake_at) {
             return Turn::Over;

@@ -1,7 +1,8 @@
 //! The worker's writes to the API server: the status, a static Pod's mirror, the last deletion.
 
 use super::{Actor, Done, FIRST_STATUS_HELD, Target};
-use crate::pod::history::EndingCause;
+use crate::pod::containers::spec;
+use crate::pod::history::{EndingCause, Volumes};
 use crate::worker::publish;
 use crate::worker::shared::Shared;
 use jiff::Timestamp;
@@ -29,6 +30,18 @@ impl Actor {
             Done::Object(delete_object(&shared, &object).await)
         });
         false
+    }
+
+    /// Hands what a start without the API server would take to the keeper, once all of it was there. The folder keeps static Pods.
+    pub(super) fn keep(&mut self, status: &PodStatus) {
+        let complete = matches!(self.history.volumes, Volumes::Mounted | Volumes::Removed);
+        if !self.keep || !complete || self.is_static || spec(&self.pod).containers.is_empty() {
+            return;
+        }
+        self.keep = false;
+        let record = crate::worker::keep::record(&self.shared, &self.pod, status);
+        let uid = self.pod.metadata.uid.as_deref().unwrap_or_default();
+        self.shared.keeper.put(uid, &record);
     }
 
     /// Writes the status if the API server's differs.

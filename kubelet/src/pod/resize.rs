@@ -1,0 +1,134 @@
+//! In-place resize: what a container runs with, what it should run with, whether getting there takes a restart. Pure.
+
+use super::plan::{PlanInput, previous_container};
+use super::view::ContainerView;
+use k8s_openapi::api::core::v1::{Container, ResourceRequirements};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use std::collections::BTreeMap;
+
+/// What can be changed in place.
+const RESIZABLE: [&str; 2] = ["cpu", "memory"];
+
+/// The resources that a container runs with: as we know it, as it was published, or as its spec says.
+#[must_use]
+pub fn actual<'a>(
+    input: PlanInput<'a>,
+    spec: &'a Container,
+    view: &ContainerView,
+) -> Option<&'a ResourceRequirements> {
+    let history = input.history.containers.get(&view.name);
+    if let Some((id, resources)) = history.and_then(|history| history.resources.as_ref())
+        && id == &view.id
+    {
+        return resources.as_ref();
+    }
+    let published = input
+        .previous
+        .and_then(|status| previous_container(status, &view.name));
+    let is_same = |id: &String| id.ends_with(view.id.as_str()) && !view.id.as_str().is_empty();
+    match published {
+        Some(known) if known.container_id.as_ref().is_some_and(is_same) => known.resources.as_ref(),
+        _ => spec.resources.as_ref(),
+    }
+}
+
+/// What has to happen to a running container whose resources changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    InPlace,
+    Restart,
+}
+
+/// Compares what a container runs with to its spec.
+#[must_use]
+pub fn change(actual: Option<&ResourceRequirements>, spec: &Container) -> Option<Change> {
+    let wanted = spec.resources.as_ref();
+    let changed: Vec<&str> = RESIZABLE
+        .into_iter()
+        .filter(|resource| amounts(actual, resource) != amounts(wanted, resource))
+        .collect();
+    if changed.is_empty() {
+        return None;
+    }
+    let restarts = spec.resize_policy.iter().flatten().any(|policy| {
+        policy.restart_policy == "RestartContainer"
+            && changed.contains(&policy.resource_name.as_str())
+    });
+    Some(if restarts {
+        Change::Restart
+    } else {
+        Change::InPlace
+    })
+}
+
+/// Whether some running container has not yet what its spec asks for.
+#[must_use]
+pub fn in_progress(input: PlanInput<'_>) -> bool {
+    super::containers::all(input.pod).any(|container| {
+        let view = input
+            .view
+            .latest(&container.name)
+            .filter(|view| view.is_running());
+        view.is_some_and(|view| change(actual(input, container, view), container).is_some())
+    })
+}
+
+/// Request and limit of a resource, in thousandths, so that two spellings of one amount are equal.
+fn amounts(resources: Option<&ResourceRequirements>, name: &str) -> (Option<i64>, Option<i64>) {
+    let of = |map: Option<&BTreeMap<String, Quantity>>| {
+        map.and_then(|map| map.get(name))
+            .and_then(crate::cri::resources::milli_value)
+    };
+    (
+        of(resources.and_then(|resources| resources.requests.as_ref())),
+        of(resources.and_then(|resources| resources.limits.as_ref())),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn changes_table() {
+        let container = |cpu: &str, memory: &str, policy: &str| -> Container {
+            serde_json::from_value(json!({"name": "c",
+                "resources": {"requests": {"cpu": cpu, "memory": memory}},
+                "resizePolicy": [{"resourceName": "cpu", "restartPolicy": "NotRequired"},
+                    {"resourceName": "memory", "restartPolicy": policy}]}))
+            .unwrap()
+        };
+        let now = container("100m", "64Mi", "NotRequired");
+        let cases = [
+            ("the same", container("100m", "64Mi", "NotRequired"), None),
+            (
+                "the same in other words",
+                container("0.1", "65536Ki", "NotRequired"),
+                None,
+            ),
+            (
+                "more CPU",
+                container("200m", "64Mi", "RestartContainer"),
+                Some(Change::InPlace),
+            ),
+            (
+                "more memory",
+                container("100m", "65Mi", "NotRequired"),
+                Some(Change::InPlace),
+            ),
+            (
+                "memory by restart",
+                container("100m", "65Mi", "RestartContainer"),
+                Some(Change::Restart),
+            ),
+        ];
+        for (name, wanted, expected) in cases {
+            assert_eq!(
+                change(now.resources.as_ref(), &wanted),
+                expected,
+                "case: {name}"
+            );
+        }
+    }
+}

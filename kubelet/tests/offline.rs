@@ -1,0 +1,178 @@
+//! A node that loses power, its runtime, and its link to the control plane, and runs its Pods again all the same.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::too_many_lines,
+    reason = "tests are stories, and fail by panicking"
+)]
+
+mod support;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use kube::Api;
+use kube::api::{DeleteParams, PostParams};
+use serde_json::{Value, json};
+use support::{Cluster, eventually, is_ready, one};
+
+async fn make<K>(cluster: &Cluster, object: Value)
+where
+    K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + std::fmt::Debug
+        + serde::Serialize
+        + serde::de::DeserializeOwned,
+{
+    let api: Api<K> = Api::namespaced(cluster.admin.clone(), "default");
+    let object = serde_json::from_value(object).unwrap();
+    api.create(&PostParams::default(), &object).await.unwrap();
+}
+
+/// A Pod that needs a config map, a secret and a token to start.
+async fn demanding(cluster: &Cluster, name: &str) -> Pod {
+    let mut spec = one("stay");
+    spec["automountServiceAccountToken"] = json!(true);
+    spec["volumes"] = json!([{"name": "v", "configMap": {"name": "m"}}]);
+    spec["containers"][0]["imagePullPolicy"] = json!("Always");
+    spec["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
+    spec["containers"][0]["env"] = json!([
+        {"name": "S", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]);
+    cluster.create(name, spec).await;
+    cluster.until(name, "ready", is_ready).await
+}
+
+async fn kept(cluster: &Cluster, pod: &Pod) {
+    let uid = pod.metadata.uid.clone().unwrap();
+    let file = cluster.dir.path().join("kubelet/kept").join(uid);
+    eventually("the Pod is kept", || file.exists()).await;
+}
+
+fn env(cluster: &Cluster) -> Vec<String> {
+    let state = cluster.runtime.state.lock().unwrap();
+    let container = state.containers.values().next();
+    let envs = container.map(|container| container.config.envs.clone());
+    let text =
+        |e: cox_cri::v1::KeyValue| format!("{}={}", e.key, String::from_utf8(e.value).unwrap());
+    envs.unwrap_or_default().into_iter().map(text).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_power_cut_pods_run_again_without_a_control_plane() {
+    let mut cluster = Cluster::start().await;
+    make::<ConfigMap>(
+        &cluster,
+        json!({"metadata": {"name": "m"}, "data": {"k": "kept"}}),
+    )
+    .await;
+    make::<Secret>(
+        &cluster,
+        json!({"metadata": {"name": "s"}, "stringData": {"k": "sealed"}}),
+    )
+    .await;
+    let node = cluster.kubelet();
+    let pod = demanding(&cluster, "p").await;
+    kept(&cluster, &pod).await;
+    node.quit().await;
+    // Everything that ran is gone, and so is what lay in memory; the images stay.
+    let images = cluster.runtime.state.lock().unwrap().images.clone();
+    cluster.replace_runtime();
+    cluster.runtime.state.lock().unwrap().images = images;
+    std::fs::remove_dir_all(cluster.volumes(&pod)).unwrap();
+    cluster.set_link(false);
+    let node = cluster.kubelet();
+    eventually("it runs again", || cluster.runtime.running() == ["a"]).await;
+    assert!(env(&cluster).contains(&"S=sealed".to_owned()));
+    let file = cluster.volumes(&pod).join("kubernetes.io~configmap/v/k");
+    assert_eq!(std::fs::read_to_string(file).unwrap(), "kept");
+    let projected = cluster.volumes(&pod).join("kubernetes.io~projected");
+    let token = std::fs::read_dir(projected)
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap();
+    let token = std::fs::read_to_string(token.path().join("token")).unwrap();
+    assert_eq!(token.split('.').count(), 3);
+    // The link comes back: the status arrives, and nothing is started again.
+    cluster.set_link(true);
+    let restarted = |pod: &Pod| {
+        let statuses = pod
+            .status
+            .as_ref()
+            .and_then(|status| status.container_statuses.as_ref());
+        is_ready(pod) && statuses.is_some_and(|statuses| statuses[0].restart_count == 1)
+    };
+    cluster
+        .until("p", "reported as restarted once", restarted)
+        .await;
+    let starts = |call: &&String| call.starts_with("start ") || call.starts_with("stop ");
+    let calls = cluster.runtime.calls();
+    assert_eq!(
+        calls.iter().filter(starts).collect::<Vec<_>>(),
+        ["start a#1"]
+    );
+    node.quit().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_was_deleted_meanwhile_leaves_the_node_when_the_link_is_back() {
+    let cluster = Cluster::start().await;
+    make::<ConfigMap>(
+        &cluster,
+        json!({"metadata": {"name": "m"}, "data": {"k": "kept"}}),
+    )
+    .await;
+    make::<Secret>(
+        &cluster,
+        json!({"metadata": {"name": "s"}, "stringData": {"k": "sealed"}}),
+    )
+    .await;
+    let node = cluster.kubelet();
+    let pod = demanding(&cluster, "p").await;
+    kept(&cluster, &pod).await;
+    node.quit().await;
+    let forced = DeleteParams {
+        grace_period_seconds: Some(0),
+        ..DeleteParams::default()
+    };
+    cluster.pods().delete("p", &forced).await.unwrap();
+    cluster.set_link(false);
+    let _node = cluster.kubelet();
+    eventually("it was taken over", || _node.handle.pods_len() == 1).await;
+    assert_eq!(
+        cluster.runtime.running(),
+        ["a"],
+        "it goes on while nobody says otherwise"
+    );
+    cluster.set_link(true);
+    eventually("it is gone", || {
+        cluster.runtime.state.lock().unwrap().sandboxes.is_empty()
+    })
+    .await;
+    let uid = pod.metadata.uid.clone().unwrap();
+    let file = cluster.dir.path().join("kubelet/kept").join(uid);
+    eventually("it is not kept any more", || !file.exists()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_finished_pod_is_not_run_again_after_a_power_cut() {
+    let mut cluster = Cluster::start().await;
+    let node = cluster.kubelet();
+    let mut spec = one("exit-0");
+    spec["restartPolicy"] = json!("Never");
+    cluster.create("job", spec).await;
+    let over = |pod: &Pod| support::phase(pod) == "Succeeded";
+    let pod = cluster.until("job", "over", over).await;
+    kept(&cluster, &pod).await;
+    cluster.create("stays", one("stay")).await;
+    let stays = cluster.until("stays", "ready", is_ready).await;
+    kept(&cluster, &stays).await;
+    node.quit().await;
+    cluster.replace_runtime();
+    cluster.set_link(false);
+    let _node = cluster.kubelet();
+    eventually("the other runs again", || {
+        !cluster.runtime.running().is_empty()
+    })
+    .await;
+    let calls = cluster.runtime.calls();
+    assert!(!calls.contains(&"sandbox job".to_owned()), "{calls:?}");
+}

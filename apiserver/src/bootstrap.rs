@@ -14,7 +14,7 @@ use cox_api::status::ApiStatus;
 use cox_store::Store;
 use futures::future::join_all;
 
-pub use plan::{SERVICE_IP, Settings, WASM_NODE_LABEL, Write, plan};
+pub use plan::{Settings, WASM_NODE_LABEL, Write, plan};
 
 /// Brings the cluster to what the plan says; `put` creates or replaces one object (the registry's `put`).
 ///
@@ -39,7 +39,7 @@ where
     for (plural, outcome) in outcomes {
         match outcome {
             Ok(()) => {}
-            Err(error) if matches!(plural, "services" | "endpointslices") => {
+            Err(error) if matches!(plural, "services" | "endpointslices" | "endpoints") => {
                 tracing::warn!(
                     resource = plural,
                     message = error.message,

@@ -37,6 +37,7 @@ pub mod request;
 mod route;
 mod selection;
 mod server;
+pub mod services;
 mod subresources;
 #[cfg(test)]
 mod testing;
@@ -48,4 +49,4 @@ mod websocket;
 
 pub use api::BODY_BYTES_MAX;
 pub use registry::{BuiltinIndexer, Registry};
-pub use server::{ApiServer, Config, Deps, LocalService, StartError, start};
+pub use server::{ApiServer, Config, Deps, LocalService, SERVICE_CIDR, StartError, start};

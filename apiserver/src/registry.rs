@@ -25,6 +25,7 @@ use customs::CustomCatalog;
 
 use crate::outside::Outside;
 use crate::refuse;
+use crate::services::{self, Services};
 
 /// Where the time comes from.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -36,6 +37,7 @@ pub struct Registry {
     catalog: &'static Catalog,
     customs: Arc<CustomCatalog>,
     outside: Outside,
+    services: Arc<Services>,
     clock: Clock,
 }
 
@@ -62,6 +64,7 @@ impl Registry {
             catalog: catalog::builtin(),
             customs: Arc::default(),
             outside: Outside::default(),
+            services: Arc::default(),
             clock,
         }
     }
@@ -93,6 +96,11 @@ impl Registry {
     /// The way to servers outside.
     pub(crate) fn outside(&self) -> &Outside {
         &self.outside
+    }
+
+    /// What Services are given.
+    pub(crate) fn services(&self) -> &Services {
+        &self.services
     }
 
     /// The entry that a URL names: built in, or a definition's.
@@ -258,7 +266,13 @@ impl Registry {
             op: Op::Delete,
             durability: entry.durability,
         };
-        Ok(self.store.commit(mutation).await?.object)
+        let object = self.store.commit(mutation).await?.object;
+        if services::is_service(entry)
+            && let Ok(service) = decode_stored(&object.json)
+        {
+            services::settle(self, &service, None).await;
+        }
+        Ok(object)
     }
 
     fn entry(&self, group: &str, plural: &str) -> Result<&'static Entry, ApiStatus> {

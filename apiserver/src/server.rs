@@ -27,8 +27,12 @@ use crate::definitions;
 use crate::kubelet::{KubeletTlsError, Kubelets};
 use crate::pki::{Pki, PkiError};
 use crate::registry::{Clock, Registry};
+use crate::services::{self, cidr::Cidr};
 
 pub use local::LocalService;
+
+/// The range of Service addresses where nothing else is said.
+pub const SERVICE_CIDR: &str = "10.96.0.0/16";
 
 /// How long requests in flight may take to finish when the server stops.
 pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -50,6 +54,10 @@ pub struct Config {
     pub event_ttl: Duration,
     /// Whether the cluster has the default StorageClass `local-path`.
     pub local_path: bool,
+    /// Ranges of Service addresses, of one family or of both, the default first. A cluster keeps those of its first start.
+    pub service_cidrs: Vec<Cidr>,
+    /// Whether the cluster has a Service for its DNS.
+    pub dns_service: bool,
 }
 
 impl Config {
@@ -65,6 +73,8 @@ impl Config {
             request_timeout,
             event_ttl,
             local_path: true,
+            service_cidrs: vec![SERVICE_CIDR.parse().expect("a range")],
+            dns_service: false,
         }
     }
 }
@@ -143,9 +153,13 @@ pub async fn start(
         address: config.listen,
         source,
     })?;
-    let tls = config.pki.server_config(&config.extra_sans)?;
-    let kubelets = Kubelets::new(&config.pki)?;
     let registry = Registry::with_clock(deps.store, deps.clock);
+    let ranges = services::kept_ranges(&registry, &config.service_cidrs);
+    let mut sans = config.extra_sans.clone();
+    sans.extend(ranges.iter().map(|range| range.at(1).to_string()));
+    registry.services().set_ranges(ranges.clone());
+    let tls = config.pki.server_config(&sans)?;
+    let kubelets = Kubelets::new(&config.pki)?;
     definitions::load(&registry);
     let draining = cancel.child_token();
     let api = Arc::new(Api::new(
@@ -160,7 +174,10 @@ pub async fn start(
         advertise,
         ca_pem: config.pki.ca_pem().to_owned(),
         local_path: config.local_path,
+        service_cidrs: ranges,
+        dns_service: config.dns_service,
     };
+    services::forget_misplaced(&api.registry).await;
     let tasks = TaskTracker::new();
     tasks.spawn(connection::accept(
         Arc::clone(&api),
@@ -180,6 +197,7 @@ pub async fn start(
     })
     .await
     .map_err(StartError::Bootstrap)?;
+    services::repair(&api.registry).await;
     Aggregator::register(&api.registry).await;
     // After the bootstrap: it would see aggregated roles before their parts and write what is undone a moment later.
     tasks.spawn(Arc::clone(&api.aggregator).run(api.registry.clone(), cancel.clone()));

@@ -27,6 +27,7 @@ fn key(plural: &str, path: &str) -> ObjectKey {
     let prefix = match plural {
         "nodes" => "minions",
         "services" => "services/specs",
+        "endpoints" => "services/endpoints",
         other => other,
     };
     ObjectKey::new(prefix, path)

@@ -11,6 +11,7 @@ mod patches;
 mod plain;
 mod positions;
 mod security;
+mod services;
 mod sockets;
 mod subresources;
 mod watches;

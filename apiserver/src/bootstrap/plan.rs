@@ -13,11 +13,12 @@ use serde_json::{Value, json};
 use super::policy;
 use crate::aggregator::FRONT_PROXY;
 use crate::auth::rbac::PolicyRule;
+use crate::services::{DEFAULT_CIDR_NAME, cidr::Cidr};
 
 const RBAC: &str = "rbac.authorization.k8s.io";
 const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
-/// The address of the `kubernetes` Service: the first of the service range.
-pub const SERVICE_IP: &str = "10.96.0.1";
+/// At which offset of the service range the cluster's DNS has its address, as elsewhere.
+const DNS_OFFSET: u128 = 10;
 /// The label of nodes that can run Wasm containers; their kubelets set it.
 pub const WASM_NODE_LABEL: &str = "coxswain.dev/wasm";
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
@@ -31,6 +32,10 @@ pub struct Settings {
     pub ca_pem: String,
     /// Whether the cluster has a default StorageClass that makes volumes on the nodes' own disks.
     pub local_path: bool,
+    /// Ranges of Service addresses, the default first.
+    pub service_cidrs: Vec<Cidr>,
+    /// Whether the cluster has a Service for its DNS.
+    pub dns_service: bool,
 }
 
 /// One object to be written.
@@ -78,6 +83,12 @@ pub fn plan(snapshot: &Snapshot, settings: &Settings) -> Vec<Write> {
         writes.extend(absent(snapshot, Place::new("", "namespaces"), object));
     }
     writes.extend(plan_policy(snapshot));
+    writes.extend(reconcile(
+        snapshot,
+        Place::new(RBAC, "clusterrolebindings"),
+        node_proxies(),
+        add_subjects,
+    ));
     for object in priority_classes() {
         writes.extend(absent(
             snapshot,
@@ -121,6 +132,22 @@ pub fn plan(snapshot: &Snapshot, settings: &Settings) -> Vec<Write> {
         &endpoints(settings),
         &["/endpoints/0/addresses", "/ports/0/port"],
     ));
+    let old_endpoints = Place {
+        group: "",
+        plural: "endpoints",
+        prefix: "services/endpoints",
+    };
+    writes.extend(current(
+        snapshot,
+        old_endpoints,
+        &plain_endpoints(settings),
+        &["/subsets/0/addresses", "/subsets/0/ports"],
+    ));
+    let cidrs = Place::new("networking.k8s.io", "servicecidrs");
+    writes.extend(absent(snapshot, cidrs, service_cidr(settings)));
+    if settings.dns_service {
+        writes.extend(absent(snapshot, services, dns_service(settings)));
+    }
     writes
 }
 
@@ -268,6 +295,17 @@ fn append(list: &mut Value, more: Vec<Value>) {
     }
 }
 
+/// Nodes proxy for Services with their own identity: there is no account for a proxy of its own.
+fn node_proxies() -> Value {
+    json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+        "metadata": {"name": "coxswain:node-proxies", "annotations": {AUTOUPDATE: "true"},
+            "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"}},
+        "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": "system:node-proxier"},
+        "subjects": [{"apiGroup": RBAC, "kind": "Group", "name": "system:nodes"}],
+    })
+}
+
 fn priority_classes() -> [Value; 2] {
     let class = |name: &str, value: i64, description: &str| {
         json!({
@@ -322,14 +360,54 @@ fn client_ca(settings: &Settings) -> Value {
     })
 }
 
+fn service_cidr(settings: &Settings) -> Value {
+    let cidrs: Vec<String> = settings
+        .service_cidrs
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+        "metadata": {"name": DEFAULT_CIDR_NAME}, "spec": {"cidrs": cidrs},
+    })
+}
+
+/// Address and family at an offset of the default range.
+fn service_ip(settings: &Settings, offset: u128) -> (String, &'static str) {
+    let range = settings.service_cidrs.first();
+    range.map_or_else(Default::default, |range| {
+        (range.at(offset).to_string(), range.family())
+    })
+}
+
+/// Has no selector and no endpoints: each node answers for itself.
+fn dns_service(settings: &Settings) -> Value {
+    let (ip, family) = service_ip(settings, DNS_OFFSET);
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"namespace": "kube-system", "name": "kube-dns", "labels": {
+            "k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS"}},
+        "spec": {
+            "type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip],
+            "ipFamilies": [family], "ipFamilyPolicy": "SingleStack", "sessionAffinity": "None",
+            "internalTrafficPolicy": "Cluster",
+            "ports": [
+                {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 53},
+                {"name": "dns-tcp", "port": 53, "protocol": "TCP", "targetPort": 53},
+            ],
+        },
+    })
+}
+
 fn service(settings: &Settings) -> Value {
+    let (ip, family) = service_ip(settings, 1);
     json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": {"namespace": "default", "name": "kubernetes",
             "labels": {"component": "apiserver", "provider": "kubernetes"}},
         "spec": {
-            "type": "ClusterIP", "clusterIP": SERVICE_IP, "clusterIPs": [SERVICE_IP],
-            "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack", "sessionAffinity": "None",
+            "type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip],
+            "ipFamilies": [family], "ipFamilyPolicy": "SingleStack", "sessionAffinity": "None",
             "internalTrafficPolicy": "Cluster",
             "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": settings.advertise.port()}],
         },
@@ -348,5 +426,18 @@ fn endpoints(settings: &Settings) -> Value {
         "addressType": family,
         "endpoints": [{"addresses": [settings.advertise.ip().to_string()], "conditions": {"ready": true}}],
         "ports": [{"name": "https", "port": settings.advertise.port(), "protocol": "TCP"}],
+    })
+}
+
+/// The same for those who read the older kind.
+fn plain_endpoints(settings: &Settings) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Endpoints",
+        "metadata": {"namespace": "default", "name": "kubernetes",
+            "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+        "subsets": [{
+            "addresses": [{"ip": settings.advertise.ip().to_string()}],
+            "ports": [{"name": "https", "port": settings.advertise.port(), "protocol": "TCP"}],
+        }],
     })
 }

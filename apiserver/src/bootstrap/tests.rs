@@ -11,6 +11,8 @@ fn settings(port: u16) -> Settings {
         advertise: ([192, 0, 2, 7], port).into(),
         ca_pem: "CA".into(),
         local_path: true,
+        service_cidrs: vec!["10.96.0.0/16".parse().expect("a range")],
+        dns_service: true,
     }
 }
 
@@ -102,7 +104,7 @@ async fn another_port_moves_the_service() {
     let store = bootstrapped().await;
     let writes = plan(&store.snapshot(), &settings(7443));
     let plurals: Vec<&str> = writes.iter().map(|write| write.plural).collect();
-    assert_eq!(plurals, ["services", "endpointslices"]);
+    assert_eq!(plurals, ["services", "endpointslices", "endpoints"]);
     assert_eq!(writes[0].object["spec"]["ports"][0]["targetPort"], 7443);
     assert_eq!(writes[1].object["ports"][0]["port"], 7443);
 }

@@ -16,6 +16,7 @@ use crate::input::{self, Expected};
 use crate::refuse;
 use crate::registry::prepare;
 use crate::render;
+use crate::services::{self, Held};
 
 /// Attempts at a generated name before the client is told to try again.
 const NAME_ATTEMPTS: usize = 8;
@@ -208,9 +209,25 @@ async fn create_named(
     dry_run: bool,
     ownership: Ownership,
 ) -> Result<Outcome, (ApiStatus, bool)> {
+    let mut held = Held::default();
+    let created = create_holding(call, value, dry_run, ownership, &mut held).await;
+    if created.is_err() {
+        services::release(&call.api.registry, &held).await;
+    }
+    created
+}
+
+/// `held` is what has to be given back on failure.
+async fn create_holding(
+    call: &mut Call<'_>,
+    value: Value,
+    dry_run: bool,
+    ownership: Ownership,
+    held: &mut Held,
+) -> Result<Outcome, (ApiStatus, bool)> {
     let entry = call.entry;
     let refused = |status: ApiStatus| (status, false);
-    let value = prepare_new(call, value, dry_run, ownership)
+    let value = prepare_new(call, value, dry_run, ownership, held)
         .await
         .map_err(refused)?;
     let (namespace, name) = prepare::names(entry, &value);
@@ -243,6 +260,7 @@ async fn prepare_new(
     mut value: Value,
     dry_run: bool,
     ownership: Ownership,
+    held: &mut Held,
 ) -> Result<Value, ApiStatus> {
     let entry = call.entry;
     entry.apply_defaults(&mut value);
@@ -253,6 +271,19 @@ async fn prepare_new(
         name_requester(call, &mut value);
     }
     refuse::invalid_if(entry, &value, entry.validate_create(&value))?;
+    if services::is_service(entry) {
+        let (namespace, name) = prepare::names(entry, &value);
+        // A name that is taken is said first: its own address would otherwise be in the way.
+        let registry = &call.api.registry;
+        if registry
+            .store()
+            .snapshot()
+            .get(&entry.prefix, &entry.path(&namespace, &name))
+            .is_none()
+        {
+            *held = services::reserve(registry, entry, &mut value, None, dry_run).await?;
+        }
+    }
     value = admit(
         call,
         Operation::Create,
@@ -337,7 +368,36 @@ pub(crate) async fn change(
         Phase::Mutate,
     )
     .await?;
-    let new = part::prepare(call, new, old_value)?;
+    let mut new = part::prepare(call, new, old_value)?;
+    let mut held = Held::default();
+    let is_service = services::is_service(entry) && call.sub.is_none();
+    if is_service {
+        let registry = &call.api.registry;
+        held = services::reserve(registry, entry, &mut new, Some(old_value), dry_run).await?;
+    }
+    let changed = admit_and_commit(call, old, old_value, new, dry_run, ownership).await;
+    let registry = &call.api.registry;
+    match &changed {
+        Err(_) => services::release(registry, &held).await,
+        Ok(Outcome::Stored(object)) if is_service => {
+            if let Ok(new) = crate::registry::decode_stored(&object.json) {
+                services::settle(registry, old_value, Some(&new)).await;
+            }
+        }
+        Ok(_) => {}
+    }
+    changed
+}
+
+/// The second half of [`change`]: what is left when the object is as it will be.
+async fn admit_and_commit(
+    call: &mut Call<'_>,
+    old: &Arc<Object>,
+    old_value: &Value,
+    new: Value,
+    dry_run: bool,
+    ownership: Ownership,
+) -> Result<Outcome, WriteError> {
     let mut new = admit(
         call,
         Operation::Update,

@@ -9,6 +9,9 @@
 mod context;
 mod deployment;
 mod discovery;
+mod endpoints;
+mod endpointslice;
+mod endpointslice_mirroring;
 mod garbage_collector;
 mod namespace;
 mod node_lifecycle;
@@ -16,6 +19,9 @@ mod pod;
 mod pod_gc;
 mod replicaset;
 mod root_ca;
+mod service_cidr;
+mod service_lb;
+mod service_pods;
 mod serviceaccount;
 #[cfg(test)]
 mod testing;
@@ -45,6 +51,8 @@ pub struct Config {
     pub terminated_pods_max: usize,
     /// How long a node must be gone before its Pods are deleted.
     pub orphaned_pod_quarantine: Duration,
+    /// Whether Services of type LoadBalancer get the addresses of the nodes; otherwise a provider outside is waited for.
+    pub service_lb: bool,
 }
 
 impl Config {
@@ -56,6 +64,7 @@ impl Config {
             node_monitor_grace: Duration::from_secs(50),
             terminated_pods_max: 12_500,
             orphaned_pod_quarantine: Duration::from_secs(40),
+            service_lb: true,
         }
     }
 }
@@ -103,6 +112,26 @@ pub enum RunError {
     Late(Vec<&'static str>),
 }
 
+/// The controllers of Services.
+fn spawn_networking(scope: &TaskScope, config: &Config, context: impl Fn(&str, &str) -> Context) {
+    let endpoints = context(endpoints::OWNER, "endpoint-controller");
+    scope.spawn("endpoints", endpoints::run(endpoints));
+    let slices = context("endpointslice-controller", "endpoint-slice-controller");
+    scope.spawn("endpointslice", endpointslice::run(slices));
+    let name = "endpointslicemirroring-controller";
+    let mirroring = context(name, "endpoint-slice-mirroring-controller");
+    scope.spawn(
+        "endpointslice-mirroring",
+        endpointslice_mirroring::run(mirroring),
+    );
+    let cidrs = context("service-cidrs-controller", "service-cidrs-controller");
+    scope.spawn("service-cidr", service_cidr::run(cidrs));
+    if config.service_lb {
+        let balancer = context("service-controller", "service-controller");
+        scope.spawn("service-lb", service_lb::run(balancer));
+    }
+}
+
 /// Runs all controllers until `cancel` is cancelled.
 pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) -> Result<(), RunError> {
     let scope = TaskScope::new("controllers", &cancel);
@@ -138,6 +167,7 @@ pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) -> Resul
     let pod_gc = context("pod-garbage-collector", "pod-garbage-collector");
     scope.spawn("pod-garbage-collector", pod_gc::run(pod_gc, config.clone()));
     spawn_volumes(&scope, context);
+    spawn_networking(&scope, &config, context);
     tracing::info!("Controllers started");
     cancel.cancelled().await;
     let late = scope.shutdown(STOP_DEADLINE).await;

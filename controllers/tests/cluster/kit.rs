@@ -266,13 +266,18 @@ impl Controllers {
     }
 }
 
-const SERVICE_ACCOUNTS: [&str; 12] = [
+const SERVICE_ACCOUNTS: [&str; 17] = [
     "service-account-controller",
     "root-ca-cert-publisher",
     "replicaset-controller",
     "deployment-controller",
     "namespace-controller",
+    "endpoint-controller",
+    "endpointslice-controller",
+    "endpointslicemirroring-controller",
     "generic-garbage-collector",
+    "service-cidrs-controller",
+    "service-controller",
     "node-controller",
     "pod-garbage-collector",
     "persistent-volume-binder",

@@ -9,7 +9,10 @@
 mod kit;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Endpoints, Event, Namespace, Node, Pod, Service, ServiceAccount,
+};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
@@ -368,5 +371,94 @@ async fn a_silent_node_is_tainted_its_pods_evicted_and_all_is_taken_back_when_it
     let stays = cluster.api::<Pod>("app").get("stays").await.unwrap();
     assert_eq!(stays.metadata.deletion_timestamp, None);
     lively.abort();
+    controllers.stop().await;
+}
+
+/// Ready addresses of a Service's slices, ordered.
+fn ready_addresses(slices: &[std::sync::Arc<EndpointSlice>], service: &str) -> Vec<String> {
+    let of_service = |slice: &&std::sync::Arc<EndpointSlice>| {
+        slice
+            .labels()
+            .get("kubernetes.io/service-name")
+            .map(String::as_str)
+            == Some(service)
+    };
+    let endpoints = slices
+        .iter()
+        .filter(of_service)
+        .flat_map(|slice| slice.endpoints.iter().flatten());
+    let mut all: Vec<String> = endpoints
+        .filter(|endpoint| endpoint.conditions.as_ref().and_then(|one| one.ready) == Some(true))
+        .flat_map(|endpoint| endpoint.addresses.clone())
+        .collect();
+    all.sort();
+    all
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn endpoints_follow_the_pods_of_a_service() {
+    let cluster = Cluster::start().await;
+    let controllers = cluster.run_controllers(|_| {});
+    create_namespace(&cluster, "app").await;
+    let service = json!({"metadata": {"name": "web"}, "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]}});
+    cluster.create::<Service>("app", service).await;
+    let pods = cluster.api::<Pod>("app");
+    let status = |ready: &str, ip: &str| {
+        Patch::Strategic(
+            json!({"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
+            "conditions": [{"type": "Ready", "status": ready}]}}),
+        )
+    };
+    for (name, ip) in [("a", "10.0.0.1"), ("b", "10.0.0.2")] {
+        let pod = json!({"metadata": {"name": name, "labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "x"}]}});
+        cluster.create::<Pod>("app", pod).await;
+        pods.patch_status(name, &PatchParams::default(), &status("True", ip))
+            .await
+            .unwrap();
+    }
+    cluster
+        .wait_for::<EndpointSlice>("both Pods behind the Service", |all| {
+            ready_addresses(all, "web") == ["10.0.0.1", "10.0.0.2"]
+        })
+        .await;
+    pods.patch_status("a", &PatchParams::default(), &status("False", "10.0.0.1"))
+        .await
+        .unwrap();
+    cluster
+        .wait_for::<EndpointSlice>("one that is not ready", |all| {
+            ready_addresses(all, "web") == ["10.0.0.2"]
+        })
+        .await;
+    cluster
+        .wait_for::<Endpoints>("the older kind to say the same", |all| {
+            all.iter().filter(|one| one.name_any() == "web").any(|one| {
+                let subset = one.subsets.as_ref().and_then(|subsets| subsets.first());
+                subset.is_some_and(|subset| {
+                    let count = |list: &Option<Vec<_>>| list.as_ref().map_or(0, Vec::len);
+                    count(&subset.addresses) == 1 && count(&subset.not_ready_addresses) == 1
+                })
+            })
+        })
+        .await;
+    let manual = json!({"metadata": {"name": "db"}, "spec": {"ports": [{"port": 5432}]}});
+    cluster.create::<Service>("app", manual).await;
+    let written = json!({"metadata": {"name": "db"}, "subsets": [{"addresses": [{"ip": "192.0.2.7"}], "ports": [{"port": 5432}]}]});
+    cluster.create::<Endpoints>("app", written).await;
+    cluster
+        .wait_for::<EndpointSlice>("what a person wrote", |all| {
+            ready_addresses(all, "db") == ["192.0.2.7"]
+        })
+        .await;
+    let services = cluster.api::<Service>("app");
+    services
+        .delete("web", &DeleteParams::default())
+        .await
+        .unwrap();
+    cluster
+        .wait_for::<EndpointSlice>("nothing of a Service that is gone", |all| {
+            all.iter()
+                .all(|slice| !slice.name_any().starts_with("web-"))
+        })
+        .await;
     controllers.stop().await;
 }

@@ -19,6 +19,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("scheduler", &["cox-api", "cox-client"]),
     ("controllers", &["cox-api", "cox-client"]),
     ("kubelet", &["cox-api", "cox-client", "cox-cri"]),
+    ("network", &["cox-api", "cox-client"]),
     ("runtime-shim", &["cox-cri"]),
 ];
 

@@ -1,0 +1,385 @@
+//! The network of a node beyond its Pods' own: Services and names.
+//!
+//! Inputs: [`Config`], [`Deps`] (services, endpoint slices, nodes, this node's Pods). Outputs: the proxy's rules in the kernel or
+//! listeners in this process, cluster DNS on its well-known address, and the file from which the runtime shim knows Services (for
+//! Pods that have no network of the kernel's). Tasks: one that syncs, one for DNS. It writes nothing to the API server, and leaves
+//! the kernel's rules in place when it ends: Pods go on without it.
+
+#![warn(missing_docs)]
+
+mod dns;
+mod plan;
+mod proxy;
+mod table;
+mod view;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cox_client::{Informer, Informers, Subscription};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
+use kube::api::ListParams;
+use parking_lot::RwLock;
+use tokio_util::sync::CancellationToken;
+
+use dns::forward::Forwarder;
+use dns::server::{Dns, Listeners};
+use plan::Rule;
+use proxy::nftables::{self, Nftables};
+use proxy::userspace::Userspace;
+use table::TableFile;
+use view::View;
+
+/// Changes that come together are one sync.
+const SYNC_PAUSE: Duration = Duration::from_millis(10);
+/// After a sync that failed, and between attempts to read what is needed at start.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+const DNS_PORT: u16 = 53;
+
+/// How Services are brought to their endpoints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ProxyMode {
+    /// In the kernel where Pods with a network namespace need it and this process may; else in user space.
+    #[default]
+    Auto,
+    /// By the kernel's nftables, through the program `nft`.
+    Nftables,
+    /// By listeners of this process.
+    Userspace,
+    /// By somebody else; the shim still learns of Services.
+    None,
+}
+
+/// What the network of a node is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of the node.
+    pub node_name: String,
+    /// Its address: node ports are open there; everywhere, unless it is a loopback address.
+    pub node_ip: IpAddr,
+    /// The proxy.
+    pub mode: ProxyMode,
+    /// Where the runtime shim looks for Services.
+    pub table_file: PathBuf,
+    /// Whether Pods with a network namespace may run here: then [`ProxyMode::Auto`] may change the node's network.
+    pub linux_containers: bool,
+    /// Their bridge.
+    pub bridge: String,
+    /// Whether this node answers for the cluster's DNS.
+    pub dns: bool,
+    /// The cluster's domain.
+    pub cluster_domain: String,
+    /// Names whom to ask for other names.
+    pub resolv_conf: PathBuf,
+}
+
+impl Config {
+    /// The usual values.
+    #[must_use]
+    pub fn new(node_name: &str, node_ip: IpAddr, table_file: PathBuf) -> Self {
+        Self {
+            node_name: node_name.to_owned(),
+            node_ip,
+            mode: ProxyMode::Auto,
+            table_file,
+            linux_containers: false,
+            bridge: "cox0".into(),
+            dns: true,
+            cluster_domain: "cluster.local".into(),
+            resolv_conf: "/etc/resolv.conf".into(),
+        }
+    }
+}
+
+/// What it works with.
+#[derive(Clone)]
+pub struct Deps {
+    /// For what is read once.
+    pub client: kube::Client,
+    /// Reads.
+    pub informers: Informers,
+}
+
+impl std::fmt::Debug for Deps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Deps").finish_non_exhaustive()
+    }
+}
+
+/// The address of the cluster's DNS: that of the Service `kube-dns`, if there is one.
+///
+/// # Errors
+/// When the API server does not say.
+pub async fn cluster_dns(client: &kube::Client) -> Result<Option<IpAddr>, kube::Error> {
+    let services = kube::Api::<Service>::namespaced(client.clone(), "kube-system");
+    let service = services.get_opt("kube-dns").await?;
+    Ok(service.and_then(|service| view::cluster_ips(&service).first().copied()))
+}
+
+/// Runs until `cancel` is cancelled.
+pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) {
+    cancel.run_until_cancelled(serve(config, deps)).await;
+}
+
+async fn serve(config: Config, deps: Deps) {
+    let ranges = ranges(&deps.client).await;
+    let dns_ip = loop {
+        match cluster_dns(&deps.client).await {
+            Ok(ip) => break ip.filter(|_| config.dns),
+            Err(error) => {
+                tracing::debug!(%error, "The DNS Service cannot be read yet");
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+        }
+    };
+    let sources = Sources::new(&deps.informers, &config.node_name);
+    sources.synced().await;
+    let view = Arc::new(RwLock::new(Arc::new(View::default())));
+    let proxy = Proxy::start(&config, &ranges).await;
+    let (dns_addr, dns) = start_dns(&config, dns_ip, Arc::clone(&view)).await;
+    let syncing = Syncing {
+        table: TableFile::new(config.table_file.clone()),
+        config,
+        proxy,
+        sources,
+        view,
+        dns_addr,
+    };
+    tokio::join!(syncing.run(), dns);
+}
+
+/// The ranges of Service addresses, read once.
+async fn ranges(client: &kube::Client) -> Vec<String> {
+    let cidrs = kube::Api::<ServiceCIDR>::all(client.clone());
+    loop {
+        match cidrs.list(&ListParams::default()).await {
+            Ok(list) => {
+                let specs = list.items.into_iter().filter_map(|cidr| cidr.spec?.cidrs);
+                return specs.flatten().collect();
+            }
+            Err(error) => {
+                tracing::debug!(%error, "The ranges of Service addresses cannot be read yet");
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Opens the sockets of DNS: on its well-known address where that is allowed, else on a free port that the shim is told.
+async fn start_dns(
+    config: &Config,
+    ip: Option<IpAddr>,
+    view: Arc<RwLock<Arc<View>>>,
+) -> (Option<SocketAddr>, impl Future<Output = ()> + use<>) {
+    let mut listeners = None;
+    if let Some(ip) = ip {
+        let free = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
+        for addr in [SocketAddr::new(ip, DNS_PORT), free] {
+            match Listeners::open(addr).await {
+                Ok(open) => {
+                    listeners = Some(open);
+                    break;
+                }
+                Err(error) => {
+                    tracing::debug!(%addr, %error, "Names are not answered on this address")
+                }
+            }
+        }
+        if listeners.is_none() {
+            tracing::error!("The cluster's DNS finds no address to listen on");
+        }
+    }
+    let addr = listeners.as_ref().and_then(|open| open.addr().ok());
+    if let Some(addr) = addr {
+        tracing::info!(%addr, "Answering for the cluster's DNS");
+    }
+    let dns = Arc::new(Dns {
+        view,
+        domain: config.cluster_domain.clone(),
+        forwarder: Forwarder::new(config.resolv_conf.clone()),
+    });
+    let run = async move {
+        match listeners {
+            Some(open) => dns.serve(open).await,
+            None => std::future::pending().await,
+        }
+    };
+    (addr, run)
+}
+
+/// The proxy that runs.
+#[derive(Debug)]
+enum Proxy {
+    Nftables(Nftables),
+    Userspace(Userspace),
+    None,
+}
+
+impl Proxy {
+    async fn start(config: &Config, ranges: &[String]) -> Self {
+        let is_loopback = |range: &&String| range.starts_with("127.");
+        let routed: Vec<&String> = ranges
+            .iter()
+            .filter(|range| !is_loopback(range) && !range.contains(':'))
+            .collect();
+        let able = config.linux_containers && rights() && nftables::has_program("nft");
+        let mode = match config.mode {
+            ProxyMode::Auto if !routed.is_empty() && able => ProxyMode::Nftables,
+            ProxyMode::Auto => ProxyMode::Userspace,
+            mode => mode,
+        };
+        // Without need nothing of the node's network is touched: Wasm Pods reach Services all the same.
+        if mode == ProxyMode::Nftables
+            || mode == config.mode && mode == ProxyMode::Userspace && rights()
+        {
+            for range in routed {
+                if let Err(error) = nftables::make_local(range).await {
+                    tracing::warn!(%error, range, "Service addresses cannot be made local to the node");
+                }
+            }
+        }
+        tracing::info!(?mode, ?ranges, "Services are served");
+        match mode {
+            ProxyMode::Nftables => Self::Nftables(Nftables::new(&config.bridge)),
+            ProxyMode::Userspace => Self::Userspace(Userspace::default()),
+            ProxyMode::None | ProxyMode::Auto => Self::None,
+        }
+    }
+
+    async fn sync(&mut self, rules: &[Rule], node_ip: IpAddr) -> Result<(), nftables::NftError> {
+        match self {
+            Self::Nftables(proxy) => {
+                proxy.sync(rules).await?;
+                proxy.prepare_bridge();
+            }
+            Self::Userspace(proxy) => proxy.sync(rules, node_ip),
+            Self::None => {}
+        }
+        Ok(())
+    }
+}
+
+/// Whether this process may change the node's network.
+fn rights() -> bool {
+    const NET_ADMIN: u32 = 12;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let bits = effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
+    bits.is_some_and(|bits| bits & (1 << NET_ADMIN) != 0)
+}
+
+/// What is read.
+#[derive(Debug)]
+struct Sources {
+    services: Informer<Service>,
+    slices: Informer<EndpointSlice>,
+    nodes: Informer<Node>,
+    pods: Informer<Pod>,
+}
+
+impl Sources {
+    fn new(informers: &Informers, node: &str) -> Self {
+        Self {
+            services: informers.of(),
+            slices: informers.of(),
+            // The same informers as the kubelet's: a watch each for both.
+            nodes: informers.of_selected(&format!("metadata.name={node}")),
+            pods: informers.of_selected(&format!("spec.nodeName={node}")),
+        }
+    }
+
+    async fn synced(&self) {
+        tokio::join!(
+            self.services.synced(),
+            self.slices.synced(),
+            self.nodes.synced()
+        );
+    }
+}
+
+/// The one that brings everything to the present state.
+struct Syncing {
+    config: Config,
+    proxy: Proxy,
+    table: TableFile,
+    sources: Sources,
+    view: Arc<RwLock<Arc<View>>>,
+    dns_addr: Option<SocketAddr>,
+}
+
+impl Syncing {
+    async fn run(mut self) {
+        let mut services = self.sources.services.subscribe();
+        let mut slices = self.sources.slices.subscribe();
+        let mut nodes = self.sources.nodes.subscribe();
+        let mut pods = self.sources.pods.subscribe();
+        loop {
+            // Each arm only waits: a change is taken when it is returned.
+            let open = tokio::select! {
+                change = services.next() => change.is_some(),
+                change = slices.next() => change.is_some(),
+                change = nodes.next() => change.is_some(),
+                change = pods.next() => {
+                    // The first Pod with a namespace brings the bridge.
+                    if let Proxy::Nftables(proxy) = &self.proxy {
+                        proxy.prepare_bridge();
+                    }
+                    if change.is_some() {
+                        continue;
+                    }
+                    false
+                }
+            };
+            if !open {
+                // Informers end only when everything does.
+                return std::future::pending().await;
+            }
+            drain(&mut services);
+            drain(&mut slices);
+            drain(&mut nodes);
+            while let Err(error) = self.sync().await {
+                tracing::warn!(%error, "Services could not be brought up to date; trying again");
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+            tokio::time::sleep(SYNC_PAUSE).await;
+        }
+    }
+
+    async fn sync(&mut self) -> Result<(), SyncError> {
+        let Sources {
+            services,
+            slices,
+            nodes,
+            ..
+        } = &self.sources;
+        let view = Arc::new(View::read(services, slices, nodes, &self.config.node_name));
+        *self.view.write() = Arc::clone(&view);
+        let rules = plan::rules(&view);
+        self.table.write(&rules, self.dns_addr)?;
+        let served = self.dns_addr.is_some();
+        let passed: Vec<Rule> = rules
+            .into_iter()
+            .filter(|rule| !(served && table::is_dns(rule) && rule.endpoints.is_empty()))
+            .collect();
+        self.proxy.sync(&passed, self.config.node_ip).await?;
+        tracing::debug!(rules = passed.len(), "Services are up to date");
+        Ok(())
+    }
+}
+
+fn drain<K>(changes: &mut Subscription<K>) {
+    while changes.try_next().is_some() {}
+}
+
+/// Why a sync failed.
+#[derive(Debug, thiserror::Error)]
+enum SyncError {
+    #[error("the runtime's table of Services cannot be written: {0}")]
+    Table(#[from] std::io::Error),
+    #[error(transparent)]
+    Kernel(#[from] nftables::NftError),
+}

@@ -1,0 +1,386 @@
+//! Which traffic goes where: one rule per port of a Service. Pure.
+//!
+//! Endpoints that are ready take the traffic; when none is, those that are terminating and still serve. Hints and traffic policies
+//! narrow the choice to the zone or the node, as the Service asks.
+
+use std::net::{IpAddr, SocketAddr};
+
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::discovery::v1::Endpoint;
+
+use crate::view::{Key, NodeFacts, View, cluster_ips, is_ready};
+
+/// Transport of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl Protocol {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
+
+    fn of(text: Option<&str>) -> Self {
+        match text {
+            Some("UDP") => Self::Udp,
+            Some("SCTP") => Self::Sctp,
+            _ => Self::Tcp,
+        }
+    }
+}
+
+/// One port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Rule {
+    /// `namespace/name:port`, unique together with the family.
+    pub(crate) name: String,
+    pub(crate) protocol: Protocol,
+    /// Addresses inside the cluster.
+    pub(crate) cluster: Vec<SocketAddr>,
+    /// External IPs and addresses of the load balancer.
+    pub(crate) external: Vec<SocketAddr>,
+    pub(crate) node_port: Option<u16>,
+    /// How long a client keeps its endpoint.
+    pub(crate) affinity_secs: Option<u32>,
+    /// Who may come through the load balancer; empty: everyone.
+    pub(crate) source_ranges: Vec<String>,
+    /// Where traffic from inside goes.
+    pub(crate) endpoints: Vec<SocketAddr>,
+    /// Where traffic from outside goes.
+    pub(crate) external_endpoints: Vec<SocketAddr>,
+    /// Traffic from outside keeps its source: only endpoints of this node take it.
+    pub(crate) external_local: bool,
+}
+
+/// All rules, ordered by name.
+pub(crate) fn rules(view: &View) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for (key, service) in &view.services {
+        let Some(spec) = &service.spec else { continue };
+        let ips = cluster_ips(service);
+        if ips.is_empty() {
+            continue;
+        }
+        for port in spec.ports.iter().flatten() {
+            for v6 in [false, true] {
+                rules.extend(rule(view, key, service, spec, port, &ips, v6));
+            }
+        }
+    }
+    rules.sort_by(|a, b| a.name.cmp(&b.name));
+    rules
+}
+
+fn rule(
+    view: &View,
+    key: &Key,
+    service: &Service,
+    spec: &ServiceSpec,
+    port: &ServicePort,
+    ips: &[IpAddr],
+    v6: bool,
+) -> Option<Rule> {
+    let number = u16::try_from(port.port).ok()?;
+    let addresses = |all: &[IpAddr]| -> Vec<SocketAddr> {
+        let own = all.iter().filter(|ip| ip.is_ipv6() == v6);
+        own.map(|ip| SocketAddr::new(*ip, number)).collect()
+    };
+    let cluster = addresses(ips);
+    if cluster.is_empty() {
+        return None;
+    }
+    let external = addresses(&external_ips(service, spec));
+    let protocol = Protocol::of(port.protocol.as_deref());
+    let candidates = candidates(view, key, port, protocol, v6);
+    let external_local = spec.external_traffic_policy.as_deref() == Some("Local");
+    let internal_local = spec.internal_traffic_policy.as_deref() == Some("Local");
+    let affinity = spec.session_affinity.as_deref() == Some("ClientIP");
+    let config = spec.session_affinity_config.as_ref();
+    let timeout = config.and_then(|config| config.client_ip.as_ref()?.timeout_seconds);
+    let node_port = port.node_port.and_then(|port| u16::try_from(port).ok());
+    let (namespace, name) = key;
+    let family = if v6 { "/v6" } else { "" };
+    Some(Rule {
+        name: format!(
+            "{namespace}/{name}:{}{family}",
+            port.name.as_deref().unwrap_or_default()
+        ),
+        protocol,
+        cluster,
+        external,
+        node_port: node_port.filter(|port| *port != 0),
+        affinity_secs: affinity.then(|| {
+            timeout
+                .and_then(|secs| u32::try_from(secs).ok())
+                .unwrap_or(10_800)
+        }),
+        source_ranges: spec.load_balancer_source_ranges.clone().unwrap_or_default(),
+        endpoints: choose(&candidates, &view.node, internal_local),
+        external_endpoints: choose(&candidates, &view.node, external_local),
+        external_local,
+    })
+}
+
+fn external_ips(service: &Service, spec: &ServiceSpec) -> Vec<IpAddr> {
+    let status = service.status.as_ref();
+    let balancer = status.and_then(|status| status.load_balancer.as_ref());
+    let ingress = balancer.and_then(|balancer| balancer.ingress.as_ref());
+    // Addresses of a balancer that is a proxy belong to that proxy.
+    let balanced = ingress
+        .into_iter()
+        .flatten()
+        .filter(|one| one.ip_mode.as_deref() != Some("Proxy"))
+        .filter_map(|one| one.ip.as_deref());
+    let listed = spec.external_ips.iter().flatten().map(String::as_str);
+    listed
+        .chain(balanced)
+        .filter_map(|ip| ip.parse().ok())
+        .collect()
+}
+
+/// An endpoint that might take traffic.
+#[derive(Clone, Debug)]
+struct Candidate<'a> {
+    addr: SocketAddr,
+    endpoint: &'a Endpoint,
+}
+
+impl Candidate<'_> {
+    fn is_local(&self, node: &NodeFacts) -> bool {
+        self.endpoint.node_name.as_deref() == Some(node.name.as_str())
+    }
+
+    /// Terminating, but still answering.
+    fn is_draining(&self) -> bool {
+        let conditions = self.endpoint.conditions.as_ref();
+        conditions.is_some_and(|one| one.serving == Some(true) && one.terminating == Some(true))
+    }
+}
+
+fn candidates<'a>(
+    view: &'a View,
+    key: &Key,
+    wanted: &ServicePort,
+    protocol: Protocol,
+    v6: bool,
+) -> Vec<Candidate<'a>> {
+    let name = wanted.name.as_deref().unwrap_or_default();
+    let family = if v6 { "IPv6" } else { "IPv4" };
+    let mut all = Vec::new();
+    for slice in view
+        .slices_of(key)
+        .iter()
+        .filter(|slice| slice.address_type == family)
+    {
+        let port = slice.ports.iter().flatten().find(|port| {
+            port.name.as_deref().unwrap_or_default() == name
+                && Protocol::of(port.protocol.as_deref()) == protocol
+        });
+        let Some(port) = port.and_then(|port| u16::try_from(port.port?).ok()) else {
+            continue;
+        };
+        for endpoint in slice.endpoints.iter().flatten() {
+            // The first address is the one that counts.
+            let ip = endpoint
+                .addresses
+                .first()
+                .and_then(|ip| ip.parse::<IpAddr>().ok());
+            all.extend(ip.map(|ip| Candidate {
+                addr: SocketAddr::new(ip, port),
+                endpoint,
+            }));
+        }
+    }
+    all
+}
+
+fn choose(candidates: &[Candidate<'_>], node: &NodeFacts, local_only: bool) -> Vec<SocketAddr> {
+    let allowed = |one: &&Candidate<'_>| !local_only || one.is_local(node);
+    let mut chosen: Vec<&Candidate<'_>> = candidates
+        .iter()
+        .filter(allowed)
+        .filter(|one| is_ready(one.endpoint))
+        .collect();
+    if chosen.is_empty() {
+        chosen = candidates
+            .iter()
+            .filter(allowed)
+            .filter(|one| one.is_draining())
+            .collect();
+    } else if !local_only {
+        chosen = close_by(chosen, node);
+    }
+    let mut addrs: Vec<SocketAddr> = chosen.into_iter().map(|one| one.addr).collect();
+    addrs.sort_unstable();
+    addrs.dedup();
+    addrs
+}
+
+/// Those that hints give to this node, or to its zone; all of them when hints are missing or give nobody.
+fn close_by<'a, 'b>(all: Vec<&'a Candidate<'b>>, node: &NodeFacts) -> Vec<&'a Candidate<'b>> {
+    let hinted = |one: &&Candidate<'_>, own: &dyn Fn(&Candidate<'_>) -> Option<bool>| own(one);
+    let by_node = |one: &Candidate<'_>| -> Option<bool> {
+        let nodes = one.endpoint.hints.as_ref()?.for_nodes.as_ref()?;
+        Some(nodes.iter().any(|hint| hint.name == node.name))
+    };
+    let by_zone = |one: &Candidate<'_>| -> Option<bool> {
+        let zones = one.endpoint.hints.as_ref()?.for_zones.as_ref()?;
+        let zone = node.zone.as_deref()?;
+        Some(zones.iter().any(|hint| hint.name == zone))
+    };
+    let kinds: [&dyn Fn(&Candidate<'_>) -> Option<bool>; 2] = [&by_node, &by_zone];
+    for own in kinds {
+        if all.iter().all(|one| hinted(one, own).is_some()) {
+            let close: Vec<_> = all
+                .iter()
+                .copied()
+                .filter(|one| own(one) == Some(true))
+                .collect();
+            if !close.is_empty() {
+                return close;
+            }
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn view(spec: Value, endpoints: Value) -> View {
+        let mut service = json!({"metadata": {"namespace": "ns", "name": "web"}, "spec": {
+            "type": "ClusterIP", "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"],
+            "ports": [{"name": "http", "port": 80, "protocol": "TCP"}]}});
+        for (field, value) in spec.as_object().unwrap() {
+            service["spec"][field] = value.clone();
+        }
+        let slice = json!({"addressType": "IPv4", "metadata": {"namespace": "ns", "name": "web-1",
+            "labels": {"kubernetes.io/service-name": "web"}}, "endpoints": endpoints,
+            "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}, {"name": "other", "port": 1}]});
+        let node = NodeFacts {
+            name: "n1".into(),
+            zone: Some("z1".into()),
+        };
+        View::new(
+            vec![Arc::new(serde_json::from_value(service).unwrap())],
+            vec![Arc::new(serde_json::from_value(slice).unwrap())],
+            node,
+        )
+    }
+
+    fn endpoint(ip: &str, conditions: &str, extra: Value) -> Value {
+        let mut endpoint = json!({"addresses": [ip], "conditions": {
+            "ready": conditions.contains('r'), "serving": conditions.contains('s'), "terminating": conditions.contains('t')}});
+        for (field, value) in extra.as_object().unwrap() {
+            endpoint[field] = value.clone();
+        }
+        endpoint
+    }
+
+    #[test]
+    fn endpoints_are_chosen() {
+        let zone = |zone: &str, node: &str| json!({"nodeName": node, "hints": {"forZones": [{"name": zone}]}});
+        let cases: Vec<(&str, Value, Value, &str)> = vec![
+            (
+                "ready ones",
+                json!({}),
+                json!([
+                    endpoint("10.0.0.1", "rs", json!({})),
+                    endpoint("10.0.0.2", "", json!({}))
+                ]),
+                "10.0.0.1:8080",
+            ),
+            (
+                "those that end, when no other is left",
+                json!({}),
+                json!([
+                    endpoint("10.0.0.1", "st", json!({})),
+                    endpoint("10.0.0.2", "", json!({}))
+                ]),
+                "10.0.0.1:8080",
+            ),
+            (
+                "none",
+                json!({}),
+                json!([endpoint("10.0.0.2", "", json!({}))]),
+                "",
+            ),
+            (
+                "the own node's only",
+                json!({"internalTrafficPolicy": "Local"}),
+                json!([
+                    endpoint("10.0.0.1", "rs", json!({"nodeName": "n2"})),
+                    endpoint("10.0.0.2", "rs", json!({"nodeName": "n1"}))
+                ]),
+                "10.0.0.2:8080",
+            ),
+            (
+                "the own zone's",
+                json!({}),
+                json!([
+                    endpoint("10.0.0.1", "rs", zone("z2", "n2")),
+                    endpoint("10.0.0.2", "rs", zone("z1", "n3"))
+                ]),
+                "10.0.0.2:8080",
+            ),
+            (
+                "all, when no hint is for here",
+                json!({}),
+                json!([
+                    endpoint("10.0.0.1", "rs", zone("z2", "n2")),
+                    endpoint("10.0.0.2", "rs", zone("z3", "n3"))
+                ]),
+                "10.0.0.1:8080 10.0.0.2:8080",
+            ),
+            (
+                "all, when a hint is missing",
+                json!({}),
+                json!([
+                    endpoint("10.0.0.1", "rs", json!({})),
+                    endpoint("10.0.0.2", "rs", zone("z1", "n3"))
+                ]),
+                "10.0.0.1:8080 10.0.0.2:8080",
+            ),
+        ];
+        for (case, spec, endpoints, expected) in cases {
+            let rules = rules(&view(spec, endpoints));
+            let told: Vec<String> = rules[0].endpoints.iter().map(ToString::to_string).collect();
+            assert_eq!(told.join(" "), expected, "case: {case}");
+        }
+    }
+
+    #[test]
+    fn a_rule_has_all_ways_in() {
+        let spec = json!({"type": "LoadBalancer", "externalIPs": ["192.0.2.9"], "sessionAffinity": "ClientIP",
+            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 5}}, "externalTrafficPolicy": "Local",
+            "ports": [{"name": "http", "port": 80, "nodePort": 30080}]});
+        let endpoints = json!([endpoint("10.0.0.1", "rs", json!({"nodeName": "n2"}))]);
+        let rules = rules(&view(spec, endpoints));
+        let rule = &rules[0];
+        assert_eq!((rules.len(), rule.name.as_str()), (1, "ns/web:http"));
+        assert_eq!(rule.external, ["192.0.2.9:80".parse().unwrap()]);
+        assert_eq!(
+            (rule.node_port, rule.affinity_secs),
+            (Some(30_080), Some(5))
+        );
+        assert_eq!(rule.endpoints.len(), 1);
+        assert!(rule.external_endpoints.is_empty(), "none on this node");
+    }
+
+    #[test]
+    fn headless_services_have_no_rule() {
+        let headless = json!({"clusterIP": "None", "clusterIPs": ["None"]});
+        assert!(rules(&view(headless, json!([]))).is_empty());
+    }
+}

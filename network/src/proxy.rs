@@ -1,0 +1,4 @@
+//! Takes what comes to Services and brings it to their endpoints: in the kernel ([`nftables`]) or in this process ([`userspace`]).
+
+pub(crate) mod nftables;
+pub(crate) mod userspace;

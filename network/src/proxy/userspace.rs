@@ -1,0 +1,451 @@
+//! The proxy in user space: a listener for each address of a Service and for each node port.
+//!
+//! For what the kernel cannot do here, above all for clusters without root: loopback addresses are everyone's to listen on. Ports
+//! below 1024 are not, unless the machine says so (`net.ipv4.ip_unprivileged_port_start`); Wasm Pods do not come this way and
+//! reach them all the same. Endpoints see this process as their peer.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::plan::{Protocol, Rule};
+
+/// Connections through one listener at the same time; more wait in its backlog.
+const CONNECTIONS_MAX: usize = 4096;
+/// How long an endpoint may take to accept before the next one is tried.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+/// A UDP client is forgotten after this long without an answer, as conntrack does.
+const CLIENT_IDLE: Duration = Duration::from_secs(60);
+const CLIENTS_MAX: usize = 4096;
+const DATAGRAM_BYTES_MAX: usize = 64 << 10;
+
+/// Where a listener listens.
+type Place = (Protocol, SocketAddr);
+
+/// All listeners.
+#[derive(Debug, Default)]
+pub(crate) struct Userspace {
+    open: HashMap<Place, Listener>,
+    /// Places that could not be opened, so that each is said once.
+    refused: HashMap<Place, io::ErrorKind>,
+}
+
+#[derive(Debug)]
+struct Listener {
+    backends: Arc<Backends>,
+    _end: DropGuard,
+}
+
+/// Where a listener's traffic goes; shared with its connections.
+#[derive(Debug, Default)]
+struct Backends {
+    now: RwLock<Target>,
+    /// Which endpoint a client has, and since when it was last seen.
+    clients: Mutex<HashMap<IpAddr, (SocketAddr, Instant)>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Target {
+    endpoints: Vec<SocketAddr>,
+    affinity: Option<Duration>,
+}
+
+impl Backends {
+    /// Endpoints in the order to try them.
+    fn order(&self, client: IpAddr) -> Vec<SocketAddr> {
+        let target = self.now.read().clone();
+        let mut endpoints = target.endpoints;
+        if endpoints.is_empty() {
+            return endpoints;
+        }
+        let first = rand::random_range(0..endpoints.len());
+        endpoints.rotate_left(first);
+        if let Some(timeout) = target.affinity {
+            let clients = self.clients.lock();
+            if let Some((kept, seen)) = clients.get(&client)
+                && seen.elapsed() < timeout
+                && let Some(at) = endpoints.iter().position(|one| one == kept)
+            {
+                endpoints.swap(0, at);
+            }
+        }
+        endpoints
+    }
+
+    fn remember(&self, client: IpAddr, endpoint: SocketAddr) {
+        let Some(timeout) = self.now.read().affinity else {
+            return;
+        };
+        let mut clients = self.clients.lock();
+        if clients.len() >= CLIENTS_MAX {
+            clients.retain(|_, (_, seen)| seen.elapsed() < timeout);
+        }
+        clients.insert(client, (endpoint, Instant::now()));
+    }
+}
+
+/// Which listeners there should be, and where their traffic goes. Pure. `node` is where node ports are open.
+fn wanted(rules: &[Rule], node: IpAddr) -> HashMap<Place, Target> {
+    let mut all = HashMap::new();
+    for rule in rules.iter().filter(|rule| rule.protocol != Protocol::Sctp) {
+        let affinity = rule
+            .affinity_secs
+            .map(|secs| Duration::from_secs(secs.into()));
+        let target = |endpoints: &[SocketAddr]| Target {
+            endpoints: endpoints.to_vec(),
+            affinity,
+        };
+        for addr in &rule.cluster {
+            all.insert((rule.protocol, *addr), target(&rule.endpoints));
+        }
+        let node_port = rule
+            .node_port
+            .map(|port| SocketAddr::new(node, port))
+            .filter(|addr| addr.is_ipv4() == rule.cluster[0].is_ipv4());
+        for addr in rule.external.iter().copied().chain(node_port) {
+            all.insert((rule.protocol, addr), target(&rule.external_endpoints));
+        }
+    }
+    all
+}
+
+impl Userspace {
+    /// Brings the listeners to what the rules say; connections that are there go on.
+    pub(crate) fn sync(&mut self, rules: &[Rule], node_ip: IpAddr) {
+        // On a loopback node nothing is opened to the outside.
+        let node = if node_ip.is_loopback() {
+            node_ip
+        } else {
+            Ipv4Addr::UNSPECIFIED.into()
+        };
+        // A listener without endpoints would accept what it cannot serve: closed, it refuses.
+        let mut wanted = wanted(rules, node);
+        wanted.retain(|_, target| !target.endpoints.is_empty());
+        self.open.retain(|place, _| wanted.contains_key(place));
+        self.refused.retain(|place, _| wanted.contains_key(place));
+        for (place, target) in wanted {
+            if let Some(listener) = self.open.get(&place) {
+                *listener.backends.now.write() = target;
+                continue;
+            }
+            match open(place, target) {
+                Ok(listener) => {
+                    self.refused.remove(&place);
+                    self.open.insert(place, listener);
+                }
+                Err(error) if self.refused.insert(place, error.kind()) != Some(error.kind()) => {
+                    say_refused(place, &error);
+                }
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+fn say_refused((protocol, addr): Place, error: &io::Error) {
+    let protocol = protocol.name();
+    let kinds = [
+        io::ErrorKind::PermissionDenied,
+        io::ErrorKind::AddrNotAvailable,
+    ];
+    if kinds.contains(&error.kind()) {
+        // Without root: a port below 1024, or an address that is not the node's. Wasm Pods do not come this way.
+        tracing::debug!(%addr, protocol, %error, "Programs of this machine cannot reach a Service");
+    } else {
+        tracing::warn!(%addr, protocol, %error, "A Service's address cannot be listened on");
+    }
+}
+
+fn open(place: Place, target: Target) -> io::Result<Listener> {
+    let (protocol, addr) = place;
+    let backends = Arc::new(Backends::default());
+    *backends.now.write() = target;
+    let cancel = CancellationToken::new();
+    let end = cancel.clone().drop_guard();
+    match protocol {
+        Protocol::Udp => {
+            let socket = std::net::UdpSocket::bind(addr)?;
+            socket.set_nonblocking(true)?;
+            let socket = UdpSocket::from_std(socket)?;
+            let run = pass_datagrams(socket, Arc::clone(&backends), cancel.clone());
+            tokio::spawn(cancel.run_until_cancelled_owned(run));
+        }
+        Protocol::Tcp | Protocol::Sctp => {
+            let listener = std::net::TcpListener::bind(addr)?;
+            listener.set_nonblocking(true)?;
+            let listener = TcpListener::from_std(listener)?;
+            let run = pass_connections(listener, Arc::clone(&backends));
+            tokio::spawn(cancel.run_until_cancelled_owned(run));
+        }
+    }
+    Ok(Listener {
+        backends,
+        _end: end,
+    })
+}
+
+/// Ends with its listener; the connections it took go on until they end themselves.
+async fn pass_connections(listener: TcpListener, backends: Arc<Backends>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, from)) => {
+                let backends = Arc::clone(&backends);
+                tokio::spawn(async move {
+                    if let Err(error) = pass_connection(stream, from.ip(), &backends).await {
+                        tracing::debug!(%error, %from, "A connection to a Service broke");
+                    }
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                // Mostly a lack of descriptors: give others time to close theirs.
+                tracing::warn!(%error, "A connection to a Service could not be accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn pass_connection(
+    mut client: TcpStream,
+    from: IpAddr,
+    backends: &Backends,
+) -> io::Result<()> {
+    let mut last = io::Error::from(io::ErrorKind::ConnectionRefused);
+    for endpoint in backends.order(from) {
+        let connected = tokio::time::timeout(CONNECT_PATIENCE, TcpStream::connect(endpoint)).await;
+        match connected {
+            Ok(Ok(mut stream)) => {
+                backends.remember(from, endpoint);
+                client.set_nodelay(true)?;
+                stream.set_nodelay(true)?;
+                tokio::io::copy_bidirectional(&mut client, &mut stream).await?;
+                return Ok(());
+            }
+            // It may have gone a moment ago: the next one takes it.
+            Ok(Err(error)) => last = error,
+            Err(_) => last = io::ErrorKind::TimedOut.into(),
+        }
+    }
+    Err(last)
+}
+
+type Clients = Arc<Mutex<HashMap<SocketAddr, Arc<UdpSocket>>>>;
+
+async fn pass_datagrams(socket: UdpSocket, backends: Arc<Backends>, cancel: CancellationToken) {
+    let socket = Arc::new(socket);
+    let clients = Clients::default();
+    let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
+    loop {
+        let (len, from) = match socket.recv_from(&mut buffer).await {
+            Ok(received) => received,
+            Err(error) => {
+                tracing::debug!(%error, "A datagram to a Service could not be received");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                continue;
+            }
+        };
+        let known = clients.lock().get(&from).cloned();
+        // An endpoint that has gone does not keep its clients.
+        let known = known.filter(|way| {
+            let endpoints = &backends.now.read().endpoints;
+            way.peer_addr().is_ok_and(|peer| endpoints.contains(&peer))
+        });
+        let way = match known {
+            Some(way) => way,
+            None => match new_way(&socket, from, &backends, &clients, &cancel).await {
+                Ok(Some(way)) => way,
+                Ok(None) => continue,
+                Err(error) => {
+                    tracing::debug!(%error, %from, "A datagram has no way to an endpoint");
+                    continue;
+                }
+            },
+        };
+        if let Err(error) = way.send(&buffer[..len]).await {
+            tracing::debug!(%error, %from, "A datagram could not be passed on");
+        }
+    }
+}
+
+async fn new_way(
+    socket: &Arc<UdpSocket>,
+    from: SocketAddr,
+    backends: &Backends,
+    clients: &Clients,
+    cancel: &CancellationToken,
+) -> io::Result<Option<Arc<UdpSocket>>> {
+    let Some(endpoint) = backends.order(from.ip()).first().copied() else {
+        return Ok(None);
+    };
+    if clients.lock().len() >= CLIENTS_MAX {
+        return Ok(None);
+    }
+    let any: SocketAddr = if endpoint.is_ipv4() {
+        (Ipv4Addr::UNSPECIFIED, 0).into()
+    } else {
+        (std::net::Ipv6Addr::UNSPECIFIED, 0).into()
+    };
+    let way = Arc::new(UdpSocket::bind(any).await?);
+    way.connect(endpoint).await?;
+    backends.remember(from.ip(), endpoint);
+    clients.lock().insert(from, Arc::clone(&way));
+    let (socket, clients, back) = (Arc::clone(socket), Arc::clone(clients), Arc::clone(&way));
+    tokio::spawn(cancel.clone().run_until_cancelled_owned(async move {
+        let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
+        while let Ok(Ok(len)) = tokio::time::timeout(CLIENT_IDLE, back.recv(&mut buffer)).await {
+            if socket.send_to(&buffer[..len], from).await.is_err() {
+                break;
+            }
+        }
+        let mut clients = clients.lock();
+        if clients
+            .get(&from)
+            .is_some_and(|way| Arc::ptr_eq(way, &back))
+        {
+            clients.remove(&from);
+        }
+    }));
+    Ok(Some(way))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    fn rule(
+        protocol: Protocol,
+        addr: SocketAddr,
+        endpoints: &[SocketAddr],
+        affinity: Option<u32>,
+    ) -> Rule {
+        Rule {
+            name: "ns/x:".into(),
+            protocol,
+            cluster: vec![addr],
+            external: Vec::new(),
+            node_port: None,
+            affinity_secs: affinity,
+            source_ranges: Vec::new(),
+            endpoints: endpoints.to_vec(),
+            external_endpoints: endpoints.to_vec(),
+            external_local: false,
+        }
+    }
+
+    /// Answers each connection with its own address.
+    async fn backend() -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                stream.write_all(addr.to_string().as_bytes()).await.ok();
+            }
+        });
+        addr
+    }
+
+    async fn free() -> SocketAddr {
+        TcpListener::bind("127.0.0.1:0")
+            .await
+            .unwrap()
+            .local_addr()
+            .unwrap()
+    }
+
+    async fn ask(addr: SocketAddr) -> io::Result<String> {
+        let mut text = String::new();
+        TcpStream::connect(addr)
+            .await?
+            .read_to_string(&mut text)
+            .await?;
+        Ok(text)
+    }
+
+    #[tokio::test]
+    async fn connections_go_to_endpoints_that_are_there() {
+        let (one, two, gone) = (backend().await, backend().await, free().await);
+        let addr = free().await;
+        let node = "127.0.0.1".parse().unwrap();
+        let mut proxy = Userspace::default();
+        proxy.sync(&[rule(Protocol::Tcp, addr, &[one, gone], None)], node);
+        for _ in 0..8 {
+            assert_eq!(
+                ask(addr).await.unwrap(),
+                one.to_string(),
+                "the dead one is passed over"
+            );
+        }
+        proxy.sync(&[rule(Protocol::Tcp, addr, &[one, two], Some(60))], node);
+        let first = ask(addr).await.unwrap();
+        for _ in 0..16 {
+            assert_eq!(
+                ask(addr).await.unwrap(),
+                first,
+                "a client keeps its endpoint"
+            );
+        }
+        let other = if first == one.to_string() { two } else { one };
+        proxy.sync(&[rule(Protocol::Tcp, addr, &[other], Some(60))], node);
+        assert_eq!(
+            ask(addr).await.unwrap(),
+            other.to_string(),
+            "unless it is gone"
+        );
+        proxy.sync(&[rule(Protocol::Tcp, addr, &[], None)], node);
+        tokio::task::yield_now().await;
+        let mut refused = ask(addr).await;
+        while refused.is_ok() {
+            tokio::task::yield_now().await;
+            refused = ask(addr).await;
+        }
+        assert_eq!(
+            refused.unwrap_err().kind(),
+            io::ErrorKind::ConnectionRefused,
+            "no endpoint, no listener"
+        );
+    }
+
+    #[tokio::test]
+    async fn datagrams_come_back_to_their_client() {
+        let backend = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = backend.local_addr().unwrap();
+        tokio::spawn(async move {
+            let mut buffer = [0; 64];
+            while let Ok((len, from)) = backend.recv_from(&mut buffer).await {
+                buffer[..len].reverse();
+                backend.send_to(&buffer[..len], from).await.ok();
+            }
+        });
+        let addr = UdpSocket::bind("127.0.0.1:0")
+            .await
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let mut proxy = Userspace::default();
+        proxy.sync(
+            &[rule(Protocol::Udp, addr, &[endpoint], None)],
+            "127.0.0.1".parse().unwrap(),
+        );
+        let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        client.connect(addr).await.unwrap();
+        client.send(b"abc").await.unwrap();
+        let mut buffer = [0; 64];
+        let len = client.recv(&mut buffer).await.unwrap();
+        assert_eq!(&buffer[..len], b"cba");
+    }
+}

@@ -1,0 +1,141 @@
+//! Services and who is behind them, as of one moment: what the proxy plans from and what DNS answers from.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use cox_client::Informer;
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
+
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+const ZONE: &str = "topology.kubernetes.io/zone";
+
+/// A Service's namespace and name.
+pub(crate) type Key = (String, String);
+
+/// One moment.
+#[derive(Debug, Default)]
+pub(crate) struct View {
+    pub(crate) services: HashMap<Key, Arc<Service>>,
+    pub(crate) slices: HashMap<Key, Vec<Arc<EndpointSlice>>>,
+    /// Which name an address has: the Service of a cluster address, and the endpoints of Services.
+    pub(crate) owners: HashMap<IpAddr, Owner>,
+    pub(crate) node: NodeFacts,
+}
+
+/// Whose an address is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    Service(Key),
+    /// An endpoint, by its label below the Service's name.
+    Endpoint(Key, String),
+}
+
+/// What matters about the node that this runs on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NodeFacts {
+    pub(crate) name: String,
+    pub(crate) zone: Option<String>,
+}
+
+impl View {
+    /// Reads the caches.
+    pub(crate) fn read(
+        services: &Informer<Service>,
+        slices: &Informer<EndpointSlice>,
+        nodes: &Informer<Node>,
+        node: &str,
+    ) -> Self {
+        let zone = nodes
+            .get(None, node)
+            .and_then(|node| node.metadata.labels.as_ref()?.get(ZONE).cloned());
+        let node = NodeFacts {
+            name: node.to_owned(),
+            zone,
+        };
+        Self::new(services.list(), slices.list(), node)
+    }
+
+    pub(crate) fn new(
+        services: Vec<Arc<Service>>,
+        slices: Vec<Arc<EndpointSlice>>,
+        node: NodeFacts,
+    ) -> Self {
+        let mut view = Self {
+            node,
+            ..Self::default()
+        };
+        for slice in slices {
+            let namespace = slice.metadata.namespace.clone().unwrap_or_default();
+            let labels = slice.metadata.labels.as_ref();
+            let Some(service) = labels.and_then(|labels| labels.get(SERVICE_NAME)) else {
+                continue;
+            };
+            let key = (namespace, service.clone());
+            for endpoint in slice.endpoints.iter().flatten() {
+                for ip in &endpoint.addresses {
+                    if let Ok(parsed) = ip.parse() {
+                        let owner = Owner::Endpoint(key.clone(), endpoint_label(endpoint, ip));
+                        view.owners.insert(parsed, owner);
+                    }
+                }
+            }
+            view.slices.entry(key).or_default().push(slice);
+        }
+        for list in view.slices.values_mut() {
+            list.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
+        }
+        for service in services {
+            let key = (
+                service.metadata.namespace.clone().unwrap_or_default(),
+                service.metadata.name.clone().unwrap_or_default(),
+            );
+            for ip in cluster_ips(&service) {
+                view.owners.insert(ip, Owner::Service(key.clone()));
+            }
+            view.services.insert(key, service);
+        }
+        view
+    }
+
+    pub(crate) fn slices_of(&self, key: &Key) -> &[Arc<EndpointSlice>] {
+        self.slices.get(key).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// The addresses of a Service; none when it is headless or a mere name.
+pub(crate) fn cluster_ips(service: &Service) -> Vec<IpAddr> {
+    let Some(spec) = &service.spec else {
+        return Vec::new();
+    };
+    if spec.type_.as_deref() == Some("ExternalName") {
+        return Vec::new();
+    }
+    let listed = spec.cluster_ips.iter().flatten();
+    let mut all: Vec<IpAddr> = listed.filter_map(|ip| ip.parse().ok()).collect();
+    if all.is_empty() {
+        all.extend(
+            spec.cluster_ip
+                .as_deref()
+                .and_then(|ip| ip.parse::<IpAddr>().ok()),
+        );
+    }
+    all
+}
+
+/// The label of an endpoint below its Service's name: its hostname, or its address with dashes.
+pub(crate) fn endpoint_label(endpoint: &Endpoint, ip: &str) -> String {
+    match &endpoint.hostname {
+        Some(name) if !name.is_empty() => name.clone(),
+        Some(_) | None => ip.replace(['.', ':'], "-"),
+    }
+}
+
+/// A condition that nobody set counts as true, as the API says for `ready`.
+pub(crate) fn is_ready(endpoint: &Endpoint) -> bool {
+    let conditions = endpoint.conditions.as_ref();
+    conditions
+        .and_then(|conditions| conditions.ready)
+        .unwrap_or(true)
+}

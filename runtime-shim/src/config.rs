@@ -34,6 +34,9 @@ pub struct Config {
     /// Addresses on the host's own loopback that Pods may connect to all the same, such as the API server's.
     #[serde(default)]
     pub host_services: Vec<SocketAddr>,
+    /// Where the node's proxy writes what it knows of Services; none: there are no Services.
+    #[serde(default)]
+    pub services_file: Option<PathBuf>,
     /// How Pods with a network namespace are made and connected.
     #[serde(default)]
     pub network: Network,
@@ -155,6 +158,7 @@ impl Config {
             pod_cidr: default_pod_cidr(),
             cluster_pod_cidrs: default_cluster_pod_cidrs(),
             host_services: Vec::new(),
+            services_file: None,
             network: Network::default(),
             pause_command: Vec::new(),
             tls_ca_files: Vec::new(),

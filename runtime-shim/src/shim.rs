@@ -20,7 +20,7 @@ use crate::ids::{ContainerId, SandboxId};
 use crate::images::Images;
 use crate::logs::LogWriter;
 use crate::names::Names;
-use crate::network::{Cidr, Policy};
+use crate::network::{Cidr, Policy, Services};
 use crate::sandbox::{Namespaces, Networks, PodFiles, Sandbox};
 use crate::server::RunError;
 use crate::state::{Recovered, StateDir};
@@ -74,6 +74,7 @@ impl Shim {
             cluster,
             host_services: config.host_services.clone(),
             tls_ca_files: config.tls_ca_files.clone(),
+            services: Services::new(config.services_file.clone()),
             ..Policy::default()
         };
         let threads = match config.guest_threads {

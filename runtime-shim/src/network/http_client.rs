@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 use super::resolver::ResolveError;
-use super::{PodNetwork, Policy, Protocol};
+use super::{PodNetwork, Policy, Protocol, Refused};
 
 /// Where the guest sets no timeout.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -81,9 +81,16 @@ async fn connect(network: &PodNetwork, uri: &Uri) -> Result<TcpStream, Error> {
     })?;
     let mut last = dns_error("no address");
     for ip in found {
-        let Ok(remote) = network.map_remote(SocketAddr::new(ip, port), Protocol::Tcp) else {
-            last = Error::DestinationIpProhibited;
-            continue;
+        let remote = match network.map_remote(SocketAddr::new(ip, port), Protocol::Tcp) {
+            Ok(remote) => remote,
+            Err(Refused::NoEndpoint(_)) => {
+                last = Error::Connect(std::io::ErrorKind::ConnectionRefused.into());
+                continue;
+            }
+            Err(Refused::Bind(_) | Refused::HostLoopback(_)) => {
+                last = Error::DestinationIpProhibited;
+                continue;
+            }
         };
         match network.dial(remote).await {
             Ok(stream) => return Ok(stream),

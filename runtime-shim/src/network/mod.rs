@@ -17,13 +17,16 @@ mod masquerade;
 mod netlink;
 mod netns;
 mod resolver;
+mod services;
 mod sockets;
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
 use tokio::net::{TcpSocket, TcpStream};
 
 use wasmtime_wasi::WasiCtxBuilder;
@@ -37,6 +40,7 @@ pub(crate) use http_client::PodHttp;
 pub(crate) use links::{Links, POD_INTERFACE};
 pub(crate) use netns::{EachPollInside, Netns};
 pub(crate) use resolver::{DnsConfig, ResolveError, Resolver};
+pub(crate) use services::{Found, Services};
 pub(crate) use sockets::shadow_sockets;
 
 /// Which addresses are Pods, and which of the host's own are open to them.
@@ -44,6 +48,8 @@ pub(crate) use sockets::shadow_sockets;
 pub(crate) struct Policy {
     pub(crate) cluster: Vec<Cidr>,
     pub(crate) host_services: Vec<SocketAddr>,
+    /// What the node's proxy says of Services.
+    pub(crate) services: Services,
     /// PEM files of authorities that guests' HTTPS clients trust besides the system's.
     pub(crate) tls_ca_files: Vec<PathBuf>,
     /// Made from them when the first guest needs it.
@@ -69,10 +75,15 @@ pub(crate) struct PodNetwork {
     resolver: Arc<Resolver>,
     /// A hosts file that a container brings along, such as the one that kubelets write.
     hosts: Option<PathBuf>,
+    /// By endpoint: the Service's address under which it was asked for.
+    asked: Arc<Mutex<HashMap<SocketAddr, SocketAddr>>>,
 }
 
+/// Endpoints that are shown under their Service's address at the same time; one more, and it starts anew.
+const ASKED_MAX: usize = 4096;
+
 /// For which kind of socket an address is mapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Protocol {
     Tcp,
     Udp,
@@ -85,6 +96,8 @@ pub(crate) enum Refused {
     Bind(IpAddr),
     #[error("{0} belongs to the host, not to a Pod")]
     HostLoopback(SocketAddr),
+    #[error("{0} is a Service that has no endpoint")]
+    NoEndpoint(SocketAddr),
 }
 
 impl PodNetwork {
@@ -94,6 +107,7 @@ impl PodNetwork {
             policy,
             resolver: Arc::new(resolver),
             hosts: None,
+            asked: Arc::default(),
         }
     }
 
@@ -104,6 +118,7 @@ impl PodNetwork {
             policy: Arc::clone(&self.policy),
             resolver: Arc::clone(&self.resolver),
             hosts: Some(file),
+            asked: Arc::clone(&self.asked),
         })
     }
 
@@ -189,7 +204,26 @@ impl PodNetwork {
                 return Ok(found);
             }
         }
-        self.resolver.resolve(name, self.netns()).await
+        let place = |server, protocol| self.map_server(server, protocol);
+        self.resolver.resolve_via(name, self.netns(), &place).await
+    }
+
+    /// Where a name server of the Pod's really is: the cluster's DNS is a Service too.
+    fn map_server(&self, server: SocketAddr, protocol: Protocol) -> SocketAddr {
+        match self.find_service(server, protocol) {
+            Found::Endpoint(endpoint) => endpoint,
+            Found::NoService | Found::NoEndpoint => server,
+        }
+    }
+
+    /// In a namespace the kernel brings Services to their endpoints; elsewhere the seam does.
+    fn find_service(&self, wanted: SocketAddr, protocol: Protocol) -> Found {
+        let client = match &self.place {
+            Place::Netns(_) => return Found::NoService,
+            Place::Virtual(ip) => IpAddr::V4(*ip),
+            Place::Host => Ipv4Addr::UNSPECIFIED.into(),
+        };
+        self.policy.services.find(client, wanted, protocol)
     }
 
     /// The loopback address that is this Pod's alone: what a guest of a virtual Pod binds to `localhost` listens there, and no
@@ -206,7 +240,7 @@ impl PodNetwork {
             (Some(ip), IpAddr::V4(real_ip)) if real_ip == Self::private(ip) => {
                 SocketAddr::new(Ipv4Addr::LOCALHOST.into(), real.port())
             }
-            _ => real,
+            _ => self.asked.lock().get(&real).copied().unwrap_or(real),
         }
     }
 
@@ -233,10 +267,22 @@ impl PodNetwork {
         wanted: SocketAddr,
         protocol: Protocol,
     ) -> Result<SocketAddr, Refused> {
+        let canonical = SocketAddr::new(wanted.ip().to_canonical(), wanted.port());
+        match self.find_service(canonical, protocol) {
+            Found::Endpoint(endpoint) => {
+                let mut asked = self.asked.lock();
+                if asked.len() >= ASKED_MAX {
+                    asked.clear();
+                }
+                asked.insert(endpoint, canonical);
+                return Ok(endpoint);
+            }
+            Found::NoEndpoint => return Err(Refused::NoEndpoint(wanted)),
+            Found::NoService => {}
+        }
         let Some(ip) = self.virtual_ip() else {
             return Ok(wanted);
         };
-        let canonical = SocketAddr::new(wanted.ip().to_canonical(), wanted.port());
         if self.policy.host_services.contains(&canonical) {
             return Ok(wanted);
         }
@@ -269,8 +315,9 @@ impl PodNetwork {
         let (ip, IpAddr::V4(remote)) = (self.virtual_ip()?, remote.ip()) else {
             return None;
         };
-        let inside =
-            remote.is_loopback() || self.policy.cluster.iter().any(|cidr| cidr.contains(remote));
+        // A loopback address means nothing to Pods behind the bridge: to them the node is the source.
+        let inside = remote.is_loopback()
+            || !ip.is_loopback() && self.policy.cluster.iter().any(|cidr| cidr.contains(remote));
         let source = if remote == Self::private(ip) {
             remote
         } else {
@@ -298,10 +345,17 @@ impl PodNetwork {
                 (addr.ip().is_unspecified() && addr.port() == 0) || self.map_bind(addr) == Ok(addr)
             }
             SocketAddrUse::TcpListen => self.map_bind(addr) == Ok(addr),
-            SocketAddrUse::TcpConnect => self.map_remote(addr, Protocol::Tcp) == Ok(addr),
-            SocketAddrUse::UdpSend => self.map_remote(addr, Protocol::Udp) == Ok(addr),
+            SocketAddrUse::TcpConnect => self.may_reach(addr, Protocol::Tcp),
+            SocketAddrUse::UdpSend => self.may_reach(addr, Protocol::Udp),
             SocketAddrUse::TcpAccept | SocketAddrUse::UdpReceive => true,
         }
+    }
+}
+
+impl PodNetwork {
+    /// Whether an address that was mapped already is open to the Pod.
+    fn may_reach(&self, addr: SocketAddr, protocol: Protocol) -> bool {
+        self.policy.services.is_endpoint(addr) || self.map_remote(addr, protocol) == Ok(addr)
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, UdpSocket};
 
+use super::Protocol;
 use super::dns::{self, Answer, RecordType};
 use super::netns::Netns;
 
@@ -88,12 +89,23 @@ impl Resolver {
         }
     }
 
-    /// Addresses of `name`, in the order to try them.
-    /// The servers are asked from inside `netns`, where there is one.
+    /// As [`Self::resolve_via`], where servers are at their own addresses.
+    #[cfg(test)]
     pub(crate) async fn resolve(
         &self,
         name: &str,
         netns: Option<&Netns>,
+    ) -> Result<Vec<IpAddr>, ResolveError> {
+        self.resolve_via(name, netns, &|server, _| server).await
+    }
+
+    /// Addresses of `name`, in the order to try them. The servers are asked from inside `netns`, where there is one; `place` says
+    /// where a server really is.
+    pub(crate) async fn resolve_via(
+        &self,
+        name: &str,
+        netns: Option<&Netns>,
+        place: &(dyn Fn(SocketAddr, Protocol) -> SocketAddr + Sync),
     ) -> Result<Vec<IpAddr>, ResolveError> {
         let literal = name
             .strip_prefix('[')
@@ -117,7 +129,7 @@ impl Resolver {
         }
         let mut last = ResolveError::NotFound;
         for candidate in candidates(&name, &self.searches, self.ndots) {
-            match self.ask(&candidate, netns).await {
+            match self.ask(&candidate, netns, place).await {
                 Ok(found) => return Ok(found),
                 Err(ResolveError::NotFound) => {}
                 Err(other) => last = other,
@@ -126,10 +138,15 @@ impl Resolver {
         Err(last)
     }
 
-    async fn ask(&self, name: &str, netns: Option<&Netns>) -> Result<Vec<IpAddr>, ResolveError> {
+    async fn ask(
+        &self,
+        name: &str,
+        netns: Option<&Netns>,
+        place: &(dyn Fn(SocketAddr, Protocol) -> SocketAddr + Sync),
+    ) -> Result<Vec<IpAddr>, ResolveError> {
         let (v4, v6) = tokio::join!(
-            self.ask_type(name, RecordType::A, netns),
-            self.ask_type(name, RecordType::Aaaa, netns)
+            self.ask_type(name, RecordType::A, netns, place),
+            self.ask_type(name, RecordType::Aaaa, netns, place)
         );
         match (v4, v6) {
             (Ok(mut v4), v6) => {
@@ -146,19 +163,25 @@ impl Resolver {
         name: &str,
         record: RecordType,
         netns: Option<&Netns>,
+        place: &(dyn Fn(SocketAddr, Protocol) -> SocketAddr + Sync),
     ) -> Result<Vec<IpAddr>, ResolveError> {
         // Unpredictable ids: std's hasher keys come from the system's randomness.
         let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), name);
         let id = u16::try_from(random & 0xffff).expect("masked to 16 bits");
         let question = dns::question(id, name, record).ok_or(ResolveError::BadName)?;
         for server in std::iter::repeat_n(&self.servers, TRIES).flatten() {
-            let answer =
-                match tokio::time::timeout(PATIENCE, over_udp(*server, &question, netns)).await {
-                    Ok(Ok(Answer::Truncated)) => {
-                        tokio::time::timeout(PATIENCE, over_tcp(*server, &question, netns)).await
-                    }
-                    answer => answer,
-                };
+            let answer = match tokio::time::timeout(
+                PATIENCE,
+                over_udp(place(*server, Protocol::Udp), &question, netns),
+            )
+            .await
+            {
+                Ok(Ok(Answer::Truncated)) => {
+                    let server = place(*server, Protocol::Tcp);
+                    tokio::time::timeout(PATIENCE, over_tcp(server, &question, netns)).await
+                }
+                answer => answer,
+            };
             match answer {
                 Ok(Ok(Answer::Addresses(found))) => return Ok(found),
                 Ok(Ok(Answer::Nothing)) => return Err(ResolveError::NotFound),

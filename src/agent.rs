@@ -33,7 +33,15 @@ pub(crate) async fn run(args: AgentArgs) -> Result<()> {
         serving: credentials.pair,
         client_ca_pem: credentials.ca_pem,
     };
-    let kubelet = node::run_kubelet(&paths, &args.node, identity, &mut components)?;
+    let cluster_dns = match cox_network::cluster_dns(&identity.client).await {
+        Ok(ip) => ip,
+        Err(error) => {
+            tracing::warn!(%error, "The cluster's DNS is not known: Pods that start now resolve as the node does");
+            None
+        }
+    };
+    node::run_network(&paths, &args.node, &identity, &mut components)?;
+    let kubelet = node::run_kubelet(&paths, &args.node, identity, cluster_dns, &mut components)?;
     Console::stdout().line(&format!(
         "✓ agent is ready as node {}",
         node::node_name(&args.node)?

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use cox_apiserver::services::cidr::Cidr;
 
 /// Kubernetes in one small program, with Wasm components and OCI containers side by side in a Pod.
 #[derive(Debug, Parser)]
@@ -73,6 +74,22 @@ pub(crate) struct ListenArgs {
     /// Leave out the default StorageClass `local-path`, which keeps volumes on the nodes' own disks
     #[arg(long)]
     pub(crate) no_local_path: bool,
+    /// Addresses for Services, one range or one of each family; kept from the first start on [default: 10.96.0.0/16; for `up` on
+    /// a machine that runs Wasm alone 127.128.0.0/16, which needs no root]
+    #[arg(long = "service-cidr", value_name = "CIDR", value_delimiter = ',')]
+    pub(crate) service_cidrs: Vec<Cidr>,
+    /// Leave out a built-in part; may be repeated
+    #[arg(long, value_name = "PART")]
+    pub(crate) disable: Vec<Part>,
+}
+
+/// A built-in part that others may stand in for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Part {
+    /// Cluster DNS and its Service
+    Dns,
+    /// Node addresses for Services of type LoadBalancer
+    ServiceLb,
 }
 
 /// How the node presents itself and what it may run.
@@ -94,6 +111,9 @@ pub(crate) struct NodeArgs {
         value_name = "PATH"
     )]
     pub(crate) containerd_socket: PathBuf,
+    /// How Services are brought to their Pods
+    #[arg(long, value_enum, default_value_t = Proxy::Auto, value_name = "MODE")]
+    pub(crate) proxy_mode: Proxy,
     /// The most Pods that the node runs
     #[arg(long, default_value_t = 500)]
     pub(crate) max_pods: u32,
@@ -130,6 +150,30 @@ pub(crate) struct NodeArgs {
     /// Folder of static Pod manifests [default: manifests in the data folder]
     #[arg(long, value_name = "DIR")]
     pub(crate) static_pods: Option<PathBuf>,
+}
+
+/// How Services are brought to their Pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Proxy {
+    /// In the kernel where Linux containers may run, else in user space
+    Auto,
+    /// By the kernel, through `nft` (needs root)
+    Nftables,
+    /// By this process
+    Userspace,
+    /// By somebody else
+    None,
+}
+
+impl From<Proxy> for cox_network::ProxyMode {
+    fn from(proxy: Proxy) -> Self {
+        match proxy {
+            Proxy::Auto => Self::Auto,
+            Proxy::Nftables => Self::Nftables,
+            Proxy::Userspace => Self::Userspace,
+            Proxy::None => Self::None,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Args)]

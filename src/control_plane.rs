@@ -12,7 +12,7 @@ use cox_store::{Backend, Store};
 use http::HeaderValue;
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::ListenArgs;
+use crate::cli::{ListenArgs, Part};
 use crate::components::Components;
 use crate::paths::{Paths, write_private};
 
@@ -24,11 +24,17 @@ pub(crate) struct ControlPlane {
     store: Store,
     informers: Informers,
     api_cancel: CancellationToken,
+    service_lb: bool,
 }
 
 impl ControlPlane {
     /// Opens the store, starts the API server and writes `<data-dir>/kubeconfig`; the components come with [`Self::run_components`].
-    pub(crate) async fn start(paths: &Paths, listen: &ListenArgs) -> Result<Self> {
+    /// `service_cidr` is the range of Service addresses where the flags say none.
+    pub(crate) async fn start(
+        paths: &Paths,
+        listen: &ListenArgs,
+        service_cidr: &str,
+    ) -> Result<Self> {
         let pki = Arc::new(Pki::load_or_create(&paths.pki())?);
         let dir = paths.store();
         let open = tokio::task::spawn_blocking(move || {
@@ -47,6 +53,11 @@ impl ControlPlane {
         if !listen.bind.is_unspecified() {
             config.extra_sans.push(listen.bind.to_string());
         }
+        config.service_cidrs.clone_from(&listen.service_cidrs);
+        if config.service_cidrs.is_empty() {
+            config.service_cidrs.push(service_cidr.parse()?);
+        }
+        config.dns_service = !listen.disable.contains(&Part::Dns);
         let deps = cox_apiserver::Deps::new(store.clone());
         let api = Arc::new(
             cox_apiserver::start(config, deps, api_cancel.clone())
@@ -69,6 +80,7 @@ impl ControlPlane {
             store,
             informers,
             api_cancel,
+            service_lb: !listen.disable.contains(&Part::ServiceLb),
         })
     }
 
@@ -115,11 +127,9 @@ impl ControlPlane {
             informers: self.informers(),
             clock: Arc::new(SystemClock),
         };
-        let run = cox_controllers::run(
-            cox_controllers::Config::new(self.pki.ca_pem()),
-            controllers,
-            cancel,
-        );
+        let mut config = cox_controllers::Config::new(self.pki.ca_pem());
+        config.service_lb = self.service_lb;
+        let run = cox_controllers::run(config, controllers, cancel);
         components.spawn("controllers", async move {
             run.await.map_err(anyhow::Error::from)
         });

@@ -1,6 +1,6 @@
 //! Wires a node: the runtime shim as a process of its own, and the kubelet that drives it over CRI.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -54,6 +54,7 @@ pub(crate) fn run_kubelet(
     paths: &Paths,
     node: &NodeArgs,
     identity: Identity,
+    cluster_dns: Option<IpAddr>,
     components: &mut Components,
 ) -> Result<cox_kubelet::Handle> {
     let mut config = cox_kubelet::Config::new(
@@ -75,6 +76,7 @@ pub(crate) fn run_kubelet(
     config.max_pods = node.max_pods;
     config.credentials = Arc::new(credentials(paths, node)?);
     set_up(&mut config, node)?;
+    config.cluster_dns.extend(cluster_dns);
     let deps = cox_kubelet::Deps {
         client: identity.client,
         informers: identity.informers,
@@ -123,6 +125,29 @@ fn set_up(config: &mut cox_kubelet::Config, node: &NodeArgs) -> Result<()> {
             .map(|text| cox_kubelet::eviction::thresholds::Threshold::parse(text))
             .collect::<Result<_, _>>()?;
     }
+    Ok(())
+}
+
+/// Starts the node's network (Services and names) as one of `components`.
+pub(crate) fn run_network(
+    paths: &Paths,
+    node: &NodeArgs,
+    identity: &Identity,
+    components: &mut Components,
+) -> Result<()> {
+    let mut config =
+        cox_network::Config::new(&node_name(node)?, node.node_ip, paths.services_file());
+    config.mode = node.proxy_mode.into();
+    config.linux_containers = node.containerd_socket.exists();
+    let deps = cox_network::Deps {
+        client: identity.client.clone(),
+        informers: identity.informers.clone(),
+    };
+    let run = cox_network::run(config, deps, components.cancellation());
+    components.spawn("network", async move {
+        run.await;
+        Ok(())
+    });
     Ok(())
 }
 

@@ -72,6 +72,10 @@ impl Paths {
     pub(crate) fn images_socket(&self) -> PathBuf {
         self.state.join("images.sock")
     }
+    /// What the node's proxy tells the runtime of Services.
+    pub(crate) fn services_file(&self) -> PathBuf {
+        self.state.join("services.json")
+    }
     pub(crate) fn shim_pid(&self) -> PathBuf {
         self.state.join("shim.pid")
     }

@@ -45,6 +45,7 @@ pub(crate) fn config(paths: &Paths, node: &NodeArgs) -> Result<Config> {
     config.images_socket = paths.images_socket();
     config.root_dir = paths.runtime();
     config.pod_cidr.clone_from(&node.pod_cidr);
+    config.services_file = Some(paths.services_file());
     config.containerd_socket.clone_from(&node.containerd_socket);
     config.compile_command = vec![own_binary()?.into(), "compile".into()];
     config.pause_command = vec![own_binary()?.into(), "pause".into()];

@@ -38,7 +38,7 @@ pub(crate) async fn run(args: UpArgs) -> Result<()> {
 
     let (runtime, plane) = tokio::join!(
         Runtime::start(&paths, &args.node),
-        ControlPlane::start(&paths, &args.listen)
+        ControlPlane::start(&paths, &args.listen, service_cidr(&args))
     );
     let (runtime, plane) = match (runtime, plane) {
         (Ok(runtime), Ok(plane)) => (runtime, plane),
@@ -56,12 +56,10 @@ pub(crate) async fn run(args: UpArgs) -> Result<()> {
     let mut components = Components::new();
     plane.run_components(&mut components);
     let name = node::node_name(&args.node)?;
-    let kubelet = node::run_kubelet(
-        &paths,
-        &args.node,
-        identity(&plane, &name, &args)?,
-        &mut components,
-    )?;
+    let identity = identity(&plane, &name, &args)?;
+    let cluster_dns = cox_network::cluster_dns(&identity.client).await?;
+    node::run_network(&paths, &args.node, &identity, &mut components)?;
+    let kubelet = node::run_kubelet(&paths, &args.node, identity, cluster_dns, &mut components)?;
 
     let work = serve(
         &args,
@@ -93,6 +91,16 @@ pub(crate) async fn run(args: UpArgs) -> Result<()> {
     plane.stop().await;
     runtime.stop().await;
     outcome
+}
+
+/// Service addresses on loopback need no root and no rules in the kernel; Linux containers cannot reach such.
+fn service_cidr(args: &UpArgs) -> &'static str {
+    let is_root = rustix::process::geteuid().is_root();
+    if is_root && args.node.containerd_socket.exists() {
+        cox_apiserver::SERVICE_CIDR
+    } else {
+        "127.128.0.0/16"
+    }
 }
 
 /// The kubelet of this process: it acts as its node, in process, and serves with a certificate of the cluster's authority.

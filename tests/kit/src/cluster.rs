@@ -131,6 +131,12 @@ impl Cluster {
         self
     }
 
+    /// A command on the cluster's node: in its network, where it has one of its own.
+    #[must_use]
+    pub fn inside(&self, program: &Path) -> Command {
+        self.program(program)
+    }
+
     fn program(&self, program: &Path) -> Command {
         match &self.network {
             Some(network) => network.command(program, &[]),
@@ -189,9 +195,20 @@ impl Cluster {
         let mut command = self.command("up");
         command
             .args(["--port", "0", "--no-merge-kubeconfig"])
+            .args(self.without_containerd())
             .args(&self.args)
             .stdin(Stdio::null());
         command
+    }
+
+    /// A test that does not bring containerd does not find the machine's: its node would change the machine's own network.
+    fn without_containerd(&self) -> Vec<String> {
+        const FLAG: &str = "--containerd-socket";
+        if self.args.iter().any(|arg| arg.starts_with(FLAG)) {
+            return Vec::new();
+        }
+        let nowhere = self.dir.path().join("no-containerd.sock");
+        vec![FLAG.to_owned(), nowhere.display().to_string()]
     }
 
     /// `cox SUBCOMMAND` with this cluster's folders.

@@ -1,0 +1,280 @@
+//! Services and names, through the whole program: on a laptop without root, and in the kernel with Linux containers.
+#![allow(
+    clippy::unwrap_used,
+    clippy::too_many_lines,
+    reason = "tests are tables and stories, and fail by panicking"
+)]
+
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::net::TcpStream;
+use std::path::Path;
+use std::time::Duration;
+
+use cox_testkit::linux::{self, Containerd, Network};
+use cox_testkit::{Cluster, Output, eventually};
+
+const COX: &str = env!("CARGO_BIN_EXE_cox");
+/// `serve PORT` says who asked and where; `get HOST PORT` prints such an answer; `echo` and `send` do the same over UDP.
+const SOCKETS: &str = "runtime-shim/tests/guests/sockets/sockets.wasm";
+
+/// A Deployment of the guest, and a Service of the same name in front of it.
+fn server(name: &str, args: &str, port: &str, service: &str) -> String {
+    format!(
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}}}\nspec:\n  replicas: 2\n  \
+         selector: {{matchLabels: {{app: {name}}}}}\n  template:\n    metadata: {{labels: {{app: {name}}}}}\n    \
+         spec:\n      runtimeClassName: wasm\n      terminationGracePeriodSeconds: 0\n      containers:\n      \
+         - {{name: c, image: 'cox.local/sockets:latest', imagePullPolicy: IfNotPresent, args: {args}}}\n\
+         ---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  selector: {{app: {name}}}\n  \
+         ports: [{port}]\n{service}\n"
+    )
+}
+
+/// Runs the guest once as a Pod; answers what it printed.
+fn once(cluster: &Cluster, name: &str, args: &str) -> String {
+    cluster
+        .apply(&format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  runtimeClassName: wasm\n  restartPolicy: Never\n  \
+             containers:\n  - {{name: c, image: 'cox.local/sockets:latest', imagePullPolicy: IfNotPresent, args: {args}}}\n"
+        ))
+        .ok();
+    let phase = || {
+        let pod = cluster.json(&["get", "pod", name]);
+        pod["status"]["phase"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    eventually("the client to end", || {
+        let phase = phase();
+        if phase == "Succeeded" || phase == "Failed" {
+            Ok(())
+        } else {
+            Err(phase)
+        }
+    });
+    let log = cluster.kubectl(&["logs", name]).ok();
+    cluster
+        .kubectl(&["delete", "pod", name, "--force", "--grace-period=0"])
+        .ok();
+    log.trim().to_owned()
+}
+
+/// What the server at `addr` says.
+fn ask(addr: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(addr)?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+#[test]
+fn wasm_pods_reach_services_by_name_without_root() {
+    let cluster = Cluster::up(COX, &["--no-follow"]);
+    Output::of(cluster.command("image load").arg(SOCKETS)).ok();
+    let web = server(
+        "web",
+        "[serve, '8080']",
+        "{port: 80, targetPort: 8080}",
+        "  type: NodePort",
+    );
+    cluster.apply(&web).ok();
+    let echo = server(
+        "echo",
+        "[echo, '9000']",
+        "{port: 7, targetPort: 9000, protocol: UDP}",
+        "",
+    );
+    cluster.apply(&echo).ok();
+    for name in ["web", "echo"] {
+        let target = format!("deployment/{name}");
+        cluster
+            .kubectl(&["rollout", "status", &target, "--timeout=60s"])
+            .ok();
+    }
+    eventually("both Pods to be endpoints", || {
+        let slices = cluster.json(&[
+            "get",
+            "endpointslices",
+            "-l",
+            "kubernetes.io/service-name=web",
+        ]);
+        let endpoints = slices["items"][0]["endpoints"]
+            .as_array()
+            .map_or(0, Vec::len);
+        if endpoints == 2 {
+            Ok(())
+        } else {
+            Err(slices.to_string())
+        }
+    });
+    for (case, name) in [
+        ("in its namespace", "web"),
+        ("by its whole name", "web.default.svc.cluster.local"),
+    ] {
+        eventually(case, || {
+            let said = once(&cluster, "client", &format!("[get, {name}, '80']"));
+            if said.starts_with("from 127.64.") && said.ends_with(":8080") {
+                Ok(())
+            } else {
+                Err(said)
+            }
+        });
+    }
+    let said = once(&cluster, "client", "[send, echo, '7']");
+    assert!(said.starts_with("ping from 127.64."), "{said}");
+    let service = cluster.json(&["get", "service", "web"]);
+    let ip = service["spec"]["clusterIP"].as_str().unwrap();
+    assert!(ip.starts_with("127.128."), "{ip}");
+    let port = &service["spec"]["ports"][0]["nodePort"];
+    let mut seen = BTreeSet::new();
+    eventually(
+        "programs of the machine to reach both Pods by the node port",
+        || {
+            let said = ask(&format!("127.0.0.1:{port}")).map_err(|error| error.to_string())?;
+            seen.extend(said.split(" at ").nth(1).map(str::to_owned));
+            if seen.len() == 2 {
+                Ok(())
+            } else {
+                Err(format!("{seen:?}"))
+            }
+        },
+    );
+    cluster
+        .kubectl(&["scale", "deployment", "web", "--replicas=0"])
+        .ok();
+    eventually("a Service without Pods to refuse", || {
+        let said = once(&cluster, "client", "[get, web, '80']");
+        if said == "error ErrorCode::ConnectionRefused" {
+            Ok(())
+        } else {
+            Err(said)
+        }
+    });
+    let said = once(&cluster, "client", "[get, nobody, '80']");
+    assert_eq!(said, "error ErrorCode::NameUnresolvable");
+}
+
+#[test]
+fn linux_containers_reach_services_through_the_kernel() {
+    if !linux::can_run_containers("linux_containers_reach_services_through_the_kernel") {
+        return;
+    }
+    let containerd = Containerd::start();
+    let socket = containerd.socket();
+    let mut cluster = Cluster::prepare(
+        COX,
+        &[
+            "--no-follow",
+            "--containerd-socket",
+            socket.to_str().unwrap(),
+        ],
+    )
+    .in_network(Network::new());
+    cluster.start();
+    let busybox = cluster.scratch().join("busybox.tar");
+    linux::save_busybox(&busybox, "docker.io/library/busybox:latest");
+    let mut load = cluster.command("image load");
+    load.args(["examples/http/http.wasm"]).arg(&busybox);
+    Output::of(&mut load).ok();
+    cluster
+        .kubectl(&["apply", "-f", "examples/http/http.yaml"])
+        .ok();
+    cluster
+        .apply(
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: shell, labels: {app: shell}}\nspec:\n  terminationGracePeriodSeconds: 0\n  \
+             containers:\n  - {name: c, image: busybox, imagePullPolicy: IfNotPresent, \
+             command: [sh, -c, 'mkdir /www; echo served by shell >/www/index.html; exec httpd -f -p 8080 -h /www']}\n\
+             ---\napiVersion: v1\nkind: Service\nmetadata: {name: shell}\nspec:\n  selector: {app: shell}\n  \
+             ports: [{port: 80, targetPort: 8080}]\n\
+             ---\napiVersion: v1\nkind: Service\nmetadata: {name: sticky}\nspec:\n  selector: {app: http}\n  type: NodePort\n  \
+             sessionAffinity: ClientIP\n  ports: [{port: 80, targetPort: 8080}]\n",
+        )
+        .ok();
+    cluster.wait("condition=Ready", "pod/shell");
+    cluster
+        .kubectl(&["rollout", "status", "deployment/http", "--timeout=60s"])
+        .ok();
+    let ip = |name: &str| {
+        let service = cluster.json(&["get", "service", name]);
+        service["spec"]["clusterIP"].as_str().unwrap().to_owned()
+    };
+    let in_pod = |args: &[&str]| {
+        let output = cluster.kubectl(&[&["exec", "shell", "--"], args].concat());
+        format!("{}{}", output.stdout, output.stderr)
+    };
+    eventually("the name to be known in the Pod", || {
+        let said = in_pod(&["nslookup", "http.default.svc.cluster.local"]);
+        if said.contains(&ip("http")) {
+            Ok(())
+        } else {
+            Err(said)
+        }
+    });
+    let get = |ip: &str| {
+        in_pod(&[
+            "wget",
+            "-q",
+            "-T",
+            "5",
+            "-O",
+            "-",
+            &format!("http://{ip}/x"),
+        ])
+    };
+    let mut seen = BTreeSet::new();
+    eventually("the Linux container to reach all Wasm Pods", || {
+        let said = get(&ip("http"));
+        if said.starts_with("Hello from http-") {
+            seen.insert(said.clone());
+        }
+        if seen.len() == 3 { Ok(()) } else { Err(said) }
+    });
+    let first = get(&ip("sticky"));
+    assert!(first.starts_with("Hello from http-"), "{first}");
+    for _ in 0..10 {
+        assert_eq!(get(&ip("sticky")), first, "a client keeps its endpoint");
+    }
+    let own = in_pod(&[
+        "wget",
+        "-q",
+        "-T",
+        "5",
+        "-O",
+        "-",
+        &format!("http://{}/", ip("shell")),
+    ]);
+    assert_eq!(
+        own.trim(),
+        "served by shell",
+        "a Pod reaches itself through its Service"
+    );
+    let on_node = |url: String| {
+        let mut command = cluster.inside(Path::new("/bin/busybox"));
+        let output = Output::of(command.args(["wget", "-q", "-T", "5", "-O", "-", &url]));
+        format!("{}{}", output.stdout, output.stderr)
+    };
+    assert_eq!(
+        on_node(format!("http://{}/", ip("shell"))).trim(),
+        "served by shell"
+    );
+    let service = cluster.json(&["get", "service", "sticky"]);
+    let port = &service["spec"]["ports"][0]["nodePort"];
+    let said = on_node(format!("http://127.0.0.1:{port}/x"));
+    assert!(
+        said.starts_with("Hello from http-"),
+        "the node port: {said}"
+    );
+    cluster
+        .kubectl(&["delete", "pod", "shell", "--force", "--grace-period=0"])
+        .ok();
+    eventually("a Service without Pods to refuse", || {
+        let said = on_node(format!("http://{}/", ip("shell")));
+        if said.contains("refused") {
+            Ok(())
+        } else {
+            Err(said)
+        }
+    });
+}

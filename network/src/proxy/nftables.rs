@@ -144,11 +144,12 @@ impl Nftables {
             ("filter-output", refused.to_owned()),
             (
                 "postrouting",
-                format!("meta mark & {MARK} == {MARK} masquerade"),
+                format!("oifname != \"lo\" meta mark & {MARK} == {MARK} masquerade"),
             ),
             (
                 "postrouting",
-                "ct status dnat ip saddr . ip daddr @hairpin masquerade".to_owned(),
+                "oifname != \"lo\" ct status dnat ip saddr . ip daddr @hairpin masquerade"
+                    .to_owned(),
             ),
             // The node's own connections: they may have a Service's address as their source, or a loopback one.
             (

@@ -231,8 +231,7 @@ async fn volumes_hold_tokens_and_follow_config_maps() {
     let env: Vec<_> = {
         let state = cluster.runtime.state.lock().unwrap();
         let config = state.containers.values().next().unwrap().config.clone();
-        // The volume, the token, and the hosts file.
-        assert_eq!(config.mounts.len(), 3);
+        assert_eq!(config.mounts.len(), 2);
         config
             .envs
             .into_iter()

@@ -1,6 +1,7 @@
 //! Carries out one step of a plan. One match, no decisions: what an outcome means is decided in the actor's fold.
 
 use super::events::PodEvents;
+use super::last_words;
 use super::shared::Shared;
 use crate::cri::client::CriError;
 use crate::cri::container_config::{Resolved, container_config};
@@ -21,6 +22,7 @@ use cox_client::events::EventType;
 use cox_cri::v1;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -355,7 +357,14 @@ impl Subject {
             .mounts(&self.pod, container, &variables, viewer)
             .await
             .map_err(config_error)?;
-        mounts.extend(self.hosts_file(container).await.map_err(config_error)?);
+        // A Wasm guest finds names through its network; a mount would cost each idle one a file descriptor.
+        let aliases = spec(&self.pod).host_aliases.as_ref();
+        if network == PodNetwork::Namespace || aliases.is_some_and(|aliases| !aliases.is_empty()) {
+            mounts.extend(self.hosts_file(container).await.map_err(config_error)?);
+        }
+        let words = last_words::mount(&self.last_words_dir(), container, attempt, image.kind)
+            .map_err(config_error)?;
+        mounts.extend(words);
         let logs = log_dir(&self.shared.config, &self.pod).join(name);
         tokio::fs::create_dir_all(&logs)
             .await
@@ -422,6 +431,11 @@ impl Subject {
             host_path: file.to_string_lossy().into_owned(),
             ..v1::Mount::default()
         }))
+    }
+
+    fn last_words_dir(&self) -> PathBuf {
+        let uid = self.pod.metadata.uid.as_deref().unwrap_or_default();
+        self.shared.volumes.pod_dir(uid).join("containers")
     }
 
     /// The running container whose processes an ephemeral one sees.
@@ -524,6 +538,7 @@ impl Subject {
         if result.is_ok() {
             let log = log_dir(&self.shared.config, &self.pod).join(format!("{name}/{attempt}.log"));
             crate::logs::rotate::remove_all(&log).await;
+            last_words::remove(&self.last_words_dir(), &name, attempt).await;
         }
         Outcome::ContainerRemoved { id, result }
     }

@@ -12,6 +12,7 @@ pub mod effects;
 pub mod events;
 mod health;
 mod keep;
+mod last_words;
 pub mod mailbox;
 pub mod publish;
 pub mod refuse;

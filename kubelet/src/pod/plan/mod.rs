@@ -215,4 +215,6 @@ fn stop(input: PlanInput<'_>, container: &ContainerView, grace_secs: i64, messag
 }
 
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;

@@ -1,11 +1,15 @@
 //! What reaches a worker from outside: newer objects, news of the runtime, config maps that changed, the wish to end.
 
 use super::{Actor, BoxStream, Target};
+use crate::cri::container_config::log_path;
+use crate::cri::sandbox_config::log_dir;
+use crate::pod::containers::any_named;
 use crate::pod::history::{Ending, EndingCause, Volumes};
 use crate::pod::plan::grace_of;
-use crate::pod::view::PodView;
+use crate::pod::view::{ContainerPhase, PodView};
 use crate::volumes::References;
 use crate::volumes::objects::Known;
+use crate::worker::last_words;
 use crate::worker::mailbox::Mail;
 use crate::worker::publish;
 use futures::StreamExt;
@@ -101,6 +105,30 @@ impl Actor {
             self.object = Some(pod.clone());
         }
         self.pod = pod;
+    }
+
+    /// Gives containers that ended the message that they left.
+    pub(super) fn hear_last_words(&mut self) {
+        let uid = self.pod.metadata.uid.as_deref().unwrap_or_default();
+        let dir = self.shared.volumes.pod_dir(uid).join("containers");
+        let logs = log_dir(&self.shared.config, &self.pod);
+        let containers = &self.view.containers;
+        self.last_words
+            .retain(|id, _| containers.iter().any(|view| &view.id == id));
+        for view in &mut self.view.containers {
+            let ContainerPhase::Exited(exit) = &mut view.state else {
+                continue;
+            };
+            let Some(spec) = any_named(&self.pod, &view.name).filter(|_| exit.message.is_empty())
+            else {
+                continue;
+            };
+            let words = self.last_words.entry(view.id.clone()).or_insert_with(|| {
+                let log = logs.join(log_path(&view.name, view.attempt));
+                last_words::read(&dir, &spec, view.attempt, exit, &log)
+            });
+            exit.message.clone_from(words);
+        }
     }
 
     /// Replaces the view by a full listing, except for what is being made at this moment.

@@ -112,6 +112,8 @@ pub struct Actor {
     /// Something may have changed that is kept over a power cut.
     keep: bool,
     told_killing: Vec<ContainerId>,
+    /// What ended containers said last.
+    last_words: BTreeMap<ContainerId, String>,
     /// Their preStop hooks ran or run.
     pre_stopped: BTreeSet<ContainerId>,
     born: Timestamp,
@@ -172,6 +174,7 @@ impl Actor {
             refresh: false,
             keep: true,
             told_killing: Vec::new(),
+            last_words: BTreeMap::new(),
             pre_stopped: BTreeSet::new(),
             born,
             wrote: None,
@@ -266,6 +269,7 @@ impl Actor {
     /// One round: plan, start effects, publish. The answer is when to look again without news.
     fn turn(&mut self) -> Turn {
         let now = self.shared.clock.now();
+        self.hear_last_words();
         let plan = self.plan(now);
         self.events
             .waiting_changed(&self.pod, &self.waiting, &plan.waiting);

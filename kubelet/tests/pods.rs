@@ -9,7 +9,7 @@
 mod support;
 
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Event, Node};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, PersistentVolume, PersistentVolumeClaim};
 use kube::Api;
 use kube::api::{ListParams, LogParams, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
@@ -485,4 +485,92 @@ async fn a_hundred_pods_at_once() {
         cluster.until_gone(name).await;
     }
     assert!(cluster.runtime.state.lock().unwrap().sandboxes.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_does_not_fit_fails_and_can_be_deleted() {
+    let cluster = Cluster::start().await;
+    let _node = cluster.kubelet();
+    let mut spec = one("stay");
+    spec["containers"][0]["resources"] = json!({"requests": {"cpu": "10000"}});
+    cluster.create("large", spec).await;
+    let pod = cluster
+        .until("large", "refused", |pod| phase(pod) == "Failed")
+        .await;
+    let status = pod.status.unwrap();
+    assert_eq!(status.reason.as_deref(), Some("OutOfcpu"));
+    let message = status.message.unwrap();
+    assert!(
+        message.starts_with(
+            "Pod was rejected: Node didn't have enough resource: cpu, requested: 10000000, used: 0"
+        ),
+        "{message}"
+    );
+    let made = |calls: &[String]| calls.iter().any(|call| call.starts_with("sandbox "));
+    assert!(
+        !made(&cluster.runtime.calls()),
+        "nothing of it ever started"
+    );
+    cluster.delete("large").await;
+    cluster.until_gone("large").await;
+    // The node is as good as before.
+    cluster.create("small", one("stay")).await;
+    cluster.until("small", "ready", is_ready).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_on_a_folder_of_the_node_reaches_the_container() {
+    let cluster = Cluster::start().await;
+    let _node = cluster.kubelet();
+    let folder = cluster.dir.path().join("kubelet/local-path/pvc-1");
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(cluster.admin.clone(), "default");
+    let claim = json!({"metadata": {"name": "c"}, "spec": {"accessModes": ["ReadWriteOnce"], "volumeName": "pvc-1",
+        "storageClassName": "", "resources": {"requests": {"storage": "1Gi"}}}});
+    let params = PostParams::default();
+    let claim = claims
+        .create(&params, &serde_json::from_value(claim).unwrap())
+        .await
+        .unwrap();
+    let mut spec = one("stay");
+    spec["volumes"] = json!([{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]);
+    spec["containers"][0]["volumeMounts"] =
+        json!([{"name": "v", "mountPath": "/v", "readOnly": true}]);
+    cluster.create("p", spec).await;
+    let reference = json!({"kind": "PersistentVolumeClaim", "namespace": "default", "name": "c", "uid": claim.metadata.uid});
+    let volume = json!({"metadata": {"name": "pvc-1"}, "spec": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"},
+        "hostPath": {"path": folder}, "claimRef": reference}});
+    let volumes: Api<PersistentVolume> = Api::all(cluster.admin.clone());
+    volumes
+        .create(&params, &serde_json::from_value(volume).unwrap())
+        .await
+        .unwrap();
+    let bound = json!({"status": {"phase": "Bound"}});
+    claims
+        .patch_status("c", &PatchParams::default(), &Patch::Merge(bound))
+        .await
+        .unwrap();
+    cluster.until("p", "ready", is_ready).await;
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&folder).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o777, "for containers of any user");
+    let mounts = {
+        let state = cluster.runtime.state.lock().unwrap();
+        state
+            .containers
+            .values()
+            .next()
+            .unwrap()
+            .config
+            .mounts
+            .clone()
+    };
+    let mount = mounts
+        .iter()
+        .find(|mount| mount.container_path == "/v")
+        .unwrap();
+    assert_eq!(mount.host_path, folder.display().to_string());
+    assert!(mount.readonly);
+    cluster.delete("p").await;
+    cluster.until_gone("p").await;
+    assert!(folder.exists(), "the data outlives the Pod");
 }

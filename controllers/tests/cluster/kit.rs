@@ -216,7 +216,14 @@ impl Cluster {
                 .map_or("", |types| types.kind.as_str());
             matches!(
                 kind,
-                "Pod" | "ReplicaSet" | "Deployment" | "Node" | "Namespace" | "ConfigMap"
+                "Pod"
+                    | "ReplicaSet"
+                    | "Deployment"
+                    | "Node"
+                    | "Namespace"
+                    | "ConfigMap"
+                    | "PersistentVolume"
+                    | "PersistentVolumeClaim"
             )
         });
         interesting

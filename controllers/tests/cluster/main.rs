@@ -7,6 +7,7 @@
 )]
 
 mod kit;
+mod volumes;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{

@@ -289,6 +289,7 @@ mod tests {
         };
         let asks = |resource: &str, amount: &str| json!({"containers": [{"name": "c", "resources": {"requests": {resource: amount}}}]});
         let port = |port: i32| json!({"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": port}]}]});
+        let none: &[Arc<Pod>] = &[];
         let one = [pod("o", asks("cpu", "1500m"))];
         let ports = [pod("o", port(80))];
         let three = [
@@ -299,38 +300,48 @@ mod tests {
         let affinity = json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
             {"matchExpressions": [{"key": "zone", "operator": "NotIn", "values": ["a"]}]}]}}}});
         let cases: Vec<(&str, Value, &[Arc<Pod>], &str)> = vec![
-            ("it fits", asks("cpu", "500m"), &one, ""),
-            ("too much cpu", asks("cpu", "501m"), &one, "OutOfcpu"),
-            ("too much memory", asks("memory", "2Gi"), &[], "OutOfmemory"),
+            ("it fits", asks("cpu", "500m"), &one[..], ""),
+            ("too much cpu", asks("cpu", "501m"), &one[..], "OutOfcpu"),
+            (
+                "too much memory",
+                asks("memory", "2Gi"),
+                none,
+                "OutOfmemory",
+            ),
             (
                 "a device that is not counted here",
                 asks("example.com/gpu", "1"),
-                &[],
+                none,
                 "",
             ),
-            ("too many pods", json!({}), &three, "OutOfpods"),
+            ("too many pods", json!({}), &three[..], "OutOfpods"),
             (
                 "another system",
                 json!({"os": {"name": "windows"}}),
-                &[],
+                none,
                 "PodOSNotSupported",
             ),
             (
                 "another system by label",
                 json!({"nodeSelector": {"kubernetes.io/os": "windows"}}),
-                &[],
+                none,
                 "PodOSSelectorNodeLabelDoesNotMatch",
             ),
-            ("its label", json!({"nodeSelector": {"zone": "a"}}), &[], ""),
+            (
+                "its label",
+                json!({"nodeSelector": {"zone": "a"}}),
+                none,
+                "",
+            ),
             (
                 "another label",
                 json!({"nodeSelector": {"zone": "b"}}),
-                &[],
+                none,
                 "NodeAffinity",
             ),
-            ("its affinity", affinity, &[], "NodeAffinity"),
-            ("a taken port", port(80), &ports, "NodePorts"),
-            ("a free port", port(81), &ports, ""),
+            ("its affinity", affinity, none, "NodeAffinity"),
+            ("a taken port", port(80), &ports[..], "NodePorts"),
+            ("a free port", port(81), &ports[..], ""),
         ];
         for (name, spec, others, reason) in cases {
             let found = refusal(&pod("p", spec), others, &node);

@@ -10,6 +10,7 @@ use crate::pod::PodUid;
 use crate::pod::plan::previous_container;
 use crate::pod::view::PodView;
 use crate::sources::{manifest, mirror};
+use crate::worker::mailbox::Failing;
 use crate::worker::refuse;
 use crate::worker::{Actor, Mailbox, Shared, Start};
 use cox_client::tasks::TaskScope;
@@ -109,6 +110,13 @@ impl Dispatcher {
             .values()
             .find(|known| !known.is_orphan && is_it(&known.pod))
             .map(|known| known.pod.clone())
+    }
+
+    /// Makes a Pod fail.
+    pub fn fail(&self, pod: &Pod, failing: Failing) {
+        if let Some(known) = self.lock().get(&uid(pod)) {
+            known.mailbox.put(|mail| mail.fails = Some(failing));
+        }
     }
 
     /// Why this node does not take a new Pod. One that began here before, or that the runtime runs, was taken already.

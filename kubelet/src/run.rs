@@ -5,7 +5,7 @@ use crate::cri::client::Runtime;
 use crate::cri::images::Images;
 use crate::cri::sandbox_config::host_resolv_conf;
 use crate::dispatch::Dispatcher;
-use crate::eviction::{Pressure, PressureKeeper};
+use crate::eviction::{EvictionKeeper, Pressure};
 use crate::gc::ImageKeeper;
 use crate::keep::Keeper;
 use crate::logs::keeper::LogKeeper;
@@ -198,12 +198,13 @@ async fn run_parts(parts: Parts, cancel: CancellationToken) -> Result<(), RunErr
     let images = Arc::new(ImageKeeper::new(shared.clone()));
     scope.spawn("image-gc", images.clone().run(token.clone()));
     let (pressure, pressure_rx) = watch::channel(Pressure::default());
-    let pressure = PressureKeeper {
+    let eviction = EvictionKeeper {
         shared: shared.clone(),
+        dispatcher: dispatcher.clone(),
         images,
         pressure,
     };
-    scope.spawn("pressure", pressure.run(token.clone()));
+    scope.spawn("eviction", eviction.run(token.clone()));
     let node = NodeKeeper {
         pressure: pressure_rx,
         config: config.clone(),

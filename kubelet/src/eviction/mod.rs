@@ -1,16 +1,33 @@
-//! Looks every ten seconds whether memory, disk, inodes or processes run out: tells the Node's conditions, which keep new Pods away,
-//! and frees disk by removing unused images.
+//! Keeps the node alive when memory, disk, inodes or processes run out: every ten seconds it looks at the machine, tells the Node's
+//! conditions, frees disk by removing images, and, if that is not enough, fails one Pod. It also fails Pods that keep more on disk
+//! than their own limits say.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | `thresholds` | what is too little, for how long |
+//! | `rank` | who goes first |
+//! | `local` | limits of emptyDirs and written layers |
 
+pub mod local;
+pub mod rank;
 pub mod thresholds;
 
+use crate::cri::sandbox_config::log_dir;
+use crate::dispatch::Dispatcher;
 use crate::gc::ImageKeeper;
 use crate::stats::machine::{Filesystem, Watcher};
+use crate::stats::number;
+use crate::worker::mailbox::Failing;
 use crate::worker::shared::Shared;
+use cox_cri::v1;
 use jiff::SignedDuration;
-use std::collections::BTreeMap;
+use k8s_openapi::api::core::v1::Pod;
+use rank::User;
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use thresholds::{Memory, Seen, Signal};
+use thresholds::{Memory, Seen, Signal, Threshold};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -41,13 +58,14 @@ impl Pressure {
 
 /// Watches one node.
 #[derive(Debug)]
-pub struct PressureKeeper {
+pub struct EvictionKeeper {
     pub shared: Arc<Shared>,
+    pub dispatcher: Arc<Dispatcher>,
     pub images: Arc<ImageKeeper>,
     pub pressure: watch::Sender<Pressure>,
 }
 
-impl PressureKeeper {
+impl EvictionKeeper {
     /// Looks until cancelled.
     pub async fn run(self, cancel: CancellationToken) {
         let watcher = Watcher::default();
@@ -66,6 +84,7 @@ impl PressureKeeper {
     }
 
     async fn look(&self, watcher: &Watcher, memory: &mut Memory) {
+        self.enforce_limits().await;
         let now = self.shared.clock.now();
         let config = &self.shared.config;
         let seen = self.observe(watcher);
@@ -83,7 +102,13 @@ impl PressureKeeper {
         let is_disk = matches!(worst.signal.resource(), "ephemeral-storage" | "inodes");
         if is_disk {
             self.images.remove_unused().await;
+            let again = self.observe(watcher);
+            if memory.update(&[worst], &again, now).is_empty() {
+                return;
+            }
         }
+        let seen = seen.get(&worst.signal).copied().unwrap_or_default();
+        self.evict_one(&worst, seen).await;
     }
 
     fn observe(&self, watcher: &Watcher) -> BTreeMap<Signal, Seen> {
@@ -91,4 +116,137 @@ impl PressureKeeper {
         let images = self.images.folder();
         thresholds::observe(&machine, images.and_then(|path| Filesystem::of(&path)))
     }
+
+    /// Fails the Pod that has to go first.
+    async fn evict_one(&self, threshold: &Threshold, seen: Seen) {
+        let stats = match self.shared.runtime.sandbox_stats().await {
+            Ok(stats) => stats,
+            Err(error) => {
+                tracing::warn!(%error, "The runtime does not say who uses what");
+                return;
+            }
+        };
+        let mut users = Vec::new();
+        for pod in self.live_pods() {
+            let used = self.used(&pod, &stats, threshold.signal).await;
+            users.push(User { pod, used });
+        }
+        let Some(victim) = rank::victim(&users, threshold.signal) else {
+            tracing::warn!("No Pod may be taken away");
+            return;
+        };
+        let message = rank::message(victim, threshold, seen);
+        // A soft threshold leaves time to end well; a hard one does not have it.
+        let grace_secs = if threshold.grace.is_zero() {
+            0
+        } else {
+            crate::pod::plan::grace_of(&victim.pod)
+        };
+        self.fail(&victim.pod, message, grace_secs);
+    }
+
+    fn fail(&self, pod: &Pod, message: String, grace_secs: i64) {
+        tracing::info!(pod = pod.metadata.name, message, "Pod is evicted");
+        let failing = Failing {
+            reason: "Evicted".to_owned(),
+            message,
+            grace_secs,
+        };
+        self.dispatcher.fail(pod, failing);
+    }
+
+    /// Pods that are not over.
+    fn live_pods(&self) -> Vec<Arc<Pod>> {
+        let pods = self.dispatcher.pods().into_iter();
+        pods.filter(|pod| {
+            let status = self.dispatcher.status_of(pod);
+            let phase = status.as_ref().and_then(|status| status.phase.as_deref());
+            !matches!(phase, Some("Succeeded" | "Failed"))
+        })
+        .collect()
+    }
+
+    async fn used(&self, pod: &Pod, stats: &[v1::PodSandboxStats], signal: Signal) -> u64 {
+        let linux = stats_of(stats, pod);
+        let containers = linux
+            .map(|linux| linux.containers.as_slice())
+            .unwrap_or_default();
+        let sum = |of: fn(&v1::ContainerStats) -> Option<u64>| {
+            containers.iter().filter_map(of).sum::<u64>()
+        };
+        match signal.resource() {
+            "memory" => sum(|one| number(one.memory.as_ref()?.working_set_bytes.as_ref())),
+            "inodes" => sum(|one| number(one.writable_layer.as_ref()?.inodes_used.as_ref())),
+            "pids" => linux
+                .and_then(|linux| number(linux.process.as_ref()?.process_count.as_ref()))
+                .unwrap_or(0),
+            _ => {
+                let layers = sum(|one| number(one.writable_layer.as_ref()?.used_bytes.as_ref()));
+                let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+                let volumes = self.shared.volumes.pod_dir(uid);
+                let logs = log_dir(&self.shared.config, pod);
+                layers + usage(volumes).await + usage(logs).await
+            }
+        }
+    }
+
+    /// Fails Pods that keep more on disk than they said.
+    async fn enforce_limits(&self) {
+        let mut stats: Option<HashMap<String, Vec<v1::ContainerStats>>> = None;
+        for pod in self.live_pods() {
+            for volume in local::limited(&pod) {
+                let folder = self.shared.volumes.empty_dir(&pod, &volume.volume);
+                if usage(folder).await > volume.limit {
+                    self.fail(&pod, local::too_large(&volume), 0);
+                }
+            }
+            if !local::bounds_layers(&pod) {
+                continue;
+            }
+            if stats.is_none() {
+                stats = Some(self.layers().await);
+            }
+            let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+            let of_pod = stats.as_ref().and_then(|stats| stats.get(uid));
+            let of_pod = of_pod.map(Vec::as_slice).unwrap_or_default();
+            let logs = log_dir(&self.shared.config, &pod);
+            let logs = |container: &str| local::disk_usage(&logs.join(container));
+            if let Some(message) = local::layer_too_large(&pod, of_pod, logs) {
+                self.fail(&pod, message, 0);
+            }
+        }
+    }
+
+    async fn layers(&self) -> HashMap<String, Vec<v1::ContainerStats>> {
+        let stats = self
+            .shared
+            .runtime
+            .sandbox_stats()
+            .await
+            .unwrap_or_default();
+        stats
+            .into_iter()
+            .filter_map(|one| Some((one.attributes?.metadata?.uid, one.linux?.containers)))
+            .collect()
+    }
+}
+
+fn stats_of<'a>(
+    stats: &'a [v1::PodSandboxStats],
+    pod: &Pod,
+) -> Option<&'a v1::LinuxPodSandboxStats> {
+    let is_it = |one: &&v1::PodSandboxStats| {
+        let meta = one
+            .attributes
+            .as_ref()
+            .and_then(|all| all.metadata.as_ref());
+        meta.is_some_and(|meta| Some(&meta.uid) == pod.metadata.uid.as_ref())
+    };
+    stats.iter().find(is_it)?.linux.as_ref()
+}
+
+async fn usage(folder: PathBuf) -> u64 {
+    tokio::task::spawn_blocking(move || local::disk_usage(&folder))
+        .await
+        .unwrap_or(0)
 }

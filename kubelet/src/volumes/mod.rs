@@ -114,6 +114,11 @@ impl Volumes {
         self.root.join(uid)
     }
 
+    /// Where an emptyDir of a Pod is.
+    pub(crate) fn empty_dir(&self, pod: &Pod, volume: &str) -> PathBuf {
+        self.folder(pod, "empty-dir", volume)
+    }
+
     fn folder(&self, pod: &Pod, kind: &str, volume: &str) -> PathBuf {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         self.pod_dir(uid)

@@ -21,6 +21,8 @@ pub struct Mail {
     pub gone: bool,
     /// The node stops: end the containers, keep the object.
     pub node_stops: bool,
+    /// The Pod has to fail: the node takes it away.
+    pub fails: Option<Failing>,
     /// News of the runtime, merged.
     pub news: PodView,
     /// Containers that the runtime removed.
@@ -29,6 +31,14 @@ pub struct Mail {
     pub listing: Option<PodView>,
     /// A config map or secret changed.
     pub objects_changed: bool,
+}
+
+/// Why a Pod has to fail, and how much time it has left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failing {
+    pub reason: String,
+    pub message: String,
+    pub grace_secs: i64,
 }
 
 /// The sender's and the worker's end.

@@ -10,8 +10,9 @@ use crate::pod::view::{ContainerPhase, PodView};
 use crate::volumes::References;
 use crate::volumes::objects::Known;
 use crate::worker::last_words;
-use crate::worker::mailbox::Mail;
+use crate::worker::mailbox::{Failing, Mail};
 use crate::worker::publish;
+use cox_client::events::EventType;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use std::sync::Arc;
@@ -81,6 +82,18 @@ impl Actor {
                 self.object = None;
             }
             self.end(EndingCause::Deleted, grace_of(&self.pod));
+        }
+        if let Some(failing) = mail.fails
+            && self.history.ending.is_none()
+        {
+            let Failing {
+                reason,
+                message,
+                grace_secs,
+            } = failing;
+            self.events
+                .pod(EventType::Warning, &reason, message.clone());
+            self.end(EndingCause::Failed { reason, message }, grace_secs);
         }
         if mail.node_stops {
             self.end(EndingCause::NodeStops, grace_of(&self.pod));

@@ -16,6 +16,7 @@ fn spec(spec: Value) -> Value {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn json_patch_table() {
     let object = json!({"spec": {"replicas": 3, "list": ["a", "b"]}});
     let cases: &[(&str, Value, Result<Value, u16>)] = &[

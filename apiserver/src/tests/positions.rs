@@ -1,4 +1,5 @@
 //! Where lists, reads and watches begin: every form of resourceVersion and its companions, allowed or not.
+#![allow(clippy::too_many_lines, reason = "the tables are the tests")]
 
 use super::*;
 use crate::verbs::limit::WATCHES_PER_USER_MAX;

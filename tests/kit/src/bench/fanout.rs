@@ -36,6 +36,10 @@ struct Shared {
 }
 
 /// The figures of one cluster.
+#[allow(
+    clippy::too_many_lines,
+    reason = "one run from the first watcher to the last event"
+)]
 pub(crate) async fn measure(subject: &Subject, watchers: usize, rate: u32) -> Result<Vec<Figure>> {
     let mut control = connect(&subject.access).await?;
     let all = format!("/api/v1/namespaces/{NAMESPACE}/configmaps");

@@ -4,10 +4,14 @@
 //! expression, the types of its variables and their values. Output: complaints, an upper bound of its cost, its value. Every
 //! step costs; an evaluation that has used its budget up ends with an error.
 
+pub mod admission;
+pub mod builtin;
 mod check;
 mod eval;
+mod extensions;
 mod functions;
 mod libraries;
+mod opaque;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -15,9 +19,10 @@ mod value;
 
 pub use check::{Checked, Estimate};
 pub use eval::{Budget, EvalError};
-pub use types::{Type, escape};
+pub use opaque::Opaque;
+pub use types::{OBJECT, PATCH, Type, escape};
 pub(crate) use types::{most_entries, most_items};
-pub use value::{Cel, ListKind, Map};
+pub use value::{Cel, Key, ListKind, Map};
 
 use cel::IdedExpr;
 use cel::parser::Parser;
@@ -71,6 +76,11 @@ impl Expression {
                 self.source
             )
         })
+    }
+
+    /// As it was written.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// Whether the expression names a variable.

@@ -172,6 +172,12 @@ pub fn importance(version: &str) -> (u8, u64, u64, std::cmp::Reverse<String>) {
 }
 
 impl Version {
+    /// The type of its objects, as expressions outside of the definition see it.
+    pub fn cel_type(&self) -> crate::cel::Type {
+        let structural = std::sync::Arc::new(self.structural.clone());
+        crate::cel::Type::of_schema(&structural, true).unwrap_or(crate::cel::Type::Dyn)
+    }
+
     fn read(spec: &Value, names: &Value, version: &Value, storage_version: &str) -> Self {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let open_api = version["schema"]["openAPIV3Schema"].clone();

@@ -44,6 +44,8 @@ pub enum Reason {
     ServiceUnavailable,
     /// 504.
     Timeout,
+    /// None is given; the code says it.
+    Unspecified,
 }
 
 impl Reason {
@@ -68,13 +70,40 @@ impl Reason {
             Reason::ServerTimeout => "ServerTimeout",
             Reason::ServiceUnavailable => "ServiceUnavailable",
             Reason::Timeout => "Timeout",
+            Reason::Unspecified => "",
         }
+    }
+
+    /// The reason of that name.
+    pub fn parse(text: &str) -> Option<Self> {
+        const ALL: [Reason; 19] = [
+            Reason::BadRequest,
+            Reason::Unauthorized,
+            Reason::Forbidden,
+            Reason::NotFound,
+            Reason::MethodNotAllowed,
+            Reason::NotAcceptable,
+            Reason::AlreadyExists,
+            Reason::Conflict,
+            Reason::Gone,
+            Reason::Expired,
+            Reason::RequestEntityTooLarge,
+            Reason::UnsupportedMediaType,
+            Reason::Invalid,
+            Reason::TooManyRequests,
+            Reason::InternalError,
+            Reason::ServerTimeout,
+            Reason::ServiceUnavailable,
+            Reason::Timeout,
+            Reason::Unspecified,
+        ];
+        ALL.into_iter().find(|reason| reason.as_str() == text)
     }
 
     /// The HTTP code.
     pub fn code(self) -> u16 {
         match self {
-            Reason::BadRequest => 400,
+            Reason::BadRequest | Reason::Unspecified => 400,
             Reason::Unauthorized => 401,
             Reason::Forbidden => 403,
             Reason::NotFound => 404,
@@ -438,6 +467,11 @@ impl ApiStatus {
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": self.message, "reason": self.reason.as_str(), "code": self.code,
         });
+        if self.reason == Reason::Unspecified
+            && let Some(map) = status.as_object_mut()
+        {
+            map.remove("reason");
+        }
         if let Some(details) = &self.details {
             status["details"] = details.to_value();
             if !details.continue_token.is_empty() {

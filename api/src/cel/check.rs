@@ -4,11 +4,11 @@
 
 use cel::IdedExpr;
 use cel::common::ast::{
-    CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, operators as op,
+    CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, StructExpr, operators as op,
 };
 
 use super::functions::is_namespace;
-use super::types::Type;
+use super::types::{OBJECT, PATCH, Type};
 
 /// An upper bound of what an evaluation costs.
 pub type Estimate = u64;
@@ -131,6 +131,43 @@ const FUNCTIONS: &[(&str, &str)] = &[
     ("byte", ""),
     ("date", ""),
     ("datetime", ""),
+    ("path", "kubernetes.authorization.PathCheck"),
+    ("group", "kubernetes.authorization.GroupCheck"),
+    ("serviceAccount", "kubernetes.authorization.Authorizer"),
+    ("resource", "kubernetes.authorization.ResourceCheck"),
+    ("subresource", "kubernetes.authorization.ResourceCheck"),
+    ("namespace", "kubernetes.authorization.ResourceCheck"),
+    ("name", "kubernetes.authorization.ResourceCheck"),
+    ("fieldSelector", "kubernetes.authorization.ResourceCheck"),
+    ("labelSelector", "kubernetes.authorization.ResourceCheck"),
+    ("check", "kubernetes.authorization.Decision"),
+    ("allowed", "bool"),
+    ("reason", "string"),
+    ("errored", "bool"),
+    ("error", "string"),
+    ("equivalent", "bool"),
+    ("intersects", "bool"),
+    ("greatest", ""),
+    ("least", ""),
+    ("abs", ""),
+    ("ceil", "double"),
+    ("floor", "double"),
+    ("round", "double"),
+    ("trunc", "double"),
+    ("sqrt", "double"),
+    ("isNaN", "bool"),
+    ("isInf", "bool"),
+    ("isFinite", "bool"),
+    ("bitAnd", "int"),
+    ("bitOr", "int"),
+    ("bitXor", "int"),
+    ("bitNot", "int"),
+    ("bitShiftLeft", "int"),
+    ("bitShiftRight", "int"),
+    ("encode", "string"),
+    ("decode", "bytes"),
+    ("escapeKey", "string"),
+    ("range", ""),
 ];
 
 /// Methods that only strings have.
@@ -189,7 +226,11 @@ pub(super) fn uses(node: &IdedExpr, variable: &str) -> bool {
         ]
         .into_iter()
         .any(|part| uses(part, variable)),
-        Expr::Literal(_) | Expr::Struct(_) | Expr::Unspecified => false,
+        Expr::Struct(one) => one.entries.iter().any(|entry| match &entry.expr {
+            EntryExpr::StructField(field) => uses(&field.value, variable),
+            EntryExpr::MapEntry(_) => false,
+        }),
+        Expr::Literal(_) | Expr::Unspecified => false,
     }
 }
 
@@ -248,12 +289,36 @@ impl<'s> Scope<'s> {
                 ))
             }
             Expr::Comprehension(one) => self.comprehension(one),
-            Expr::Struct(one) => Err(format!(
-                "undeclared reference to '{}' (in container '')",
-                one.type_name
-            )),
+            Expr::Struct(one) => self.made(one),
             Expr::Unspecified => Err("unsupported expression".to_owned()),
         }
+    }
+
+    /// `Object{…}`, `Object.spec{…}` and `JSONPatch{…}`, where they are declared.
+    fn made(&mut self, one: &'s StructExpr) -> Result<(Type, Estimate), String> {
+        let root = one.type_name.split('.').next().unwrap_or_default();
+        let made = self
+            .variables
+            .iter()
+            .find(|(known, type_)| *known == root && matches!(type_, Type::Plain(OBJECT | PATCH)));
+        let Some((_, made)) = made.cloned() else {
+            return Err(format!(
+                "undeclared reference to '{}' (in container '')",
+                one.type_name
+            ));
+        };
+        let mut cost = 40;
+        for entry in &one.entries {
+            if let EntryExpr::StructField(field) = &entry.expr {
+                let known = root != PATCH
+                    || matches!(field.field.as_str(), "op" | "path" | "from" | "value");
+                if !known {
+                    return Err(format!("undefined field '{}'", field.field));
+                }
+                cost = sum(cost, self.check(&field.value)?.1);
+            }
+        }
+        Ok((made, cost))
     }
 
     fn variable(&self, name: &str) -> Result<Type, String> {
@@ -281,6 +346,7 @@ impl<'s> Scope<'s> {
             Type::Map(_, len) => (plain("string"), *len),
             Type::Object(schema, _) => (plain("string"), schema.properties.len() as u64),
             Type::Dyn => (Type::Dyn, 1),
+            Type::Fields(fields) => (plain("string"), fields.len() as u64),
             other => {
                 return Err(format!(
                     "expression of type '{}' cannot be range of a comprehension (must be list, map, or dynamic)",
@@ -471,7 +537,7 @@ fn operator(name: &str, types: &[Type]) -> Result<Option<Type>, String> {
             op::IN,
             [
                 _,
-                Type::List(..) | Type::Map(..) | Type::Object(..) | Type::Dyn,
+                Type::List(..) | Type::Map(..) | Type::Object(..) | Type::Fields(_) | Type::Dyn,
             ],
         ) => plain("bool"),
         (op::IN, _) => return mismatch(),

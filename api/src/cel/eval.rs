@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cel::IdedExpr;
 use cel::common::ast::{
-    CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, SelectExpr, operators,
+    CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, SelectExpr, StructExpr, operators,
 };
 
 use super::functions;
@@ -121,9 +121,31 @@ impl<'s> Scope<'s> {
                 Ok(Cel::Map(Arc::new(out)))
             }
             Expr::Comprehension(one) => self.comprehension(one, budget),
-            Expr::Struct(one) => failed(format!("unknown type: {}", one.type_name)),
+            Expr::Struct(one) => self.made(one, budget),
             Expr::Unspecified => failed("unsupported expression"),
         }
+    }
+
+    /// An `Object{…}` or `JSONPatch{…}`: a map of its fields.
+    fn made(&mut self, one: &'s StructExpr, budget: &mut Budget) -> Result<Cel, EvalError> {
+        budget.take(40)?;
+        let mut out = Map::new();
+        for entry in &one.entries {
+            let EntryExpr::StructField(field) = &entry.expr else {
+                return failed("unsupported field");
+            };
+            let key = Key::Text(field.field.clone());
+            match (field.optional, self.eval(&field.value, budget)?) {
+                (true, Cel::Optional(None)) => {}
+                (true, Cel::Optional(Some(inner))) => {
+                    out.insert(key, (*inner).clone());
+                }
+                (_, value) => {
+                    out.insert(key, value);
+                }
+            }
+        }
+        Ok(Cel::Map(Arc::new(out)))
     }
 
     fn variable(&self, name: &str) -> Result<Cel, EvalError> {
@@ -163,6 +185,11 @@ impl<'s> Scope<'s> {
                     Cel::Optional(found.map(Arc::new))
                 })
             }
+            (Cel::Opaque(value), true) => Ok(Cel::Bool(value.has(&select.field))),
+            (Cel::Opaque(value), false) => match value.select(&select.field, budget) {
+                Some(found) => found,
+                None => failed(format!("no such key: {}", select.field)),
+            },
             (_, true) => Ok(Cel::Bool(false)),
             (other, false) => failed(format!(
                 "no such overload: {}.{}",

@@ -7,6 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use regex::Regex;
 
 use super::eval::{Budget, EvalError, failed, key_of};
+use super::extensions;
 use super::libraries;
 use super::value::{Cel, Key, ListKind, same_keys};
 
@@ -16,7 +17,15 @@ type Answer = Result<Cel, EvalError>;
 pub(super) fn is_namespace(name: &str) -> bool {
     matches!(
         name,
-        "optional" | "ip" | "format" | "strings" | "base64" | "math" | "lists" | "sets"
+        "optional"
+            | "ip"
+            | "format"
+            | "strings"
+            | "base64"
+            | "math"
+            | "lists"
+            | "sets"
+            | "jsonpatch"
     )
 }
 
@@ -31,6 +40,16 @@ pub(super) fn call(name: &str, target: Option<&Cel>, args: &[Cel], budget: &mut 
         return Ok(value);
     }
     if let Some(value) = libraries::call(name, target, args, budget)? {
+        return Ok(value);
+    }
+    if let Some(Cel::Opaque(value)) = target
+        && let Some(answer) = value.call(name, args)
+    {
+        return answer;
+    }
+    if target.is_none()
+        && let Some(value) = extensions::call(name, args, budget)?
+    {
         return Ok(value);
     }
     let types: Vec<&str> = target.into_iter().chain(args).map(Cel::type_name).collect();

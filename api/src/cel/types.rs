@@ -19,7 +19,14 @@ pub enum Type {
     Object(Arc<Structural>, bool),
     /// `optional_type`
     Optional(Box<Type>),
+    /// A value with just these fields.
+    Fields(Arc<Vec<(String, Type)>>),
 }
+
+/// The type of what `Object{…}` makes.
+pub const OBJECT: &str = "Object";
+/// The type of what `JSONPatch{…}` makes.
+pub const PATCH: &str = "JSONPatch";
 
 /// Upstream's bound for requests, which bounds what nothing else bounds.
 const REQUEST_BYTES_MAX: u64 = 3 * 1024 * 1024;
@@ -113,6 +120,12 @@ impl Type {
         match self {
             Type::Dyn => Ok(Type::Dyn),
             Type::Map(inner, _) => Ok((**inner).clone()),
+            Type::Fields(fields) => {
+                let found = fields.iter().find(|(known, _)| known == name);
+                found
+                    .map(|(_, type_)| type_.clone())
+                    .ok_or_else(|| format!("undefined field '{name}'"))
+            }
             Type::Optional(inner) => Ok(Type::Optional(Box::new(inner.field(name)?))),
             Type::Object(schema, resource) => {
                 let found = schema
@@ -130,6 +143,11 @@ impl Type {
                     .and_then(|(_, one)| Type::of_schema(one, false))
                     .ok_or_else(|| format!("undefined field '{name}'"))
             }
+            Type::Plain("kubernetes.authorization.Authorizer") if name == "requestResource" => {
+                Ok(Type::Plain("kubernetes.authorization.ResourceCheck"))
+            }
+            // What an expression makes has the fields that it was made with.
+            Type::Plain(made) if *made == OBJECT || *made == PATCH => Ok(Type::Dyn),
             other => Err(format!(
                 "type '{}' does not support field selection",
                 other.name()
@@ -138,13 +156,13 @@ impl Type {
     }
 
     /// As complaints name it.
-    pub(super) fn name(&self) -> String {
+    pub fn name(&self) -> String {
         match self {
             Type::Dyn => "dyn".to_owned(),
             Type::Plain(name) => (*name).to_owned(),
             Type::List(inner, _) => format!("list({})", inner.name()),
             Type::Map(inner, _) => format!("map(string, {})", inner.name()),
-            Type::Object(..) => "object".to_owned(),
+            Type::Object(..) | Type::Fields(_) => "object".to_owned(),
             Type::Optional(inner) => format!("optional_type({})", inner.name()),
         }
     }
@@ -159,6 +177,8 @@ impl Type {
             (Type::List(a, _), Type::List(b, _))
             | (Type::Map(a, _), Type::Map(b, _))
             | (Type::Optional(a), Type::Optional(b)) => a.fits(b),
+            (Type::Fields(_), Type::Fields(_) | Type::Object(..) | Type::Map(..))
+            | (Type::Object(..) | Type::Map(..), Type::Fields(_)) => true,
             (Type::Object(..), Type::Object(..) | Type::Map(..))
             | (Type::Map(..), Type::Object(..)) => true,
             _ => false,

@@ -80,6 +80,8 @@ pub enum Cel {
     Format(&'static str),
     /// `kubernetes.Semver`
     Semver(Arc<super::libraries::Semver>),
+    /// A value that only its own methods look into.
+    Opaque(Arc<dyn super::Opaque>),
 }
 
 pub(super) mod http_url {
@@ -134,6 +136,7 @@ impl Cel {
             Cel::Url(_) => "kubernetes.URL",
             Cel::Format(_) => "kubernetes.NamedFormat",
             Cel::Semver(_) => "kubernetes.Semver",
+            Cel::Opaque(value) => value.type_name(),
         }
     }
 
@@ -155,6 +158,38 @@ impl Cel {
                     .collect(),
             )),
         }
+    }
+
+    /// JSON from what an expression made; none for what JSON cannot say.
+    pub fn to_json(&self) -> Option<Value> {
+        Some(match self {
+            Cel::Null => Value::Null,
+            Cel::Bool(flag) => Value::Bool(*flag),
+            Cel::Int(int) => (*int).into(),
+            Cel::Uint(uint) => (*uint).into(),
+            Cel::Double(double) => serde_json::Number::from_f64(*double)?.into(),
+            Cel::Text(text) => Value::from(&**text),
+            Cel::Bytes(bytes) => {
+                use base64::Engine;
+                let engine = base64::engine::general_purpose::STANDARD;
+                engine.encode(bytes).into()
+            }
+            Cel::List(items, _) => {
+                let items: Option<Vec<Value>> = items.iter().map(Cel::to_json).collect();
+                items?.into()
+            }
+            Cel::Map(map) => {
+                let entries: Option<serde_json::Map<String, Value>> = map
+                    .iter()
+                    .map(|(key, value)| Some((key.to_string(), value.to_json()?)))
+                    .collect();
+                entries?.into()
+            }
+            Cel::Timestamp(at) => at.to_string().into(),
+            Cel::Quantity(quantity) => quantity.to_string().into(),
+            Cel::Ip(address) => address.to_string().into(),
+            _ => return None,
+        })
     }
 
     /// JSON along a schema; what the schema does not name is not to be seen. `resource`: apiVersion, kind and the name are.

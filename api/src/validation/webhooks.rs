@@ -1,8 +1,10 @@
-//! Admission webhooks, admission policies and their bindings. Expressions are not compiled here.
+//! Admission webhooks, admission policies and their bindings, with the expressions in them.
 
 use super::FieldError;
 use super::node::{Errors, Node};
 use super::selector::label_selector;
+use crate::cel::Type;
+use crate::cel::admission::{self, Declared, Declares, Gives};
 use crate::names;
 use std::collections::HashSet;
 
@@ -60,7 +62,11 @@ fn webhook(hook: &Node<'_>, errors: &mut Errors) {
         (None, Some(service)) => self::service(&service, errors),
         _ => client.required("exactly one of url or service is required", errors),
     }
-    match_conditions(hook, errors);
+    let declares = Declares {
+        authorizer: true,
+        ..Declares::default()
+    };
+    match_conditions(hook, declares, errors);
 }
 
 /// A domain name of three parts or more.
@@ -269,7 +275,25 @@ fn resources(rule: &Node<'_>, errors: &mut Errors) {
     }
 }
 
-fn match_conditions(parent: &Node<'_>, errors: &mut Errors) {
+/// Complains about an expression that does not compile; its type if it does.
+fn expression(
+    place: &Node<'_>,
+    declares: Declares,
+    declared: &Declared,
+    gives: Gives,
+    errors: &mut Errors,
+) -> Type {
+    let variables = admission::variables(declares, &Type::Dyn, &Type::Dyn, declared);
+    match admission::compile(place.as_text(), &variables, gives) {
+        Ok(type_) => type_,
+        Err(why) => {
+            place.invalid(why, errors);
+            Type::Dyn
+        }
+    }
+}
+
+fn match_conditions(parent: &Node<'_>, declares: Declares, errors: &mut Errors) {
     let count = parent.len("matchConditions");
     if count > CONDITIONS_MAX {
         let path = parent.get("matchConditions").path();
@@ -277,8 +301,11 @@ fn match_conditions(parent: &Node<'_>, errors: &mut Errors) {
     }
     let mut taken = HashSet::new();
     for condition in parent.items("matchConditions") {
-        if condition.text("expression").trim().is_empty() {
-            condition.get("expression").required("", errors);
+        let place = condition.get("expression");
+        if place.as_text().trim().is_empty() {
+            place.required("", errors);
+        } else {
+            expression(&place, declares, &Vec::new(), Gives::Bool, errors);
         }
         let name = condition.get("name");
         name.need_format(names::qualified_name, errors);
@@ -358,8 +385,8 @@ fn match_resources(resources: &Node<'_>, errors: &mut Errors) {
     }
 }
 
-/// What both kinds of policy share.
-fn policy_spec(spec: &Node<'_>, errors: &mut Errors) {
+/// What both kinds of policy share. Answers the variables, and what expressions may name.
+fn policy_spec(spec: &Node<'_>, patches: bool, errors: &mut Errors) -> (Declares, Declared) {
     let failure = spec.get("failurePolicy");
     if failure.value.is_null() {
         failure.required("", errors);
@@ -378,7 +405,19 @@ fn policy_spec(spec: &Node<'_>, errors: &mut Errors) {
             }
         }
     }
-    match_conditions(spec, errors);
+    let declares = Declares {
+        params: spec.has("paramKind"),
+        authorizer: true,
+        policy: true,
+        patches,
+    };
+    let in_conditions = Declares {
+        policy: false,
+        patches: false,
+        ..declares
+    };
+    match_conditions(spec, in_conditions, errors);
+    let mut declared = Declared::new();
     for variable in spec.items("variables") {
         let name = variable.get("name");
         if name.as_text().trim().is_empty() {
@@ -386,12 +425,15 @@ fn policy_spec(spec: &Node<'_>, errors: &mut Errors) {
         } else if !is_identifier(name.as_text()) {
             name.invalid("must be a valid CEL identifier", errors);
         }
-        if variable.text("expression").trim().is_empty() {
-            variable
-                .get("expression")
-                .required("expression is not specified", errors);
+        let place = variable.get("expression");
+        if place.as_text().trim().is_empty() {
+            place.required("expression is not specified", errors);
+        } else {
+            let type_ = expression(&place, declares, &declared, Gives::Any, errors);
+            declared.push((name.as_text().to_owned(), type_));
         }
     }
+    (declares, declared)
 }
 
 fn is_identifier(text: &str) -> bool {
@@ -405,7 +447,7 @@ fn is_identifier(text: &str) -> bool {
 /// Rules of a ValidatingAdmissionPolicy.
 pub(super) fn validating_policy(policy: &Node<'_>, errors: &mut Errors) {
     let spec = policy.get("spec");
-    policy_spec(&spec, errors);
+    let (declares, declared) = policy_spec(&spec, false, errors);
     if spec.len("validations") + spec.len("auditAnnotations") == 0 {
         for field in ["validations", "auditAnnotations"] {
             let why = "validations or auditAnnotations must contain at least one item";
@@ -414,10 +456,11 @@ pub(super) fn validating_policy(policy: &Node<'_>, errors: &mut Errors) {
         return;
     }
     for validation in spec.items("validations") {
-        if validation.text("expression").trim().is_empty() {
-            validation
-                .get("expression")
-                .required("expression is not specified", errors);
+        let place = validation.get("expression");
+        if place.as_text().trim().is_empty() {
+            place.required("expression is not specified", errors);
+        } else {
+            expression(&place, declares, &declared, Gives::Bool, errors);
         }
         for field in ["messageExpression", "message"] {
             let text = validation.get(field);
@@ -425,16 +468,28 @@ pub(super) fn validating_policy(policy: &Node<'_>, errors: &mut Errors) {
                 text.invalid("must be non-empty if specified", errors);
             } else if field == "message" && text.as_text().trim().contains(['\n', '\r']) {
                 text.invalid("must not contain line breaks", errors);
+            } else if field == "messageExpression" && !text.as_text().is_empty() {
+                let declares = Declares {
+                    authorizer: false,
+                    ..declares
+                };
+                expression(&text, declares, &declared, Gives::Text, errors);
             }
         }
         validation
             .get("reason")
             .one_of_if_set(&["Forbidden", "Invalid", "RequestEntityTooLarge"], errors);
     }
-    audit_annotations(policy, &spec, errors);
+    audit_annotations(policy, &spec, declares, &declared, errors);
 }
 
-fn audit_annotations(policy: &Node<'_>, spec: &Node<'_>, errors: &mut Errors) {
+fn audit_annotations(
+    policy: &Node<'_>,
+    spec: &Node<'_>,
+    declares: Declares,
+    declared: &Declared,
+    errors: &mut Errors,
+) {
     if spec.len("auditAnnotations") > ANNOTATIONS_MAX {
         let why = format!("must not have more than {ANNOTATIONS_MAX} auditAnnotations");
         spec.get("auditAnnotations").invalid(why, errors);
@@ -452,10 +507,11 @@ fn audit_annotations(policy: &Node<'_>, spec: &Node<'_>, errors: &mut Errors) {
                 errors.push(FieldError::invalid(key.path(), full.as_str(), detail));
             }
         }
-        if annotation.text("valueExpression").trim().is_empty() {
-            annotation
-                .get("valueExpression")
-                .required("valueExpression is not specified", errors);
+        let value = annotation.get("valueExpression");
+        if value.as_text().trim().is_empty() {
+            value.required("valueExpression is not specified", errors);
+        } else {
+            expression(&value, declares, declared, Gives::TextOrNull, errors);
         }
         if !taken.insert(annotation.text("key")) {
             errors.push(FieldError::duplicate(key.path(), annotation.text("key")));
@@ -466,7 +522,7 @@ fn audit_annotations(policy: &Node<'_>, spec: &Node<'_>, errors: &mut Errors) {
 /// Rules of a MutatingAdmissionPolicy.
 pub(super) fn mutating_policy(policy: &Node<'_>, errors: &mut Errors) {
     let spec = policy.get("spec");
-    policy_spec(&spec, errors);
+    let (declares, declared) = policy_spec(&spec, true, errors);
     if spec.len("mutations") == 0 {
         spec.get("mutations")
             .required("mutations must contain at least one item", errors);
@@ -489,7 +545,15 @@ pub(super) fn mutating_policy(policy: &Node<'_>, errors: &mut Errors) {
             Some(part) if part.text("expression").trim().is_empty() => {
                 part.get("expression").required("", errors);
             }
-            Some(_) => {}
+            Some(part) => {
+                let gives = if field == "jsonPatch" {
+                    Gives::Patches
+                } else {
+                    Gives::Object
+                };
+                let place = part.get("expression");
+                expression(&place, declares, &declared, gives, errors);
+            }
             None => mutation.get(field).required(
                 &format!("must be specified when patchType is {}", kind.as_text()),
                 errors,

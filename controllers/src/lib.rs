@@ -18,6 +18,7 @@ mod node_lifecycle;
 mod pod;
 mod pod_gc;
 mod replicaset;
+mod resource_quota;
 mod root_ca;
 mod service_cidr;
 mod service_lb;
@@ -168,6 +169,8 @@ pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) -> Resul
     scope.spawn("pod-garbage-collector", pod_gc::run(pod_gc, config.clone()));
     spawn_volumes(&scope, context);
     spawn_networking(&scope, &config, context);
+    let quota = context("resourcequota-controller", "resourcequota-controller");
+    scope.spawn("resourcequota", resource_quota::run(quota));
     tracing::info!("Controllers started");
     cancel.cancelled().await;
     let late = scope.shutdown(STOP_DEADLINE).await;

@@ -273,7 +273,8 @@ impl Controllers {
     }
 }
 
-const SERVICE_ACCOUNTS: [&str; 17] = [
+const SERVICE_ACCOUNTS: [&str; 18] = [
+    "resourcequota-controller",
     "service-account-controller",
     "root-ca-cert-publisher",
     "replicaset-controller",

@@ -7,6 +7,7 @@
 )]
 
 mod kit;
+mod quotas;
 mod volumes;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};

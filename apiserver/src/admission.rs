@@ -1,29 +1,50 @@
 //! Admission: what a write must become, and whether it may happen, after authorization and before validation.
 //!
-//! Plugins run in upstream's order, each a pure function over the request and a snapshot of the store. Output: the changed
-//! object, or a refusal in upstream's words. Nothing here writes. The one wait (for the `default` service account of a
-//! namespace that was just made) is bounded and ends with the account's write.
+//! Plugins run in upstream's order, most of them a pure function over the request and a snapshot of the store. Output: the changed
+//! object, or a refusal in upstream's words, and [`Notes`] for the client and the audit log. Nothing here writes but quotas' charges. The
+//! wait for the `default` service account of a namespace that was just made is bounded and ends with the account's write.
 
+mod certificates;
+mod configured;
+mod expressions;
+mod ingress_class;
+mod limit_ranger;
+mod matching;
 mod namespace_lifecycle;
 mod node_restriction;
+mod notes;
+mod pod_security;
+mod policies;
 mod priority;
+mod quota;
 mod rbac_escalation;
 mod runtime_class;
 mod service_account;
+mod storage;
 mod taint_nodes;
 #[cfg(test)]
 mod tests;
 mod toleration_seconds;
+mod webhooks;
 
 pub(crate) use node_restriction::check_token as check_node_token;
+pub use notes::Notes;
+pub(crate) use policies::check_types;
+
+use std::sync::Arc;
 
 use cox_api::meta;
 use cox_api::schema::Resource;
 use cox_api::status::ApiStatus;
-use cox_store::{Snapshot, Store};
+use cox_store::Snapshot;
 use serde_json::Value;
 
 use crate::auth::{Authorizer, UserInfo};
+use crate::query::Query;
+use crate::registry::{Entry, Registry};
+use policies::Policies;
+use quota::Charges;
+use webhooks::Webhooks;
 
 /// What a request does to the object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +64,9 @@ pub enum Operation {
 pub struct Request<'a> {
     /// What it does.
     pub operation: Operation,
-    /// To which resource.
+    /// To which resource, in the version that was asked for.
+    pub entry: &'a Entry,
+    /// The same in the version that objects have here.
     pub resource: &'a Resource,
     /// To which subresource, or empty.
     pub subresource: &'a str,
@@ -59,8 +82,70 @@ pub struct Request<'a> {
     pub user: &'a UserInfo,
     /// Whether nothing will be written in the end.
     pub dry_run: bool,
-    /// The options sent along, such as `DeleteOptions`.
-    pub options: Option<&'a Value>,
+    /// The options sent along.
+    pub options: Options<'a>,
+    /// What is to be said beside the answer.
+    pub notes: Notes,
+}
+
+/// The options of a request.
+#[derive(Clone, Debug, Default)]
+pub enum Options<'a> {
+    /// None that matter.
+    #[default]
+    None,
+    /// Those of a query, as an object of this kind.
+    Query(&'static str, Box<Written<'a>>),
+    /// Those of a body.
+    Body(Value),
+}
+
+/// What a query may say about a write.
+#[derive(Clone, Debug)]
+pub struct Written<'a> {
+    dry_run: bool,
+    field_manager: Option<&'a str>,
+    field_validation: Option<&'a str>,
+    force: Option<bool>,
+}
+
+impl<'a> Options<'a> {
+    /// The options of a write.
+    pub(crate) fn of_query(kind: &'static str, query: &'a Query<'_>) -> Self {
+        let written = Written {
+            dry_run: !query.dry_run.is_empty(),
+            field_manager: query.field_manager.as_deref(),
+            field_validation: query.field_validation.as_deref(),
+            force: query.force,
+        };
+        Options::Query(kind, Box::new(written))
+    }
+
+    /// As an object.
+    pub fn to_value(&self) -> Value {
+        match self {
+            Options::None => Value::Null,
+            Options::Body(value) => value.clone(),
+            Options::Query(kind, written) => {
+                let mut value = serde_json::json!({"kind": kind, "apiVersion": "meta.k8s.io/v1"});
+                if written.dry_run {
+                    value["dryRun"] = serde_json::json!(["All"]);
+                }
+                for (name, text) in [
+                    ("fieldManager", written.field_manager),
+                    ("fieldValidation", written.field_validation),
+                ] {
+                    if let Some(text) = text {
+                        value[name] = text.into();
+                    }
+                }
+                if let Some(force) = written.force {
+                    value["force"] = force.into();
+                }
+                value
+            }
+        }
+    }
 }
 
 impl Request<'_> {
@@ -97,25 +182,23 @@ impl Request<'_> {
 /// The chain of plugins.
 #[derive(Clone, Debug)]
 pub struct Admission {
-    store: Store,
+    registry: Registry,
     authorizer: Authorizer,
+    charges: Arc<Charges>,
+    webhooks: Arc<Webhooks>,
+    policies: Arc<Policies>,
 }
 
 impl Admission {
-    /// A chain that looks at `store` and asks `authorizer` where a plugin depends on what the user may do.
-    pub fn new(store: Store, authorizer: Authorizer) -> Self {
-        Self { store, authorizer }
-    }
-
-    /// Whether any plugin looks at such a request; where none does the caller need not put one together.
-    pub fn handles(&self, operation: Operation, resource: &Resource, _subresource: &str) -> bool {
-        // NamespaceLifecycle looks at whatever is made or changed in a namespace, and at namespaces that are to go.
-        let by_namespace = match operation {
-            Operation::Create | Operation::Update => resource.namespaced,
-            Operation::Delete => resource.group.is_empty() && resource.plural == "namespaces",
-            Operation::Connect => false,
-        };
-        by_namespace || looks_at(resource)
+    /// A chain that looks at what `registry` holds and asks `authorizer` where a plugin depends on what the user may do.
+    pub fn new(registry: Registry, authorizer: Authorizer) -> Self {
+        Self {
+            registry,
+            authorizer,
+            charges: Arc::default(),
+            webhooks: Arc::default(),
+            policies: Arc::default(),
+        }
     }
 
     /// Changes the object as the plugins want it.
@@ -124,10 +207,35 @@ impl Admission {
     /// The refusal of the first plugin that refuses.
     pub async fn mutate(&self, request: &mut Request<'_>) -> Result<(), ApiStatus> {
         if request.creates_pod() {
-            service_account::wait_for_default(&self.store, request).await;
+            service_account::wait_for_default(self.registry.store(), request).await;
         }
-        let snapshot = self.store.snapshot();
-        mutate_at(&snapshot, request)
+        let snapshot = self.registry.store().snapshot();
+        mutate_at(&snapshot, request)?;
+        let (registry, authorizer) = (&self.registry, &self.authorizer);
+        let (webhooks, policies) = (&self.webhooks, &self.policies);
+        let changed = policies
+            .mutate(registry, authorizer, &snapshot, request, false)
+            .await?;
+        let mut first = webhooks
+            .mutate(registry, authorizer, &snapshot, request, None)
+            .await?;
+        if !changed && !first.changed {
+            return Ok(());
+        }
+        // What was changed the plugins look at once more, and the policies and webhooks that asked for it what others changed after
+        // them.
+        let before = request.object.clone();
+        mutate_at(&snapshot, request)?;
+        policies
+            .mutate(registry, authorizer, &snapshot, request, true)
+            .await?;
+        if request.object != before {
+            first.object_changed();
+        }
+        webhooks
+            .mutate(registry, authorizer, &snapshot, request, Some(&first))
+            .await
+            .map(|_| ())
     }
 
     /// Judges the object as it would be written.
@@ -135,34 +243,39 @@ impl Admission {
     /// # Errors
     /// The refusal of the first plugin that refuses.
     pub async fn validate(&self, request: &Request<'_>) -> Result<(), ApiStatus> {
-        let snapshot = self.store.snapshot();
+        let snapshot = self.registry.store().snapshot();
+        limit_ranger::validate(request, &snapshot)?;
         node_restriction::validate(request, &snapshot)?;
+        pod_security::validate(request, &snapshot)?;
         priority::validate(request, &snapshot)?;
+        storage::validate(request, &snapshot)?;
         runtime_class::validate(request, &snapshot)?;
-        rbac_escalation::validate(request, &self.authorizer)
+        certificates::validate(request, &self.authorizer)?;
+        rbac_escalation::validate(request, &self.authorizer)?;
+        self.policies
+            .validate(&self.registry, &self.authorizer, &snapshot, request)
+            .await?;
+        self.webhooks
+            .validate(&self.registry, &self.authorizer, &snapshot, request)
+            .await?;
+        self.charges
+            .validate(&self.registry, request, &snapshot)
+            .await
     }
-}
-
-/// The resources that plugins beside NamespaceLifecycle look at.
-fn looks_at(resource: &Resource) -> bool {
-    matches!(
-        (resource.group.as_str(), resource.plural.as_str()),
-        ("", "pods" | "nodes" | "serviceaccounts")
-            | ("scheduling.k8s.io", "priorityclasses")
-            | ("rbac.authorization.k8s.io", _)
-            | ("coordination.k8s.io", "leases")
-            | ("storage.k8s.io", "csinodes")
-    )
 }
 
 /// The mutating plugins, in upstream's order.
 fn mutate_at(snapshot: &Snapshot, request: &mut Request<'_>) -> Result<(), ApiStatus> {
     namespace_lifecycle::admit(request, snapshot)?;
+    limit_ranger::admit(request, snapshot);
     service_account::admit(request, snapshot)?;
     taint_nodes::admit(request);
     priority::admit(request, snapshot)?;
     toleration_seconds::admit(request);
-    runtime_class::admit(request, snapshot)
+    storage::admit(request, snapshot);
+    runtime_class::admit(request, snapshot)?;
+    ingress_class::admit(request, snapshot);
+    Ok(())
 }
 
 /// Whether the Pod mirrors a static Pod of a node.

@@ -43,6 +43,17 @@ pub(crate) struct Remote {
     pub(crate) unavailable: Option<String>,
     /// What it says that it serves.
     resources: Vec<Resource>,
+    /// What it says of itself in OpenAPI.
+    described: Option<Arc<Described>>,
+}
+
+/// The OpenAPI documents of a remote server, as far as they are merged into this one's.
+#[derive(Debug)]
+pub(crate) struct Described {
+    /// Changes when they do.
+    pub(crate) hash: String,
+    /// The document of version 2, or null.
+    pub(crate) v2: Value,
 }
 
 /// All remote API servers.
@@ -142,7 +153,15 @@ impl Remote {
             trust,
             unavailable: Some("the server has not been asked yet".to_owned()),
             resources: Vec::new(),
+            described: None,
         })
+    }
+
+    /// Its OpenAPI documents.
+    pub(crate) fn described(&self) -> Option<&Arc<Described>> {
+        self.described
+            .as_ref()
+            .filter(|_| self.unavailable.is_none())
     }
 
     /// What it serves, as rows for discovery.

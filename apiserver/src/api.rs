@@ -19,7 +19,7 @@ use hyper::upgrade::OnUpgrade;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::Admission;
+use crate::admission::{Admission, Notes};
 use crate::aggregator::{self, Aggregator};
 use crate::auth::tokens::TokenKey;
 use crate::auth::{Attributes, Authenticator, Authorizer, Peer, UserInfo};
@@ -97,7 +97,7 @@ impl Api {
     ) -> Self {
         let authz = Authorizer::new(registry.store().clone());
         Api {
-            admission: Admission::new(registry.store().clone(), authz.clone()),
+            admission: Admission::new(registry.clone(), authz.clone()),
             authn: Authenticator::new(Arc::clone(pki), registry.store().clone()),
             authz,
             discovery: discovery::Served::new(registry.customs().present()),
@@ -275,7 +275,20 @@ impl Api {
             && let Some(remote) = self.aggregator.remote_of(info.path)
         {
             let (aggregator, registry) = (&self.aggregator, &self.registry);
-            return aggregator::proxy(aggregator, registry, &remote, parts, body, user).await;
+            let draining = &self.draining;
+            return aggregator::proxy(aggregator, registry, &remote, parts, body, user, draining)
+                .await;
+        }
+        if let Some(path) = info.path.strip_prefix("/openapi/v3/apis/")
+            && let Some(remote) = self.aggregator.remote_of(&format!("/apis/{path}"))
+        {
+            let (aggregator, registry) = (&self.aggregator, &self.registry);
+            let (draining, own) = (
+                &self.draining,
+                UserInfo::new("system:aggregator", ["system:masters"]),
+            );
+            return aggregator::proxy(aggregator, registry, &remote, parts, body, &own, draining)
+                .await;
         }
         if entry.is_none() && info.group == node_metrics::GROUP {
             if info.version != node_metrics::VERSION || !info.subresource.is_empty() {
@@ -319,7 +332,11 @@ impl Api {
             body,
             now: self.registry.now(),
             warnings: Vec::new(),
+            notes: Notes::default(),
         };
+        if let Some(warning) = cox_api::warnings::of_resource(&entry.resource) {
+            call.warnings.push(warning.to_owned());
+        }
         let answered = route::route(&mut call).await;
         let answered = match answered {
             Ok(watch) if info.verb == "watch" && websocket::is_wanted(&parts.headers) => {
@@ -331,7 +348,7 @@ impl Api {
             Ok(response) => response,
             Err(status) => render::status_response(&status),
         };
-        for warning in &call.warnings {
+        for warning in call.warnings.iter().chain(&call.notes.warnings()) {
             let text = format!("299 - {}", render::quoted(warning));
             if let Ok(value) = HeaderValue::from_str(&text) {
                 response.headers_mut().append(http::header::WARNING, value);
@@ -394,7 +411,12 @@ impl Api {
         if path.starts_with("/openapi/") {
             let document = self
                 .documents
-                .respond(self.registry.customs(), path, &parts.headers)
+                .respond(
+                    self.registry.customs(),
+                    &self.aggregator.remotes,
+                    path,
+                    &parts.headers,
+                )
                 .or_else(|| openapi::respond(path, &parts.headers));
             return document
                 .map(|response| response.map(Body::from))

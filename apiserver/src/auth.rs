@@ -1,6 +1,6 @@
 //! Who asks, and whether they may.
 //!
-//! Owns authentication (client certificates, service account tokens, anonymous), impersonation, authorization (RBAC and
+//! Owns authentication (client certificates, service account and bootstrap tokens, anonymous), impersonation, authorization (RBAC and
 //! nodes) and the review resources that ask about them. Inputs: request heads, the peer of a connection, the store.
 //! Outputs: a [`UserInfo`], a [`Decision`], review objects. It never writes to the store, with one exception that is a
 //! controller: the aggregation of cluster roles.
@@ -9,6 +9,7 @@ pub mod aggregation;
 mod attributes;
 mod authenticator;
 mod authorizer;
+mod bootstrap_tokens;
 mod bound;
 mod impersonate;
 mod node;

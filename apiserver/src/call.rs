@@ -6,6 +6,7 @@ use cox_api::status::ApiStatus;
 use http::HeaderMap;
 use jiff::Timestamp;
 
+use crate::admission::Notes;
 use crate::api::Api;
 use crate::auth::UserInfo;
 use crate::content::{Encoding, Form};
@@ -34,6 +35,8 @@ pub(crate) struct Call<'a> {
     pub(crate) now: Timestamp,
     /// Sent as `Warning` headers.
     pub(crate) warnings: Vec<String>,
+    /// What admission says beside the answer.
+    pub(crate) notes: Notes,
 }
 
 /// What to do about unknown and duplicate fields.

@@ -25,7 +25,8 @@ use tokio_rustls::client::TlsStream;
 use crate::registry::Registry;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a webhook that converts may take.
+pub(crate) const CONVERSION_TIMEOUT: Duration = Duration::from_secs(30);
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Why a server outside could not be asked.
@@ -127,8 +128,10 @@ impl Outside {
         client: &Value,
         body: &Value,
         registry: &Registry,
+        timeout: Duration,
     ) -> Result<Value, Why> {
         let (place, path) = webhook_place(client, registry)?;
+        let path = format!("{path}?timeout={}s", timeout.as_secs());
         let trust = match client["caBundle"].as_str().filter(|text| !text.is_empty()) {
             Some(text) => Trust::Authorities(
                 base64::engine::general_purpose::STANDARD
@@ -138,6 +141,10 @@ impl Outside {
             None => Trust::Authorities(Vec::new()),
         };
         let url = format!("https://{}:{}{path}", place.name, place.port);
+        let host = match place.port {
+            443 => place.name.clone(),
+            port => format!("{}:{port}", place.name),
+        };
         let posted = async {
             // Webhooks do not know this server by a certificate.
             let stream = Outside::default().connect(&place, &trust).await?;
@@ -148,7 +155,7 @@ impl Outside {
                     .map_err(text)?;
             let driven = tokio::spawn(connection);
             let request = Request::post(&path)
-                .header(http::header::HOST, &place.name)
+                .header(http::header::HOST, host)
                 .header(http::header::CONTENT_TYPE, "application/json")
                 .header(http::header::ACCEPT, "application/json")
                 .body(Full::new(Bytes::from(body.to_string())))
@@ -166,11 +173,9 @@ impl Outside {
             }
             serde_json::from_slice(&answer).map_err(|error| error.to_string())
         };
-        match tokio::time::timeout(WEBHOOK_TIMEOUT, posted).await {
-            Ok(answered) => answered.map_err(|why| format!("Post \"{url}?timeout=30s\": {why}")),
-            Err(_) => Err(format!(
-                "Post \"{url}?timeout=30s\": context deadline exceeded"
-            )),
+        match tokio::time::timeout(timeout, posted).await {
+            Ok(answered) => answered.map_err(|why| format!("Post \"{url}\": {why}")),
+            Err(_) => Err(format!("Post \"{url}\": context deadline exceeded")),
         }
     }
 }

@@ -19,6 +19,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admission;
 use crate::aggregator::Aggregator;
 use crate::api::Api;
 use crate::auth::{Peer, UserInfo, aggregation};
@@ -202,6 +203,7 @@ pub async fn start(
     // After the bootstrap: it would see aggregated roles before their parts and write what is undone a moment later.
     tasks.spawn(Arc::clone(&api.aggregator).run(api.registry.clone(), cancel.clone()));
     tasks.spawn(definitions::run(api.registry.clone(), cancel.clone()));
+    tasks.spawn(admission::check_types(api.registry.clone(), cancel.clone()));
     tasks.spawn(aggregation::run(
         api.registry.store().clone(),
         cancel.clone(),

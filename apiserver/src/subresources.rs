@@ -2,7 +2,7 @@
 //! questions and never stored.
 
 mod binding;
-mod connect;
+pub(crate) mod connect;
 mod eviction;
 mod log;
 mod node_proxy;

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use cox_api::schema;
+use cox_store::Store;
 use serde_json::json;
 
 use super::*;
@@ -58,8 +59,12 @@ async fn admit(store: &Store, case: &Case) -> Result<Value, ApiStatus> {
         .iter()
         .find(|one| one.plural == case.plural && one.group == case.group)
         .expect("a resource");
+    let entry = crate::registry::catalog::builtin()
+        .stored(case.group, case.plural)
+        .expect("an entry");
     let mut request = Request {
         operation: case.operation,
+        entry,
         resource,
         subresource: case.sub,
         namespace: case.namespace,
@@ -68,14 +73,11 @@ async fn admit(store: &Store, case: &Case) -> Result<Value, ApiStatus> {
         old: case.old.as_ref(),
         user: &case.user,
         dry_run: false,
-        options: None,
+        options: Options::None,
+        notes: Notes::default(),
     };
-    let admission = Admission::new(store.clone(), Authorizer::new(store.clone()));
-    assert!(
-        admission.handles(case.operation, resource, case.sub),
-        "somebody looks at {}",
-        case.plural
-    );
+    let registry = Registry::new(store.clone());
+    let admission = Admission::new(registry, Authorizer::new(store.clone()));
     admission.mutate(&mut request).await?;
     admission.validate(&request).await?;
     Ok(request.object.unwrap_or_default())

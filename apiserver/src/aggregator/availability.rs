@@ -11,7 +11,7 @@ use cox_store::{Object, Precondition, WatchItem};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::{Aggregator, GROUP, PLURAL, Remote, proxy};
+use super::{Aggregator, Described, GROUP, PLURAL, Remote, proxy};
 use crate::outside;
 use crate::registry::{Registry, decode_stored, prepare};
 
@@ -75,6 +75,7 @@ async fn look(aggregator: &Aggregator, registry: &Registry) {
             Ok(list) => {
                 remote.unavailable = None;
                 remote.resources = remote.rows(list);
+                remote.described = describe(aggregator, registry, &remote).await;
                 ("True", "Passed", "all checks passed".to_owned())
             }
             Err((reason, why)) => {
@@ -130,6 +131,34 @@ async fn ask(
         Ok(answer) => answer.map_err(failed),
         Err(_) => Err(failed("context deadline exceeded".to_owned())),
     }
+}
+
+/// What the server says of itself in OpenAPI; the document of version 2 is fetched when the hash of version 3 has changed.
+async fn describe(
+    aggregator: &Aggregator,
+    registry: &Registry,
+    remote: &Remote,
+) -> Option<Arc<Described>> {
+    let place = outside::resolve(registry, &remote.namespace, &remote.service, remote.port).ok()?;
+    let get = |path: &'static str| {
+        let asked = proxy::get_json(&aggregator.outside, remote, &place, path);
+        async { tokio::time::timeout(ANSWER_TIMEOUT, asked).await.ok()?.ok() }
+    };
+    let index = get("/openapi/v3").await?;
+    let path = format!("apis/{}/{}", remote.group, remote.version);
+    let url = index["paths"][&path]["serverRelativeURL"].as_str()?;
+    let hash = url
+        .rsplit_once("hash=")
+        .map_or(url, |(_, hash)| hash)
+        .to_owned();
+    let before = aggregator.remotes.find(&remote.group, &remote.version);
+    if let Some(known) = before.as_ref().and_then(|before| before.described.as_ref())
+        && known.hash == hash
+    {
+        return Some(Arc::clone(known));
+    }
+    let v2 = get("/openapi/v2").await.unwrap_or_default();
+    Some(Arc::new(Described { hash, v2 }))
 }
 
 async fn write(

@@ -6,17 +6,20 @@ use http::header::{
     AUTHORIZATION, CONNECTION, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
 use super::{Aggregator, Remote};
 use crate::auth::UserInfo;
 use crate::body::{Body, BodyError};
 use crate::outside::{self, Outside, Place};
 use crate::registry::Registry;
+use crate::subresources::connect;
 
 const DISCOVERY_BYTES_MAX: usize = 4 * 1024 * 1024;
 
@@ -28,6 +31,7 @@ pub(crate) async fn proxy(
     parts: &Parts,
     body: Bytes,
     user: &UserInfo,
+    draining: &CancellationToken,
 ) -> Result<Response<Body>, ApiStatus> {
     if remote.unavailable.is_some() {
         return Err(ApiStatus::service_unavailable("service unavailable"));
@@ -44,19 +48,39 @@ pub(crate) async fn proxy(
     let place = outside::resolve(registry, &remote.namespace, &remote.service, remote.port)
         .map_err(&unavailable)?;
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    let client = parts.extensions.get::<OnUpgrade>();
+    let client = client.filter(|_| parts.headers.contains_key(UPGRADE));
     let mut request = Request::builder().method(parts.method.clone()).uri(path);
     if let Some(headers) = request.headers_mut() {
         *headers = forwarded(&parts.headers, user);
         if let Ok(host) = HeaderValue::from_str(&place.name) {
             headers.insert(HOST, host);
         }
+        if let (Some(_), Some(protocol)) = (client, parts.headers.get(UPGRADE)) {
+            headers.insert(UPGRADE, protocol.clone());
+            headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+        }
     }
     let request = request
         .body(Full::new(body))
         .map_err(|error| unavailable(error.to_string()))?;
-    let response = send(&aggregator.outside, remote, &place, request)
+    let mut response = send(&aggregator.outside, remote, &place, request)
         .await
         .map_err(unavailable)?;
+    if let Some(client) = client
+        && response.status() == StatusCode::SWITCHING_PROTOCOLS
+    {
+        let server = hyper::upgrade::on(&mut response);
+        tokio::spawn(connect::carry_upgraded(
+            client.clone(),
+            server,
+            draining.clone(),
+        ));
+        let mut answer = Response::new(Body::from(Bytes::new()));
+        *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        *answer.headers_mut() = response.headers().clone();
+        return Ok(answer);
+    }
     let (mut parts, body) = response.into_parts();
     for name in [CONNECTION, TRANSFER_ENCODING, UPGRADE] {
         parts.headers.remove(name);
@@ -113,7 +137,7 @@ async fn send(
         .map_err(|error| error.to_string())?;
     // Ends when the answer has been read or its body is dropped.
     tokio::spawn(async move {
-        if let Err(error) = connection.await {
+        if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(%error, "Connection to an aggregated API server ended");
         }
     });

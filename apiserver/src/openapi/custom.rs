@@ -17,6 +17,7 @@ use super::{Document, Encoding, Form};
 use super::{
     answer, built_v2, compress, definitions, hex, index, kinds, paths, plain, proto, wanted_v2,
 };
+use crate::aggregator::{Described, Remotes};
 use crate::registry::Entry;
 use crate::registry::customs::{CustomCatalog, Customs};
 use bytes::Bytes;
@@ -30,7 +31,26 @@ const METADATA: &str = "Standard object's metadata. More info: https://git.k8s.i
 /// Documents of one state of the catalog.
 #[derive(Debug, Default)]
 pub(crate) struct Documents {
-    kept: Mutex<Option<(Arc<Customs>, Kept)>>,
+    kept: Mutex<Option<(State, Kept)>>,
+}
+
+/// What the documents were made from.
+#[derive(Clone, Debug)]
+struct State {
+    customs: Arc<Customs>,
+    /// Remote servers, with the hashes of what they say.
+    remotes: Vec<(String, String, Arc<Described>)>,
+}
+
+impl State {
+    fn is(&self, other: &State) -> bool {
+        let hashes = |state: &State| -> Vec<(String, String)> {
+            let all = state.remotes.iter();
+            all.map(|(path, _, described)| (path.clone(), described.hash.clone()))
+                .collect()
+        };
+        Arc::ptr_eq(&self.customs, &other.customs) && hashes(self) == hashes(other)
+    }
 }
 
 type Kept = HashMap<String, Arc<Document>>;
@@ -40,26 +60,34 @@ impl Documents {
     pub(crate) fn respond(
         &self,
         customs: &CustomCatalog,
+        remotes: &Remotes,
         path: &str,
         headers: &HeaderMap,
     ) -> Option<Response<Bytes>> {
-        let present = customs.present();
-        let entries = present.entries();
-        if entries.is_empty() {
+        let present = State {
+            customs: customs.present(),
+            remotes: described(remotes),
+        };
+        let entries = present.customs.entries();
+        if entries.is_empty() && present.remotes.is_empty() {
             return None;
         }
         match path.trim_end_matches('/') {
             "/openapi/v2" => Some(match wanted_v2(headers) {
                 Some(encoding) => {
                     let key = format!("v2 {encoding:?}");
-                    let document = self.document(&present, key, || whole_v2(&entries, encoding));
+                    let document = self.document(&present, key, || {
+                        whole_v2(&entries, &present.remotes, encoding)
+                    });
                     answer(&document, headers, encoding)
                 }
                 None => plain(StatusCode::NOT_ACCEPTABLE),
             }),
             "/openapi/v3" => {
                 let document = self.document(&present, "v3".to_owned(), || {
-                    index_with(&entries).to_string().into_bytes()
+                    index_with(&entries, &present.remotes)
+                        .to_string()
+                        .into_bytes()
                 });
                 Some(answer(&document, headers, Encoding::Json))
             }
@@ -86,12 +114,12 @@ impl Documents {
 
     fn document(
         &self,
-        present: &Arc<Customs>,
+        present: &State,
         key: String,
         make: impl FnOnce() -> Vec<u8>,
     ) -> Arc<Document> {
         if let Some((of, kept)) = &*self.kept.lock()
-            && Arc::ptr_eq(of, present)
+            && of.is(present)
             && let Some(document) = kept.get(&key)
         {
             return Arc::clone(document);
@@ -104,12 +132,12 @@ impl Documents {
         });
         let mut place = self.kept.lock();
         match &mut *place {
-            Some((of, kept)) if Arc::ptr_eq(of, present) => {
+            Some((of, kept)) if of.is(present) => {
                 kept.insert(key, Arc::clone(&document));
             }
             place => {
                 let kept = HashMap::from([(key, Arc::clone(&document))]);
-                *place = Some((Arc::clone(present), kept));
+                *place = Some((present.clone(), kept));
             }
         }
         document
@@ -117,7 +145,7 @@ impl Documents {
 }
 
 /// The index of version 3 with the groups and versions of definitions.
-fn index_with(entries: &[Arc<Entry>]) -> Value {
+fn index_with(entries: &[Arc<Entry>], remotes: &[(String, String, Arc<Described>)]) -> Value {
     let mut whole = index(schema::builtin());
     let mut hashes: HashMap<String, Sha256> = HashMap::new();
     for entry in entries {
@@ -132,7 +160,44 @@ fn index_with(entries: &[Arc<Entry>]) -> Value {
         let url = format!("/openapi/v3/{path}?hash={}", hex(&hash.finalize()));
         whole["paths"][&path] = json!({"serverRelativeURL": url});
     }
+    for (path, _, described) in remotes {
+        let url = format!("/openapi/v3/{path}?hash={}", described.hash);
+        whole["paths"][path] = json!({"serverRelativeURL": url});
+    }
     whole
+}
+
+/// The remote servers that say anything: where they are in the index, what their paths begin with, what they say.
+fn described(remotes: &Remotes) -> Vec<(String, String, Arc<Described>)> {
+    let all = remotes.all();
+    let all = all.values().filter_map(|remote| {
+        let path = format!("apis/{}/{}", remote.group, remote.version);
+        let prefix = format!("/{path}/");
+        Some((path, prefix, Arc::clone(remote.described()?)))
+    });
+    all.collect()
+}
+
+/// Takes over the paths below a prefix, and what they refer to; definitions that are here already stay as they are.
+fn merge_v2(whole: &mut Value, prefix: &str, other: &Value) {
+    let paths = other["paths"].as_object().into_iter().flatten();
+    let paths: Map<String, Value> = paths
+        .filter(|(path, _)| path.starts_with(prefix))
+        .map(|(path, item)| (path.clone(), item.clone()))
+        .collect();
+    let mut used = other["definitions"]
+        .as_object()
+        .cloned()
+        .unwrap_or_default();
+    keep_used(&mut used, &paths);
+    if let Some(map) = whole["definitions"].as_object_mut() {
+        for (name, definition) in used {
+            map.entry(name).or_insert(definition);
+        }
+    }
+    if let Some(map) = whole["paths"].as_object_mut() {
+        map.extend(paths);
+    }
 }
 
 fn build_v3(entries: &[&Entry]) -> Value {
@@ -148,7 +213,11 @@ fn build_v3(entries: &[&Entry]) -> Value {
     json!({"openapi": "3.0.0", "info": info, "paths": operations, "components": {"schemas": all}})
 }
 
-fn whole_v2(entries: &[Arc<Entry>], encoding: Encoding) -> Vec<u8> {
+fn whole_v2(
+    entries: &[Arc<Entry>],
+    remotes: &[(String, String, Arc<Described>)],
+    encoding: Encoding,
+) -> Vec<u8> {
     let mut whole = built_v2();
     let (mut all, mut operations) = (Map::new(), Map::new());
     for entry in entries {
@@ -158,6 +227,9 @@ fn whole_v2(entries: &[Arc<Entry>], encoding: Encoding) -> Vec<u8> {
         if let Some(map) = whole[place].as_object_mut() {
             map.extend(added);
         }
+    }
+    for (_, prefix, described) in remotes {
+        merge_v2(&mut whole, prefix, &described.v2);
     }
     match encoding {
         Encoding::Json => whole.to_string().into_bytes(),

@@ -68,6 +68,14 @@ impl Registry {
         }
     }
 
+    /// A custom resource in the version of an entry; built-in kinds as they are.
+    pub(crate) async fn in_entry(&self, entry: &Entry, value: Value) -> Result<Value, ApiStatus> {
+        match &entry.custom {
+            Some(custom) => self.to_version(custom, &entry.api_version, value).await,
+            None => Ok(value),
+        }
+    }
+
     async fn to_version(
         &self,
         custom: &Custom,

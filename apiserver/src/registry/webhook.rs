@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::Registry;
 use super::customs::Custom;
+use crate::outside::CONVERSION_TIMEOUT;
 
 impl Registry {
     /// Asks the definition's webhook for one object in another version.
@@ -33,7 +34,7 @@ impl Registry {
         });
         let answer = self
             .outside()
-            .post_json(&webhook["clientConfig"], &review, self)
+            .post_json(&webhook["clientConfig"], &review, self, CONVERSION_TIMEOUT)
             .await
             .map_err(&failed)?;
         let response = &answer["response"];

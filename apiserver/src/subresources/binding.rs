@@ -4,6 +4,7 @@ use cox_api::status::ApiStatus;
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
+use crate::admission::Operation;
 use crate::body::Body;
 use crate::call::Call;
 use crate::input::{self, Expected};
@@ -59,7 +60,10 @@ pub(crate) async fn create(call: &mut Call<'_>) -> Result<Response<Body>, ApiSta
         body: bytes::Bytes::new(),
         now: call.now,
         warnings: Vec::new(),
+        notes: call.notes.clone(),
     };
+    let object = Some(binding.clone());
+    write::admit_other(&on_pod, Operation::Create, object, None, dry_run).await?;
     bind(&mut on_pod, pods, &name, &binding, dry_run).await?;
     let success = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
     Ok(render::json_response(

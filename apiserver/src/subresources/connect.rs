@@ -7,18 +7,21 @@ use bytes::Bytes;
 use cox_api::status::ApiStatus;
 use http::header::{CONNECTION, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio_util::sync::CancellationToken;
 
 use super::log;
+use crate::admission::Operation;
 use crate::auth::Attributes;
 use crate::body::Body;
 use crate::call::Call;
 use crate::refuse;
 use crate::registry::decode_stored;
-use crate::verbs::read;
+use crate::verbs::{read, write};
 
 /// Once one side has hung up, the other gets this long for its last bytes.
 const LINGER: Duration = Duration::from_secs(10);
@@ -46,6 +49,8 @@ pub(crate) async fn connect(call: &Call<'_>) -> Result<Response<Body>, ApiStatus
         path: call.info.path,
         field_selector: "",
     })?;
+    let options = options(call);
+    write::admit_other(call, Operation::Connect, Some(options), None, false).await?;
     let registry = &call.api.registry;
     let pod = decode_stored(&read::find(call, &registry.store().snapshot())?.json)?;
     let path = kubelet_path(call, &pod)?;
@@ -75,20 +80,39 @@ pub(crate) async fn connect(call: &Call<'_>) -> Result<Response<Body>, ApiStatus
     }
     let kubelet = hyper::upgrade::on(&mut answer);
     let draining = call.api.draining.clone();
-    tokio::spawn(async move {
-        match tokio::try_join!(upgrade, kubelet) {
-            Ok((client, kubelet)) => tokio::select! {
-                () = carry(TokioIo::new(client), TokioIo::new(kubelet)) => {}
-                // The server stops: its clients come back to the next one.
-                () = draining.cancelled() => {}
-            },
-            Err(error) => tracing::debug!(%error, "A connection was not handed over"),
-        }
-    });
+    tokio::spawn(carry_upgraded(upgrade, kubelet, draining));
     let mut response = Response::new(Body::from(Bytes::new()));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     *response.headers_mut() = answer.headers().clone();
     Ok(response)
+}
+
+/// What the client asks for, as admission sees it.
+fn options(call: &Call<'_>) -> Value {
+    let raw = call.query.raw;
+    let kind = match call.sub_name() {
+        "exec" => "PodExecOptions",
+        "attach" => "PodAttachOptions",
+        _ => "PodPortForwardOptions",
+    };
+    let mut options = json!({"kind": kind, "apiVersion": "v1"});
+    if kind == "PodPortForwardOptions" {
+        let ports = values(raw, "ports").filter_map(|port| port.parse::<i64>().ok());
+        options["ports"] = ports.collect();
+        return options;
+    }
+    for (option, _) in OPTIONS {
+        if let Some("true" | "1") = call.query.param(option).as_deref() {
+            options[option] = true.into();
+        }
+    }
+    if let Some(container) = call.query.param("container") {
+        options["container"] = container.as_ref().into();
+    }
+    if kind == "PodExecOptions" {
+        options["command"] = values(raw, "command").collect();
+    }
+    options
 }
 
 /// Path and query that ask the kubelet for the same.
@@ -177,6 +201,22 @@ fn without_bearer(protocols: &HeaderValue) -> Option<HeaderValue> {
     HeaderValue::from_str(&kept.join(", "))
         .ok()
         .filter(|value| !value.is_empty())
+}
+
+/// Carries the bytes of two connections that have switched protocols.
+pub(crate) async fn carry_upgraded(
+    client: OnUpgrade,
+    server: OnUpgrade,
+    draining: CancellationToken,
+) {
+    match tokio::try_join!(client, server) {
+        Ok((client, server)) => tokio::select! {
+            () = carry(TokioIo::new(client), TokioIo::new(server)) => {}
+            // The server stops: its clients come back to the next one.
+            () = draining.cancelled() => {}
+        },
+        Err(error) => tracing::debug!(%error, "A connection was not handed over"),
+    }
 }
 
 /// Carries bytes both ways. When one side has hung up and its bytes are through, the other gets a moment.

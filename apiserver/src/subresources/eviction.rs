@@ -7,13 +7,14 @@ use cox_api::status::{ApiStatus, Cause};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
+use crate::admission::Operation;
 use crate::body::Body;
 use crate::call::Call;
 use crate::input::{self, Expected};
 use crate::refuse;
 use crate::registry::decode_stored;
 use crate::render;
-use crate::verbs::{delete, read};
+use crate::verbs::{delete, read, write};
 
 /// POST of an Eviction.
 pub(crate) async fn create(call: &mut Call<'_>) -> Result<Response<Body>, ApiStatus> {
@@ -27,13 +28,15 @@ pub(crate) async fn create(call: &mut Call<'_>) -> Result<Response<Body>, ApiSta
         type_id,
     };
     let mut eviction = input::decode(call, expected, "CreateOptions")?;
-    crate::verbs::write::check_names(call, &mut eviction)?;
+    write::check_names(call, &mut eviction)?;
     let object = read::find(call, &call.api.registry.store().snapshot())?;
     let pod = decode_stored(&object.json)?;
     if needs_budget(&pod) {
         check_budgets(call, &pod)?;
     }
     let dry_run = call.dry_run("CreateOptions")?;
+    let admitted = Some(eviction.clone());
+    write::admit_other(call, Operation::Create, admitted, None, dry_run).await?;
     delete::evict(call, &eviction["deleteOptions"], dry_run).await?;
     let success = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
     Ok(render::json_response(

@@ -13,7 +13,7 @@ use http::{Response, StatusCode};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use crate::admission::{Operation, Request};
+use crate::admission::{self, Operation};
 use crate::body::{Body, Item, ListBody};
 use crate::call::{Call, check_dry_run};
 use crate::content::{self, Format};
@@ -22,7 +22,7 @@ use crate::registry::{Entry, Registry, decode_stored, prepare};
 use crate::render;
 use crate::selection::Selection;
 use crate::verbs::read::{Page, list_head};
-use crate::verbs::write::RACE_ATTEMPTS;
+use crate::verbs::write::{self, RACE_ATTEMPTS};
 
 const OPTIONS: &str = "DeleteOptions";
 const ORPHAN: &str = "orphan";
@@ -143,7 +143,7 @@ async fn delete_named(
         let object = object.ok_or_else(|| refuse::not_found(entry, name))?;
         let value = decode_stored(&object.json)?;
         options.check_preconditions(entry, name, &value)?;
-        admit(call, name, &value, options.dry_run).await?;
+        admit(call, name, &value, options).await?;
         let at = Precondition::Revision(object.revision);
         let committed = match plan(entry, &value, options, call.now) {
             Plan::Nothing if options.dry_run => return Ok(Deleted::Dry { value, gone: false }),
@@ -197,20 +197,19 @@ pub(crate) async fn delete_stored(
         .map_err(|error| refuse::commit(entry, &name, error))
 }
 
-async fn admit(call: &Call<'_>, name: &str, value: &Value, dry_run: bool) -> Result<(), ApiStatus> {
+async fn admit(
+    call: &Call<'_>,
+    name: &str,
+    value: &Value,
+    options: &Options,
+) -> Result<(), ApiStatus> {
     let admission = &call.api.admission;
-    let mut request = Request {
-        operation: Operation::Delete,
-        resource: &call.entry.storage,
-        subresource: "",
-        namespace: call.namespace(),
-        name,
-        object: None,
-        old: Some(value),
-        user: call.user,
-        dry_run,
-        options: None,
-    };
+    let mut request = write::request(call, Operation::Delete, name, options.dry_run);
+    request.subresource = "";
+    request.old = Some(value);
+    if let Some(body) = &options.body {
+        request.options = admission::Options::Body(body.clone());
+    }
     admission.mutate(&mut request).await?;
     admission.validate(&request).await
 }
@@ -230,6 +229,8 @@ struct Options {
     uid: Option<String>,
     resource_version: Option<String>,
     dry_run: bool,
+    /// As they were sent in a body.
+    body: Option<Value>,
 }
 
 impl Options {
@@ -287,6 +288,7 @@ impl Options {
             uid: text(&body["preconditions"]["uid"]),
             resource_version: text(&body["preconditions"]["resourceVersion"]),
             dry_run: check_dry_run(OPTIONS, dry_run)?,
+            body: body.is_object().then(|| body.clone()),
         })
     }
 

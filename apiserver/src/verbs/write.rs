@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use cox_api::managed::{self, Writer};
 use cox_api::status::ApiStatus;
-use cox_api::{strategy, validation};
+use cox_api::{strategy, validation, warnings};
 use cox_store::{CommitError, Object, Precondition};
 use http::{Response, StatusCode};
 use serde_json::{Map, Value};
 
-use crate::admission::{Operation, Request};
+use crate::admission::{Operation, Options, Request};
 use crate::body::Body;
 use crate::call::Call;
 use crate::input::{self, Expected};
@@ -284,6 +284,7 @@ async fn prepare_new(
             *held = services::reserve(registry, entry, &mut value, None, dry_run).await?;
         }
     }
+    warn(call, &value, None);
     value = admit(
         call,
         Operation::Create,
@@ -297,6 +298,16 @@ async fn prepare_new(
         record(call, None, &mut value);
     }
     Ok(value)
+}
+
+/// Tells the client what the object holds in vain.
+fn warn(call: &Call<'_>, value: &Value, old: Option<&Value>) {
+    if call.entry.custom.is_some() || call.sub.is_some() {
+        return;
+    }
+    for warning in warnings::of_object(&call.entry.storage, value, old) {
+        call.notes.warn(warning);
+    }
 }
 
 /// A request for a certificate says who made it, and nobody can say so for another.
@@ -398,6 +409,7 @@ async fn admit_and_commit(
     dry_run: bool,
     ownership: Ownership,
 ) -> Result<Outcome, WriteError> {
+    warn(call, &new, Some(old_value));
     let mut new = admit(
         call,
         Operation::Update,
@@ -470,27 +482,72 @@ pub(crate) async fn admit(
     dry_run: bool,
     phase: Phase,
 ) -> Result<Value, ApiStatus> {
+    // A Binding has gone through admission itself.
+    if call.sub_name() == "binding" {
+        return Ok(object);
+    }
     let name = object["metadata"]["name"]
         .as_str()
         .unwrap_or_default()
         .to_owned();
-    let mut request = Request {
-        operation,
-        resource: &call.entry.storage,
-        subresource: call.sub_name(),
-        namespace: call.namespace(),
-        name: &name,
-        object: Some(object),
-        old,
-        user: call.user,
-        dry_run,
-        options: None,
-    };
+    let mut request = request(call, operation, &name, dry_run);
+    (request.object, request.old) = (Some(object), old);
     match phase {
         Phase::Mutate => call.api.admission.mutate(&mut request).await?,
         Phase::Validate => call.api.admission.validate(&request).await?,
     }
     Ok(request.object.unwrap_or_default())
+}
+
+/// Takes something that is not the stored object itself through both phases: a Binding, an Eviction, the options of a connection.
+pub(crate) async fn admit_other(
+    call: &Call<'_>,
+    operation: Operation,
+    object: Option<Value>,
+    old: Option<&Value>,
+    dry_run: bool,
+) -> Result<Option<Value>, ApiStatus> {
+    let mut request = request(call, operation, call.info.name, dry_run);
+    (request.object, request.old) = (object, old);
+    let admission = &call.api.admission;
+    admission.mutate(&mut request).await?;
+    admission.validate(&request).await?;
+    Ok(request.object)
+}
+
+/// What admission is told of a call.
+pub(crate) fn request<'a>(
+    call: &'a Call<'_>,
+    operation: Operation,
+    name: &'a str,
+    dry_run: bool,
+) -> Request<'a> {
+    let kind = match operation {
+        _ if call.method == http::Method::PATCH => "PatchOptions",
+        Operation::Create => "CreateOptions",
+        Operation::Update => "UpdateOptions",
+        Operation::Delete => "DeleteOptions",
+        Operation::Connect => "",
+    };
+    let options = if kind.is_empty() {
+        Options::None
+    } else {
+        Options::of_query(kind, call.query)
+    };
+    Request {
+        operation,
+        entry: call.entry,
+        resource: &call.entry.storage,
+        subresource: call.sub_name(),
+        namespace: call.namespace(),
+        name,
+        object: None,
+        old: None,
+        user: call.user,
+        dry_run,
+        options,
+        notes: call.notes.clone(),
+    }
 }
 
 fn record(call: &Call<'_>, old: Option<&Value>, new: &mut Value) {

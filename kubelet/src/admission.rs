@@ -274,6 +274,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::too_many_lines, reason = "a table")]
     fn refusals_table() {
         let taint = Taint {
             key: "gone".into(),

@@ -62,51 +62,7 @@ pub(crate) async fn run(context: Context) {
     let nodes = context.informers.of::<Node>();
     let pods = context.informers.of::<Pod>();
     let mut frame = Loop::new("persistentvolume-binder");
-    let known = volumes.clone();
-    frame.feed(&claims, move |claim, keys| {
-        keys.push(Key::Claim(ObjectName::of(claim)));
-        let named = known.list().into_iter().filter(|volume| {
-            let reference = volume
-                .spec
-                .as_ref()
-                .and_then(|spec| spec.claim_ref.as_ref());
-            reference.is_some_and(|reference| {
-                reference.name == claim.metadata.name
-                    && reference.namespace == claim.metadata.namespace
-            })
-        });
-        keys.extend(named.filter_map(|volume| volume.metadata.name.clone().map(Key::Volume)));
-    });
-    let known = claims.clone();
-    frame.feed(&volumes, move |volume, keys| {
-        keys.extend(volume.metadata.name.clone().map(Key::Volume));
-        let reference = volume
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.claim_ref.as_ref());
-        match reference {
-            Some(reference) => keys.push(Key::Claim(ObjectName::namespaced(
-                reference.namespace.as_deref().unwrap_or_default(),
-                reference.name.as_deref().unwrap_or_default(),
-            ))),
-            None => keys.extend(unbound(&known)),
-        }
-    });
-    let known = claims.clone();
-    frame.feed(&classes, move |_, keys| keys.extend(unbound(&known)));
-    let known = claims.clone();
-    frame.feed(&pods, move |pod, keys| {
-        if on_node(pod).is_none() {
-            return;
-        }
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-        for name in claims_of(pod) {
-            let claim = known.get(Some(namespace), &name);
-            if claim.is_some_and(|claim| phase_of(&claim) != "Bound") {
-                keys.push(Key::Claim(ObjectName::namespaced(namespace, &name)));
-            }
-        }
-    });
+    follow(&mut frame, &claims, &volumes, &classes, &pods);
     frame.needs(&nodes);
     let cancel = context.cancel.clone();
     let binder = Arc::new(Binder {
@@ -132,6 +88,61 @@ pub(crate) async fn run(context: Context) {
     };
     // One at a time: two claims must not be promised the same volume.
     frame.run(1, reconcile, cancel).await;
+}
+
+/// What has to be looked at when something changes.
+fn follow(
+    frame: &mut Loop<Key>,
+    claims: &Informer<PersistentVolumeClaim>,
+    volumes: &Informer<PersistentVolume>,
+    classes: &Informer<StorageClass>,
+    pods: &Informer<Pod>,
+) {
+    let known = volumes.clone();
+    frame.feed(claims, move |claim, keys| {
+        keys.push(Key::Claim(ObjectName::of(claim)));
+        let named = known.list().into_iter().filter(|volume| {
+            let reference = volume
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.claim_ref.as_ref());
+            reference.is_some_and(|reference| {
+                reference.name == claim.metadata.name
+                    && reference.namespace == claim.metadata.namespace
+            })
+        });
+        keys.extend(named.filter_map(|volume| volume.metadata.name.clone().map(Key::Volume)));
+    });
+    let known = claims.clone();
+    frame.feed(volumes, move |volume, keys| {
+        keys.extend(volume.metadata.name.clone().map(Key::Volume));
+        let reference = volume
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.claim_ref.as_ref());
+        match reference {
+            Some(reference) => keys.push(Key::Claim(ObjectName::namespaced(
+                reference.namespace.as_deref().unwrap_or_default(),
+                reference.name.as_deref().unwrap_or_default(),
+            ))),
+            None => keys.extend(unbound(&known)),
+        }
+    });
+    let known = claims.clone();
+    frame.feed(classes, move |_, keys| keys.extend(unbound(&known)));
+    let known = claims.clone();
+    frame.feed(pods, move |pod, keys| {
+        if on_node(pod).is_none() {
+            return;
+        }
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        for name in claims_of(pod) {
+            let claim = known.get(Some(namespace), &name);
+            if claim.is_some_and(|claim| phase_of(&claim) != "Bound") {
+                keys.push(Key::Claim(ObjectName::namespaced(namespace, &name)));
+            }
+        }
+    });
 }
 
 fn unbound(claims: &Informer<PersistentVolumeClaim>) -> Vec<Key> {

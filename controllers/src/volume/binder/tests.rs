@@ -51,6 +51,7 @@ fn shown(step: &ClaimStep) -> String {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn claims_table() {
     let small = volume("small", "1Gi", &json!({}));
     let right = volume("right", "2Gi", &json!({}));
@@ -289,6 +290,7 @@ fn claims_table() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn volumes_table() {
     let bound = json!({"claimRef": {"name": "c", "namespace": "n", "uid": "u"}});
     let here = claim(&json!({"volumeName": "v"}), &json!({}));

@@ -259,6 +259,37 @@ impl Api {
         }
     }
 
+    /// Answers what is not in the registry: another API server's group, or figures of nodes.
+    async fn elsewhere(
+        &self,
+        arrived: &Arrived<'_>,
+        body: &Bytes,
+        user: &UserInfo,
+    ) -> Option<Result<Response<Body>, ApiStatus>> {
+        let Arrived {
+            parts, info, query, ..
+        } = arrived;
+        let (aggregator, registry) = (&self.aggregator, &self.registry);
+        let (draining, body) = (&self.draining, body.clone());
+        if let Some(remote) = aggregator.remote_of(info.path) {
+            let answered =
+                aggregator::proxy(aggregator, registry, &remote, parts, body, user, draining);
+            return Some(answered.await);
+        }
+        if let Some(path) = info.path.strip_prefix("/openapi/v3/apis/")
+            && let Some(remote) = aggregator.remote_of(&format!("/apis/{path}"))
+        {
+            let own = UserInfo::new("system:aggregator", ["system:masters"]);
+            let answered =
+                aggregator::proxy(aggregator, registry, &remote, parts, body, &own, draining);
+            return Some(answered.await);
+        }
+        if info.group != node_metrics::GROUP {
+            return None;
+        }
+        Some(node_metrics::answer(self, info, query).await)
+    }
+
     async fn dispatch(
         &self,
         arrived: &Arrived<'_>,
@@ -272,29 +303,9 @@ impl Api {
             entry,
         } = arrived;
         if entry.is_none()
-            && let Some(remote) = self.aggregator.remote_of(info.path)
+            && let Some(answered) = self.elsewhere(arrived, &body, user).await
         {
-            let (aggregator, registry) = (&self.aggregator, &self.registry);
-            let draining = &self.draining;
-            return aggregator::proxy(aggregator, registry, &remote, parts, body, user, draining)
-                .await;
-        }
-        if let Some(path) = info.path.strip_prefix("/openapi/v3/apis/")
-            && let Some(remote) = self.aggregator.remote_of(&format!("/apis/{path}"))
-        {
-            let (aggregator, registry) = (&self.aggregator, &self.registry);
-            let (draining, own) = (
-                &self.draining,
-                UserInfo::new("system:aggregator", ["system:masters"]),
-            );
-            return aggregator::proxy(aggregator, registry, &remote, parts, body, &own, draining)
-                .await;
-        }
-        if entry.is_none() && info.group == node_metrics::GROUP {
-            if info.version != node_metrics::VERSION || !info.subresource.is_empty() {
-                return Err(ApiStatus::unknown_path());
-            }
-            return node_metrics::answer(self, info, query).await;
+            return answered;
         }
         if !info.is_resource {
             return self.plain(parts, info.path, query);

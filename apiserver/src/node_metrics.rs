@@ -55,6 +55,9 @@ pub(crate) async fn answer(
     info: &RequestInfo<'_>,
     query: &Query<'_>,
 ) -> Result<Response<Body>, ApiStatus> {
+    if info.version != VERSION || !info.subresource.is_empty() {
+        return Err(ApiStatus::unknown_path());
+    }
     let is_list = match info.verb {
         "get" => false,
         "list" => true,

@@ -89,25 +89,7 @@ pub fn plan(snapshot: &Snapshot, settings: &Settings) -> Vec<Write> {
         node_proxies(),
         add_subjects,
     ));
-    for object in priority_classes() {
-        writes.extend(absent(
-            snapshot,
-            Place::new("scheduling.k8s.io", "priorityclasses"),
-            object,
-        ));
-    }
-    writes.extend(absent(
-        snapshot,
-        Place::new("node.k8s.io", "runtimeclasses"),
-        wasm_class(),
-    ));
-    if settings.local_path {
-        writes.extend(absent(
-            snapshot,
-            Place::new("storage.k8s.io", "storageclasses"),
-            local_path_class(),
-        ));
-    }
+    writes.extend(plan_classes(snapshot, settings));
     writes.extend(current(
         snapshot,
         Place::new("", "configmaps"),
@@ -149,6 +131,27 @@ pub fn plan(snapshot: &Snapshot, settings: &Settings) -> Vec<Write> {
         writes.extend(absent(snapshot, services, dns_service(settings)));
     }
     writes
+}
+
+/// Classes that Pods and claims may name.
+fn plan_classes(snapshot: &Snapshot, settings: &Settings) -> Vec<Write> {
+    let priorities = Place::new("scheduling.k8s.io", "priorityclasses");
+    let runtimes = Place::new("node.k8s.io", "runtimeclasses");
+    let storage = Place::new("storage.k8s.io", "storageclasses");
+    let mut classes: Vec<(Place, Value)> = Vec::new();
+    classes.extend(
+        priority_classes()
+            .into_iter()
+            .map(|class| (priorities, class)),
+    );
+    classes.push((runtimes, wasm_class()));
+    if settings.local_path {
+        classes.push((storage, local_path_class()));
+    }
+    let missing = classes
+        .into_iter()
+        .filter_map(|(place, class)| absent(snapshot, place, class));
+    missing.collect()
 }
 
 fn path(object: &Value) -> String {

@@ -175,6 +175,32 @@ impl Subject {
             .await
     }
 
+    /// The mounts of a container's volumes; the images among them are on the node then.
+    async fn mounts_of(
+        &self,
+        container: &Container,
+        network: PodNetwork,
+        variables: &[(String, String)],
+    ) -> Result<Vec<v1::Mount>, NotStarted> {
+        let failed = |reason, message| NotStarted {
+            reason,
+            message,
+            made: None,
+        };
+        self.volume_images(container, network)
+            .await
+            .map_err(|missing| failed(missing.reason, missing.message))?;
+        let viewer = match network {
+            PodNetwork::Namespace => Viewer::Mounts,
+            PodNetwork::Virtual => Viewer::Opens,
+        };
+        let volumes = &self.shared.volumes;
+        volumes
+            .mounts(&self.pod, container, variables, viewer)
+            .await
+            .map_err(|message| failed("CreateContainerConfigError", message))
+    }
+
     /// Gets the images that a container mounts as volumes onto the node.
     async fn volume_images(
         &self,
@@ -339,24 +365,7 @@ impl Subject {
         }
         let sources = self.env_sources(container).await.map_err(config_error)?;
         let variables = env::environment(&self.pod, container, &sources).map_err(config_error)?;
-        let missing_image = |missing: Missing| NotStarted {
-            reason: missing.reason,
-            message: missing.message,
-            made: None,
-        };
-        self.volume_images(container, network)
-            .await
-            .map_err(missing_image)?;
-        let viewer = match network {
-            PodNetwork::Namespace => Viewer::Mounts,
-            PodNetwork::Virtual => Viewer::Opens,
-        };
-        let mut mounts = self
-            .shared
-            .volumes
-            .mounts(&self.pod, container, &variables, viewer)
-            .await
-            .map_err(config_error)?;
+        let mut mounts = self.mounts_of(container, network, &variables).await?;
         // A Wasm guest finds names through its network; a mount would cost each idle one a file descriptor.
         let aliases = spec(&self.pod).host_aliases.as_ref();
         if network == PodNetwork::Namespace || aliases.is_some_and(|aliases| !aliases.is_empty()) {

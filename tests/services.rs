@@ -212,17 +212,7 @@ fn linux_containers_reach_services_through_the_kernel() {
             Err(said)
         }
     });
-    let get = |ip: &str| {
-        in_pod(&[
-            "wget",
-            "-q",
-            "-T",
-            "5",
-            "-O",
-            "-",
-            &format!("http://{ip}/x"),
-        ])
-    };
+    let get = |ip: &str| in_pod(&["wget", "-q", "-O", "-", &format!("http://{ip}:80/x")]);
     let mut seen = BTreeSet::new();
     eventually("the Linux container to reach all Wasm Pods", || {
         let said = get(&ip("http"));
@@ -239,11 +229,9 @@ fn linux_containers_reach_services_through_the_kernel() {
     let own = in_pod(&[
         "wget",
         "-q",
-        "-T",
-        "5",
         "-O",
         "-",
-        &format!("http://{}/", ip("shell")),
+        &format!("http://{}:80/", ip("shell")),
     ]);
     assert_eq!(
         own.trim(),
@@ -252,11 +240,11 @@ fn linux_containers_reach_services_through_the_kernel() {
     );
     let on_node = |url: String| {
         let mut command = cluster.inside(Path::new("/bin/busybox"));
-        let output = Output::of(command.args(["wget", "-q", "-T", "5", "-O", "-", &url]));
+        let output = Output::of(command.args(["wget", "-q", "-O", "-", &url]));
         format!("{}{}", output.stdout, output.stderr)
     };
     assert_eq!(
-        on_node(format!("http://{}/", ip("shell"))).trim(),
+        on_node(format!("http://{}:80/", ip("shell"))).trim(),
         "served by shell"
     );
     let service = cluster.json(&["get", "service", "sticky"]);
@@ -270,7 +258,7 @@ fn linux_containers_reach_services_through_the_kernel() {
         .kubectl(&["delete", "pod", "shell", "--force", "--grace-period=0"])
         .ok();
     eventually("a Service without Pods to refuse", || {
-        let said = on_node(format!("http://{}/", ip("shell")));
+        let said = on_node(format!("http://{}:80/", ip("shell")));
         if said.contains("refused") {
             Ok(())
         } else {

@@ -8,6 +8,7 @@ mod growth;
 mod load;
 mod memory;
 mod pods;
+mod runtime;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -41,12 +42,18 @@ struct Args {
     /// Process whose tree's memory is the other cluster's; may be repeated
     #[arg(long)]
     other_pid: Vec<u32>,
-    /// Measure only these: start, memory, create, get, list, pod, pods, apply, fanout, growth
+    /// Measure only these: start, memory, create, get, list, pod, pods, apply, fanout, growth, wasm-start, wasm-idle, wasm-http
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// ConfigMaps to create
     #[arg(long, default_value_t = 35_000)]
     objects: usize,
+    /// A `wasmtime` program, whose `serve` stands beside our wasi:http
+    #[arg(long)]
+    wasmtime: Option<PathBuf>,
+    /// Idle Wasm containers in one runtime
+    #[arg(long, default_value_t = 10_000)]
+    idle_pods: usize,
     /// Pods at once
     #[arg(long, default_value_t = 1000)]
     pods: usize,
@@ -62,6 +69,11 @@ struct Args {
 }
 
 impl Args {
+    /// Whether anything but the runtime's own figures is wanted.
+    fn wants_cluster(&self) -> bool {
+        self.only.is_empty() || self.only.iter().any(|name| !name.starts_with("wasm-"))
+    }
+
     fn wants(&self, figure: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|name| name == figure)
     }
@@ -92,6 +104,10 @@ async fn main() -> Result<()> {
     let mut figures = Vec::new();
     if args.wants("start") {
         figures.push(start_to_ready(&binary));
+    }
+    figures.extend(runtime::measure(&args).await?);
+    if !args.wants_cluster() {
+        return print(&figures);
     }
     let cluster = tokio::task::block_in_place(|| {
         let workload = args.workload.to_string_lossy();

@@ -11,6 +11,8 @@ mod content;
 mod digest;
 mod door_server;
 mod formats;
+mod mounted;
+pub(crate) mod name;
 mod pull;
 mod references;
 
@@ -329,9 +331,7 @@ pub(crate) fn full_name(name: &str) -> Result<String, ImageError> {
 }
 
 fn parse(name: &str) -> Result<Reference, ImageError> {
-    name.parse().map_err(|err: oci_client::ParseError| {
-        ImageError::Reference(name.to_owned(), err.to_string())
-    })
+    name::parse(name).map_err(|err| ImageError::Reference(name.to_owned(), err.to_string()))
 }
 
 /// `cox.local/tools/hello:latest` runs as `hello`.

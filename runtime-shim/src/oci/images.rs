@@ -11,7 +11,6 @@ use containerd_client::services::v1::{
     UpdateImageRequest,
 };
 use containerd_client::types::Descriptor;
-use oci_client::Reference;
 use parking_lot::RwLock;
 use serde::Deserialize;
 use tokio::sync::OnceCell;
@@ -19,6 +18,7 @@ use tonic::Code;
 
 use super::client::{Containerd, Lease, OciError, leased, request};
 use super::unpack::chain_ids;
+use crate::images::name;
 
 /// containerd's own CRI plugin and `crictl` users know images of Kubernetes by this label.
 const MANAGED: &str = "io.cri-containerd.image";
@@ -237,7 +237,7 @@ impl OciImage {
             .labels
             .get(PINNED)
             .is_some_and(|value| value == "pinned");
-        let Ok(reference) = record.name.parse::<Reference>() else {
+        let Ok(reference) = name::parse(&record.name) else {
             return;
         };
         if record.name.starts_with("sha256:") {
@@ -258,7 +258,7 @@ impl OciImage {
 
 /// A name as the index holds it: written out, and by digest alone where it has one.
 fn canonical(name: &str) -> Option<String> {
-    let reference: Reference = name.parse().ok()?;
+    let reference = name::parse(name).ok()?;
     let repository = format!("{}/{}", reference.registry(), reference.repository());
     match (reference.digest(), reference.tag()) {
         (Some(digest), _) => Some(format!("{repository}@{digest}")),

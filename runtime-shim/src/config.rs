@@ -65,6 +65,10 @@ pub struct Config {
     /// Requests that all wasi:http containers together may have in flight.
     #[serde(default = "default_http_instances_max")]
     pub http_instances_max: u32,
+    /// Runs components of WASI 0.3, which is experimental, in every Pod; without it in those alone that ask for it by the annotation
+    /// `coxswain.dev/wasi-0.3: "true"`.
+    #[serde(default)]
+    pub wasi_03: bool,
     /// Largest accepted .wasm file.
     #[serde(default = "default_wasm_bytes_max")]
     pub wasm_bytes_max: u64,
@@ -168,6 +172,7 @@ impl Config {
             log_burst_bytes: default_log_burst_bytes(),
             guest_threads: 0,
             http_instances_max: default_http_instances_max(),
+            wasi_03: false,
             wasm_bytes_max: default_wasm_bytes_max(),
         }
     }

@@ -9,8 +9,9 @@ use tokio_util::sync::CancellationToken;
 use super::{Container, Guest, Live, Phase, Record, mounts, reservation, spec, stats};
 use crate::clock::now_nanos;
 use crate::engine::account::Account;
+use crate::engine::config_store::ConfigStore;
 use crate::engine::memory::MemoryAccount;
-use crate::engine::{GuestContext, ProgramKind};
+use crate::engine::{GuestContext, Program, ProgramKind, Wasi};
 use crate::error::VerbError;
 use crate::ids::ContainerId;
 use crate::images::{AnyImage, Image};
@@ -18,6 +19,9 @@ use crate::network::PodNetwork;
 use crate::oci::OciContainer;
 use crate::sandbox::Sandbox;
 use crate::shim::Shim;
+
+/// With the value `true` on a Pod, its containers may be components of WASI 0.3.
+const WASI_03_ANNOTATION: &str = "coxswain.dev/wasi-0.3";
 
 impl Shim {
     pub(crate) async fn create_container(
@@ -87,18 +91,24 @@ impl Shim {
     ) -> Result<Arc<Container>, VerbError> {
         let (wasm, args) = spec::program(&image, &config.command, &config.args)?;
         let program = self.images.program(&image, &wasm).await?;
+        self.admit(&program, image.name(), sandbox)?;
         if program.kind() == ProgramKind::Http {
             spec::http_port(&config.annotations)?;
         }
         let staging = self.container_state.path(id.as_str()).join("files");
         let (preopens, staged) = mounts::prepare(&config.mounts, &staging)?;
         let (account, memory) = (Arc::new(Account::new()), Arc::new(MemoryAccount::default()));
+        let config_store = ConfigStore {
+            folders: spec::config_folders(&sandbox.config.annotations, &preopens),
+            env: spec::declared(&config),
+        };
         let context = GuestContext {
             args,
             env: spec::environment(&image, &config, &sandbox.config.hostname),
             cwd: spec::working_dir(&image, &config),
             preopens,
             network: network_of(&config, sandbox),
+            config: Arc::new(config_store),
             account: Arc::clone(&account),
             memory: Arc::clone(&memory),
         };
@@ -129,6 +139,28 @@ impl Shim {
         };
         container.apply(&resources);
         Ok(Arc::new(container))
+    }
+}
+
+impl Shim {
+    /// Refuses what is experimental unless somebody asked for it.
+    pub(super) fn admit(
+        &self,
+        program: &Program,
+        name: &str,
+        sandbox: &Sandbox,
+    ) -> Result<(), VerbError> {
+        let asked = || {
+            let annotation = sandbox.config.annotations.get(WASI_03_ANNOTATION);
+            self.config.wasi_03 || annotation.is_some_and(|value| value == "true")
+        };
+        match program.wasi() {
+            Wasi::V02 => Ok(()),
+            Wasi::V03 if asked() => Ok(()),
+            Wasi::V03 => Err(VerbError::Start(format!(
+                "{name} is made for WASI 0.3, which is experimental here and switched off: annotate the Pod with {WASI_03_ANNOTATION}: \"true\", or set wasi_03 in the runtime's configuration"
+            ))),
+        }
     }
 }
 

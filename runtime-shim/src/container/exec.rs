@@ -1,7 +1,8 @@
 //! `ExecSync`: another instance in the container's context, with the same mounts, environment, network and limits.
 //!
 //! The command's first word names a Wasm file of the image; in an image that is a single component, the component itself runs,
-//! with the whole command as its `argv`.
+//! with the whole command as its `argv`. What the image does not have is looked for in the container's mounts, and compiled like an
+//! image's (never taken as machine code).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use cox_cri::v1::ExecSyncResponse;
 
 use super::start::exit_of;
 use super::streams::not_running;
-use super::tools::Tool;
+use super::tools::{self, Tool};
 use super::{Container, spec};
 use crate::engine::command::{self, Run};
 use crate::engine::stdio::Stdio;
@@ -74,12 +75,25 @@ impl Shim {
         if cmd.is_empty() {
             return Err(VerbError::Invalid("the command is empty".into()));
         }
-        let (wasm, args) = spec::program(&guest.image, cmd, &[])?;
-        let program = self.images.program(&guest.image, &wasm).await?;
+        let mounted = match guest.image.file(&cmd[0]) {
+            Some(_) => None,
+            None => tools::open_program(&guest.context, &cmd[0]),
+        };
+        let (program, args, name) = match mounted {
+            Some(file) => {
+                let program = self.images.mounted(&cmd[0], file).await?;
+                (program, cmd.to_vec(), cmd[0].as_str())
+            }
+            None => {
+                let (wasm, args) = spec::program(&guest.image, cmd, &[])?;
+                let program = self.images.program(&guest.image, &wasm).await?;
+                (program, args, guest.image.name())
+            }
+        };
+        self.admit(&program, name, &container.sandbox)?;
         if program.kind() == ProgramKind::Http {
             return Err(VerbError::Unsupported(format!(
-                "{} is a wasi:http component: it has no command to execute",
-                guest.image.name()
+                "{name} is a wasi:http component: it has no command to execute"
             )));
         }
         Ok(Prepared {

@@ -19,6 +19,17 @@ pub(crate) struct Staged {
 }
 
 impl Staged {
+    /// Bytes and files that are the container's own: copies it may write. Linked files are counted where they are at home.
+    pub(crate) fn usage(&self) -> (u64, u64) {
+        let sizes = self
+            .write_back
+            .iter()
+            .filter_map(|(copy, _)| copy.metadata().ok());
+        sizes.fold((0, 0), |(bytes, files), meta| {
+            (bytes + meta.len(), files + 1)
+        })
+    }
+
     /// Brings writable copies home. Called once, after the guest has ended and before its end is told.
     pub(crate) fn write_back(&self) {
         for (copy, home) in &self.write_back {

@@ -1,10 +1,12 @@
 //! From CRI's container configuration and the image to what the guest gets: arguments, environment, port. Pure.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 
 use cox_cri::v1::ContainerConfig;
 use serde::Deserialize;
 
+use crate::engine::Preopen;
 use crate::error::VerbError;
 use crate::images::{Digest, Image};
 
@@ -12,6 +14,8 @@ use crate::images::{Digest, Image};
 const HTTP_PORT_DEFAULT: u16 = 8080;
 /// Set by our kubelet.
 const HTTP_PORT_ANNOTATION: &str = "coxswain.dev/http-port";
+/// On a Pod: mount paths, separated by commas, whose files are its containers' wasi:config.
+const CONFIG_ANNOTATION: &str = "coxswain.dev/wasi-config";
 /// Set by upstream's kubelet: the container's ports as JSON.
 const PORTS_ANNOTATION: &str = "io.kubernetes.container.ports";
 
@@ -86,6 +90,40 @@ pub(crate) fn environment(
         last[name] == at - 1
     });
     env
+}
+
+/// What the container declares, each name once, the last one as the kubelet means it.
+pub(crate) fn declared(config: &ContainerConfig) -> Vec<(String, String)> {
+    let mut env: Vec<(String, String)> = Vec::new();
+    for pair in &config.envs {
+        let value = String::from_utf8_lossy(&pair.value).into_owned();
+        match env.iter_mut().find(|(name, _)| *name == pair.key) {
+            Some((_, known)) => *known = value,
+            None => env.push((pair.key.clone(), value)),
+        }
+    }
+    env
+}
+
+/// The folders of wasi:config: those of the named mounts that this container has.
+pub(crate) fn config_folders(
+    annotations: &HashMap<String, String>,
+    preopens: &[Preopen],
+) -> Vec<PathBuf> {
+    let named = annotations
+        .get(CONFIG_ANNOTATION)
+        .map_or("", String::as_str);
+    let paths = named
+        .split(',')
+        .map(|path| path.trim().trim_end_matches('/'));
+    paths
+        .filter_map(|path| {
+            let mount = preopens
+                .iter()
+                .find(|preopen| preopen.guest.trim_end_matches('/') == path);
+            mount.map(|preopen| preopen.host.clone())
+        })
+        .collect()
 }
 
 /// The working folder that the guest is told.
@@ -214,6 +252,26 @@ mod tests {
             .map(|(name, value)| format!("{name}={value}"))
             .collect();
         assert_eq!(text, ["PATH=/bin", "HOSTNAME=pod-0", "A=pod", "B=2"]);
+    }
+
+    #[test]
+    fn configuration_comes_from_the_named_mounts_that_a_container_has() {
+        let preopen = |guest: &str, host: &str| Preopen {
+            host: host.into(),
+            guest: guest.into(),
+            readonly: true,
+        };
+        let preopens = [
+            preopen("/etc/app/", "/host/app"),
+            preopen("/data", "/host/data"),
+        ];
+        let named = |value: &str| HashMap::from([(CONFIG_ANNOTATION.to_owned(), value.to_owned())]);
+        let folders = |value: &str| config_folders(&named(value), &preopens);
+        assert_eq!(
+            folders("/data, /etc/app,/other"),
+            [PathBuf::from("/host/data"), "/host/app".into()]
+        );
+        assert!(folders("").is_empty() && config_folders(&HashMap::new(), &preopens).is_empty());
     }
 
     #[test]

@@ -47,11 +47,17 @@ impl Container {
         let memory = Some(UInt64Value {
             value: self.memory.used(),
         });
-        let available = self
-            .memory
-            .limit()
-            .checked_sub(self.memory.used())
-            .map(|value| UInt64Value { value });
+        let available = match self.memory.limit() {
+            0 => None,
+            limit => Some(UInt64Value {
+                value: limit.saturating_sub(self.memory.used()),
+            }),
+        };
+        // It has no root file system; its own are the copies of single files that are mounted writable.
+        let (own_bytes, own_files) = self
+            .guest
+            .as_ref()
+            .map_or((0, 0), |guest| guest.staged.usage());
         ContainerStats {
             attributes: Some(ContainerAttributes {
                 id: self.id.to_string(),
@@ -75,7 +81,12 @@ impl Container {
                 rss_bytes: memory,
                 ..MemoryUsage::default()
             }),
-            writable_layer: None,
+            writable_layer: Some(FilesystemUsage {
+                timestamp,
+                fs_id: None,
+                used_bytes: Some(UInt64Value { value: own_bytes }),
+                inodes_used: Some(UInt64Value { value: own_files }),
+            }),
             swap: None,
             io: None,
         }

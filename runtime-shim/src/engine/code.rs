@@ -1,6 +1,6 @@
 //! The cache of compiled code and of mapped programs, by digest of the Wasm file.
 //!
-//! On disk: `compiled/<compatibility>/<digest>.cwasm` below the root, in folders of mode 0700; code of other engine versions is
+//! On disk: `compiled/<compatibility>/<digest>.cwasm` (`.03.cwasm` for components of WASI 0.3) below the root, in folders of mode 0700; code of other engine versions is
 //! removed at start. In memory: one [`Program`] per digest, shared by every container. A digest is compiled once, however many
 //! ask at the same time.
 
@@ -15,7 +15,7 @@ use tokio::sync::{OnceCell, Semaphore};
 
 use super::compile::{self, CompileError, WasmKind};
 use super::program::{Program, ProgramError};
-use super::{WasmEngine, compatibility};
+use super::{Wasi, WasmEngine, compatibility};
 use crate::config::CompileLimits;
 use crate::images::Digest;
 
@@ -86,9 +86,12 @@ impl CodeCache {
 
     async fn load(&self, digest: &Digest, wasm: &Path) -> Result<Arc<Program>, CodeError> {
         let kind = read_kind(wasm)?;
-        let file = self.file(digest);
-        if file.exists() {
-            match self.map(kind, &file) {
+        for wasi in [Wasi::V02, Wasi::V03] {
+            let file = self.file(digest, wasi);
+            if !file.exists() {
+                continue;
+            }
+            match self.map(kind, wasi, &file) {
                 // A cut-off or foreign file is compiled anew; everything else is the module's own fault.
                 Err(ProgramError::Map(reason)) => {
                     tracing::warn!(%digest, reason, "Compiled code is unusable, compiling again");
@@ -96,18 +99,18 @@ impl CodeCache {
                 mapped => return Ok(Arc::new(mapped?)),
             }
         }
-        self.compile(digest, wasm, &file).await?;
-        Ok(Arc::new(self.map(kind, &file)?))
+        let (wasi, file) = self.compile(digest, wasm).await?;
+        Ok(Arc::new(self.map(kind, wasi, &file)?))
     }
 
-    fn map(&self, kind: WasmKind, file: &Path) -> Result<Program, ProgramError> {
+    fn map(&self, kind: WasmKind, wasi: Wasi, file: &Path) -> Result<Program, ProgramError> {
         match kind {
-            WasmKind::Component => Program::map_component(&self.engine, file),
+            WasmKind::Component => Program::map_component(&self.engine, wasi, file),
             WasmKind::Module => Program::map_module(&self.engine, file),
         }
     }
 
-    async fn compile(&self, digest: &Digest, wasm: &Path, file: &Path) -> Result<(), CodeError> {
+    async fn compile(&self, digest: &Digest, wasm: &Path) -> Result<(Wasi, PathBuf), CodeError> {
         let _permit = self
             .compilers
             .acquire()
@@ -119,25 +122,33 @@ impl CodeCache {
             .map_err(|err| io(&self.dir, &err))?
             .into_temp_path();
         let started = std::time::Instant::now();
-        compile::compile(&self.command, &self.limits, wasm, &partial).await?;
-        partial.persist(file).map_err(|err| io(file, &err.error))?;
+        let wasi = compile::compile(&self.command, &self.limits, wasm, &partial).await?;
+        let file = self.file(digest, wasi);
+        partial
+            .persist(&file)
+            .map_err(|err| io(&file, &err.error))?;
         tracing::info!(%digest, took_ms = started.elapsed().as_millis(), "Compiled");
-        Ok(())
+        Ok((wasi, file))
     }
 
     /// Forgets and removes the code of a digest that no image refers to. Containers that run it keep their mapping.
     pub(crate) fn remove(&self, digest: &Digest) {
         self.programs.lock().remove(digest);
-        let file = self.file(digest);
-        if let Err(err) = std::fs::remove_file(&file)
-            && err.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!(error = %err, file = %file.display(), "Compiled code could not be removed");
+        for file in [Wasi::V02, Wasi::V03].map(|wasi| self.file(digest, wasi)) {
+            if let Err(err) = std::fs::remove_file(&file)
+                && err.kind() != std::io::ErrorKind::NotFound
+            {
+                tracing::warn!(error = %err, file = %file.display(), "Compiled code could not be removed");
+            }
         }
     }
 
-    fn file(&self, digest: &Digest) -> PathBuf {
-        self.dir.join(format!("{}.cwasm", digest.hex()))
+    fn file(&self, digest: &Digest, wasi: Wasi) -> PathBuf {
+        let made_for = match wasi {
+            Wasi::V02 => "",
+            Wasi::V03 => ".03",
+        };
+        self.dir.join(format!("{}{made_for}.cwasm", digest.hex()))
     }
 }
 

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
-use wasmtime::Trap;
+use wasmtime::{Store, Trap};
 use wasmtime_wasi::I32Exit;
+use wasmtime_wasi::p3::bindings::CommandPre;
 
 use super::executor::TaskError;
-use super::guest::GuestContext;
+use super::guest::{Guest, GuestContext};
 use super::memory::OutOfMemory;
 use super::program::Program;
 use super::stdio::Stdio;
@@ -67,6 +68,12 @@ async fn execute(engine: &WasmEngine, run: Run) -> Outcome {
                     .map(|end| i32::from(end.is_err())),
             },
         },
+        Program::Command03(pre) => {
+            match context.store(pre.engine(), executor, &args, stdio, kill) {
+                Err(message) => return Outcome::Failed(message),
+                Ok(store) => run_03(pre, store).await,
+            }
+        }
         Program::Module(pre) => {
             match context.module_store(pre.module().engine(), executor, &args, stdio, kill) {
                 Err(message) => return Outcome::Failed(message),
@@ -79,7 +86,7 @@ async fn execute(engine: &WasmEngine, run: Run) -> Outcome {
                 },
             }
         }
-        Program::Http(_) => {
+        Program::Http(_) | Program::Http03(_) => {
             return Outcome::Failed("a wasi:http component has no command to run".into());
         }
     };
@@ -87,6 +94,14 @@ async fn execute(engine: &WasmEngine, run: Run) -> Outcome {
         Ok(code) => Outcome::Exited(code),
         Err(err) => from_error(&err),
     }
+}
+
+async fn run_03(pre: &CommandPre<Guest>, mut store: Store<Guest>) -> wasmtime::Result<i32> {
+    let command = pre.instantiate_async(&mut store).await?;
+    let ended = store
+        .run_concurrent(async |accessor| command.wasi_cli_run().call_run(accessor).await)
+        .await??;
+    Ok(i32::from(ended.is_err()))
 }
 
 /// Tells an exit from a trap from the memory limit.

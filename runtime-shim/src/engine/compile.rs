@@ -12,8 +12,11 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use tokio::process::Command;
 
+use super::Wasi;
 use crate::config::CompileLimits;
 
+/// The child's exit code for code that is made for WASI 0.3.
+const DONE_03: u8 = 3;
 /// Text that a compiler may say about a module, at most.
 const MESSAGE_BYTES_MAX: usize = 4096;
 
@@ -50,13 +53,13 @@ pub(crate) fn kind_of(header: &[u8]) -> Result<WasmKind, CompileError> {
     }
 }
 
-/// Compiles `input` to `output` with `command`, or in this process where none is configured.
+/// Compiles `input` to `output` with `command`, or in this process where none is configured. Tells for which WASI.
 pub(crate) async fn compile(
     command: &[OsString],
     limits: &CompileLimits,
     input: &Path,
     output: &Path,
-) -> Result<(), CompileError> {
+) -> Result<Wasi, CompileError> {
     let Some((program, leading)) = command.split_first() else {
         let (input, output) = (input.to_owned(), output.to_owned());
         return tokio::task::spawn_blocking(move || compile_file(&input, &output))
@@ -87,14 +90,15 @@ pub(crate) async fn compile(
     }
 }
 
-/// The child exits 0 with its output written, 1 after saying what is wrong with its input, or dies of its limits.
-fn judge(status: ExitStatus, stderr: &[u8], limits: String) -> Result<(), CompileError> {
+/// The child exits 0 or [`DONE_03`] with its output written, 1 after saying what is wrong with its input, or dies of its limits.
+fn judge(status: ExitStatus, stderr: &[u8], limits: String) -> Result<Wasi, CompileError> {
     use std::os::unix::process::ExitStatusExt;
     let said = String::from_utf8_lossy(&stderr[..stderr.len().min(MESSAGE_BYTES_MAX)])
         .trim()
         .to_owned();
     match (status.code(), status.signal()) {
-        (Some(0), _) => Ok(()),
+        (Some(0), _) => Ok(Wasi::V02),
+        (Some(code), _) if code == i32::from(DONE_03) => Ok(Wasi::V03),
         (Some(1), _) => Err(CompileError::Invalid(said)),
         (Some(code), _) => Err(CompileError::Process(format!("exit code {code}: {said}"))),
         (None, signal) => {
@@ -108,7 +112,8 @@ fn judge(status: ExitStatus, stderr: &[u8], limits: String) -> Result<(), Compil
     }
 }
 
-/// The child: `MEMORY_BYTES CPU_SECS INPUT OUTPUT`. Exits 0, or 1 with one message about the input on stderr, or 2.
+/// The child: `MEMORY_BYTES CPU_SECS INPUT OUTPUT`. Exits 0, or 3 when the code is for
+/// WASI 0.3, or 1 with one message about the input on stderr, or 2.
 pub fn compile_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
     let [memory, cpu, input, output] = args.as_slice() else {
@@ -134,7 +139,8 @@ pub fn compile_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     }
     match compile_file(Path::new(input), Path::new(output)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Wasi::V02) => ExitCode::SUCCESS,
+        Ok(Wasi::V03) => ExitCode::from(DONE_03),
         Err(message) => fail(&message, 1),
     }
 }
@@ -146,16 +152,66 @@ fn fail(message: &str, code: u8) -> ExitCode {
     }
 }
 
-fn compile_file(input: &Path, output: &Path) -> Result<(), String> {
+fn compile_file(input: &Path, output: &Path) -> Result<Wasi, String> {
     let wasm =
         std::fs::read(input).map_err(|err| format!("cannot read {}: {err}", input.display()))?;
-    let engine = wasmtime::Engine::new(&super::code_config()).map_err(|err| format!("{err:#}"))?;
-    let code = match kind_of(&wasm).map_err(|err| err.to_string())? {
+    let kind = kind_of(&wasm).map_err(|err| err.to_string())?;
+    let wasi = match kind {
+        WasmKind::Module => Wasi::V02,
+        WasmKind::Component => wasi_of(&wasm)?,
+    };
+    let engine =
+        wasmtime::Engine::new(&super::code_config(wasi)).map_err(|err| format!("{err:#}"))?;
+    let code = match kind {
         WasmKind::Module => engine.precompile_module(&wasm),
         WasmKind::Component => engine.precompile_component(&wasm),
     }
     .map_err(|err| format!("{err:#}"))?;
-    std::fs::write(output, code).map_err(|err| format!("cannot write {}: {err}", output.display()))
+    std::fs::write(output, code)
+        .map_err(|err| format!("cannot write {}: {err}", output.display()))?;
+    Ok(wasi)
+}
+
+/// The WASI that a component imports or exports: 0.3 when it does any of it.
+fn wasi_of(wasm: &[u8]) -> Result<Wasi, String> {
+    use wasmparser::{Parser, Payload};
+    let invalid = |err: wasmparser::BinaryReaderError| err.to_string();
+    let mut depth = 0_usize;
+    for payload in Parser::new(0).parse_all(wasm) {
+        let newer = match payload.map_err(invalid)? {
+            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => {
+                depth += 1;
+                false
+            }
+            Payload::End(_) => {
+                depth = depth.saturating_sub(1);
+                false
+            }
+            Payload::ComponentImportSection(section) if depth == 0 => {
+                let mut newer = false;
+                for import in section {
+                    newer |= is_wasi_03(import.map_err(invalid)?.name.name);
+                }
+                newer
+            }
+            Payload::ComponentExportSection(section) if depth == 0 => {
+                let mut newer = false;
+                for export in section {
+                    newer |= is_wasi_03(export.map_err(invalid)?.name.name);
+                }
+                newer
+            }
+            _ => false,
+        };
+        if newer {
+            return Ok(Wasi::V03);
+        }
+    }
+    Ok(Wasi::V02)
+}
+
+fn is_wasi_03(name: &str) -> bool {
+    name.starts_with("wasi:") && name.contains("@0.3.")
 }
 
 #[cfg(test)]

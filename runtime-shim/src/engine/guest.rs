@@ -12,6 +12,7 @@ use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use super::account::Account;
+use super::config_store::ConfigStore;
 use super::executor::{self, Executor};
 use super::memory::{Limiter, MemoryAccount};
 use super::stdio::Stdio;
@@ -37,6 +38,7 @@ pub(crate) struct GuestContext {
     pub(crate) cwd: Option<String>,
     pub(crate) preopens: Vec<Preopen>,
     pub(crate) network: Arc<PodNetwork>,
+    pub(crate) config: Arc<ConfigStore>,
     pub(crate) account: Arc<Account>,
     pub(crate) memory: Arc<MemoryAccount>,
 }
@@ -48,6 +50,7 @@ pub(crate) struct Guest {
     http: WasiHttpCtx,
     hooks: PodHttp,
     pub(crate) network: Arc<PodNetwork>,
+    pub(crate) config: Arc<ConfigStore>,
     limiter: Limiter,
 }
 
@@ -122,6 +125,7 @@ impl GuestContext {
             http: WasiHttpCtx::new(),
             hooks: PodHttp::new(Arc::clone(&self.network)),
             network: Arc::clone(&self.network),
+            config: Arc::clone(&self.config),
             limiter: Limiter::new(Arc::clone(&self.memory)),
         };
         let mut store = Store::new(engine, guest);

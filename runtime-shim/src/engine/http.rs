@@ -31,7 +31,7 @@ use super::executor::TaskError;
 use super::guest::{Guest, GuestContext};
 use super::program::Program;
 use super::stdio::Stdio;
-use super::{Outcome, WasmEngine};
+use super::{Outcome, WasmEngine, http03};
 use crate::logs::{ContainerLog, LogStream, Stream};
 use crate::network::PodNetwork;
 
@@ -53,7 +53,7 @@ pub(crate) struct HttpService {
     shared: Arc<Shared>,
 }
 
-struct Shared {
+pub(super) struct Shared {
     engine: Arc<WasmEngine>,
     program: Arc<Program>,
     context: Arc<GuestContext>,
@@ -269,7 +269,7 @@ async fn respond(shared: Arc<Shared>, request: Request<Incoming>) -> Response<Wa
     }
 }
 
-type HeadSender = oneshot::Sender<Result<Response<WasiBody>, ErrorCode>>;
+pub(super) type HeadSender = oneshot::Sender<Result<Response<WasiBody>, ErrorCode>>;
 
 /// One request in an instance of its own, until the guest returns (it may go on after the response's head).
 async fn handle(
@@ -277,23 +277,23 @@ async fn handle(
     request: Request<Incoming>,
     head: HeadSender,
 ) -> wasmtime::Result<()> {
-    let Program::Http(pre) = &*shared.program else {
-        wasmtime::bail!("not a wasi:http component");
-    };
-    let pre: &ProxyPre<Guest> = pre;
-    let context = &shared.context;
-    let stdout = LogStream::to_log(&shared.log, Stream::Stdout);
-    let stderr = LogStream::to_log(&shared.log, Stream::Stderr);
-    let mut store = context
-        .store(
-            pre.engine(),
-            shared.engine.executor(),
-            &context.args,
-            Stdio::output(stdout, stderr),
-            context.account.kill_token(),
-        )
-        .map_err(wasmtime::Error::msg)?;
     let request = with_authority(request);
+    match &*shared.program {
+        Program::Http(pre) => handle_02(shared, pre, request, head).await,
+        Program::Http03(pre) => http03::handle(shared, pre, request, head).await,
+        Program::Command(_) | Program::Command03(_) | Program::Module(_) => {
+            wasmtime::bail!("not a wasi:http component")
+        }
+    }
+}
+
+async fn handle_02(
+    shared: &Shared,
+    pre: &ProxyPre<Guest>,
+    request: Request<Incoming>,
+    head: HeadSender,
+) -> wasmtime::Result<()> {
+    let mut store = shared.store(pre.engine())?;
     let request = store
         .data_mut()
         .http()
@@ -317,6 +317,21 @@ fn with_authority(mut request: Request<Incoming>) -> Request<Incoming> {
 }
 
 impl Shared {
+    /// A store for one request.
+    pub(super) fn store(
+        &self,
+        engine: &wasmtime::Engine,
+    ) -> wasmtime::Result<wasmtime::Store<Guest>> {
+        let context = &self.context;
+        let stdout = LogStream::to_log(&self.log, Stream::Stdout);
+        let stderr = LogStream::to_log(&self.log, Stream::Stderr);
+        let stdio = Stdio::output(stdout, stderr);
+        let kill = context.account.kill_token();
+        context
+            .store(engine, self.engine.executor(), &context.args, stdio, kill)
+            .map_err(wasmtime::Error::msg)
+    }
+
     fn note_failure(&self, err: &wasmtime::Error) {
         let text = match from_error(err) {
             // The guest may end its instance by exit(0) after it has answered.
@@ -333,13 +348,13 @@ impl Shared {
     }
 
     /// A line of the runtime's own in the container's log.
-    fn line(&self, text: &str) {
+    pub(super) fn line(&self, text: &str) {
         LogStream::to_log(&self.log, Stream::Stderr)
             .write_all(format!("{}\n", text.trim_end()).as_bytes());
     }
 }
 
-fn plain(status: StatusCode, text: &'static str) -> Response<WasiBody> {
+pub(super) fn plain(status: StatusCode, text: &'static str) -> Response<WasiBody> {
     let body = Full::new(Bytes::from_static(text.as_bytes()))
         .map_err(|never: Infallible| match never {})
         .boxed_unsync();

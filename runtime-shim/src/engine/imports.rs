@@ -1,17 +1,24 @@
-//! What guests may import: WASI 0.2 and wasi:http for components, preview 1 for core modules, with the Pod's network in the place
+//! What guests may import: WASI 0.2 and wasi:http for components, those of 0.3 too where a component was made for it, preview 1 for core modules, with the Pod's network in the place
 //! of the host's.
 
 use wasmtime::component::{Component, Linker};
 use wasmtime::{Engine, ExternType, Module};
 
 use super::guest::{Guest, ModuleGuest};
+use super::{Wasi, config_store};
 use crate::network;
 
-pub(crate) fn component_linker(engine: &Engine) -> wasmtime::Result<Linker<Guest>> {
+pub(crate) fn component_linker(engine: &Engine, wasi: Wasi) -> wasmtime::Result<Linker<Guest>> {
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     network::shadow_sockets(&mut linker)?;
+    config_store::add_to_linker(&mut linker)?;
+    if wasi == Wasi::V03 {
+        wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+        wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+        network::shadow_sockets_03(&mut linker)?;
+    }
     Ok(linker)
 }
 
@@ -21,10 +28,11 @@ pub(crate) fn module_linker(engine: &Engine) -> wasmtime::Result<wasmtime::Linke
     Ok(linker)
 }
 
-/// Packages of WASI 0.2 that the host implements as a whole.
-const PACKAGES: [&str; 7] = [
+/// Packages of WASI that the host implements as a whole.
+const PACKAGES: [&str; 8] = [
     "wasi:cli",
     "wasi:clocks",
+    "wasi:config",
     "wasi:filesystem",
     "wasi:http",
     "wasi:io",
@@ -34,22 +42,23 @@ const PACKAGES: [&str; 7] = [
 
 /// The imports of a component that no part of the host provides. Empty does not yet mean that all types fit; instantiating
 /// tells.
-pub(crate) fn missing_in_component(component: &Component) -> Vec<String> {
+pub(crate) fn missing_in_component(component: &Component, wasi: Wasi) -> Vec<String> {
     let engine = component.engine();
     let ty = component.component_type();
     ty.imports(engine)
         .map(|(name, _)| name)
-        .filter(|name| !provided(name))
+        .filter(|name| !provided(name, wasi))
         .map(str::to_owned)
         .collect()
 }
 
-fn provided(import: &str) -> bool {
+fn provided(import: &str, wasi: Wasi) -> bool {
     let (interface, version) = import.split_once('@').unwrap_or((import, ""));
     let package = interface
         .split_once('/')
         .map_or(interface, |(package, _)| package);
-    PACKAGES.contains(&package) && version.starts_with("0.2.")
+    let known = version.starts_with("0.2.") || (wasi == Wasi::V03 && version.starts_with("0.3."));
+    known && PACKAGES.contains(&package)
 }
 
 /// The imports of a core module that the host does not provide.
@@ -74,7 +83,7 @@ mod tests {
             ("a WASI 0.2 interface", "wasi:cli/environment@0.2.3", true),
             ("wasi:http", "wasi:http/types@0.2.0", true),
             (
-                "WASI 0.3 is not there yet",
+                "WASI 0.3 in a component that was compiled without it",
                 "wasi:cli/environment@0.3.0",
                 false,
             ),
@@ -82,7 +91,7 @@ mod tests {
             ("a bare name", "host", false),
         ];
         for (case, import, expected) in cases {
-            assert_eq!(provided(import), expected, "case: {case}");
+            assert_eq!(provided(import, Wasi::V02), expected, "case: {case}");
         }
     }
 }

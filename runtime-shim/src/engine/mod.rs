@@ -8,9 +8,11 @@ pub(crate) mod account;
 pub(crate) mod code;
 pub(crate) mod command;
 pub(crate) mod compile;
+pub(crate) mod config_store;
 pub(crate) mod executor;
 pub(crate) mod guest;
 pub(crate) mod http;
+mod http03;
 pub(crate) mod imports;
 pub(crate) mod memory;
 pub(crate) mod program;
@@ -30,6 +32,16 @@ use ticker::Ticker;
 
 pub(crate) use guest::{GuestContext, Preopen};
 pub(crate) use program::{Program, ProgramKind};
+
+/// The WASI that a program is made for. 0.3 comes with another way of calling into and out of a component, for which code is compiled
+/// differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wasi {
+    /// 0.2 components and core modules of preview 1.
+    V02,
+    /// Experimental, behind a switch: wasmtime 48 promises no security fixes for it.
+    V03,
+}
 
 /// How a command ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +78,9 @@ pub(crate) struct WasmEngine {
     /// Instances per request: slots are prepared; made when the first wasi:http program is loaded, since it reserves a lot of
     /// address space.
     pooled: OnceLock<Option<(Engine, Linker<Guest>)>>,
+    /// For components of WASI 0.3, whose code is made with support for concurrency inside an instance; made when the first one is
+    /// loaded.
+    concurrent: OnceLock<Result<(Engine, Linker<Guest>), String>>,
     http_instances_max: u32,
     ticker: Ticker,
     executor: Executor,
@@ -74,10 +89,11 @@ pub(crate) struct WasmEngine {
 }
 
 /// The part of the configuration that decides what the compiler makes: the same in the compiling child and in both engines.
-pub(crate) fn code_config() -> Config {
+pub(crate) fn code_config(wasi: Wasi) -> Config {
     let mut config = Config::new();
     config.epoch_interruption(true);
-    config.concurrency_support(false);
+    // It costs every call into a component a little, and every store memory.
+    config.concurrency_support(wasi == Wasi::V03);
     config
 }
 
@@ -91,10 +107,11 @@ pub(crate) fn compatibility(engine: &Engine) -> String {
 impl WasmEngine {
     /// Starts the engine with `threads` guest threads.
     pub(crate) fn start(threads: usize, http_instances_max: u32) -> Result<Arc<Self>, EngineError> {
-        let mut config = code_config();
+        let mut config = code_config(Wasi::V02);
         config.with_host_stack(Arc::new(stacks::Stacks::default()));
         let on_demand = Engine::new(&config).map_err(EngineError::Wasmtime)?;
-        let linker = imports::component_linker(&on_demand).map_err(EngineError::Wasmtime)?;
+        let linker =
+            imports::component_linker(&on_demand, Wasi::V02).map_err(EngineError::Wasmtime)?;
         let module_linker = imports::module_linker(&on_demand).map_err(EngineError::Wasmtime)?;
         let ticker = Ticker::start().map_err(EngineError::Threads)?;
         ticker.watch(&on_demand);
@@ -112,6 +129,7 @@ impl WasmEngine {
             linker,
             module_linker,
             pooled: OnceLock::new(),
+            concurrent: OnceLock::new(),
             http_instances_max,
             ticker,
             executor,
@@ -131,11 +149,28 @@ impl WasmEngine {
         self.http_instances_max
     }
 
+    /// The engine and what guests may import, for components of WASI 0.3.
+    fn concurrent(&self) -> Result<&(Engine, Linker<Guest>), String> {
+        let made = self.concurrent.get_or_init(|| {
+            let make = || -> wasmtime::Result<(Engine, Linker<Guest>)> {
+                let mut config = code_config(Wasi::V03);
+                config.with_host_stack(Arc::new(stacks::Stacks::default()));
+                let engine = Engine::new(&config)?;
+                let linker = imports::component_linker(&engine, Wasi::V03)?;
+                Ok((engine, linker))
+            };
+            let (engine, linker) = make().map_err(|err| format!("{err:#}"))?;
+            self.ticker.watch(&engine);
+            Ok((engine, linker))
+        });
+        made.as_ref().map_err(Clone::clone)
+    }
+
     fn pooled(&self) -> Option<&(Engine, Linker<Guest>)> {
         self.pooled
             .get_or_init(|| {
                 let made = pooled_engine(self.http_instances_max).and_then(|engine| {
-                    let linker = imports::component_linker(&engine)?;
+                    let linker = imports::component_linker(&engine, Wasi::V02)?;
                     Ok((engine, linker))
                 });
                 match made {
@@ -178,7 +213,7 @@ fn pooled_engine(instances: u32) -> wasmtime::Result<Engine> {
         .linear_memory_keep_resident(256 << 10)
         .table_keep_resident(16 << 10)
         .pagemap_scan(wasmtime::Enabled::Auto);
-    let mut config = code_config();
+    let mut config = code_config(Wasi::V02);
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     Engine::new(&config)
 }

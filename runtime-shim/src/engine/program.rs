@@ -5,10 +5,12 @@ use std::path::Path;
 use wasmtime::component::{Component, InstancePre};
 use wasmtime::{ExternType, Module};
 use wasmtime_wasi::p2::bindings::CommandPre;
+use wasmtime_wasi::p3::bindings::CommandPre as CommandPre03;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::p3::bindings::ServicePre;
 
 use super::guest::{Guest, ModuleGuest};
-use super::{WasmEngine, imports};
+use super::{Wasi, WasmEngine, imports};
 
 /// Why compiled code is not a program.
 #[derive(Debug, thiserror::Error, Clone)]
@@ -20,7 +22,7 @@ pub(crate) enum ProgramError {
     #[error("its imports do not fit this host: {0}")]
     Imports(String),
     #[error(
-        "it exports neither wasi:cli/run nor wasi:http/incoming-handler (WASI 0.2): there is nothing to run"
+        "it exports neither wasi:cli/run nor wasi:http/incoming-handler (WASI 0.2), nor wasi:http/handler (0.3): there is nothing to run"
     )]
     NothingToRun,
     #[error(
@@ -35,6 +37,9 @@ pub(crate) enum Program {
     Command(CommandPre<Guest>),
     /// A component with `wasi:http/incoming-handler`: one instance per request.
     Http(ProxyPre<Guest>),
+    /// The same two of WASI 0.3.
+    Command03(CommandPre03<Guest>),
+    Http03(ServicePre<Guest>),
     /// A core module with `_start`.
     Module(wasmtime::InstancePre<ModuleGuest>),
 }
@@ -66,18 +71,57 @@ impl std::fmt::Debug for Program {
 impl Program {
     pub(crate) fn kind(&self) -> ProgramKind {
         match self {
-            Self::Command(_) => ProgramKind::Command,
-            Self::Http(_) => ProgramKind::Http,
+            Self::Command(_) | Self::Command03(_) => ProgramKind::Command,
+            Self::Http(_) | Self::Http03(_) => ProgramKind::Http,
             Self::Module(_) => ProgramKind::Module,
+        }
+    }
+
+    /// The WASI it was made for.
+    pub(crate) fn wasi(&self) -> Wasi {
+        match self {
+            Self::Command(_) | Self::Http(_) | Self::Module(_) => Wasi::V02,
+            Self::Command03(_) | Self::Http03(_) => Wasi::V03,
         }
     }
 
     /// Maps the file that the compiler child wrote for a component.
     ///
     /// `file` lies in the 0700 folder that only this user writes, under a name that was checked.
-    pub(crate) fn map_component(engine: &WasmEngine, file: &Path) -> Result<Self, ProgramError> {
+    pub(crate) fn map_component(
+        engine: &WasmEngine,
+        wasi: Wasi,
+        file: &Path,
+    ) -> Result<Self, ProgramError> {
+        match wasi {
+            Wasi::V02 => Self::map_02(engine, file),
+            Wasi::V03 => Self::map_03(engine, file),
+        }
+    }
+
+    /// A component of WASI 0.3. It may export its entry for 0.2 all the same.
+    fn map_03(engine: &WasmEngine, file: &Path) -> Result<Self, ProgramError> {
+        let (engine, linker) = engine.concurrent().map_err(ProgramError::Imports)?;
+        let component = map_component(engine, file)?;
+        let missing = imports::missing_in_component(&component, Wasi::V03);
+        if !missing.is_empty() {
+            return Err(ProgramError::MissingImports(missing));
+        }
+        let pre = linker.instantiate_pre(&component).map_err(import_error)?;
+        if exports(&component, "wasi:http/handler@0.3.") {
+            return ServicePre::new(pre).map(Self::Http03).map_err(import_error);
+        }
+        if exports(&component, "wasi:cli/run@0.3.") {
+            return CommandPre03::new(pre)
+                .map(Self::Command03)
+                .map_err(import_error);
+        }
+        Err(ProgramError::NothingToRun)
+    }
+
+    fn map_02(engine: &WasmEngine, file: &Path) -> Result<Self, ProgramError> {
         let component = map_component(engine.on_demand(), file)?;
-        let missing = imports::missing_in_component(&component);
+        let missing = imports::missing_in_component(&component, Wasi::V02);
         if !missing.is_empty() {
             return Err(ProgramError::MissingImports(missing));
         }

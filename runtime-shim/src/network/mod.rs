@@ -19,6 +19,7 @@ mod netns;
 mod resolver;
 mod services;
 mod sockets;
+mod sockets3;
 
 use std::collections::HashMap;
 use std::io;
@@ -42,6 +43,7 @@ pub(crate) use netns::{EachPollInside, Netns};
 pub(crate) use resolver::{DnsConfig, ResolveError, Resolver};
 pub(crate) use services::{Found, Services};
 pub(crate) use sockets::shadow_sockets;
+pub(crate) use sockets3::shadow_sockets as shadow_sockets_03;
 
 /// Which addresses are Pods, and which of the host's own are open to them.
 #[derive(Debug, Default)]

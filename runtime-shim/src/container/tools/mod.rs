@@ -67,6 +67,19 @@ impl Tool {
     }
 }
 
+/// The file that a command names in a mount, if it is one there: a path, or a `.wasm` file of the working folder.
+pub(super) fn open_program(context: &GuestContext, name: &str) -> Option<std::fs::File> {
+    use rustix::fs::OFlags;
+    if !name.contains('/') && !name.ends_with(".wasm") {
+        return None;
+    }
+    let root = Root::new(&context.preopens, context.cwd.as_deref());
+    let place = root.place(&root.absolute(name)).ok()?;
+    // A pipe in its place must not hold the caller.
+    let file = place.open(OFlags::RDONLY | OFlags::NONBLOCK).ok()?;
+    file.metadata().ok()?.is_file().then_some(file)
+}
+
 /// `test -d PATH`, `-e` and `-f`, following links as far as they stay in the mount.
 fn test(args: &[String], root: &Root<'_>, stderr: &mut impl Write) -> i32 {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();

@@ -251,7 +251,7 @@ async fn a_race_between_a_folder_and_a_link_is_never_won() {
         &mut shim,
         &pod,
         "storm",
-        &["storm", "/data/door/file", "20000"],
+        &["storm", "/data/door/file", "4000"],
         &mounts,
     )
     .await;
@@ -370,6 +370,11 @@ async fn a_hundred_busy_loops_do_not_stall_a_neighbour() {
     shim.stop().await;
 }
 
+/// Operators of two numbers.
+const PAIRS: [&str; 10] = [
+    "add", "mul", "div_s", "rem_u", "shl", "xor", "rotl", "lt_s", "and", "sub",
+];
+
 /// Makes modules at random that are valid: every expression leaves what its place wants.
 struct Random {
     state: u64,
@@ -384,6 +389,10 @@ impl Random {
         (self.state >> 33) % bound
     }
 
+    fn pick<'a>(&mut self, of: &[&'a str]) -> &'a str {
+        of[usize::try_from(self.below(of.len() as u64)).unwrap()]
+    }
+
     /// An expression of type i32.
     fn value(&mut self, depth: u32) -> String {
         if depth == 0 {
@@ -394,12 +403,9 @@ impl Random {
             };
         }
         let (a, b) = (self.value(depth - 1), self.value(depth - 1));
-        const PAIRS: [&str; 10] = [
-            "add", "mul", "div_s", "rem_u", "shl", "xor", "rotl", "lt_s", "and", "sub",
-        ];
         match self.below(9) {
             0 => format!("(i32.load offset={} {a})", self.below(1 << 17)),
-            1 => format!("(memory.grow {} {a})", ["$a", "$b"][self.below(2) as usize]),
+            1 => format!("(memory.grow {} {a})", self.pick(&["$a", "$b"])),
             2 => format!("(table.grow $t (ref.null func) {a})"),
             3 => format!(
                 "(call_indirect $t (type $f) {a} {b} (i32.const {}))",
@@ -410,7 +416,7 @@ impl Random {
                 "(if (result i32) {a} (then {b}) (else (i32.trunc_f64_s (f64.div (f64.const 1) (f64.convert_i32_s {a})))))"
             ),
             6 => format!("(i32.popcnt {a})"),
-            _ => format!("(i32.{} {a} {b})", PAIRS[self.below(10) as usize]),
+            _ => format!("(i32.{} {a} {b})", self.pick(&PAIRS)),
         }
     }
 

@@ -297,7 +297,7 @@ async fn http(args: &Args) -> Result<Vec<Figure>> {
                 free.local_addr()?.to_string()
             };
             let child = Command::new(wasmtime)
-                .args(["serve", "--addr", &addr])
+                .args(["serve", "-S", "cli", "--addr", &addr])
                 .arg(guest)
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())

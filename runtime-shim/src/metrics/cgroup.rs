@@ -171,6 +171,7 @@ fn blocks_one(blkio: &Dir<'_>, out: &mut Samples) {
     }
 }
 
+#[allow(clippy::too_many_lines, reason = "a list of figures")]
 fn version_two(dir: &Dir<'_>, out: &mut Samples) {
     let cpu = dir.stat("cpu.stat");
     let seconds = |name: &str| cpu(name).map(|micros| micros / MICROS);

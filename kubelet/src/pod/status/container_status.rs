@@ -37,27 +37,7 @@ pub(super) fn of(
         None => from_memory(input, container, previous, wait, default_reason),
     };
     let latest = attempts.first();
-    let running = state.running.is_some();
-    let is_plain_init = inits(input.pod)
-        .iter()
-        .any(|init| init.name == container.name)
-        && !is_sidecar(input.pod, container);
-    let up = |verdict: fn(PlanInput<'_>, &Container, &ContainerView) -> bool| {
-        latest.is_some_and(|latest| verdict(input, container, latest))
-    };
-    let ready = if is_plain_init {
-        state
-            .terminated
-            .as_ref()
-            .is_some_and(|end| end.exit_code == 0)
-    } else {
-        up(is_ready)
-    };
-    let started = if is_plain_init {
-        running
-    } else {
-        up(is_started)
-    };
+    let (ready, started) = readiness(input, container, latest.copied(), &state);
     let restart_count = match latest {
         Some(latest) => i32::try_from(latest.attempt).unwrap_or(i32::MAX),
         None => previous.map_or(0, |known| known.restart_count),
@@ -101,6 +81,29 @@ pub(super) fn of(
         volume_mounts: mounts(container),
         ..ContainerStatus::default()
     }
+}
+
+/// Whether a container is ready, and whether it has started. An init container is ready when it has done its work.
+fn readiness(
+    input: PlanInput<'_>,
+    container: &Container,
+    latest: Option<&ContainerView>,
+    state: &ContainerState,
+) -> (bool, bool) {
+    let is_init = inits(input.pod)
+        .iter()
+        .any(|init| init.name == container.name);
+    if is_init && !is_sidecar(input.pod, container) {
+        let end = state.terminated.as_ref();
+        return (
+            end.is_some_and(|end| end.exit_code == 0),
+            state.running.is_some(),
+        );
+    }
+    (
+        latest.is_some_and(|latest| is_ready(input, container, latest)),
+        latest.is_some_and(|latest| is_started(input, container, latest)),
+    )
 }
 
 /// Computes the status of an ephemeral container, which is never ready and never runs again.

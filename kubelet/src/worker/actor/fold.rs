@@ -11,7 +11,7 @@ use crate::worker::effects::{MadeSandbox, NotResized, NotStarted, Outcome};
 use crate::worker::publish;
 use cox_client::events::EventType;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, ResourceRequirements};
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -117,22 +117,7 @@ impl Actor {
                 resources,
                 generation,
                 result,
-            } => match result {
-                Ok(()) => {
-                    let history = self.history.containers.entry(container).or_default();
-                    history.resources = Some((id, resources));
-                }
-                Err(NotResized::NeedsRestart) => {
-                    let history = self.history.containers.entry(container).or_default();
-                    history.resize_restart = Some(id);
-                }
-                Err(NotResized::Infeasible(why)) => {
-                    self.events
-                        .pod(EventType::Warning, "ResizeInfeasible", why.clone());
-                    self.history.resize_refused = Some((generation, why));
-                }
-                Err(NotResized::Failed(error)) => return Some(error),
-            },
+            } => return self.fold_resized(id, container, (generation, resources), result),
             Outcome::PostStarted {
                 id,
                 container,
@@ -154,6 +139,14 @@ impl Actor {
                 began,
                 result,
             } => self.fold_probe(id, &container, kind, began, result),
+            outcome => return self.fold_clearing(outcome),
+        }
+        None
+    }
+
+    /// What became of things that were taken down.
+    fn fold_clearing(&mut self, outcome: Outcome) -> Option<String> {
+        match outcome {
             Outcome::SandboxStopped { id, result } => match result {
                 Ok(()) => {
                     for sandbox in self
@@ -177,6 +170,29 @@ impl Actor {
             },
             Outcome::Unmounted(Ok(())) => self.history.volumes = Volumes::Removed,
             Outcome::Unmounted(Err(error)) => return Some(error),
+            // The function before this one took the others.
+            outcome => tracing::error!(?outcome, "Outcome is not known"),
+        }
+        None
+    }
+
+    fn fold_resized(
+        &mut self,
+        id: ContainerId,
+        container: String,
+        (generation, resources): (Option<i64>, Option<ResourceRequirements>),
+        result: Result<(), NotResized>,
+    ) -> Option<String> {
+        let history = self.history.containers.entry(container).or_default();
+        match result {
+            Ok(()) => history.resources = Some((id, resources)),
+            Err(NotResized::NeedsRestart) => history.resize_restart = Some(id),
+            Err(NotResized::Infeasible(why)) => {
+                self.events
+                    .pod(EventType::Warning, "ResizeInfeasible", why.clone());
+                self.history.resize_refused = Some((generation, why));
+            }
+            Err(NotResized::Failed(error)) => return Some(error),
         }
         None
     }
@@ -281,6 +297,9 @@ impl Actor {
             .containers
             .entry(container.to_owned())
             .or_default();
+        if let Some(finished_at) = self.start_after.take() {
+            history.restarts.advance(finished_at, now);
+        }
         // The next start looks at the image again: it may have been removed, or be pulled each time.
         match result {
             Ok(view) => {

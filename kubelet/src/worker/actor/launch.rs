@@ -131,6 +131,19 @@ impl Actor {
             Step::StartContainer { container, attempt } => {
                 self.start(subject, container, attempt, now, wake_at)
             }
+            step => self.launch_on_container(step, subject, now, wake_at),
+        }
+    }
+
+    /// Steps on a container that runs.
+    fn launch_on_container(
+        &mut self,
+        step: Step,
+        subject: Subject,
+        now: Timestamp,
+        wake_at: &mut Option<Timestamp>,
+    ) {
+        match step {
             Step::Resize {
                 id,
                 container,
@@ -181,6 +194,19 @@ impl Actor {
                 };
                 self.stop(subject, stop, now, wake_at);
             }
+            step => self.launch_clearing(step, subject, now, wake_at),
+        }
+    }
+
+    /// Steps that take down what nobody needs any more.
+    fn launch_clearing(
+        &mut self,
+        step: Step,
+        subject: Subject,
+        now: Timestamp,
+        wake_at: &mut Option<Timestamp>,
+    ) {
+        match step {
             Step::StopSandbox { id } => {
                 let target = Target::Sandbox(id.clone());
                 if !self.is_making() && self.free(&target, now, wake_at) {
@@ -212,6 +238,8 @@ impl Actor {
                     self.step(Target::Volumes, None, subject.unmount());
                 }
             }
+            // The two functions before this one took the others.
+            step => tracing::error!(?step, "Step is not known"),
         }
     }
 
@@ -234,14 +262,13 @@ impl Actor {
             .latest(&container)
             .and_then(|view| view.exit())
             .map(|exit| exit.finished_at);
+        // The delay grows when the start is over: until then the plan would take the new delay for one to wait for.
+        self.start_after = previous_end;
         let history = self
             .history
             .containers
             .entry(container.clone())
             .or_default();
-        if let Some(finished_at) = previous_end {
-            history.restarts.advance(finished_at, now);
-        }
         let hook = named(&self.pod, &container)
             .and_then(|spec| spec.lifecycle.as_ref()?.post_start.as_ref());
         history.post_start = match hook {

@@ -112,6 +112,8 @@ pub struct Actor {
     /// Something may have changed that is kept over a power cut.
     keep: bool,
     told_killing: Vec<ContainerId>,
+    /// When the container ended whose successor is being started.
+    start_after: Option<Timestamp>,
     /// What ended containers said last.
     last_words: BTreeMap<ContainerId, String>,
     /// Their preStop hooks ran or run.
@@ -174,6 +176,7 @@ impl Actor {
             refresh: false,
             keep: true,
             told_killing: Vec::new(),
+            start_after: None,
             last_words: BTreeMap::new(),
             pre_stopped: BTreeSet::new(),
             born,

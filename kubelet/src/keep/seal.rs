@@ -1,6 +1,6 @@
 //! The node key, and sealing with it: AES-256-GCM, a fresh nonce for each seal, the name of what is sealed bound to it.
 //!
-//! What the key is for and where it lives: `docs/adr/0006-the-node-key.md`.
+//! What the key is for and where it lives: `docs/adr/0011-the-node-key.md`.
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom, SystemRandom};

@@ -310,9 +310,23 @@ impl Api {
         if !info.is_resource {
             return self.plain(parts, info.path, query);
         }
-        let Some(entry) = *entry else {
-            return Err(ApiStatus::unknown_path());
-        };
+        match *entry {
+            Some(entry) => self.on_resource(arrived, entry, body, user).await,
+            None => Err(ApiStatus::unknown_path()),
+        }
+    }
+
+    /// Takes a request for a resource of this server's own through its verb.
+    async fn on_resource(
+        &self,
+        arrived: &Arrived<'_>,
+        entry: &EntryRef,
+        body: Bytes,
+        user: &UserInfo,
+    ) -> Result<Response<Body>, ApiStatus> {
+        let Arrived {
+            parts, info, query, ..
+        } = arrived;
         let sub = match info.subresource {
             "" => None,
             name => Some(

@@ -30,11 +30,6 @@ pub(super) struct Outcome {
 /// Evaluates all of a policy, unless its conditions say that it is not about this.
 pub(super) fn evaluate(policy: &Policy, scope: &mut Scope) -> Outcome {
     let mut outcome = Outcome::default();
-    let failed = |index: usize, message: String| Failure {
-        index,
-        message,
-        reason: String::new(),
-    };
     let values = scope.values();
     match expressions::all_hold(&policy.conditions, &values, &mut scope.budget) {
         Ok(true) => {}
@@ -72,6 +67,12 @@ pub(super) fn evaluate(policy: &Policy, scope: &mut Scope) -> Outcome {
             }
         }
     }
+    annotate(policy, scope, &mut outcome);
+    outcome
+}
+
+/// Evaluates the audit annotations.
+fn annotate(policy: &Policy, scope: &mut Scope, outcome: &mut Outcome) {
     for (key, expression) in &policy.annotations {
         match scope.evaluate(expression) {
             Ok(Cel::Text(text)) => {
@@ -101,7 +102,14 @@ pub(super) fn evaluate(policy: &Policy, scope: &mut Scope) -> Outcome {
             Err(_) => {}
         }
     }
-    outcome
+}
+
+fn failed(index: usize, message: String) -> Failure {
+    Failure {
+        index,
+        message,
+        reason: String::new(),
+    }
 }
 
 /// What the policy says of a thing that does not hold; the expression itself where it says nothing.

@@ -85,6 +85,8 @@ pub struct Network {
     /// Addresses behind the bridge. Without it `pod_cidr` is split: its lower half is for virtual Pods, its upper half for the
     /// bridge; a `pod_cidr` of loopback addresses stays whole, and the bridge has the same range of 10.0.0.0/8.
     pub bridge_cidr: Option<String>,
+    /// IPv6 addresses behind the bridge, at most 96 bits of network: each Pod there has one beside its IPv4 address.
+    pub bridge_cidr_v6: Option<String>,
     /// Where a CNI configuration is looked for; one that is there replaces the built-in network.
     pub cni_conf_dir: PathBuf,
     /// Where its plugins are looked for.
@@ -108,6 +110,7 @@ impl Default for Network {
             netns: NetnsUse::Auto,
             bridge: "cox0".into(),
             bridge_cidr: None,
+            bridge_cidr_v6: None,
             cni_conf_dir: "/etc/cni/net.d".into(),
             cni_bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
         }
@@ -201,7 +204,7 @@ fn default_pod_cidr() -> String {
 }
 
 fn default_cluster_pod_cidrs() -> Vec<String> {
-    vec!["127.64.0.0/10".into()]
+    vec!["127.64.0.0/10".into(), "10.64.0.0/10".into()]
 }
 
 fn default_http_instances_max() -> u32 {

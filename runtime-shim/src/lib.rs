@@ -28,6 +28,6 @@ mod streaming;
 pub use config::{CompileLimits, Config, Mirror, NetnsUse, Network, Registries};
 pub use engine::EngineError;
 pub use engine::compile::compile_main;
-pub use network::CidrError;
+pub use network::{Cidr6Error, CidrError};
 pub use sandbox::pause_main;
 pub use server::{RunError, run};

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::cri::CriService;
 use crate::engine::EngineError;
-use crate::network::CidrError;
+use crate::network::{Cidr6Error, CidrError};
 use crate::shim::Shim;
 
 /// CRI messages of a node with thousands of Pods are large; kubelets allow 16 MiB.
@@ -35,6 +35,9 @@ pub enum RunError {
     /// A Pod range is not one.
     #[error(transparent)]
     Cidr(#[from] CidrError),
+    /// The same for IPv6.
+    #[error(transparent)]
+    Cidr6(#[from] Cidr6Error),
     /// The image store cannot be used.
     #[error("{0}")]
     Images(String),

@@ -69,7 +69,9 @@ impl Shim {
             .map(|text| text.parse())
             .collect::<Result<Vec<Cidr>, _>>()?;
         let cluster: Vec<Cidr> = cluster.into_iter().chain([cidr, bridge]).collect();
-        let networks = Networks::open(&config, &cluster)?;
+        let ipv6 = config.network.bridge_cidr_v6.as_deref();
+        let ipv6 = ipv6.map(str::parse::<Cidr6>).transpose()?;
+        let networks = Networks::open(&config, ipv6, &cluster)?;
         let policy = Policy {
             cluster,
             host_services: config.host_services.clone(),

@@ -153,6 +153,52 @@ async fn a_pod_has_namespaces_of_its_own_and_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn pods_have_an_ipv6_address_too_where_there_is_a_range() {
+    if !can_make_nodes("pods_have_an_ipv6_address_too_where_there_is_a_range") {
+        return;
+    }
+    let node = Node::make().await;
+    let range = |config: &mut cox_runtime_shim::Config| {
+        config.network.bridge_cidr_v6 = Some("fd00:99::/64".into());
+    };
+    let mut shim = node.shim(range).await;
+    let one = shim.pod("one", |_| {}).await.unwrap();
+    let two = shim.pod("two", |_| {}).await.unwrap();
+    let request = PodSandboxStatusRequest {
+        pod_sandbox_id: two.id.clone(),
+        verbose: false,
+    };
+    let status = shim.shim.runtime.pod_sandbox_status(request).await.unwrap();
+    let network = status.into_inner().status.unwrap().network.unwrap();
+    let second = network.additional_ips[0].ip.clone();
+    assert!(
+        second.starts_with("fd00:99::a63:"),
+        "it ends in {}: {second}",
+        network.ip
+    );
+    // Another Pod and the node reach it.
+    inside(
+        &node,
+        &shim,
+        &one,
+        &["net"],
+        &format!("busybox ping6 -c1 -W5 {second}"),
+    );
+    node.run(&format!("busybox ping6 -c1 -W5 {second}"));
+    let rules = node.run("nft list table ip6 coxswain-cox0");
+    assert!(
+        rules.contains("ip6 saddr fd00:99::/64") && rules.contains("masquerade"),
+        "{rules}"
+    );
+    for pod in [&one, &two] {
+        shim.stop_pod(&pod.id).await;
+        shim.remove_pod(&pod.id).await;
+    }
+    shim.shim.stop().await;
+    assert_eq!(node.run("nft list ruleset").trim(), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn wasm_and_processes_of_a_pod_reach_each_other_on_localhost() {
     if !can_make_nodes("wasm_and_processes_of_a_pod_reach_each_other_on_localhost") {
         return;

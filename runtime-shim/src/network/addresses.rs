@@ -1,7 +1,7 @@
 //! Pod addresses: which are free, by node range.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use parking_lot::Mutex;
@@ -105,6 +105,64 @@ impl fmt::Display for Cidr {
     }
 }
 
+/// An IPv6 range for the Pods behind the bridge. Nothing is kept of who has which address: a Pod's ends in its IPv4 address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cidr6 {
+    base: u128,
+    prefix: u32,
+}
+
+/// A text that is not such a range.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0:?} is not an IPv6 range of at most 96 bits such as fd00:64::/64")]
+pub struct Cidr6Error(String);
+
+impl FromStr for Cidr6 {
+    type Err = Cidr6Error;
+
+    fn from_str(text: &str) -> Result<Self, Cidr6Error> {
+        let parsed = text.split_once('/').and_then(|(base, prefix)| {
+            let base: Ipv6Addr = base.parse().ok()?;
+            let prefix: u32 = prefix
+                .parse()
+                .ok()
+                .filter(|prefix| (1..=96).contains(prefix))?;
+            Some((u128::from(base), prefix))
+        });
+        let (base, prefix) = parsed.ok_or_else(|| Cidr6Error(text.to_owned()))?;
+        let cidr = Self { base, prefix };
+        Ok(Self {
+            base: base & u128::from(cidr.netmask()),
+            prefix,
+        })
+    }
+}
+
+impl Cidr6 {
+    pub(crate) fn base(self) -> Ipv6Addr {
+        self.base.into()
+    }
+
+    pub(crate) fn netmask(self) -> Ipv6Addr {
+        (u128::MAX << (128 - self.prefix)).into()
+    }
+
+    pub(crate) fn prefix(self) -> u8 {
+        u8::try_from(self.prefix).expect("at most 96")
+    }
+
+    /// The address that goes with an IPv4 address.
+    pub(crate) fn beside(self, ip: Ipv4Addr) -> Ipv6Addr {
+        (self.base | u128::from(u32::from(ip))).into()
+    }
+}
+
+impl fmt::Display for Cidr6 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.base(), self.prefix)
+    }
+}
+
 /// Hands out Pod addresses, each to one sandbox at a time, the longest free one first.
 #[derive(Debug)]
 pub(crate) struct AddressPool {
@@ -162,6 +220,17 @@ impl AddressPool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_ipv6_address_ends_in_the_ipv4_address() {
+        let range: Cidr6 = "fd00:64::7/64".parse().unwrap();
+        assert_eq!(range.to_string(), "fd00:64::/64");
+        let beside = range.beside("10.64.32.2".parse().unwrap());
+        assert_eq!(beside, "fd00:64::a40:2002".parse::<Ipv6Addr>().unwrap());
+        for wrong in ["fd00::/97", "fd00::", "10.0.0.0/8", "fd00::/0"] {
+            assert!(wrong.parse::<Cidr6>().is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn addresses_go_round_and_run_out() {

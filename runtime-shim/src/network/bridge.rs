@@ -5,17 +5,19 @@
 
 use std::fs::File;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use parking_lot::Mutex;
 
-use super::addresses::{AddressPool, Cidr};
-use super::links::Links;
-use super::masquerade::{ensure_masquerade, remove_masquerade};
+use super::addresses::{AddressPool, Cidr, Cidr6};
+use super::links::{Links, POD_INTERFACE};
+use super::masquerade::{Family, Range, ensure_masquerade, remove_masquerade};
 
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+const IPV6_FORWARD: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
 /// Never translated: they do not leave the link.
 const MULTICAST: &str = "224.0.0.0/4";
+const MULTICAST_IPV6: &str = "ff00::/8";
 
 /// What could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -38,13 +40,15 @@ pub(crate) struct BridgeNetwork {
     gateway: Ipv4Addr,
     /// Where Pods' own addresses are understood: the cluster's Pods, and this bridge.
     inside: Vec<Cidr>,
+    /// A second address for each Pod.
+    range6: Option<Cidr6>,
     addresses: AddressPool,
     /// Whether this process has brought the bridge into shape.
     ready: Mutex<bool>,
 }
 
 impl BridgeNetwork {
-    pub(crate) fn new(name: &str, range: Cidr, cluster: &[Cidr]) -> Self {
+    pub(crate) fn new(name: &str, range: Cidr, range6: Option<Cidr6>, cluster: &[Cidr]) -> Self {
         let addresses = AddressPool::new(range);
         let gateway = addresses.take().unwrap_or_else(|| range.base());
         let multicast = MULTICAST.parse().expect("a range");
@@ -53,6 +57,7 @@ impl BridgeNetwork {
             range,
             gateway,
             inside: cluster.iter().copied().chain([range, multicast]).collect(),
+            range6,
             addresses,
             ready: Mutex::new(false),
         }
@@ -60,6 +65,11 @@ impl BridgeNetwork {
 
     pub(crate) fn range(&self) -> Cidr {
         self.range
+    }
+
+    /// The second address of the Pod with the address `ip`.
+    pub(crate) fn ipv6(&self, ip: Ipv4Addr) -> Option<Ipv6Addr> {
+        self.range6.map(|range| range.beside(ip))
     }
 
     pub(crate) fn take_address(&self) -> Result<Ipv4Addr, BridgeError> {
@@ -91,7 +101,14 @@ impl BridgeNetwork {
             .map_err(failed(format!("connect {veth} to bridge {}", self.name)))?;
         pod_links
             .set_up_pod(ip, self.range, self.gateway)
-            .map_err(failed(format!("give the Pod its address {ip}")))
+            .map_err(failed(format!("give the Pod its address {ip}")))?;
+        let Some(range) = self.range6 else {
+            return Ok(());
+        };
+        let (own, gateway) = (range.beside(ip), range.beside(self.gateway));
+        pod_links
+            .add_ipv6(POD_INTERFACE, own, range, Some(gateway))
+            .map_err(failed(format!("give the Pod its address {own}")))
     }
 
     /// Makes the bridge, forwarding and the way out. Done once per process, and again when somebody removed the bridge.
@@ -104,13 +121,32 @@ impl BridgeNetwork {
         let failed = |what: String| move |source| BridgeError::Link { what, source };
         host.ensure_bridge(&self.name, self.gateway, self.range)
             .map_err(failed(format!("set up bridge {}", self.name)))?;
-        forward().map_err(failed("turn on IP forwarding".into()))?;
-        if let Err(err) = ensure_masquerade(&self.table(), self.range, &self.inside) {
+        forward(IP_FORWARD).map_err(failed("turn on IP forwarding".into()))?;
+        if let Some(range) = self.range6 {
+            host.add_ipv6(&self.name, range.beside(self.gateway), range, None)
+                .map_err(failed(format!(
+                    "give bridge {} its IPv6 address",
+                    self.name
+                )))?;
+            forward(IPV6_FORWARD).map_err(failed("turn on IPv6 forwarding".into()))?;
+        }
+        if let Err(err) = self.ensure_masquerade() {
             tracing::warn!(error = %err, "Pods cannot reach beyond the node: nftables has no place for the rule");
         }
         *ready = true;
         tracing::info!(bridge = self.name, range = %self.range, gateway = %self.gateway, "The Pods' bridge is up");
         Ok(())
+    }
+
+    fn ensure_masquerade(&self) -> io::Result<()> {
+        let inside: Vec<Range> = self.inside.iter().map(|range| (*range).into()).collect();
+        ensure_masquerade(&self.table(), Family::V4, &self.range.into(), &inside)?;
+        let Some(range) = self.range6 else {
+            return Ok(());
+        };
+        let multicast: Cidr6 = MULTICAST_IPV6.parse().expect("a range");
+        let inside: [Range; 2] = [range.into(), multicast.into()];
+        ensure_masquerade(&self.table(), Family::V6, &range.into(), &inside)
     }
 
     fn table(&self) -> String {
@@ -125,7 +161,11 @@ impl BridgeNetwork {
             return Ok(());
         }
         host.remove(&self.name)?;
-        remove_masquerade(&self.table())
+        remove_masquerade(&self.table(), Family::V4)?;
+        match self.range6 {
+            Some(_) => remove_masquerade(&self.table(), Family::V6),
+            None => Ok(()),
+        }
     }
 }
 
@@ -135,11 +175,11 @@ pub(crate) fn veth_name(sandbox: &str) -> String {
     format!("veth{}", &sandbox[..sandbox.len().min(11)])
 }
 
-fn forward() -> io::Result<()> {
-    if std::fs::read_to_string(IP_FORWARD)?.trim() == "1" {
+fn forward(switch: &str) -> io::Result<()> {
+    if std::fs::read_to_string(switch)?.trim() == "1" {
         return Ok(());
     }
-    std::fs::write(IP_FORWARD, "1")?;
-    tracing::info!("IP forwarding is turned on for the Pods");
+    std::fs::write(switch, "1")?;
+    tracing::info!(switch, "Forwarding is turned on for the Pods");
     Ok(())
 }

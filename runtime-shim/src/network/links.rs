@@ -2,10 +2,10 @@
 
 use std::fs::File;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 
-use super::addresses::Cidr;
+use super::addresses::{Cidr, Cidr6};
 use super::netlink::{CREATE, EXCLUSIVE, Message, REPLACE, Socket};
 
 const RTM_NEWLINK: u16 = 16;
@@ -35,6 +35,9 @@ const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 
 const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+/// No look for somebody else with the same address, which takes a second: addresses here are given out once.
+const IFA_F_NODAD: u8 = 2;
 const AF_BRIDGE: u8 = 7;
 const IFF_UP: u32 = 1;
 const TABLE_MAIN: u8 = 254;
@@ -120,6 +123,32 @@ impl Links {
         self.add_address(index, address, range)?;
         self.up(index)?;
         let message = Message::new(RTM_NEWROUTE, CREATE, &route(0, TABLE_MAIN, 0, UNICAST))
+            .attribute(RTA_GATEWAY, &gateway.octets())
+            .attribute(RTA_OIF, &index.to_ne_bytes());
+        self.socket.request(message)
+    }
+
+    /// A further address of an interface; with a gateway, all other IPv6 goes through it.
+    pub(crate) fn add_ipv6(
+        &mut self,
+        name: &str,
+        address: Ipv6Addr,
+        range: Cidr6,
+        gateway: Option<Ipv6Addr>,
+    ) -> io::Result<()> {
+        let index = self.socket.index(name)?;
+        let [a, b, c, d] = index.to_ne_bytes();
+        let body = [AF_INET6, range.prefix(), IFA_F_NODAD, 0, a, b, c, d];
+        let message = Message::new(RTM_NEWADDR, CREATE | EXCLUSIVE, &body)
+            .attribute(IFA_LOCAL, &address.octets())
+            .attribute(IFA_ADDRESS, &address.octets());
+        already(self.socket.request(message))?;
+        let Some(gateway) = gateway else {
+            return Ok(());
+        };
+        let mut body = route(0, TABLE_MAIN, 0, UNICAST);
+        body[0] = AF_INET6;
+        let message = Message::new(RTM_NEWROUTE, CREATE, &body)
             .attribute(RTA_GATEWAY, &gateway.octets())
             .attribute(RTA_OIF, &index.to_ne_bytes());
         self.socket.request(message)

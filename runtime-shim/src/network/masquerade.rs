@@ -3,7 +3,7 @@
 
 use std::io;
 
-use super::addresses::Cidr;
+use super::addresses::{Cidr, Cidr6};
 use super::netlink::{APPEND, CREATE, Message, Socket};
 
 const BATCH_BEGIN: u16 = 16;
@@ -14,15 +14,65 @@ const DELETE_TABLE: u16 = NFTABLES | 2;
 const NEW_CHAIN: u16 = NFTABLES | 3;
 const NEW_RULE: u16 = NFTABLES | 6;
 
-const FAMILY_IPV4: u8 = 2;
 const HOOK_POSTROUTING: u32 = 4;
 /// After routing, where source addresses are translated.
 const PRIORITY_SOURCE_NAT: u32 = 100;
 const ACCEPT: u32 = 1;
 
-/// Positions in the IPv4 header.
-const SOURCE: u32 = 12;
-const DESTINATION: u32 = 16;
+/// Both kinds of address: netfilter's number, and where a header has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    fn number(self) -> u8 {
+        match self {
+            Self::V4 => 2,
+            Self::V6 => 10,
+        }
+    }
+
+    fn source(self) -> u32 {
+        match self {
+            Self::V4 => 12,
+            Self::V6 => 8,
+        }
+    }
+
+    fn destination(self) -> u32 {
+        match self {
+            Self::V4 => 16,
+            Self::V6 => 24,
+        }
+    }
+}
+
+/// A range of either kind, as bytes.
+#[derive(Clone, Debug)]
+pub(crate) struct Range {
+    base: Vec<u8>,
+    mask: Vec<u8>,
+}
+
+impl From<Cidr> for Range {
+    fn from(range: Cidr) -> Self {
+        Self {
+            base: range.base().octets().to_vec(),
+            mask: range.netmask().octets().to_vec(),
+        }
+    }
+}
+
+impl From<Cidr6> for Range {
+    fn from(range: Cidr6) -> Self {
+        Self {
+            base: range.base().octets().to_vec(),
+            mask: range.netmask().octets().to_vec(),
+        }
+    }
+}
 
 const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
@@ -30,7 +80,13 @@ const NOT_EQUAL: u32 = 1;
 const CHAIN: &str = "postrouting";
 
 /// Masquerades what comes from `pods` and goes to none of `inside`.
-pub(crate) fn ensure_masquerade(table: &str, pods: Cidr, inside: &[Cidr]) -> io::Result<()> {
+pub(crate) fn ensure_masquerade(
+    table: &str,
+    family: Family,
+    pods: &Range,
+    inside: &[Range],
+) -> io::Result<()> {
+    let message = |kind, flags| message(family, kind, flags);
     let chain = message(NEW_CHAIN, CREATE)
         .text(1, table)
         .text(3, CHAIN)
@@ -43,9 +99,9 @@ pub(crate) fn ensure_masquerade(table: &str, pods: Cidr, inside: &[Cidr]) -> io:
         .text(1, table)
         .text(2, CHAIN)
         .nest(4, |list| {
-            let list = matches(list, SOURCE, EQUAL, pods);
+            let list = matches(list, family.source(), EQUAL, pods);
             let list = inside.iter().fold(list, |list, range| {
-                matches(list, DESTINATION, NOT_EQUAL, *range)
+                matches(list, family.destination(), NOT_EQUAL, range)
             });
             expression(list, "masq", |data| data)
         });
@@ -61,7 +117,8 @@ pub(crate) fn ensure_masquerade(table: &str, pods: Cidr, inside: &[Cidr]) -> io:
 }
 
 /// Removes the table; none there is fine.
-pub(crate) fn remove_masquerade(table: &str) -> io::Result<()> {
+pub(crate) fn remove_masquerade(table: &str, family: Family) -> io::Result<()> {
+    let message = |kind, flags| message(family, kind, flags);
     commit(vec![
         message(NEW_TABLE, CREATE).text(1, table),
         message(DELETE_TABLE, 0).text(1, table),
@@ -73,8 +130,8 @@ fn commit(messages: Vec<Message>) -> io::Result<()> {
     Socket::netfilter()?.transaction(batch(BATCH_BEGIN), messages, batch(BATCH_END))
 }
 
-fn message(kind: u16, flags: u16) -> Message {
-    Message::new(kind, flags, &[FAMILY_IPV4, 0, 0, 0])
+fn message(family: Family, kind: u16, flags: u16) -> Message {
+    Message::new(kind, flags, &[family.number(), 0, 0, 0])
 }
 
 fn expression(list: Message, name: &str, data: impl FnOnce(Message) -> Message) -> Message {
@@ -82,21 +139,25 @@ fn expression(list: Message, name: &str, data: impl FnOnce(Message) -> Message) 
 }
 
 /// Goes on when the address at `offset` is (or is not) in `range`.
-fn matches(list: Message, offset: u32, operator: u32, range: Cidr) -> Message {
+fn matches(list: Message, offset: u32, operator: u32, range: &Range) -> Message {
     let register = 1;
+    let len = u32::try_from(range.base.len()).expect("an address has 4 or 16 bytes");
     let list = expression(list, "payload", |data| {
-        data.be32(1, register).be32(2, 1).be32(3, offset).be32(4, 4)
+        data.be32(1, register)
+            .be32(2, 1)
+            .be32(3, offset)
+            .be32(4, len)
     });
     let list = expression(list, "bitwise", |data| {
         data.be32(1, register)
             .be32(2, register)
-            .be32(3, 4)
-            .nest(4, |mask| mask.attribute(1, &range.netmask().octets()))
-            .nest(5, |xor| xor.attribute(1, &[0; 4]))
+            .be32(3, len)
+            .nest(4, |mask| mask.attribute(1, &range.mask))
+            .nest(5, |xor| xor.attribute(1, &vec![0; range.base.len()]))
     });
     expression(list, "cmp", |data| {
         data.be32(1, register)
             .be32(2, operator)
-            .nest(3, |value| value.attribute(1, &range.base().octets()))
+            .nest(3, |value| value.attribute(1, &range.base))
     })
 }

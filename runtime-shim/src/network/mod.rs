@@ -33,8 +33,8 @@ use tokio::net::{TcpSocket, TcpStream};
 use wasmtime_wasi::WasiCtxBuilder;
 use wasmtime_wasi::sockets::SocketAddrUse;
 
-pub use addresses::CidrError;
-pub(crate) use addresses::{AddressPool, Cidr};
+pub(crate) use addresses::{AddressPool, Cidr, Cidr6};
+pub use addresses::{Cidr6Error, CidrError};
 pub(crate) use bridge::{BridgeNetwork, veth_name};
 pub(crate) use host_ports::{HostPorts, plan_host_ports};
 pub(crate) use http_client::PodHttp;

@@ -22,7 +22,7 @@ mod stats;
 mod status;
 mod stop;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use cox_cri::v1::{PodSandboxConfig, PodSandboxMetadata};
@@ -97,6 +97,9 @@ pub(crate) struct Record {
     pub(crate) created_at: i64,
     /// The address that is held for it, of the virtual network or of the bridge.
     pub(crate) ip: Option<Ipv4Addr>,
+    /// Its IPv6 address behind the bridge, where those have some.
+    #[serde(default)]
+    pub(crate) ip6: Option<Ipv6Addr>,
     pub(crate) attachment: Attachment,
     /// The addresses that CNI plugins gave.
     cni_ips: Vec<IpAddr>,
@@ -142,7 +145,9 @@ impl Record {
     /// The Pod's addresses, the first one first.
     pub(crate) fn ips(&self) -> Vec<IpAddr> {
         match self.ip {
-            Some(ip) => vec![ip.into()],
+            Some(ip) => std::iter::once(ip.into())
+                .chain(self.ip6.map(IpAddr::from))
+                .collect(),
             None => self.cni_ips.clone(),
         }
     }
@@ -236,6 +241,7 @@ impl Sandbox {
     fn forget_parts(&self) {
         let mut record = self.record.lock();
         record.ip = None;
+        record.ip6 = None;
         record.cni_ips.clear();
         record.namespaces = None;
         record.pause = None;

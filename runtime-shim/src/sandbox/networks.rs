@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::plan::Ability;
 use super::{Attachment, Record};
 use crate::config::{Config, NetnsUse};
-use crate::network::{AddressPool, BridgeNetwork, Cidr, CidrError, Links, cni};
+use crate::network::{AddressPool, BridgeNetwork, Cidr, Cidr6, CidrError, Links, cni};
 
 /// Bits of `CapEff` in `/proc/self/status`.
 const CAP_NET_ADMIN: u64 = 1 << 12;
@@ -32,11 +32,15 @@ pub(crate) struct Networks {
 }
 
 impl Networks {
-    pub(crate) fn open(config: &Config, cluster: &[Cidr]) -> Result<Self, CidrError> {
+    pub(crate) fn open(
+        config: &Config,
+        ipv6: Option<Cidr6>,
+        cluster: &[Cidr],
+    ) -> Result<Self, CidrError> {
         let (local, bridge) = ranges(config)?;
         Ok(Self {
             ability: ability(config),
-            bridge: BridgeNetwork::new(&config.network.bridge, bridge, cluster),
+            bridge: BridgeNetwork::new(&config.network.bridge, bridge, ipv6, cluster),
             pause_command: config.pause_command.clone(),
             cni_bin_dirs: config.network.cni_bin_dirs.clone(),
             cni_conf_dir: config.network.cni_conf_dir.clone(),

@@ -81,6 +81,7 @@ impl Shim {
                 // The node's range has changed: the Pod needs a new sandbox.
                 record.phase = record.phase.ended();
                 record.ip = None;
+                record.ip6 = None;
             }
             let alive = record.is_alive();
             if !alive && record.phase == Phase::Ready {

@@ -102,6 +102,7 @@ impl Shim {
             handler,
             created_at: now_nanos(),
             ip: None,
+            ip6: None,
             attachment: Attachment::Host,
             cni_ips: Vec::new(),
             namespaces: None,
@@ -137,6 +138,7 @@ impl Shim {
                                 .take_address()
                                 .map_err(SandboxError::Bridge)?,
                         );
+                        record.ip6 = record.ip.and_then(|ip| self.networks.bridge.ipv6(ip));
                         record.attachment = Attachment::Bridge;
                     }
                 }

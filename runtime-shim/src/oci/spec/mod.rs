@@ -2,6 +2,7 @@
 //! [`Host`], of the image's users in [`Accounts`].
 
 mod capabilities;
+mod cdi;
 mod devices;
 mod host;
 mod mounts;
@@ -10,7 +11,7 @@ mod resources;
 mod seccomp;
 mod users;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cox_cri::v1::{
     ContainerConfig, LinuxContainerSecurityContext, NamespaceMode, NamespaceOption,
@@ -73,6 +74,7 @@ pub(super) fn spec(wanted: &Wanted<'_>) -> Result<(Spec, Identity), OciError> {
             "a privileged container cannot run in a sandbox that is not privileged".into(),
         ));
     }
+    let edits = cdi::edits(&wanted.config.cdi_devices, &cdi::DIRS.map(Path::new))?;
     let identity = users::identity(&security, wanted.image, wanted.accounts)?;
     let process = process::process(wanted, &security, &identity)?;
     let mounts = mounts::mounts(wanted, &security)?;
@@ -86,7 +88,13 @@ pub(super) fn spec(wanted: &Wanted<'_>) -> Result<(Spec, Identity), OciError> {
         .set_mounts(Some(mounts.mounts))
         .set_process(Some(process))
         .set_annotations(Some(annotations(wanted)))
-        .set_linux(Some(linux(wanted, &security, mounts.rootfs_propagation)?));
+        .set_linux(Some(linux(
+            wanted,
+            &security,
+            &edits,
+            mounts.rootfs_propagation,
+        )?));
+    edits.apply(&mut spec)?;
     Ok((spec, identity))
 }
 
@@ -118,6 +126,7 @@ fn annotations(wanted: &Wanted<'_>) -> std::collections::HashMap<String, String>
 fn linux(
     wanted: &Wanted<'_>,
     security: &LinuxContainerSecurityContext,
+    edits: &cdi::Edits,
     rootfs_propagation: Option<String>,
 ) -> Result<Linux, OciError> {
     let privileged = security.privileged;
@@ -129,7 +138,8 @@ fn linux(
             .and_then(|linux| linux.resources.as_ref()),
         wanted.host,
     )?;
-    let (devices, allowed) = devices::devices(&wanted.config.devices, privileged)?;
+    let asked = [wanted.config.devices.clone(), edits.devices()].concat();
+    let (devices, allowed) = devices::devices(&asked, privileged)?;
     resources.set_devices(Some(allowed));
     let some = |paths: &[String]| (!privileged && !paths.is_empty()).then(|| paths.to_vec());
     let mut linux = Linux::default();
@@ -172,7 +182,7 @@ fn namespaces(
             .build()
             .map_err(incomplete)
     };
-    let joined = |typ, path: &std::path::Path| {
+    let joined = |typ, path: &Path| {
         LinuxNamespaceBuilder::default()
             .typ(typ)
             .path(path)

@@ -20,7 +20,7 @@ use crate::ids::{ContainerId, SandboxId};
 use crate::images::Images;
 use crate::logs::LogWriter;
 use crate::names::Names;
-use crate::network::{Cidr, Policy, Services};
+use crate::network::{Cidr, Cidr6, Policy, Services};
 use crate::sandbox::{Namespaces, Networks, PodFiles, Sandbox};
 use crate::server::RunError;
 use crate::state::{Recovered, StateDir};

@@ -223,6 +223,11 @@ fn apply_once(
         set_managed_fields(&mut merged, stored.cloned());
         return Ok(merged);
     }
+    let mut merged = canonical(scope, merged)?;
+    // A zero spelled out deep in an atomic list differs, and does not once it is stored.
+    if let Some(live) = live.filter(|live| same_set && same_apart_from_owners(live, &merged)) {
+        return Ok(live.clone());
+    }
     for entry in managed
         .entries
         .iter_mut()
@@ -236,7 +241,6 @@ fn apply_once(
         }
     }
     own(&mut managed, owner, set, writer);
-    let mut merged = canonical(scope, merged)?;
     set_managed_fields(&mut merged, managed.write());
     Ok(merged)
 }
@@ -328,6 +332,21 @@ fn keep_identity(kept: &mut FieldSet) {
     for name in ["name", "namespace", "uid", "resourceVersion"] {
         kept.insert(&[PathElement::field("metadata"), PathElement::field(name)]);
     }
+}
+
+/// True if the live object is this one, whoever owns it.
+fn same_apart_from_owners(live: &Value, merged: &Value) -> bool {
+    let (Some(live), Some(merged)) = (live.as_object(), merged.as_object()) else {
+        return false;
+    };
+    let same = |(name, value): (&String, &Value)| match (merged.get(name), value) {
+        (Some(Value::Object(other)), Value::Object(metadata)) if name == "metadata" => metadata
+            .iter()
+            .filter(|(name, _)| *name != "managedFields")
+            .eq(other.iter()),
+        (other, value) => other == Some(value),
+    };
+    live.len() == merged.len() && live.iter().all(same)
 }
 
 /// A copy of the object without its owners, which are often larger than all the rest.

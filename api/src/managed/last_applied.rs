@@ -21,7 +21,9 @@ pub(super) fn owned(scope: Scope<'_>, live: &Value) -> Option<FieldSet> {
         .get(ANNOTATION)?
         .as_str()?;
     let last: Value = serde_json::from_str(text).ok()?;
-    let set = scope.field_set(&last).ok()?;
+    // Also what came with it when it was created: a list without items, the struct around a field.
+    let made = scope.compare(None, &last).added;
+    let set = scope.field_set(&last).ok()?.union(&made);
     let diff = scope.compare(Some(&last), live);
     Some(
         set.difference(&diff.modified)

@@ -72,12 +72,6 @@ pub(crate) fn object(schema: &Schema, root: TypeId, dice: &mut Dice) -> Value {
     Value::Object(object)
 }
 
-/// The `status` of an object, if its kind has one.
-pub(crate) fn status(schema: &Schema, root: TypeId, dice: &mut Dice) -> Option<Value> {
-    let field = schema.def(root).field("status")?;
-    Some(value(schema, &field.shape, dice, 1))
-}
-
 fn fields(
     schema: &Schema,
     def: &TypeDef,

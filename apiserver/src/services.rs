@@ -263,8 +263,8 @@ async fn take_any(
 /// In which order offsets are tried: some at random, then all of the upper band, then the lower one.
 fn offsets(band: u128, last: u128) -> impl Iterator<Item = u128> {
     let first = band + 1;
-    let random =
-        (0..TRIES).filter_map(move |_| (first <= last).then(|| rand::random_range(first..=last)));
+    let tries = if first <= last { TRIES } else { 0 };
+    let random = (0..tries).map(move |_| rand::random_range(first..=last));
     random
         .chain((first..=last).take_while(move |offset| offset - first < SEARCH_MAX))
         .chain(1..=band)
@@ -320,12 +320,12 @@ fn take_ports(
     let mut ports = new["spec"]["ports"].as_array().cloned().unwrap_or_default();
     // One number serves a port in all its protocols.
     let mut by_port: Vec<(Value, u16)> = Vec::new();
-    for at in 0..ports.len() {
-        let number = ports[at]["port"].clone();
-        let wanted = ports[at]["nodePort"].as_u64().unwrap_or(0);
+    for (at, port) in ports.iter_mut().enumerate() {
+        let number = port["port"].clone();
+        let wanted = port["nodePort"].as_u64().unwrap_or(0);
         let shared = by_port
             .iter()
-            .find(|(port, _)| *port == number)
+            .find(|(known, _)| *known == number)
             .map(|(_, node_port)| *node_port);
         let wanted = u16::try_from(wanted).unwrap_or(u16::MAX);
         let node_port = match (wanted, shared) {
@@ -347,7 +347,7 @@ fn take_ports(
             }
         };
         by_port.push((number, node_port));
-        ports[at]["nodePort"] = node_port.into();
+        port["nodePort"] = node_port.into();
     }
     if !ports.is_empty() {
         new["spec"]["ports"] = Value::Array(ports);

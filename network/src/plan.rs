@@ -235,7 +235,8 @@ fn close_by<'a, 'b>(all: Vec<&'a Candidate<'b>>, node: &NodeFacts) -> Vec<&'a Ca
         let zone = node.zone.as_deref()?;
         Some(zones.iter().any(|hint| hint.name == zone))
     };
-    let kinds: [&dyn Fn(&Candidate<'_>) -> Option<bool>; 2] = [&by_node, &by_zone];
+    type Kind<'f> = &'f dyn Fn(&Candidate<'_>) -> Option<bool>;
+    let kinds: [Kind<'_>; 2] = [&by_node, &by_zone];
     for own in kinds {
         if all.iter().all(|one| hinted(one, own).is_some()) {
             let close: Vec<_> = all

@@ -83,7 +83,8 @@ fn fields(
     for field in &def.fields {
         let key = must.contains(&field.json.as_ref());
         let likely = if depth < 2 || field.required { 6 } else { 3 };
-        if !key && !(dice.occurs(def, field) && depth < DEPTH_MAX && dice.below(7) < likely) {
+        let wanted = key || dice.occurs(def, field) && depth < DEPTH_MAX && dice.below(7) < likely;
+        if !wanted {
             continue;
         }
         let value = if key {

@@ -144,10 +144,17 @@ mod tests {
     use super::*;
 
     #[test]
+    #[allow(clippy::too_many_lines, reason = "one table")]
     fn families_table() {
         let both: &[&str] = &["IPv4", "IPv6"];
         let one: &[&str] = &["IPv4"];
-        let cases: &[(&str, Value, &[&str], Result<(&str, &str), &str>)] = &[
+        type Case<'a> = (
+            &'a str,
+            Value,
+            &'a [&'a str],
+            Result<(&'a str, &'a str), &'a str>,
+        );
+        let cases: &[Case<'_>] = &[
             (
                 "a plain Service",
                 json!({"selector": {"a": "b"}}),

@@ -145,6 +145,17 @@ fn plan_group(group: Group, own: &[&EndpointSlice], template: &Template, changes
             endpoints: chunk.to_vec(),
         });
     }
+    write(drafts, &group.family, &group.ports, template, changes);
+}
+
+/// Says what has to be written for the slices to be as drafted.
+fn write(
+    mut drafts: Vec<Draft<'_>>,
+    family: &str,
+    ports: &[EndpointPort],
+    template: &Template,
+    changes: &mut Changes,
+) {
     // One empty slice says that somebody has looked; more of them say nothing.
     let filled = drafts
         .iter()
@@ -183,7 +194,7 @@ fn plan_group(group: Group, own: &[&EndpointSlice], template: &Template, changes
             None => {
                 changes
                     .create
-                    .push(make(template, &group.family, &group.ports, draft.endpoints))
+                    .push(make(template, family, ports, draft.endpoints));
             }
         }
     }

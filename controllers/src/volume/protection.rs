@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn finalizers_table() {
         let meta = |deleting: bool, list: &[&str]| ObjectMeta {
-            deletion_timestamp: deleting.then(|| Time(jiff::Timestamp::UNIX_EPOCH)),
+            deletion_timestamp: deleting.then_some(Time(jiff::Timestamp::UNIX_EPOCH)),
             finalizers: Some(list.iter().map(|name| (*name).to_owned()).collect()),
             ..ObjectMeta::default()
         };

@@ -21,8 +21,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(super) struct Plugin {
     provider: Provider,
     /// Held while the program runs: pulls side by side ask once.
-    said: tokio::sync::Mutex<HashMap<Key, (Instant, Vec<(String, AuthConfig)>)>>,
+    said: tokio::sync::Mutex<HashMap<Key, (Instant, Logins)>>,
 }
+
+/// Logins by what they are for: a registry, or a part of one.
+type Logins = Vec<(String, AuthConfig)>;
 
 /// For which images an answer is good.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -114,7 +117,7 @@ impl Plugin {
         answer: Answer,
         name: String,
         registry: String,
-    ) -> (Vec<(String, AuthConfig)>, Option<(Key, Duration)>) {
+    ) -> (Logins, Option<(Key, Duration)>) {
         let auths = answer.auth.into_iter().flatten();
         let auths = auths.map(|(key, login)| {
             let auth = AuthConfig {

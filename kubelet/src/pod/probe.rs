@@ -253,7 +253,8 @@ mod tests {
             failure_threshold: Some(3),
             ..Probe::default()
         };
-        let cases: &[(&str, &[Option<bool>], Option<bool>)] = &[
+        type Case<'a> = (&'a str, &'a [Option<bool>], Option<bool>);
+        let cases: &[Case<'_>] = &[
             ("one success is not two", &[Some(true)], None),
             ("two are", &[Some(true), Some(true)], Some(true)),
             (

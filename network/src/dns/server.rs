@@ -175,7 +175,7 @@ impl Dns {
             }
             Answer::Alias(record, _) if query.query_type() == RecordType::CNAME => {
                 answer.metadata.authoritative = true;
-                answer.add_answer(record);
+                answer.add_answer(*record);
             }
             Answer::Alias(..) | Answer::Elsewhere => return None,
         }
@@ -201,7 +201,7 @@ impl Dns {
             None => self.add_foreign(&mut answer, &name, kind).await,
             Some((record, target)) => {
                 answer.metadata.authoritative = true;
-                answer.add_answer(record);
+                answer.add_answer(*record);
                 let inside = {
                     let view = Arc::clone(&self.view.read());
                     Zone::new(&view, &self.domain).answer(&target, kind)

@@ -23,7 +23,7 @@ pub(crate) enum Answer {
         additionals: Vec<Record>,
     },
     /// An alias for a name elsewhere.
-    Alias(Record, Name),
+    Alias(Box<Record>, Name),
     /// It is the zone's to know, and does not exist.
     Absent,
     /// Not the zone's.
@@ -102,7 +102,7 @@ impl<'a> Zone<'a> {
                 ([], Some(mut target)) => {
                     target.set_fqdn(true);
                     let record = record(name, RData::CNAME(CNAME(target.clone())));
-                    Answer::Alias(record, target)
+                    Answer::Alias(Box::new(record), target)
                 }
                 _ => Answer::Absent,
             };

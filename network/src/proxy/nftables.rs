@@ -122,6 +122,14 @@ impl Nftables {
         for name in ["services", "refuse"] {
             line(&mut text, &format!("add chain {TABLE} {name}"));
         }
+        for (chain, rule) in self.rules() {
+            line(&mut text, &format!("add rule {TABLE} {chain} {rule}"));
+        }
+        text
+    }
+
+    /// The rules of the frame, by their chains.
+    fn rules(&self) -> Vec<(&'static str, String)> {
         let refused = "ct state new ip daddr . meta l4proto . th dport vmap @no-endpoints";
         let mut rules = vec![
             (
@@ -165,10 +173,7 @@ impl Nftables {
                 format!("ct status dnat iifname \"{bridge}\" oifname \"{bridge}\" masquerade"),
             ));
         }
-        for (chain, rule) in rules {
-            line(&mut text, &format!("add rule {TABLE} {chain} {rule}"));
-        }
-        text
+        rules
     }
 
     /// Lets packets of Pods reach loopback addresses that a rule gave them; called whenever the bridge may be new.

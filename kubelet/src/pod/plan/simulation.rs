@@ -351,6 +351,7 @@ impl Life {
     }
 
     /// What the kubelet takes from a step that it saw through.
+    #[allow(clippy::too_many_lines, reason = "one arm per kind of step")]
     fn fold(&mut self, step: &Step, failed: bool) {
         let now = self.now;
         let retry = Retry::after(None, "no".into(), now);

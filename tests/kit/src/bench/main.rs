@@ -105,7 +105,7 @@ async fn main() -> Result<()> {
     if args.wants("start") {
         figures.push(start_to_ready(&binary));
     }
-    figures.extend(runtime::measure(&args).await?);
+    figures.extend(Box::pin(runtime::measure(&args)).await?);
     if !args.wants_cluster() {
         return print(&figures);
     }

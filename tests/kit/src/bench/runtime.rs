@@ -45,16 +45,16 @@ pub(crate) async fn measure(args: &Args) -> Result<Vec<Figure>> {
         .or_else(|_| fs::read(&args.workload))
         .context("the workload")?;
     if args.wants("wasm-start") {
-        figures.extend(starts(args, &hello, false).await?);
+        figures.extend(Box::pin(starts(args, &hello, false)).await?);
         if can_make_namespaces() {
-            figures.extend(starts(args, &hello, true).await?);
+            figures.extend(Box::pin(starts(args, &hello, true)).await?);
         }
     }
     if args.wants("wasm-idle") {
-        figures.extend(idle(args, &hello).await?);
+        figures.extend(Box::pin(idle(args, &hello)).await?);
     }
     if args.wants("wasm-http") {
-        figures.extend(http(args).await?);
+        figures.extend(Box::pin(http(args)).await?);
     }
     Ok(figures)
 }
@@ -213,11 +213,11 @@ async fn starts(args: &Args, hello: &[u8], apart: bool) -> Result<Vec<Figure>> {
     let mut runtime = Runtime::start(&args.binary, apart).await?;
     runtime.load("hello", hello).await?;
     // Maps the program and warms what is made once.
-    runtime.pod("warm", "hello", apart).await?;
+    Box::pin(runtime.pod("warm", "hello", apart)).await?;
     let mut times = Vec::with_capacity(pods);
     for index in 0..pods {
         let begun = Instant::now();
-        runtime.pod(&format!("pod{index}"), "hello", apart).await?;
+        Box::pin(runtime.pod(&format!("pod{index}"), "hello", apart)).await?;
         times.push(begun.elapsed().as_secs_f64() * 1000.0);
     }
     times.sort_by(f64::total_cmp);
@@ -247,7 +247,7 @@ async fn idle(args: &Args, hello: &[u8]) -> Result<Vec<Figure>> {
     let each = f64::from(u32::try_from(pods)?);
     let begun = Instant::now();
     for index in 0..pods {
-        runtime.pod(&format!("pod{index}"), "hello", false).await?;
+        Box::pin(runtime.pod(&format!("pod{index}"), "hello", false)).await?;
     }
     let took = begun.elapsed().as_secs_f64();
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -287,7 +287,7 @@ async fn http(args: &Args) -> Result<Vec<Figure>> {
     let guest = Path::new("examples/http/http.wasm");
     let mut runtime = Runtime::start(&args.binary, false).await?;
     runtime.load("http", &fs::read(guest)?).await?;
-    let pod = runtime.pod("web", "http", false).await?;
+    let pod = Box::pin(runtime.pod("web", "http", false)).await?;
     let ours = format!("{}:8080", runtime.address(pod).await?);
     let (served, theirs) = match &args.wasmtime {
         None => (None, None),

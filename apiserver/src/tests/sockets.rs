@@ -245,7 +245,7 @@ async fn logs_come_from_the_kubelet_of_the_pods_node() {
 async fn kubelet(server: &Server) -> u16 {
     let pair = server
         .pki
-        .issue_node("n", &["127.0.0.1".to_owned()])
+        .issue_node("n", &["n".to_owned()])
         .unwrap();
     let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());

@@ -146,14 +146,14 @@ fn wasm_pods_reach_services_by_name_without_root() {
         .ok();
     eventually("a Service without Pods to refuse", || {
         let said = once(&cluster, "client", "[get, web, '80']");
-        if said == "error ErrorCode::ConnectionRefused" {
+        if said.contains("connection-refused") {
             Ok(())
         } else {
             Err(said)
         }
     });
     let said = once(&cluster, "client", "[get, nobody, '80']");
-    assert_eq!(said, "error ErrorCode::NameUnresolvable");
+    assert!(said.contains("name-unresolvable"), "{said}");
 }
 
 #[test]

@@ -243,10 +243,7 @@ async fn logs_come_from_the_kubelet_of_the_pods_node() {
 
 /// A kubelet that answers with who asked for what.
 async fn kubelet(server: &Server) -> u16 {
-    let pair = server
-        .pki
-        .issue_node("n", &["n".to_owned()])
-        .unwrap();
+    let pair = server.pki.issue_node("n", &["n".to_owned()]).unwrap();
     let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(

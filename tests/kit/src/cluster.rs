@@ -346,6 +346,7 @@ impl Drop for Cluster {
         if let Some(pid) = self.shim_pid() {
             signal(pid, "KILL");
         }
+        unmount_below(self.dir.path());
         if std::thread::panicking() {
             let printed = self.printed();
             let tail: Vec<&str> = printed.lines().rev().take(60).collect();
@@ -354,6 +355,18 @@ impl Drop for Cluster {
                 tail.into_iter().rev().collect::<Vec<_>>().join("\n")
             );
         }
+    }
+}
+
+/// Takes away what a killed node leaves mounted below a folder, which nobody could delete otherwise.
+fn unmount_below(folder: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let targets = mounts
+        .lines()
+        .rev()
+        .filter_map(|line| line.split(' ').nth(1));
+    for target in targets.filter(|target| Path::new(target).starts_with(folder)) {
+        Command::new("umount").args(["-l", target]).status().ok();
     }
 }
 

@@ -101,9 +101,10 @@ pub(crate) struct NodeArgs {
     /// Address by which the control plane reaches the node
     #[arg(long, default_value = "127.0.0.1", value_name = "IP")]
     pub(crate) node_ip: IpAddr,
-    /// Addresses for the node's Pods; loopback addresses need no root
-    #[arg(long, default_value = "127.64.0.0/18", value_name = "CIDR")]
-    pub(crate) pod_cidr: String,
+    /// Addresses for the node's Pods, and after a comma an IPv6 range for those with a network namespace [default: 127.64.0.0/18,
+    /// loopback addresses that need no root; 10.64.0.0/18 for root where there is a containerd]
+    #[arg(long, value_name = "CIDR[,CIDR]")]
+    pub(crate) pod_cidr: Option<String>,
     /// Unix socket of containerd, which runs OCI containers; without one the node runs Wasm alone
     #[arg(
         long,

@@ -72,7 +72,7 @@ pub(crate) fn run_kubelet(
             .clone()
             .unwrap_or_else(|| paths.manifests()),
     );
-    config.pod_cidr = Some(node.pod_cidr.clone());
+    config.pod_cidrs = PodRanges::of(node)?.all();
     config.max_pods = node.max_pods;
     config.credentials = Arc::new(credentials(paths, node)?);
     set_up(&mut config, node)?;
@@ -88,6 +88,61 @@ pub(crate) fn run_kubelet(
         async move { run.await.map_err(anyhow::Error::from) },
     );
     Ok(handle)
+}
+
+/// Whether this node can run Linux containers: it has the rights, and a containerd.
+pub(crate) fn runs_linux_containers(node: &NodeArgs) -> bool {
+    rustix::process::geteuid().is_root() && node.containerd_socket.exists()
+}
+
+/// The node's ranges of Pod addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PodRanges {
+    pub(crate) ipv4: String,
+    pub(crate) ipv6: Option<String>,
+}
+
+impl PodRanges {
+    /// As the flag says. Without it Pods get loopback addresses, which need no rights and change nothing on the machine. Where there
+    /// are Linux containers that will not do: loopback cannot be routed into a namespace, and virtual Pods and Pods with a
+    /// namespace have to meet.
+    pub(crate) fn of(node: &NodeArgs) -> Result<Self> {
+        let Some(text) = &node.pod_cidr else {
+            let ipv4 = match runs_linux_containers(node) {
+                true => "10.64.0.0/18",
+                false => "127.64.0.0/18",
+            };
+            return Ok(Self {
+                ipv4: ipv4.to_owned(),
+                ipv6: None,
+            });
+        };
+        Self::parse(text).with_context(|| {
+            format!(
+                "--pod-cidr {text} is not one IPv4 range, or one and an IPv6 range after a comma"
+            )
+        })
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut ranges: Vec<&str> = text.split(',').map(str::trim).collect();
+        ranges.sort_by_key(|range| range.contains(':'));
+        match ranges[..] {
+            [ipv4] if !ipv4.contains(':') => Some(Self {
+                ipv4: ipv4.to_owned(),
+                ipv6: None,
+            }),
+            [ipv4, ipv6] if !ipv4.contains(':') && ipv6.contains(':') => Some(Self {
+                ipv4: ipv4.to_owned(),
+                ipv6: Some(ipv6.to_owned()),
+            }),
+            _ => None,
+        }
+    }
+
+    fn all(self) -> Vec<String> {
+        std::iter::once(self.ipv4).chain(self.ipv6).collect()
+    }
 }
 
 /// Credentials for registries: docker's configuration of the node and of whoever started this, and provider plugins.
@@ -167,4 +222,33 @@ pub(crate) fn node_name(node: &NodeArgs) -> Result<String> {
 /// Names and addresses that the node's certificate is valid for.
 pub(crate) fn sans(name: &str, node: &NodeArgs) -> Vec<String> {
     vec![name.to_owned(), node.node_ip.to_string()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_range_of_each_kind() {
+        for (text, expected) in [
+            ("10.1.0.0/24", Some(("10.1.0.0/24", None))),
+            (
+                "10.1.0.0/24,fd00::/64",
+                Some(("10.1.0.0/24", Some("fd00::/64"))),
+            ),
+            (
+                "fd00::/64, 10.1.0.0/24",
+                Some(("10.1.0.0/24", Some("fd00::/64"))),
+            ),
+            ("fd00::/64", None),
+            ("10.1.0.0/24,10.2.0.0/24", None),
+            ("10.1.0.0/24,fd00::/64,fd01::/64", None),
+        ] {
+            let parsed = PodRanges::parse(text);
+            let parsed = parsed
+                .as_ref()
+                .map(|ranges| (ranges.ipv4.as_str(), ranges.ipv6.as_deref()));
+            assert_eq!(parsed, expected, "{text}");
+        }
+    }
 }

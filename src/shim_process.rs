@@ -16,6 +16,7 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::NodeArgs;
+use crate::node::PodRanges;
 use crate::paths::{Paths, write_private};
 
 /// How long a shim may take until it listens; it takes milliseconds unless the machine is on its knees.
@@ -44,7 +45,9 @@ pub(crate) fn config(paths: &Paths, node: &NodeArgs) -> Result<Config> {
     config.socket = paths.cri_socket();
     config.images_socket = paths.images_socket();
     config.root_dir = paths.runtime();
-    config.pod_cidr.clone_from(&node.pod_cidr);
+    let ranges = PodRanges::of(node)?;
+    config.pod_cidr = ranges.ipv4;
+    config.network.bridge_cidr_v6 = ranges.ipv6;
     config.services_file = Some(paths.services_file());
     config.containerd_socket.clone_from(&node.containerd_socket);
     config.compile_command = vec![own_binary()?.into(), "compile".into()];

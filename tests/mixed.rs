@@ -29,9 +29,6 @@ impl Node {
             "--no-follow",
             "--containerd-socket",
             socket.to_str().unwrap(),
-            // Not loopback: both kinds of Pod reach each other.
-            "--pod-cidr",
-            "10.64.0.0/18",
         ];
         let mut cluster = Cluster::prepare(COX, &args).in_network(Network::new());
         cluster.start();

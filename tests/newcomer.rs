@@ -61,7 +61,9 @@ fn up_merges_a_context_into_the_users_kubeconfig() {
     let cluster = Cluster::prepare(COX, &[]);
     let kubeconfig = cluster.scratch().join("home/.kube/config");
     let mut up = cluster.command("up");
+    // Not the machine's own containerd, with which the machine's network would be changed.
     up.args(["--port", "0"])
+        .args(["--containerd-socket", "/nonexistent/containerd.sock"])
         .env("HOME", cluster.scratch().join("home"))
         .env_remove("KUBECONFIG");
     let mut process = up

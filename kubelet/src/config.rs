@@ -33,8 +33,8 @@ pub struct Config {
     pub client_ca_pem: String,
     /// Folder of manifests that run without the API server; `None`: no static Pods.
     pub static_pod_dir: Option<PathBuf>,
-    /// Pod addresses of this node; published as the node's podCIDR if it has none.
-    pub pod_cidr: Option<String>,
+    /// Pod addresses of this node, at most one range of each kind; published as the node's podCIDRs if it has none.
+    pub pod_cidrs: Vec<String>,
     /// How many Pods the node takes.
     pub max_pods: u32,
     /// Labels beside the well-known ones.
@@ -91,7 +91,7 @@ impl Config {
             serving_key_pem: String::new(),
             client_ca_pem: String::new(),
             static_pod_dir: None,
-            pod_cidr: None,
+            pod_cidrs: Vec::new(),
             max_pods: 500,
             labels: BTreeMap::new(),
             taints: Vec::new(),

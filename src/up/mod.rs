@@ -95,8 +95,7 @@ pub(crate) async fn run(args: UpArgs) -> Result<()> {
 
 /// Service addresses on loopback need no root and no rules in the kernel; Linux containers cannot reach such.
 fn service_cidr(args: &UpArgs) -> &'static str {
-    let is_root = rustix::process::geteuid().is_root();
-    if is_root && args.node.containerd_socket.exists() {
+    if node::runs_linux_containers(&args.node) {
         cox_apiserver::SERVICE_CIDR
     } else {
         "127.128.0.0/16"

@@ -65,8 +65,8 @@ pub fn node(config: &Config, machine: &Machine, facts: &RuntimeFacts) -> Node {
             ..ObjectMeta::default()
         },
         spec: Some(NodeSpec {
-            pod_cidr: config.pod_cidr.clone(),
-            pod_cidrs: config.pod_cidr.clone().map(|cidr| vec![cidr]),
+            pod_cidr: config.pod_cidrs.first().cloned(),
+            pod_cidrs: Some(config.pod_cidrs.clone()).filter(|ranges| !ranges.is_empty()),
             taints: (!taints.is_empty()).then_some(taints),
             provider_id: (!config.provider_id.is_empty()).then(|| config.provider_id.clone()),
             ..NodeSpec::default()

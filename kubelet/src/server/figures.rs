@@ -36,7 +36,7 @@ impl Routes {
         json_answer(&json!({ "kubeletconfig": {
             "kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "address": config.listen.ip().to_string(), "port": config.listen.port(),
-            "staticPodPath": config.static_pod_dir, "podCIDR": config.pod_cidr, "maxPods": config.max_pods,
+            "staticPodPath": config.static_pod_dir, "podCIDR": config.pod_cidrs.join(","), "maxPods": config.max_pods,
             "clusterDNS": dns, "clusterDomain": config.cluster_domain,
             "containerLogMaxSize": config.log_size_max.to_string(), "containerLogMaxFiles": config.log_files_max,
             "containerRuntimeEndpoint": format!("unix://{}", config.cri_socket.display()),

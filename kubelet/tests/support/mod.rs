@@ -129,7 +129,7 @@ impl Cluster {
         config.serving_cert_pem = pair.certificate;
         config.serving_key_pem = pair.key;
         config.client_ca_pem = self.pki.ca_pem().to_owned();
-        config.pod_cidr = Some("127.64.0.0/18".into());
+        config.pod_cidrs = vec!["127.64.0.0/18".into()];
         change(&mut config);
         let cancel = self.cancel.child_token();
         let service = self

@@ -1,5 +1,5 @@
 //! How every component of a cluster reaches the API server: clients, shared informers, the controller runner and what
-//! controllers have in common (ownership, conditions, events, leader election, tasks, time).
+//! controllers have in common (ownership, placement, conditions, events, leader election, tasks, time).
 //!
 //! Inputs: a tower service (one process) or a kubeconfig (many processes), see [`in_process`] and [`from_kubeconfig`].
 //! Outputs: one shared decoded cache per kind and process ([`Informers`]), work queues with client-go's semantics
@@ -15,6 +15,7 @@ pub mod events;
 mod informer;
 pub mod leader;
 pub mod owners;
+pub mod placement;
 pub mod runner;
 pub mod tasks;
 #[cfg(test)]

@@ -3,9 +3,8 @@
 
 use crate::pod::containers::{all, spec};
 use crate::resources::{Amounts, of_pod};
-use k8s_openapi::api::core::v1::{
-    NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration,
-};
+use cox_client::placement::{NodeTerm, tolerates};
+use k8s_openapi::api::core::v1::{Pod, Taint};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
@@ -137,11 +136,12 @@ fn wrong_node(pod: &Pod, node: &NodeView) -> Option<Refusal> {
                 .required_during_scheduling_ignored_during_execution
                 .as_ref()
         });
+    let label = |key: &str| node.labels.get(key).map(String::as_str);
     let wanted = required.is_none_or(|required| {
         required
             .node_selector_terms
             .iter()
-            .any(|term| matches_term(term, node))
+            .any(|term| NodeTerm::of(term).matches(&node.name, label))
     });
     if selected && wanted {
         return None;
@@ -150,41 +150,6 @@ fn wrong_node(pod: &Pod, node: &NodeView) -> Option<Refusal> {
         "NodeAffinity",
         "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector",
     )
-}
-
-fn matches_term(term: &NodeSelectorTerm, node: &NodeView) -> bool {
-    let (labels, fields) = (&term.match_expressions, &term.match_fields);
-    let field = |key: &str| (key == "metadata.name").then_some(&node.name);
-    (labels.is_some() || fields.is_some())
-        && labels
-            .iter()
-            .flatten()
-            .all(|one| holds(one, node.labels.get(&one.key)))
-        && fields
-            .iter()
-            .flatten()
-            .all(|one| holds(one, field(&one.key)))
-}
-
-fn holds(one: &NodeSelectorRequirement, found: Option<&String>) -> bool {
-    let values = one.values.as_deref().unwrap_or_default();
-    let number = |text: &String| text.parse::<i64>().ok();
-    let limit = values.first().and_then(number);
-    match one.operator.as_str() {
-        "In" => found.is_some_and(|found| values.contains(found)),
-        "NotIn" => found.is_none_or(|found| !values.contains(found)),
-        "Exists" => found.is_some(),
-        "DoesNotExist" => found.is_none(),
-        "Gt" => found
-            .and_then(number)
-            .zip(limit)
-            .is_some_and(|(a, b)| a > b),
-        "Lt" => found
-            .and_then(number)
-            .zip(limit)
-            .is_some_and(|(a, b)| a < b),
-        _ => false,
-    }
 }
 
 /// The host ports of a Pod: protocol, address, port.
@@ -242,19 +207,6 @@ fn untolerated(pod: &Pod, node: &NodeView) -> Option<Refusal> {
             taint.key
         ),
     )
-}
-
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let text = |value: &Option<String>| value.clone().unwrap_or_default();
-    let (key, effect) = (text(&toleration.key), text(&toleration.effect));
-    let of_key = key.is_empty() || key == taint.key;
-    let of_effect = effect.is_empty() || effect == taint.effect;
-    let of_value = match toleration.operator.as_deref().unwrap_or("Equal") {
-        "Exists" => true,
-        "Equal" | "" => !key.is_empty() && text(&toleration.value) == text(&taint.value),
-        _ => false,
-    };
-    of_key && of_effect && of_value
 }
 
 #[cfg(test)]

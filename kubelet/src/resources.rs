@@ -1,7 +1,8 @@
 //! What a Pod asks of its node, summed as the scheduler sums it. Pure.
 
 use crate::cri::resources::{milli_value, value};
-use crate::pod::containers::{inits, is_sidecar, mains, spec};
+use crate::pod::containers::spec;
+use cox_client::placement::{Amount, add_up};
 use k8s_openapi::api::core::v1::{Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
@@ -44,45 +45,16 @@ fn requests(resources: Option<&ResourceRequirements>) -> Amounts {
     found
 }
 
-fn add(sum: &mut Amounts, more: &Amounts) {
-    for (name, amount) in more {
-        let entry = sum.entry(name.clone()).or_default();
-        *entry = entry.saturating_add(*amount);
-    }
-}
-
-fn at_least(sum: &mut Amounts, other: &Amounts) {
-    for (name, amount) in other {
-        let entry = sum.entry(name.clone()).or_default();
-        *entry = (*entry).max(*amount);
-    }
-}
-
 /// What a Pod asks for: its containers together with its sidecars, or what its start needs if that is more; what the Pod as a
 /// whole says goes first; the overhead of its runtime class comes on top.
 #[must_use]
 pub fn of_pod(pod: &Pod) -> Amounts {
-    let mut running = Amounts::new();
-    for container in mains(pod) {
-        add(&mut running, &requests(container.resources.as_ref()));
-    }
-    let (mut sidecars, mut starting) = (Amounts::new(), Amounts::new());
-    for init in inits(pod) {
-        let own = requests(init.resources.as_ref());
-        if is_sidecar(pod, init) {
-            add(&mut sidecars, &own);
-            at_least(&mut starting, &sidecars);
-        } else {
-            let mut while_it_runs = own;
-            add(&mut while_it_runs, &sidecars);
-            at_least(&mut starting, &while_it_runs);
-        }
-    }
-    add(&mut running, &sidecars);
-    at_least(&mut running, &starting);
-    running.extend(requests(spec(pod).resources.as_ref()));
-    add(&mut running, &amounts(spec(pod).overhead.as_ref()));
-    running
+    let mut sum = add_up(spec(pod), |container| {
+        requests(container.resources.as_ref())
+    });
+    sum.extend(requests(spec(pod).resources.as_ref()));
+    sum.add(&amounts(spec(pod).overhead.as_ref()));
+    sum
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use cox_client::placement::Amount as _;
 use k8s_openapi::api::core::v1::{Node, Taint};
 
 use crate::pod_info::{HostPort, PodInfo};

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use cox_client::placement::is_sidecar;
 use k8s_openapi::api::core::v1::{Pod, Toleration};
 
 use crate::plugins::node_affinity::Affinity;
-use crate::resources::{Requests, is_sidecar};
+use crate::resources::Requests;
 
 /// A port on the node that a Pod wants for itself.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,6 +1,7 @@
 //! How much of a node something asks for or takes: quantities as integers, and what a Pod's spec adds up to.
 
-use k8s_openapi::api::core::v1::{Container, PodSpec, ResourceRequirements};
+use cox_client::placement::{Amount, add_up};
+use k8s_openapi::api::core::v1::{PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
 
@@ -58,16 +59,8 @@ impl Resources {
         found.map_or(0, |index| self.scalars[index].1)
     }
 
-    pub(crate) fn add(&mut self, other: &Self) {
-        self.merge(other, i64::saturating_add);
-    }
-
     pub(crate) fn subtract(&mut self, other: &Self) {
         self.merge(other, i64::saturating_sub);
-    }
-
-    fn raise(&mut self, other: &Self) {
-        self.merge(other, i64::max);
     }
 
     fn merge(&mut self, other: &Self, combine: fn(i64, i64) -> i64) {
@@ -97,6 +90,16 @@ impl Resources {
                 .binary_search_by(|(own, _)| own.cmp(name))
                 .is_err()
         });
+    }
+}
+
+impl Amount for Resources {
+    fn add(&mut self, other: &Self) {
+        self.merge(other, i64::saturating_add);
+    }
+
+    fn raise(&mut self, other: &Self) {
+        self.merge(other, i64::max);
     }
 }
 
@@ -144,32 +147,6 @@ fn requests_of(resources: Option<&ResourceRequirements>) -> Resources {
         .and_then(|resources| resources.requests.as_ref())
         .map(Resources::parse)
         .unwrap_or_default()
-}
-
-fn add_up(spec: &PodSpec, requests: impl Fn(&Container) -> Resources) -> Resources {
-    let mut running = Resources::default();
-    let mut while_starting = Resources::default();
-    for container in spec.init_containers.iter().flatten() {
-        let own = requests(container);
-        if is_sidecar(container) {
-            running.add(&own);
-            while_starting.raise(&running);
-        } else {
-            let mut beside_sidecars = running.clone();
-            beside_sidecars.add(&own);
-            while_starting.raise(&beside_sidecars);
-        }
-    }
-    for container in &spec.containers {
-        running.add(&requests(container));
-    }
-    running.raise(&while_starting);
-    running
-}
-
-/// An init container that keeps running beside the others.
-pub(crate) fn is_sidecar(container: &Container) -> bool {
-    container.restart_policy.as_deref() == Some("Always")
 }
 
 #[cfg(test)]

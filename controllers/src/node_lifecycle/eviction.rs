@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use cox_client::Informer;
 use cox_client::events::EventType;
+use cox_client::placement::tolerates;
 use cox_client::runner::{ObjectName, Verdict};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
@@ -177,20 +178,4 @@ pub(super) fn deadline(
         )
     };
     taints.iter().filter_map(end).min()
-}
-
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let all = |text: &Option<String>| text.as_deref().unwrap_or_default().is_empty();
-    let effect = all(&toleration.effect) || toleration.effect.as_deref() == Some(&taint.effect);
-    let key = all(&toleration.key) || toleration.key.as_deref() == Some(&taint.key);
-    let value = match toleration.operator.as_deref() {
-        Some("Exists") => true,
-        None | Some("" | "Equal") => {
-            toleration.value.as_deref().unwrap_or_default()
-                == taint.value.as_deref().unwrap_or_default()
-        }
-        // Gt and Lt compare numbers of NoSchedule taints of a feature that is off; they tolerate nothing here.
-        Some(_) => false,
-    };
-    effect && key && value
 }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, PodSpec};
+use cox_client::placement::NodeTerm;
+use k8s_openapi::api::core::v1::PodSpec;
 
 use crate::event::ClusterEvents;
 use crate::framework::{
@@ -20,32 +21,8 @@ pub struct NodeAffinity;
 pub struct Affinity {
     selector: Vec<(String, String)>,
     /// One of these must match. `None` asks for nothing; an empty list matches nothing.
-    required: Option<Vec<Term>>,
-    preferred: Vec<(i64, Term)>,
-}
-
-#[derive(Clone, Debug)]
-struct Term {
-    labels: Vec<Requirement>,
-    fields: Vec<Requirement>,
-}
-
-#[derive(Clone, Debug)]
-struct Requirement {
-    key: String,
-    test: Test,
-}
-
-#[derive(Clone, Debug)]
-enum Test {
-    In(Vec<String>),
-    NotIn(Vec<String>),
-    Exists,
-    DoesNotExist,
-    Gt(i64),
-    Lt(i64),
-    /// An operator or a number that validation does not let through.
-    Never,
+    required: Option<Vec<NodeTerm>>,
+    preferred: Vec<(i64, NodeTerm)>,
 }
 
 impl Affinity {
@@ -77,10 +54,15 @@ impl Affinity {
                 .unwrap_or_default()
                 .into_iter()
                 .collect(),
-            required: required
-                .map(|required| required.node_selector_terms.iter().map(Term::of).collect()),
+            required: required.map(|required| {
+                required
+                    .node_selector_terms
+                    .iter()
+                    .map(NodeTerm::of)
+                    .collect()
+            }),
             preferred: preferred
-                .map(|term| (i64::from(term.weight), Term::of(&term.preference)))
+                .map(|term| (i64::from(term.weight), NodeTerm::of(&term.preference)))
                 .collect(),
         }
     }
@@ -92,89 +74,22 @@ impl Affinity {
             && self
                 .required
                 .as_ref()
-                .is_none_or(|terms| terms.iter().any(|term| term.matches(node)))
+                .is_none_or(|terms| terms.iter().any(|term| meets(node, term)))
     }
 
     /// The only nodes that can match, where every required term names its nodes: what DaemonSets ask for.
     fn names(&self) -> Option<BTreeSet<String>> {
         let mut names = BTreeSet::new();
         for term in self.required.as_ref()? {
-            names.extend(term.names()?);
+            names.extend(term.names()?.iter().cloned());
         }
         Some(names)
     }
 }
 
-impl Term {
-    fn of(term: &NodeSelectorTerm) -> Self {
-        let requirements = |written: &Option<Vec<NodeSelectorRequirement>>| {
-            written.iter().flatten().map(Requirement::of).collect()
-        };
-        Self {
-            labels: requirements(&term.match_expressions),
-            fields: requirements(&term.match_fields),
-        }
-    }
-
-    /// A term that asks for nothing matches nothing.
-    fn matches(&self, node: &NodeFacts) -> bool {
-        let field = |key: &str| (key == "metadata.name").then(|| node.name());
-        !(self.labels.is_empty() && self.fields.is_empty())
-            && self
-                .labels
-                .iter()
-                .all(|requirement| requirement.test.holds(node.label(&requirement.key)))
-            && self
-                .fields
-                .iter()
-                .all(|requirement| requirement.test.holds(field(&requirement.key)))
-    }
-
-    fn names(&self) -> Option<Vec<String>> {
-        self.fields
-            .iter()
-            .find_map(|requirement| match &requirement.test {
-                Test::In(values) if requirement.key == "metadata.name" => Some(values.clone()),
-                _ => None,
-            })
-    }
-}
-
-impl Requirement {
-    fn of(written: &NodeSelectorRequirement) -> Self {
-        let values = written.values.clone().unwrap_or_default();
-        let number = values.first().and_then(|value| value.parse().ok());
-        let test = match (written.operator.as_str(), number) {
-            ("In", _) => Test::In(values),
-            ("NotIn", _) => Test::NotIn(values),
-            ("Exists", _) => Test::Exists,
-            ("DoesNotExist", _) => Test::DoesNotExist,
-            ("Gt", Some(number)) => Test::Gt(number),
-            ("Lt", Some(number)) => Test::Lt(number),
-            _ => Test::Never,
-        };
-        Self {
-            key: written.key.clone(),
-            test,
-        }
-    }
-}
-
-impl Test {
-    fn holds(&self, value: Option<&str>) -> bool {
-        let number = || value.and_then(|value| value.parse::<i64>().ok());
-        let among =
-            |values: &[String]| value.is_some_and(|value| values.iter().any(|own| own == value));
-        match self {
-            Self::In(values) => among(values),
-            Self::NotIn(values) => !among(values),
-            Self::Exists => value.is_some(),
-            Self::DoesNotExist => value.is_none(),
-            Self::Gt(limit) => number().is_some_and(|number| number > *limit),
-            Self::Lt(limit) => number().is_some_and(|number| number < *limit),
-            Self::Never => false,
-        }
-    }
+/// The node's side of a term.
+fn meets(node: &NodeFacts, term: &NodeTerm) -> bool {
+    term.matches(node.name(), |key| node.label(key))
 }
 
 impl Plugin for NodeAffinity {
@@ -217,7 +132,7 @@ impl ScorePlugin for NodeAffinity {
             .affinity
             .preferred
             .iter()
-            .filter(|(_, term)| term.matches(&node.facts));
+            .filter(|(_, term)| meets(&node.facts, term));
         met.map(|(weight, _)| weight).sum()
     }
 

@@ -1,8 +1,8 @@
 //! NodeUnschedulable: a cordoned node takes only Pods that tolerate its taint.
 
+use cox_client::placement::tolerates;
 use k8s_openapi::api::core::v1::Taint;
 
-use super::taint_toleration::tolerates;
 use crate::event::ClusterEvents;
 use crate::framework::{FilterPlugin, Plugin, Rejection};
 use crate::node_info::NodeInfo;

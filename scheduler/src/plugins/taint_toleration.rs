@@ -1,6 +1,7 @@
 //! TaintToleration: a node's taints keep away Pods that do not tolerate them; `PreferNoSchedule` only counts against it.
 
-use k8s_openapi::api::core::v1::{Taint, Toleration};
+use cox_client::placement::tolerates;
+use k8s_openapi::api::core::v1::Taint;
 
 use crate::event::ClusterEvents;
 use crate::framework::{FilterPlugin, Plugin, Rejection, ScorePlugin, normalize_by_highest};
@@ -62,25 +63,6 @@ fn untolerated<'a>(pod: &PodInfo, taints: impl Iterator<Item = &'a Taint>) -> i6
         })
         .map(|_| 1)
         .sum()
-}
-
-/// Whether a toleration covers a taint: empty effects and keys cover all.
-pub(super) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let covers = |own: &Option<String>, other: &str| {
-        own.as_deref()
-            .is_none_or(|own| own.is_empty() || own == other)
-    };
-    let value_matches = match toleration.operator.as_deref() {
-        Some("Exists") => true,
-        None | Some("" | "Equal") => {
-            toleration.value.as_deref().unwrap_or_default()
-                == taint.value.as_deref().unwrap_or_default()
-        }
-        Some(_) => false,
-    };
-    covers(&toleration.effect, &taint.effect)
-        && covers(&toleration.key, &taint.key)
-        && value_matches
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
 //! Which volume fits a claim best. Pure.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cox_api::quantity::Quantity;
 use cox_api::selector::LabelSelector;
+use cox_client::placement::NodeTerm;
 use k8s_openapi::api::core::v1::{
-    Node, NodeSelectorRequirement, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec,
+    Node, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec,
 };
 
 /// The class that a claim or volume names; empty: none.
@@ -107,38 +107,11 @@ fn reachable(volume: &PersistentVolume, node: &Node) -> bool {
     let Some(required) = required else {
         return true;
     };
-    let none = BTreeMap::new();
-    let labels = node.metadata.labels.as_ref().unwrap_or(&none);
-    let name = BTreeMap::from([(
-        "metadata.name".to_owned(),
-        node.metadata.name.clone().unwrap_or_default(),
-    )]);
-    required.node_selector_terms.iter().any(|term| {
-        let (expressions, fields) = (&term.match_expressions, &term.match_fields);
-        (expressions.is_some() || fields.is_some())
-            && expressions.iter().flatten().all(|one| holds(one, labels))
-            && fields.iter().flatten().all(|one| holds(one, &name))
-    })
-}
-
-fn holds(one: &NodeSelectorRequirement, labels: &BTreeMap<String, String>) -> bool {
-    let found = labels.get(&one.key);
-    let values = one.values.as_deref().unwrap_or_default();
-    let number = |text: &String| text.parse::<i64>().ok();
-    let limit = values.first().and_then(number);
-    match one.operator.as_str() {
-        "In" => found.is_some_and(|found| values.contains(found)),
-        "NotIn" => found.is_none_or(|found| !values.contains(found)),
-        "Exists" => found.is_some(),
-        "DoesNotExist" => found.is_none(),
-        "Gt" => found
-            .and_then(number)
-            .zip(limit)
-            .is_some_and(|(a, b)| a > b),
-        "Lt" => found
-            .and_then(number)
-            .zip(limit)
-            .is_some_and(|(a, b)| a < b),
-        _ => false,
-    }
+    let labels = node.metadata.labels.as_ref();
+    let label = |key: &str| labels.and_then(|labels| labels.get(key).map(String::as_str));
+    let name = node.metadata.name.as_deref().unwrap_or_default();
+    required
+        .node_selector_terms
+        .iter()
+        .any(|term| NodeTerm::of(term).matches(name, label))
 }

@@ -1,9 +1,9 @@
 //! What the controllers of endpoints ask of a Service and its Pods. Pure.
 
-use k8s_openapi::api::core::v1::{Pod, Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use crate::pod::{is_ready, is_terminal};
+use crate::pod::{is_ready, is_terminal, node_name};
 
 /// Whether the Service selects the Pod. One without selector selects nothing: its endpoints are somebody else's.
 pub(crate) fn selects(service: &Service, pod: &Pod) -> bool {
@@ -63,6 +63,22 @@ pub(crate) fn counts_as_ready(spec: &ServiceSpec, pod: &Pod) -> bool {
 /// `publishNotReadyAddresses`.
 pub(crate) fn publishes_all(spec: &ServiceSpec) -> bool {
     spec.publish_not_ready_addresses == Some(true)
+}
+
+/// The node that the Pod is on.
+pub(crate) fn node_of(pod: &Pod) -> Option<String> {
+    Some(node_name(pod).to_owned()).filter(|name| !name.is_empty())
+}
+
+/// How an endpoint names its Pod.
+pub(crate) fn reference(pod: &Pod) -> ObjectReference {
+    ObjectReference {
+        kind: Some("Pod".to_owned()),
+        namespace: pod.metadata.namespace.clone(),
+        name: pod.metadata.name.clone(),
+        uid: pod.metadata.uid.clone(),
+        ..ObjectReference::default()
+    }
 }
 
 /// The hostname under which the Pod has a name of its own below the Service's.

@@ -4,16 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
-    EndpointAddress, EndpointPort, EndpointSubset, Endpoints, ObjectReference, Pod, Service,
+    EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Pod, Service,
 };
 use kube::api::ObjectMeta;
 
 use super::{OWNED, OWNER};
 use crate::endpointslice::HEADLESS;
-use crate::pod::node_name;
 use crate::service_pods::{
-    addresses, counts_as_ready, family, find_port, hostname, is_headless, is_reachable,
-    publishes_all,
+    addresses, counts_as_ready, family, find_port, hostname, is_headless, is_reachable, node_of,
+    publishes_all, reference,
 };
 
 /// The most addresses that one object lists.
@@ -128,14 +127,8 @@ fn address(service: &Service, pod: &Pod, ip: &str) -> EndpointAddress {
     EndpointAddress {
         ip: ip.to_owned(),
         hostname: hostname(service, pod),
-        node_name: Some(node_name(pod).to_owned()).filter(|name| !name.is_empty()),
-        target_ref: Some(ObjectReference {
-            kind: Some("Pod".to_owned()),
-            namespace: pod.metadata.namespace.clone(),
-            name: pod.metadata.name.clone(),
-            uid: pod.metadata.uid.clone(),
-            ..ObjectReference::default()
-        }),
+        node_name: node_of(pod),
+        target_ref: Some(reference(pod)),
     }
 }
 

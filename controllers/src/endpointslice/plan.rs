@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Service, ServiceSpec};
+use k8s_openapi::api::core::v1::{Node, Pod, Service, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{
     Endpoint, EndpointConditions, EndpointHints, EndpointPort, ForNode, ForZone,
 };
@@ -12,7 +12,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use super::slices::{Group, Template};
 use crate::pod::{is_ready, node_name};
 use crate::service_pods::{
-    addresses, counts_as_ready, family, find_port, hostname, is_headless, is_reachable,
+    addresses, counts_as_ready, family, find_port, hostname, is_headless, is_reachable, node_of,
+    reference,
 };
 
 pub(super) const MANAGER: &str = "endpointslice-controller.k8s.io";
@@ -99,7 +100,7 @@ fn endpoint(
 ) -> Endpoint {
     let ready = counts_as_ready(spec, pod);
     let zone = node.and_then(|node| node.metadata.labels.as_ref()?.get(ZONE).cloned());
-    let node_name = Some(node_name(pod).to_owned()).filter(|name| !name.is_empty());
+    let node_name = node_of(pod);
     Endpoint {
         addresses,
         conditions: Some(EndpointConditions {
@@ -110,13 +111,7 @@ fn endpoint(
         hints: hints(spec, ready, zone.as_deref(), node_name.as_deref()),
         hostname: hostname(service, pod),
         node_name,
-        target_ref: Some(ObjectReference {
-            kind: Some("Pod".to_owned()),
-            namespace: pod.metadata.namespace.clone(),
-            name: pod.metadata.name.clone(),
-            uid: pod.metadata.uid.clone(),
-            ..ObjectReference::default()
-        }),
+        target_ref: Some(reference(pod)),
         zone,
         ..Endpoint::default()
     }

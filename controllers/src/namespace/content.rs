@@ -70,9 +70,8 @@ async fn delete(
     let api = Api::<DynamicObject>::namespaced_with(client.clone(), namespace, &served.resource);
     let mut left = Left::default();
     let mut deleted = false;
-    let mut page = ListParams::default().limit(PAGE_LEN);
-    loop {
-        let (present, next) = list(&api, &page).await?;
+    let mut pages = Pages::of(&api);
+    while let Some((page, present)) = pages.next().await? {
         let fresh: Vec<_> = present
             .iter()
             .filter(|object| object.metadata.deletion_timestamp.is_none())
@@ -82,12 +81,16 @@ async fn delete(
             delete_page(&api, served, &page, &fresh).await?;
         }
         left.add(&present);
-        match next {
-            Some(token) => page.continue_token = Some(token),
-            None => break,
-        }
     }
-    if deleted { count(&api).await } else { Ok(left) }
+    if !deleted {
+        return Ok(left);
+    }
+    let mut left = Left::default();
+    let mut pages = Pages::of(&api);
+    while let Some((_, present)) = pages.next().await? {
+        left.add(&present);
+    }
+    Ok(left)
 }
 
 async fn delete_page(
@@ -111,32 +114,36 @@ async fn delete_page(
     Ok(())
 }
 
-async fn count(api: &Api<DynamicObject>) -> Result<Left, kube::Error> {
-    let mut left = Left::default();
-    let mut page = ListParams::default().limit(PAGE_LEN);
-    loop {
-        let (present, next) = list(api, &page).await?;
-        left.add(&present);
-        match next {
-            Some(token) => page.continue_token = Some(token),
-            None => return Ok(left),
-        }
-    }
+/// A walk over the metadata of a resource's objects.
+struct Pages<'a> {
+    api: &'a Api<DynamicObject>,
+    /// `None`: the last page was read.
+    page: Option<ListParams>,
 }
 
-/// A page of a resource, and where the next one begins.
-async fn list(
-    api: &Api<DynamicObject>,
-    page: &ListParams,
-) -> Result<(Vec<PartialObjectMeta>, Option<String>), kube::Error> {
-    match api.list_metadata(page).await {
-        Ok(list) => {
-            let next = list.metadata.continue_.filter(|token| !token.is_empty());
-            Ok((list.items, next))
+impl<'a> Pages<'a> {
+    fn of(api: &'a Api<DynamicObject>) -> Self {
+        Self {
+            api,
+            page: Some(ListParams::default().limit(PAGE_LEN)),
         }
-        // A resource that is no longer served has nothing left.
-        Err(error) if cox_client::is_not_found(&error) => Ok((Vec::new(), None)),
-        Err(error) => Err(error),
+    }
+
+    /// The next page, and what to ask for to get it again.
+    async fn next(&mut self) -> Result<Option<(ListParams, Vec<PartialObjectMeta>)>, kube::Error> {
+        let Some(page) = self.page.take() else {
+            return Ok(None);
+        };
+        match self.api.list_metadata(&page).await {
+            Ok(list) => {
+                let next = list.metadata.continue_.filter(|token| !token.is_empty());
+                self.page = next.map(|token| page.clone().continue_token(&token));
+                Ok(Some((page, list.items)))
+            }
+            // A resource that is no longer served has nothing left.
+            Err(error) if cox_client::is_not_found(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 

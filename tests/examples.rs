@@ -8,8 +8,8 @@
 
 use std::collections::BTreeSet;
 
-use cox_testkit::linux::{self, Containerd, Network};
-use cox_testkit::{Cluster, Output, eventually, http};
+use cox_testkit::linux::MixedCluster;
+use cox_testkit::{Cluster, eventually, http};
 
 const COX: &str = env!("CARGO_BIN_EXE_cox");
 
@@ -70,27 +70,14 @@ fn example_files() {
 
 #[test]
 fn example_mixed() {
-    if !linux::can_run_containers("example_mixed") {
+    let components = ["examples/mixed/files.wasm", "examples/mixed/http.wasm"];
+    let Some(node) = MixedCluster::start("example_mixed", COX, &components) else {
         return;
-    }
-    let containerd = Containerd::start();
-    let socket = containerd.socket();
-    let mut cluster = Cluster::prepare(
-        COX,
-        &[
-            "--no-follow",
-            "--containerd-socket",
-            socket.to_str().unwrap(),
-        ],
-    )
-    .in_network(Network::new());
-    cluster.start();
-    let busybox = cluster.scratch().join("busybox.tar");
-    linux::save_busybox(&busybox, "docker.io/library/busybox:latest");
-    let mut load = cluster.command("image load");
-    load.args(["examples/mixed/files.wasm", "examples/mixed/http.wasm"])
-        .arg(&busybox);
-    Output::of(&mut load).ok();
+    };
+    let MixedCluster {
+        cluster,
+        containerd,
+    } = &node;
     cluster
         .kubectl(&["apply", "-f", "examples/mixed/mixed.yaml"])
         .ok();

@@ -4,45 +4,23 @@
     reason = "tests are stories, and fail by panicking"
 )]
 
-use cox_testkit::linux::{self, Containerd, Network};
-use cox_testkit::{Cluster, Output, eventually};
+use cox_testkit::linux::MixedCluster;
+use cox_testkit::{Output, eventually};
 use serde_json::{Value, json};
 
 const COX: &str = env!("CARGO_BIN_EXE_cox");
-const SOCKETS: &str = "runtime-shim/tests/guests/sockets/sockets.wasm";
 
-/// A cluster with a containerd of its own, in a network of its own. Fields end in this order.
-struct Node {
-    cluster: Cluster,
-    _containerd: Containerd,
-}
+const COMPONENTS: [&str; 3] = [
+    "examples/mixed/files.wasm",
+    "examples/mixed/http.wasm",
+    "runtime-shim/tests/guests/sockets/sockets.wasm",
+];
+
+struct Node(MixedCluster);
 
 impl Node {
-    /// `None` where no Linux containers can run, which is said.
     fn start(test: &str) -> Option<Self> {
-        if !linux::can_run_containers(test) {
-            return None;
-        }
-        let containerd = Containerd::start();
-        let socket = containerd.socket();
-        let args = [
-            "--no-follow",
-            "--containerd-socket",
-            socket.to_str().unwrap(),
-        ];
-        let mut cluster = Cluster::prepare(COX, &args).in_network(Network::new());
-        cluster.start();
-        let busybox = cluster.scratch().join("busybox.tar");
-        linux::save_busybox(&busybox, "docker.io/library/busybox:latest");
-        let mut load = cluster.command("image load");
-        load.args(["examples/mixed/files.wasm", "examples/mixed/http.wasm"])
-            .arg(SOCKETS)
-            .arg(&busybox);
-        Output::of(&mut load).ok();
-        Some(Self {
-            cluster,
-            _containerd: containerd,
-        })
+        MixedCluster::start(test, COX, &COMPONENTS).map(Self)
     }
 
     /// Applies a Pod whose containers share an emptyDir at /data, and waits until it is ready.
@@ -56,12 +34,17 @@ impl Node {
                 "containers": containers,
             },
         });
-        self.cluster.apply(&manifest.to_string()).ok();
-        self.cluster.wait("condition=Ready", &format!("pod/{name}"));
+        self.0.cluster.apply(&manifest.to_string()).ok();
+        self.0
+            .cluster
+            .wait("condition=Ready", &format!("pod/{name}"));
     }
 
     fn log(&self, pod: &str, container: &str) -> String {
-        self.cluster.kubectl(&["logs", pod, "-c", container]).stdout
+        self.0
+            .cluster
+            .kubectl(&["logs", pod, "-c", container])
+            .stdout
     }
 
     fn logs(&self, pod: &str, container: &str, wanted: &str) {
@@ -76,12 +59,13 @@ impl Node {
     }
 
     fn sh(&self, pod: &str, container: &str, line: &str) -> Output {
-        self.cluster
+        self.0
+            .cluster
             .kubectl(&["exec", pod, "-c", container, "--", "sh", "-c", line])
     }
 
     fn restarts(&self, pod: &str, container: &str) -> u64 {
-        let pod = self.cluster.json(&["get", "pod", pod]);
+        let pod = self.0.cluster.json(&["get", "pod", pod]);
         let kinds = ["initContainerStatuses", "containerStatuses"];
         let statuses = kinds
             .iter()
@@ -125,7 +109,8 @@ fn an_init_container_of_one_kind_prepares_for_a_container_of_the_other() {
     else {
         return;
     };
-    node.cluster
+    node.0
+        .cluster
         .kubectl(&[
             "create",
             "configmap",
@@ -145,14 +130,14 @@ fn an_init_container_of_one_kind_prepares_for_a_container_of_the_other() {
             "containers": [linux("main", "cat /data/lines.txt; exec sleep 1000")],
         },
     });
-    node.cluster.apply(&manifest.to_string()).ok();
+    node.0.cluster.apply(&manifest.to_string()).ok();
     node.run(
         "linux-first",
         &[linux("init", "echo hello from Linux >/data/lines.txt")],
         &[wasm("main", "files", &["read"])],
     );
     node.logs("linux-first", "main", "read: hello from Linux");
-    node.cluster.wait("condition=Ready", "pod/wasm-first");
+    node.0.cluster.wait("condition=Ready", "pod/wasm-first");
     node.logs("wasm-first", "main", "hello from Wasm");
 }
 
@@ -197,7 +182,7 @@ fn a_sidecar_of_one_kind_passes_on_what_comes_for_the_other() {
         let host = if asked == "127.0.0.1" {
             asked.to_owned()
         } else {
-            let pod = node.cluster.json(&["get", "pod", asked]);
+            let pod = node.0.cluster.json(&["get", "pod", asked]);
             pod["status"]["podIP"].as_str().unwrap().to_owned()
         };
         let line = format!("wget -q -O - http://{host}:9000/");
@@ -245,8 +230,8 @@ fn both_kinds_follow_one_file_and_each_is_restarted_alone() {
             _ => Ok(()),
         }
     });
-    node.cluster.wait("condition=Ready", "pod/pair");
-    let pod = node.cluster.json(&["get", "pod", "pair"]);
+    node.0.cluster.wait("condition=Ready", "pod/pair");
+    let pod = node.0.cluster.json(&["get", "pod", "pair"]);
     let linux = pod["status"]["containerStatuses"]
         .as_array()
         .unwrap()
@@ -272,7 +257,7 @@ fn both_kinds_follow_one_file_and_each_is_restarted_alone() {
     )
     .ok();
     node.logs("pair", "wasm", "read: third");
-    node.cluster.wait("condition=Ready", "pod/pair");
+    node.0.cluster.wait("condition=Ready", "pod/pair");
     assert_eq!(node.restarts("pair", "linux"), before);
 }
 
@@ -283,7 +268,7 @@ fn a_virtual_pod_and_a_pod_with_a_namespace_reach_each_other() {
         return;
     };
     let address = |pod: &str| {
-        let pod = node.cluster.json(&["get", "pod", pod]);
+        let pod = node.0.cluster.json(&["get", "pod", pod]);
         pod["status"]["podIP"].as_str().unwrap().to_owned()
     };
     node.run("virtual", &[], &[wasm("main", "http", &[])]);

@@ -11,7 +11,7 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::time::Duration;
 
-use cox_testkit::linux::{self, Containerd, Network};
+use cox_testkit::linux::MixedCluster;
 use cox_testkit::{Cluster, Output, eventually};
 
 const COX: &str = env!("CARGO_BIN_EXE_cox");
@@ -158,26 +158,11 @@ fn wasm_pods_reach_services_by_name_without_root() {
 
 #[test]
 fn linux_containers_reach_services_through_the_kernel() {
-    if !linux::can_run_containers("linux_containers_reach_services_through_the_kernel") {
+    let test = "linux_containers_reach_services_through_the_kernel";
+    let Some(node) = MixedCluster::start(test, COX, &["examples/http/http.wasm"]) else {
         return;
-    }
-    let containerd = Containerd::start();
-    let socket = containerd.socket();
-    let mut cluster = Cluster::prepare(
-        COX,
-        &[
-            "--no-follow",
-            "--containerd-socket",
-            socket.to_str().unwrap(),
-        ],
-    )
-    .in_network(Network::new());
-    cluster.start();
-    let busybox = cluster.scratch().join("busybox.tar");
-    linux::save_busybox(&busybox, "docker.io/library/busybox:latest");
-    let mut load = cluster.command("image load");
-    load.args(["examples/http/http.wasm"]).arg(&busybox);
-    Output::of(&mut load).ok();
+    };
+    let cluster = &node.cluster;
     cluster
         .kubectl(&["apply", "-f", "examples/http/http.yaml"])
         .ok();

@@ -1,5 +1,5 @@
-//! What tests of Linux containers need: containerd of the test's own, a network of the test's own, and an image that needs no
-//! registry.
+//! What tests of Linux containers need: containerd of the test's own, a network of the test's own, an image that needs no
+//! registry, and a cluster that stands on them.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tempfile::TempDir;
 
-use crate::cluster::Output;
+use crate::cluster::{Cluster, Output};
 use crate::wait::{eventually, skip};
 
 const BUSYBOX: &str = "/bin/busybox";
@@ -159,6 +159,41 @@ impl Drop for Containerd {
         }
         self.process.kill().ok();
         self.process.wait().ok();
+    }
+}
+
+/// A cluster whose node runs Linux containers beside Wasm, in a network of its own.
+#[derive(Debug)]
+pub struct MixedCluster {
+    // Dropped first: a node that is told to end asks containerd to end its containers.
+    /// The cluster.
+    pub cluster: Cluster,
+    /// What runs its Linux containers.
+    pub containerd: Containerd,
+}
+
+impl MixedCluster {
+    /// Starts one and loads busybox and these components. `None` where no Linux containers can run, which is said.
+    ///
+    /// # Panics
+    /// When something does not start.
+    #[must_use]
+    pub fn start(test: &str, cox: &str, components: &[&str]) -> Option<Self> {
+        if !can_run_containers(test) {
+            return None;
+        }
+        let containerd = Containerd::start();
+        let socket = containerd.socket().display().to_string();
+        let mut cluster = Cluster::prepare(cox, &["--no-follow", "--containerd-socket", &socket])
+            .in_network(Network::new());
+        cluster.start();
+        let busybox = cluster.scratch().join("busybox.tar");
+        save_busybox(&busybox, "docker.io/library/busybox:latest");
+        Output::of(cluster.command("image load").args(components).arg(&busybox)).ok();
+        Some(Self {
+            cluster,
+            containerd,
+        })
     }
 }
 

@@ -150,6 +150,11 @@ pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) -> Resul
         "replicaset",
         replicaset::run(context("replicaset-controller", "replicaset-controller")),
     );
+    let replication = context("replication-controller", "replication-controller");
+    scope.spawn(
+        "replicationcontroller",
+        replicaset::run_replication_controllers(replication),
+    );
     scope.spawn(
         "deployment",
         deployment::run(context("deployment-controller", "deployment-controller")),

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, ObjectMeta, PostParams, Preconditions};
 
 use super::Controller;
+use super::kind::Replicas;
 use super::plan::Plan;
 
 /// Why pods could not be created or deleted. Goes into the condition ReplicaFailure.
@@ -38,18 +39,22 @@ fn reply(error: &kube::Error) -> String {
     }
 }
 
-impl Controller {
+impl<K: Replicas> Controller<K> {
     pub(super) async fn carry_out(
         &self,
         key: &ObjectName,
+        owner: &K,
         replica_set: &ReplicaSet,
         plan: Plan,
     ) -> Option<Failure> {
         match plan {
             Plan::Nothing => None,
-            Plan::Create(missing) => self.create(key, replica_set, missing).await,
+            Plan::Create(missing) => {
+                self.create(key, owner, pod_from(owner, replica_set), missing)
+                    .await
+            }
             Plan::Delete(surplus) => {
-                let deletions = surplus.iter().map(|pod| self.delete(key, replica_set, pod));
+                let deletions = surplus.iter().map(|pod| self.delete(key, owner, pod));
                 join_all(deletions).await.into_iter().flatten().next()
             }
         }
@@ -59,15 +64,14 @@ impl Controller {
     async fn create(
         &self,
         key: &ObjectName,
-        replica_set: &ReplicaSet,
+        owner: &K,
+        pod: Pod,
         missing: usize,
     ) -> Option<Failure> {
-        let pod = pod_from(replica_set);
         let (mut left, mut batch) = (missing, 1);
         while left > 0 {
             let now = batch.min(left);
-            let failures =
-                join_all((0..now).map(|_| self.create_one(key, replica_set, &pod))).await;
+            let failures = join_all((0..now).map(|_| self.create_one(key, owner, &pod))).await;
             if let Some(failure) = failures.into_iter().flatten().next() {
                 return Some(failure);
             }
@@ -77,12 +81,7 @@ impl Controller {
         None
     }
 
-    async fn create_one(
-        &self,
-        key: &ObjectName,
-        replica_set: &ReplicaSet,
-        pod: &Pod,
-    ) -> Option<Failure> {
+    async fn create_one(&self, key: &ObjectName, owner: &K, pod: &Pod) -> Option<Failure> {
         match self
             .context
             .api::<Pod>(&key.namespace)
@@ -93,35 +92,24 @@ impl Controller {
                 self.expectations.created(key, &created);
                 let name = created.metadata.name.unwrap_or_default();
                 let message = format!("Created pod: {name}");
-                self.context.events.event_on(
-                    replica_set,
-                    EventType::Normal,
-                    "SuccessfulCreate",
-                    message,
-                );
+                self.context
+                    .events
+                    .event_on(owner, EventType::Normal, "SuccessfulCreate", message);
                 None
             }
             // Nothing more will come of this replica set.
             Err(error) if cox_client::is_namespace_terminating(&error) => None,
             Err(error) => {
                 let message = format!("Error creating: {}", reply(&error));
-                self.context.events.event_on(
-                    replica_set,
-                    EventType::Warning,
-                    "FailedCreate",
-                    message,
-                );
+                self.context
+                    .events
+                    .event_on(owner, EventType::Warning, "FailedCreate", message);
                 Some(Failure::Create(error))
             }
         }
     }
 
-    async fn delete(
-        &self,
-        key: &ObjectName,
-        replica_set: &ReplicaSet,
-        pod: &Pod,
-    ) -> Option<Failure> {
+    async fn delete(&self, key: &ObjectName, owner: &K, pod: &Pod) -> Option<Failure> {
         let name = pod.metadata.name.as_deref().unwrap_or_default();
         let preconditions = Preconditions {
             uid: pod.metadata.uid.clone(),
@@ -137,12 +125,9 @@ impl Controller {
             Ok(_) => {
                 self.expectations.deleted(key, pod);
                 let message = format!("Deleted pod: {name}");
-                self.context.events.event_on(
-                    replica_set,
-                    EventType::Normal,
-                    "SuccessfulDelete",
-                    message,
-                );
+                self.context
+                    .events
+                    .event_on(owner, EventType::Normal, "SuccessfulDelete", message);
                 None
             }
             // Gone already, by name or by uid: the cache will show it.
@@ -152,32 +137,24 @@ impl Controller {
             }
             Err(error) => {
                 let message = format!("Error deleting: {}", reply(&error));
-                self.context.events.event_on(
-                    replica_set,
-                    EventType::Warning,
-                    "FailedDelete",
-                    message,
-                );
+                self.context
+                    .events
+                    .event_on(owner, EventType::Warning, "FailedDelete", message);
                 Some(Failure::Delete(error))
             }
         }
     }
 
     /// Returns whether the pod is ours now. The cache may be old, so the replica set is asked for before anything is adopted.
-    pub(super) async fn adopt(
-        &self,
-        replica_set: &ReplicaSet,
-        pod: &Pod,
-    ) -> Result<bool, kube::Error> {
-        let key = ObjectName::of(replica_set);
+    pub(super) async fn adopt(&self, owner: &K, pod: &Pod) -> Result<bool, kube::Error> {
+        let key = ObjectName::of(owner);
         let live = self
             .context
-            .api::<ReplicaSet>(&key.namespace)
+            .api::<K>(&key.namespace)
             .get_opt(&key.name)
             .await?;
         let same = live.is_some_and(|live| {
-            live.metadata.uid == replica_set.metadata.uid
-                && live.metadata.deletion_timestamp.is_none()
+            live.meta().uid == owner.meta().uid && live.meta().deletion_timestamp.is_none()
         });
         if !same {
             return Ok(false);
@@ -185,7 +162,7 @@ impl Controller {
         match owners::adopt(
             &self.context.api(&key.namespace),
             pod,
-            &owners::controller_ref(replica_set),
+            &owners::controller_ref(owner),
         )
         .await
         {
@@ -201,20 +178,19 @@ impl Controller {
 
     pub(super) async fn publish(
         &self,
+        owner: &K,
         replica_set: &ReplicaSet,
         status: &ReplicaSetStatus,
     ) -> Result<(), kube::Error> {
-        if replica_set.status.as_ref().map(normal) == Some(normal(status)) {
+        let next = owner.with_status(status.clone());
+        // Compared as the kind can hold it: not every kind has every count.
+        if replica_set.status.as_ref().map(normal) == next.as_set().status.as_ref().map(normal) {
             return Ok(());
         }
-        let key = ObjectName::of(replica_set);
-        let next = ReplicaSet {
-            status: Some(status.clone()),
-            ..replica_set.clone()
-        };
+        let key = ObjectName::of(owner);
         match self
             .context
-            .api::<ReplicaSet>(&key.namespace)
+            .api::<K>(&key.namespace)
             .replace_status(&key.name, &PostParams::default(), &next)
             .await
         {
@@ -241,7 +217,7 @@ fn normal(status: &ReplicaSetStatus) -> ReplicaSetStatus {
 }
 
 /// The pod that the template describes, owned by the replica set. The server gives it a name.
-fn pod_from(replica_set: &ReplicaSet) -> Pod {
+fn pod_from<K: Replicas>(owner: &K, replica_set: &ReplicaSet) -> Pod {
     let template = replica_set
         .spec
         .clone()
@@ -255,7 +231,7 @@ fn pod_from(replica_set: &ReplicaSet) -> Pod {
         labels: template_meta.labels,
         annotations: template_meta.annotations,
         finalizers: template_meta.finalizers,
-        owner_references: Some(vec![owners::controller_ref(replica_set)]),
+        owner_references: Some(vec![owners::controller_ref(owner)]),
         ..ObjectMeta::default()
     };
     Pod {

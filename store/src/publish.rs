@@ -39,9 +39,27 @@ pub(crate) struct RetainLimits {
 struct Horizon {
     /// States before this one are not shown any more.
     oldest: Revision,
-    /// Becomes the oldest when it is old enough.
-    marked: Revision,
-    since: Instant,
+    /// What the present revision was at some times of the last while, the oldest first.
+    marks: VecDeque<(Instant, Revision)>,
+}
+
+/// So many marks are made in the time that states are shown.
+const MARKS: u32 = 8;
+
+impl Horizon {
+    /// Moves on to what was present `age_max` ago, as far as it was marked.
+    fn advance(&mut self, now: Instant, present: Revision, age_max: Duration) {
+        let is_due = |(since, _): &(Instant, Revision)| now - *since > age_max / MARKS;
+        if self.marks.back().is_none_or(is_due) {
+            self.marks.push_back((now, present));
+        }
+        while let Some((since, revision)) = self.marks.front()
+            && now.saturating_duration_since(*since) > age_max
+        {
+            self.oldest = *revision;
+            self.marks.pop_front();
+        }
+    }
 }
 
 /// See the module's description.
@@ -70,8 +88,7 @@ impl Published {
             retained: Mutex::default(),
             horizon: Mutex::new(Horizon {
                 oldest: loaded_at,
-                marked: loaded_at,
-                since: Instant::now(),
+                marks: VecDeque::new(),
             }),
             loaded_at,
             ring_limits,
@@ -222,27 +239,58 @@ impl Published {
     }
 
     fn drop_expired(&self) {
-        {
+        let (age_max, now) = (self.retain_limits.age_max, Instant::now());
+        let oldest = {
             let mut horizon = self.horizon.lock();
-            if horizon.since.elapsed() > self.retain_limits.age_max {
-                horizon.oldest = horizon.marked;
-                horizon.marked = self.revision();
-                horizon.since = Instant::now();
-            }
-        }
+            horizon.advance(now, self.revision(), age_max);
+            horizon.oldest
+        };
+        let is_old = |(since, state): &(Instant, Arc<State>)| {
+            state.revision < oldest || now.saturating_duration_since(*since) > age_max
+        };
+        // Dropped after the lock: a state may be large.
         let mut expired = Vec::new();
-        let mut retained = self.retained.lock();
-        while retained
-            .front()
-            .is_some_and(|(since, _)| since.elapsed() > self.retain_limits.age_max)
-        {
-            expired.extend(retained.pop_front());
-        }
-        drop(retained);
+        self.retained.lock().retain(|kept| {
+            let old = is_old(kept);
+            if old {
+                expired.push(Arc::clone(&kept.1));
+            }
+            !old
+        });
     }
 
     /// Wraps the present state.
     pub(crate) fn snapshot(&self) -> Snapshot {
         Snapshot(self.state())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_horizon_follows_at_its_distance_whenever_it_is_looked_at() {
+        let (begin, age) = (Instant::now(), Duration::from_secs(80));
+        let at = |secs| begin + Duration::from_secs(secs);
+        let mut horizon = Horizon {
+            oldest: Revision(1),
+            marks: VecDeque::new(),
+        };
+        let mut look = |secs, present| {
+            horizon.advance(at(secs), Revision(present), age);
+            (horizon.oldest.0, horizon.marks.len())
+        };
+        assert_eq!(look(0, 10), (1, 1));
+        assert_eq!(look(5, 15), (1, 1), "a mark was just made");
+        assert_eq!(look(20, 30), (1, 2));
+        assert_eq!(
+            look(80, 90),
+            (1, 3),
+            "what was present at first is not too old yet"
+        );
+        assert_eq!(look(81, 91), (10, 2));
+        assert_eq!(look(101, 111), (30, 2));
+        assert_eq!(look(1000, 1010), (111, 1), "nobody looked for a while");
     }
 }

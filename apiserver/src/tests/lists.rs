@@ -173,6 +173,10 @@ async fn a_token_whose_revision_is_gone_comes_with_a_fresh_one() {
         .await
         .ok(200);
     assert_eq!(names(&list), ["c1"]);
+    assert_eq!(
+        list["metadata"]["remainingItemCount"], 1,
+        "counted in the state that is shown now"
+    );
 }
 
 #[tokio::test]

@@ -68,6 +68,10 @@ pub(crate) struct ListenArgs {
     /// Address that the API server listens on
     #[arg(long, default_value = "127.0.0.1", value_name = "IP")]
     pub(crate) bind: IpAddr,
+    /// Address by which Pods and nodes reach the API server [default: the one that it listens on, or, when that is every
+    /// address, the node's for `up` and the one of the default route for `server`]
+    #[arg(long, value_name = "IP")]
+    pub(crate) advertise_address: Option<IpAddr>,
     /// Further name or address that clients use for the API server; may be repeated
     #[arg(long = "tls-san", value_name = "NAME")]
     pub(crate) tls_sans: Vec<String>,

@@ -1,6 +1,6 @@
 //! Wires the control plane of one process: store, API server, scheduler, controllers.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -29,11 +29,12 @@ pub(crate) struct ControlPlane {
 
 impl ControlPlane {
     /// Opens the store, starts the API server and writes `<data-dir>/kubeconfig`; the components come with [`Self::run_components`].
-    /// `service_cidr` is the range of Service addresses where the flags say none.
+    /// `service_cidr` is the range of Service addresses where the flags say none; `node_ip` the address of the node in this process.
     pub(crate) async fn start(
         paths: &Paths,
         listen: &ListenArgs,
         service_cidr: &str,
+        node_ip: Option<IpAddr>,
     ) -> Result<Self> {
         let pki = Arc::new(Pki::load_or_create(&paths.pki())?);
         let dir = paths.store();
@@ -50,9 +51,10 @@ impl ControlPlane {
             cox_apiserver::Config::new(SocketAddr::new(listen.bind, listen.port), Arc::clone(&pki));
         config.extra_sans = listen.tls_sans.clone();
         config.local_path = !listen.no_local_path;
-        if !listen.bind.is_unspecified() {
-            config.extra_sans.push(listen.bind.to_string());
-        }
+        let advertise = advertised(listen, node_ip);
+        config.extra_sans.push(advertise.to_string());
+        // The port is the one that is listened on.
+        config.advertise = Some(SocketAddr::new(advertise, 0));
         config.service_cidrs.clone_from(&listen.service_cidrs);
         if config.service_cidrs.is_empty() {
             config.service_cidrs.push(service_cidr.parse()?);
@@ -141,6 +143,32 @@ impl ControlPlane {
         self.api.stopped().await;
         self.store.close().await;
     }
+}
+
+/// Where others in the cluster find the API server: nobody can connect to "every address".
+fn advertised(listen: &ListenArgs, node_ip: Option<IpAddr>) -> IpAddr {
+    let usable = |ip: &IpAddr| !ip.is_unspecified();
+    listen
+        .advertise_address
+        .or_else(|| Some(listen.bind).filter(usable))
+        .or_else(|| node_ip.filter(usable))
+        .or_else(|| outward_address(listen.bind))
+        .unwrap_or(match listen.bind {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        })
+}
+
+/// The address that packets to other networks come from. Nothing is sent: the kernel is only asked for the route.
+fn outward_address(any: IpAddr) -> Option<IpAddr> {
+    let far: SocketAddr = match any {
+        IpAddr::V4(_) => ([192, 0, 2, 1], 9).into(),
+        IpAddr::V6(_) => ([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 9).into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect(far).ok()?;
+    let own = socket.local_addr().ok()?.ip();
+    Some(own).filter(|ip| !ip.is_unspecified())
 }
 
 /// `manager` names the component in the managed fields of what it writes, in upstream's words.

@@ -45,7 +45,7 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The cluster's keys.
     pub pki: Arc<Pki>,
-    /// Where the server is reached from inside the cluster; where it listens unless said otherwise.
+    /// Where the server is reached from inside the cluster; where it listens unless said otherwise. Port 0 is the one listened on.
     pub advertise: Option<SocketAddr>,
     /// Further names and addresses for the serving certificate.
     pub extra_sans: Vec<String>,
@@ -170,7 +170,10 @@ pub async fn start(
         draining,
         config.request_timeout,
     ));
-    let advertise = config.advertise.unwrap_or(addr);
+    let mut advertise = config.advertise.unwrap_or(addr);
+    if advertise.port() == 0 {
+        advertise.set_port(addr.port());
+    }
     let settings = bootstrap::Settings {
         advertise,
         ca_pem: config.pki.ca_pem().to_owned(),

@@ -38,7 +38,12 @@ pub(crate) async fn run(args: UpArgs) -> Result<()> {
 
     let (runtime, plane) = tokio::join!(
         Runtime::start(&paths, &args.node),
-        ControlPlane::start(&paths, &args.listen, service_cidr(&args))
+        ControlPlane::start(
+            &paths,
+            &args.listen,
+            service_cidr(&args),
+            Some(args.node.node_ip)
+        )
     );
     let (runtime, plane) = match (runtime, plane) {
         (Ok(runtime), Ok(plane)) => (runtime, plane),

@@ -214,7 +214,12 @@ impl Api {
         let user = self.authz.impersonate(arrived.parts, &user)?;
         self.authz.require(&arrived.attributes(&user))?;
         if arrived.is_long_running() {
-            return self.dispatch(arrived, Bytes::new(), &user).await;
+            let body = if arrived.sends_a_body() {
+                read_body(body).await?
+            } else {
+                Bytes::new()
+            };
+            return self.dispatch(arrived, body, &user).await;
         }
         let _in_flight = self.metrics.request_started(arrived.is_mutating());
         let _permit = self.permit().await?;
@@ -350,6 +355,7 @@ impl Api {
             query,
             headers: &parts.headers,
             method: &parts.method,
+            path: parts.uri.path(),
             upgrade: parts.extensions.get::<OnUpgrade>().cloned(),
             user,
             form: accepted.form,
@@ -365,7 +371,10 @@ impl Api {
         let answered = route::route(&mut call).await;
         let answered = match answered {
             Ok(watch) if info.verb == "watch" && websocket::is_wanted(&parts.headers) => {
-                websocket::serve(parts, watch, call.encoding)
+                websocket::serve(parts, watch, call.encoding.into())
+            }
+            Ok(log) if info.subresource == "log" && websocket::is_wanted(&parts.headers) => {
+                websocket::serve(parts, log, websocket::Cut::of_log(&parts.headers))
             }
             answered => answered,
         };
@@ -494,6 +503,13 @@ impl<'a> Arrived<'a> {
                 self.info.subresource,
                 "log" | "exec" | "attach" | "portforward" | "proxy"
             )
+    }
+
+    /// A stream that begins with a body: what goes through a proxy. Where the connection is taken over the bytes are not a body's.
+    fn sends_a_body(&self) -> bool {
+        self.info.subresource == "proxy"
+            && self.has_body()
+            && !self.parts.headers.contains_key(http::header::UPGRADE)
     }
 
     fn is_mutating(&self) -> bool {

@@ -25,6 +25,8 @@ pub(crate) struct Call<'a> {
     pub(crate) query: &'a Query<'a>,
     pub(crate) headers: &'a HeaderMap,
     pub(crate) method: &'a http::Method,
+    /// The request's path as it came, not decoded.
+    pub(crate) path: &'a str,
     /// The connection, for requests that take it over.
     pub(crate) upgrade: Option<hyper::upgrade::OnUpgrade>,
     pub(crate) user: &'a UserInfo,

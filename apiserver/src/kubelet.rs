@@ -24,7 +24,8 @@ use crate::pki::Pki;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-const KUBELET_PORT: u16 = 10250;
+/// The port that kubelets usually have.
+pub(crate) const KUBELET_PORT: u16 = 10250;
 /// The order in which upstream tries a node's addresses.
 const ADDRESS_TYPES: [&str; 5] = [
     "Hostname",
@@ -169,7 +170,7 @@ pub(crate) fn proxied(body: Incoming) -> Body {
 }
 
 /// Where a node's kubelet listens.
-fn endpoint(node: &Value) -> Option<(String, u16)> {
+pub(crate) fn endpoint(node: &Value) -> Option<(String, u16)> {
     let addresses = node["status"]["addresses"].as_array()?;
     let of = |kind: &str| {
         addresses

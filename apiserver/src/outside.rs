@@ -13,6 +13,7 @@ use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
+use rand::seq::IndexedRandom;
 use rustls::ClientConfig;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
@@ -24,7 +25,8 @@ use tokio_rustls::client::TlsStream;
 
 use crate::registry::Registry;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a server outside may take to let us in.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a webhook that converts may take.
 pub(crate) const CONVERSION_TIMEOUT: Duration = Duration::from_secs(30);
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -234,8 +236,7 @@ pub(crate) fn resolve(
         .flatten()
         .find(|one| one["port"] == port)
         .ok_or_else(|| format!("no service port {port} found for service {name:?}"))?;
-    let found = slices(registry, namespace, name, chosen)
-        .or_else(|| endpoints(registry, namespace, name, chosen));
+    let found = endpoint(registry, namespace, name, chosen);
     let (host, port) =
         found.ok_or_else(|| format!("no endpoints available for service {name:?}"))?;
     Ok(Place {
@@ -243,6 +244,16 @@ pub(crate) fn resolve(
         host: host.to_string(),
         port,
     })
+}
+
+/// Any one of the ready endpoints behind a port (as the Service has it) of a Service.
+pub(crate) fn endpoint(
+    registry: &Registry,
+    namespace: &str,
+    name: &str,
+    port: &Value,
+) -> Option<(IpAddr, u16)> {
+    slices(registry, namespace, name, port).or_else(|| endpoints(registry, namespace, name, port))
 }
 
 fn same_port(of_endpoint: &Value, of_service: &Value) -> bool {
@@ -272,13 +283,14 @@ fn slices(registry: &Registry, namespace: &str, name: &str, port: &Value) -> Opt
         };
         let ready = |one: &&Value| one["conditions"]["ready"] != false;
         let all = slice["endpoints"].as_array();
-        let address = all
+        let addresses: Vec<IpAddr> = all
             .into_iter()
             .flatten()
             .filter(ready)
-            .find_map(|one| one["addresses"][0].as_str()?.parse().ok());
-        if let Some(address) = address {
-            return Some((address, number));
+            .filter_map(|one| one["addresses"][0].as_str()?.parse().ok())
+            .collect();
+        if let Some(address) = addresses.choose(&mut rand::rng()) {
+            return Some((*address, number));
         }
     }
     None

@@ -13,7 +13,9 @@ pub(crate) async fn route(call: &mut Call<'_>) -> Result<Response<Body>, ApiStat
     let resource = &call.entry.resource;
     let verbs = call.sub.map_or(&resource.verbs, |sub| &sub.verbs);
     let verb = call.info.verb;
-    if !verbs.iter().any(|has| has == verb) {
+    // OPTIONS has no verb of its own; behind a proxy it is a method like others.
+    let proxied = call.info.subresource == "proxy" && *call.method == http::Method::OPTIONS;
+    if !proxied && !verbs.iter().any(|has| has == verb) {
         return Err(
             if call.sub.is_none() && verb == "create" && !call.info.name.is_empty() {
                 ApiStatus::method_not_allowed()

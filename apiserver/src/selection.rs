@@ -74,10 +74,28 @@ impl Selection {
             .map(|field| field.value.as_str())
     }
 
+    /// Whether objects must be brought to the version of the request before they can be judged: fields that a definition names
+    /// stand in a version of its own, and a webhook knows where they are in the stored one.
+    pub(crate) fn needs_version(&self) -> bool {
+        let entry = self.custom.as_ref();
+        entry.is_some_and(|entry| entry.needs_webhook())
+            && self.fields.iter().any(|field| !is_metadata(&field.field))
+    }
+
+    /// Wants this object as far as its stored bytes can tell: for [`Self::needs_version`], the rest is to be asked of the converted one.
+    pub(crate) fn may_match(&self, object: &Object) -> bool {
+        self.judge(object, |field| is_metadata(&field.field))
+    }
+
     /// Wants this object.
     pub(crate) fn matches(&self, object: &Object) -> bool {
+        self.judge(object, |_| true)
+    }
+
+    fn judge(&self, object: &Object, ask: impl Fn(&FieldRequirement) -> bool) -> bool {
         self.fields
             .iter()
+            .filter(|field| ask(field))
             .all(|field| (self.value_of(object, &field.field) == field.value) == field.equal)
             && self.labels.as_ref().is_none_or(|selector| {
                 selector.matches(
@@ -91,14 +109,15 @@ impl Selection {
     }
 }
 
+fn is_metadata(field: &str) -> bool {
+    field.starts_with("metadata.")
+}
+
 fn check_field(entry: &Entry, field: &str) -> Result<(), ApiStatus> {
     if entry.fields.iter().any(|known| known == field) {
         return Ok(());
     }
-    let own = entry
-        .fields
-        .iter()
-        .any(|field| !field.starts_with("metadata."));
+    let own = entry.fields.iter().any(|field| !is_metadata(field));
     Err(refuse::bad_request(if own {
         format!("field label not supported: {field}")
     } else {
@@ -111,7 +130,7 @@ fn check_field(entry: &Entry, field: &str) -> Result<(), ApiStatus> {
 impl Selection {
     fn value_of<'a>(&self, object: &'a Object, name: &str) -> Cow<'a, str> {
         match self.custom.as_ref().and_then(|entry| entry.custom.as_ref()) {
-            Some(custom) if !name.starts_with("metadata.") => {
+            Some(custom) if !is_metadata(name) => {
                 let value = serde_json::from_slice(&object.json).unwrap_or_default();
                 Cow::Owned(custom.version().selectable_value(name, &value))
             }

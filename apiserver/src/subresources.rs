@@ -5,7 +5,7 @@ mod binding;
 pub(crate) mod connect;
 mod eviction;
 mod log;
-mod node_proxy;
+mod proxy;
 mod reviews;
 mod scale;
 
@@ -28,11 +28,7 @@ pub(crate) async fn route(call: &mut Call<'_>) -> Result<Response<Body>, ApiStat
         ("token", "create") => reviews::create_token(call),
         ("log", "get") => log::get(call).await,
         ("exec" | "attach" | "portforward", _) => connect::connect(call).await,
-        ("proxy", _) if call.entry.resource.plural == "nodes" => node_proxy::answer(call).await,
-        ("proxy", _) => Err(ApiStatus::service_unavailable(format!(
-            "{} is not served by this version of the server",
-            call.sub_name()
-        ))),
+        ("proxy", _) => proxy::answer(call).await,
         (_, "get") => read::get(call).await,
         (_, "update") => write::update(call).await,
         (_, "patch") => patch::patch(call).await,

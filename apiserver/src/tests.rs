@@ -13,6 +13,7 @@ mod patches;
 mod plain;
 mod policies;
 mod positions;
+mod proxies;
 mod security;
 mod services;
 mod sockets;

@@ -1,6 +1,6 @@
-//! Watches over WebSocket: one message for each event, text for JSON and binary for protobuf.
+//! Watches and logs over WebSocket: one message for each event, text for JSON and binary for protobuf; of a log one for each piece.
 //!
-//! Input: a watch's response and the client's upgrade request. The response is turned into the handshake's answer; a task
+//! Input: a watch's or log's response and the client's upgrade request. The response is turned into the handshake's answer; a task
 //! takes the connection over, sends what the watch's body yields and answers the client's pings until either side ends. What
 //! the client sends otherwise is read and forgotten. It ends with the watch: by its time, by shutdown, by the client.
 
@@ -37,6 +37,43 @@ const CLOSE: u8 = 8;
 const PING: u8 = 9;
 const PONG: u8 = 10;
 
+/// What the protocols of logs are called. Without a name the bytes go as they are.
+const BASE64_LOG: &str = "base64.binary.k8s.io";
+
+/// How a body is cut into messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// At line ends.
+    Lines,
+    /// By lengths before the events.
+    Lengths,
+    /// As it comes, in bytes.
+    Pieces,
+    /// As it comes, in base64.
+    Base64,
+}
+
+impl From<Encoding> for Cut {
+    fn from(encoding: Encoding) -> Self {
+        match encoding {
+            Encoding::Json | Encoding::Yaml => Cut::Lines,
+            Encoding::Protobuf => Cut::Lengths,
+        }
+    }
+}
+
+impl Cut {
+    /// As the client of a log asks for it.
+    pub(crate) fn of_log(headers: &HeaderMap) -> Self {
+        let protocol = headers.get(SEC_WEBSOCKET_PROTOCOL);
+        if protocol.is_some_and(|protocol| protocol.as_bytes() == BASE64_LOG.as_bytes()) {
+            Cut::Base64
+        } else {
+            Cut::Pieces
+        }
+    }
+}
+
 /// The client asks for a WebSocket.
 pub(crate) fn is_wanted(headers: &HeaderMap) -> bool {
     let holds = |name, word: &str| {
@@ -50,11 +87,11 @@ pub(crate) fn is_wanted(headers: &HeaderMap) -> bool {
     holds(CONNECTION, "upgrade") && holds(UPGRADE, "websocket")
 }
 
-/// Answers the handshake and sends the watch's events over the connection that results.
+/// Answers the handshake and sends the watch's events, or the log's pieces, over the connection that results.
 pub(crate) fn serve(
     parts: &Parts,
     watch: Response<Body>,
-    encoding: Encoding,
+    cut: Cut,
 ) -> Result<Response<Body>, ApiStatus> {
     let header = |name| {
         parts
@@ -88,7 +125,7 @@ pub(crate) fn serve(
     let events = Events {
         body: watch.into_body(),
         buffer: BytesMut::new(),
-        encoding,
+        cut,
     };
     tokio::spawn(async move {
         match upgrade.await {
@@ -149,18 +186,18 @@ async fn run(upgraded: Upgraded, mut events: Events) {
     }
 }
 
-/// A watch's body cut into its events.
+/// A body cut into its messages.
 struct Events {
     body: Body,
     buffer: BytesMut,
-    encoding: Encoding,
+    cut: Cut,
 }
 
 impl Events {
     fn opcode(&self) -> u8 {
-        match self.encoding {
-            Encoding::Json | Encoding::Yaml => TEXT,
-            Encoding::Protobuf => BINARY,
+        match self.cut {
+            Cut::Lines | Cut::Base64 => TEXT,
+            Cut::Lengths | Cut::Pieces => BINARY,
         }
     }
 
@@ -176,12 +213,15 @@ impl Events {
 
     /// The first event, if all of it is there: a line, or what follows a length.
     fn cut(&mut self) -> Option<Bytes> {
-        match self.encoding {
-            Encoding::Json | Encoding::Yaml => {
+        match self.cut {
+            Cut::Pieces | Cut::Base64 if self.buffer.is_empty() => None,
+            Cut::Pieces => Some(self.buffer.split().freeze()),
+            Cut::Base64 => Some(STANDARD.encode(self.buffer.split()).into()),
+            Cut::Lines => {
                 let end = self.buffer.iter().position(|byte| *byte == b'\n')?;
                 Some(self.buffer.split_to(end + 1).freeze())
             }
-            Encoding::Protobuf => {
+            Cut::Lengths => {
                 let len = u32::from_be_bytes(*self.buffer.first_chunk()?) as usize;
                 if self.buffer.len() < 4 + len {
                     return None;

@@ -376,6 +376,12 @@ impl Entry {
         Some([own, json.strip_prefix(stored.as_slice())?].concat())
     }
 
+    /// Whether a webhook converts between the versions of this resource.
+    pub(crate) fn needs_webhook(&self) -> bool {
+        let custom = self.custom.as_ref();
+        custom.is_some_and(|custom| custom.needs_webhook())
+    }
+
     /// Labels and selectable fields of an object in its stored version.
     pub fn attrs(&self, value: &Value) -> Attrs {
         let attrs = labels_only(value);

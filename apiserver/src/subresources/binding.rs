@@ -53,6 +53,7 @@ pub(crate) async fn create(call: &mut Call<'_>) -> Result<Response<Body>, ApiSta
         query: call.query,
         headers: call.headers,
         method: call.method,
+        path: call.path,
         upgrade: None,
         user: call.user,
         form: call.form,

@@ -88,7 +88,8 @@ async fn versions_pass_through_the_webhook_on_every_way() {
     let port = webhook(&server).await;
     let bundle = base64::engine::general_purpose::STANDARD.encode(server.pki.ca_pem());
     let version = |name: &str, field: &str, storage: bool| {
-        json!({"name": name, "served": true, "storage": storage, "schema": {"openAPIV3Schema": {"type": "object", "properties": {
+        json!({"name": name, "served": true, "storage": storage,
+            "selectableFields": [{"jsonPath": format!(".spec.{field}")}], "schema": {"openAPIV3Schema": {"type": "object", "properties": {
             "spec": {"type": "object", "properties": {field: {"type": "integer"}}}}}}})
     };
     let definition = json!({
@@ -136,4 +137,67 @@ async fn versions_pass_through_the_webhook_on_every_way() {
         (&second["type"], &second["object"]["spec"]),
         (&json!("MODIFIED"), &json!({"size": 4}))
     );
+    fields_are_selected_in_the_version_asked(&server, old, new).await;
+}
+
+/// Each version has selectable fields of its own names, whichever is stored.
+async fn fields_are_selected_in_the_version_asked(server: &Server, old: &str, new: &str) {
+    let mut narrow = server
+        .watch(&format!("{new}?watch=true&fieldSelector=spec.width%3D7"))
+        .await;
+    for (name, width) in [("two", 7), ("three", 7), ("four", 9)] {
+        let object = json!({"apiVersion": "example.net/v2", "kind": "Box", "metadata": {"name": name}, "spec": {"width": width}});
+        server.post(new, &object).await.ok(201);
+    }
+    let names = |list: &Value| -> Vec<String> {
+        let items = list["items"].as_array().unwrap().iter();
+        items
+            .map(|item| item["metadata"]["name"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let cases = [
+        ("in the version that is stored", old, "spec.size%3D7"),
+        ("in one that is converted", new, "spec.width%3D7"),
+        (
+            "with a field of the metadata",
+            new,
+            "spec.width%3D7,metadata.name!%3Dfour",
+        ),
+    ];
+    for (case, place, selector) in cases {
+        let listed = server
+            .get(&format!("{place}?fieldSelector={selector}"))
+            .await
+            .ok(200);
+        assert_eq!(names(&listed), ["three", "two"], "case: {case}");
+    }
+    let selector = format!("{new}?fieldSelector=spec.width%3D7");
+    let first = server.get(&format!("{selector}&limit=1")).await.ok(200);
+    let token = first["metadata"]["continue"].as_str().unwrap();
+    let rest = server
+        .get(&format!("{selector}&limit=1&continue={token}"))
+        .await
+        .ok(200);
+    assert_eq!(
+        (names(&first), names(&rest)),
+        (vec!["three".to_owned()], vec!["two".to_owned()])
+    );
+    assert!(rest["metadata"]["continue"].is_null(), "{rest}");
+    server
+        .merge(&format!("{old}/two"), &json!({"spec": {"size": 8}}))
+        .await
+        .ok(200);
+    server.delete(&selector).await.ok(200);
+    let left = server.get(new).await.ok(200);
+    assert_eq!(names(&left), ["four", "one", "two"], "one was deleted");
+    for (kind, name) in [
+        ("ADDED", "two"),
+        ("ADDED", "three"),
+        ("DELETED", "two"),
+        ("DELETED", "three"),
+    ] {
+        let event = narrow.next().await.unwrap();
+        let seen = (&event["type"], &event["object"]["metadata"]["name"]);
+        assert_eq!(seen, (&json!(kind), &json!(name)));
+    }
 }

@@ -43,8 +43,7 @@ pub(crate) async fn delete(call: &mut Call<'_>) -> Result<Response<Body>, ApiSta
 pub(crate) async fn delete_collection(call: &mut Call<'_>) -> Result<Response<Body>, ApiStatus> {
     let options = Options::read(call)?;
     let selection = Selection::parse(call.entry, call.query)?;
-    let mut page = Page::read(call, &selection)?;
-    page.convert(call).await?;
+    let page = Page::read_in_version(call, &selection).await?;
     let deleted: Vec<Option<Item>> = {
         let (call, options) = (&*call, &options);
         stream::iter(page.objects.iter().map(Arc::clone))

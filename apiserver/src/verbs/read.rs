@@ -42,8 +42,7 @@ pub(crate) fn find(call: &Call<'_>, snapshot: &Snapshot) -> Result<Arc<Object>, 
 /// Answers a collection.
 pub(crate) async fn list(call: &Call<'_>) -> Result<Response<Body>, ApiStatus> {
     let selection = Selection::parse(call.entry, call.query)?;
-    let mut page = Page::read(call, &selection)?;
-    page.convert(call).await?;
+    let page = Page::read_in_version(call, &selection).await?;
     let body = match call.form {
         Form::Object => list_body(call, page)?,
         Form::Metadata(_) => {
@@ -142,20 +141,61 @@ pub(crate) struct Page {
 }
 
 impl Page {
-    /// Brings the objects to the version of the request where a webhook is needed for that.
-    pub(crate) async fn convert(&mut self, call: &Call<'_>) -> Result<(), ApiStatus> {
-        let custom = call.entry.custom.as_ref();
-        if custom.is_some_and(|custom| custom.needs_webhook()) {
-            for object in &mut self.objects {
+    /// Reads the page that the request asks for, with the objects in its version where a webhook is needed for that.
+    pub(crate) async fn read_in_version(
+        call: &Call<'_>,
+        selection: &Selection,
+    ) -> Result<Self, ApiStatus> {
+        if selection.needs_version() {
+            return Self::read_converting(call, selection).await;
+        }
+        let mut page = Self::read(call, selection)?;
+        if call.entry.needs_webhook() {
+            for object in &mut page.objects {
                 let registry = &call.api.registry;
                 *object = registry.in_version(call.entry, Arc::clone(object)).await?;
             }
         }
-        Ok(())
+        Ok(page)
     }
 
-    /// Reads the page that the request asks for.
-    pub(crate) fn read(call: &Call<'_>, selection: &Selection) -> Result<Self, ApiStatus> {
+    /// The page whose objects can only be chosen once they are converted: up to one more than the limit are asked for.
+    async fn read_converting(call: &Call<'_>, selection: &Selection) -> Result<Self, ApiStatus> {
+        let start = Start::find(call)?;
+        let entry = call.entry;
+        let prefix = entry.path_prefix(call.namespace());
+        let candidates: Vec<Arc<Object>> = start
+            .snapshot
+            .range(&entry.prefix, &prefix, start.after.as_deref())
+            .filter(|object| selection.may_match(object))
+            .cloned()
+            .collect();
+        let revision = start.snapshot.revision().0;
+        let mut page = Page {
+            objects: Vec::new(),
+            revision,
+            next: None,
+            remaining: None,
+        };
+        let limit = call.query.limit;
+        for object in candidates {
+            let object = call.api.registry.in_version(entry, object).await?;
+            if !selection.matches(&object) {
+                continue;
+            }
+            if limit > 0 && page.objects.len() == limit {
+                let last = page.objects.last();
+                page.next = last.map(|last| Token::new(revision, &last.key.path).encode());
+                call.api.registry.store().retain(&start.snapshot);
+                break;
+            }
+            page.objects.push(object);
+        }
+        Ok(page)
+    }
+
+    /// Reads the page that the request asks for, as it is stored.
+    fn read(call: &Call<'_>, selection: &Selection) -> Result<Self, ApiStatus> {
         let start = Start::find(call)?;
         let entry = call.entry;
         let prefix = entry.path_prefix(call.namespace());
@@ -246,10 +286,14 @@ impl Start {
             }
             let token = Token::decode(token)?;
             if token.rv < 0 {
+                // How many came before is not what earlier pages showed: it is counted in the state that is shown now.
+                let (kind, prefix) = (&call.entry.prefix, call.entry.path_prefix(call.namespace()));
+                let left = latest.range(kind, &prefix, Some(&token.start)).count();
+                let passed = latest.count(kind, &prefix).saturating_sub(left);
                 return Ok(Start {
                     snapshot: latest,
                     after: Some(token.start),
-                    passed: None,
+                    passed: Some(passed),
                 });
             }
             return match store.snapshot_at(Revision(token.rv.unsigned_abs())) {

@@ -185,16 +185,17 @@ impl Watcher {
 
     async fn send_state(&self, snapshot: &Snapshot, output: &Output) {
         for object in snapshot.range(&self.entry.prefix, &self.namespace, None) {
-            if self.selection.matches(object) {
-                output.ready().await;
-                match self
-                    .registry
-                    .in_version(&self.entry, Arc::clone(object))
-                    .await
-                {
-                    Ok(object) => self.send_new(Kind::Added, &object, output),
-                    Err(status) => self.error(output, &status),
+            if !self.selection.may_match(object) {
+                continue;
+            }
+            output.ready().await;
+            let object = Arc::clone(object);
+            match self.registry.in_version(&self.entry, object).await {
+                Ok(object) if self.selection.matches(&object) => {
+                    self.send_new(Kind::Added, &object, output);
                 }
+                Ok(_) => {}
+                Err(status) => self.error(output, &status),
             }
         }
     }
@@ -242,30 +243,38 @@ impl Watcher {
         }
     }
 
-    /// The item with its object in the version of the request, where a webhook is needed for that. One that cannot be
+    /// The item with its objects in the version of the request, where a webhook is needed for that. One that cannot be
     /// converted is sent as it is stored: the next one may do better.
     async fn in_version(&self, item: WatchItem) -> WatchItem {
-        let custom = self.entry.custom.as_ref();
         let WatchItem::Event(event) = &item else {
             return item;
         };
-        if !custom.is_some_and(|custom| custom.needs_webhook()) {
+        if !self.entry.needs_webhook() {
             return item;
         }
-        let object = Arc::clone(&event.object);
-        match self.registry.in_version(&self.entry, object).await {
-            Ok(object) => WatchItem::Event(Arc::new(Event {
-                kind: event.kind,
-                object,
-                previous: event.previous.clone(),
-                revision: event.revision,
-            })),
+        // What an object was before is only asked by selectors.
+        let previous = match &event.previous {
+            Some(previous) if self.selection.needs_version() => {
+                Some(self.converted(previous).await)
+            }
+            previous => previous.clone(),
+        };
+        WatchItem::Event(Arc::new(Event {
+            kind: event.kind,
+            object: self.converted(&event.object).await,
+            previous,
+            revision: event.revision,
+        }))
+    }
+
+    async fn converted(&self, object: &Arc<Object>) -> Arc<Object> {
+        let registry = &self.registry;
+        match registry.in_version(&self.entry, Arc::clone(object)).await {
+            Ok(object) => object,
             Err(status) => {
-                tracing::warn!(
-                    message = status.message,
-                    "Watched object cannot be converted"
-                );
-                item
+                let message = status.message;
+                tracing::warn!(message, "Watched object cannot be converted");
+                Arc::clone(object)
             }
         }
     }

@@ -1,25 +1,19 @@
-//! `nodes/proxy`: what a node's kubelet answers under the rest of the path, as it is. A request for a connection that is to be
-//! upgraded is not passed on: `pods/exec` and its like are for that.
+//! `nodes/proxy` without a port of its own: what the node's kubelet answers under the rest of the path, as it is. A request for a
+//! connection that is to be upgraded is not passed on: `pods/exec` and its like are for that.
 
 use cox_api::status::ApiStatus;
 use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{HeaderMap, Response};
 
+use super::target;
 use crate::body::Body;
 use crate::call::Call;
 use crate::kubelet::proxied;
-use crate::registry::decode_stored;
-use crate::verbs::read;
 
 /// Passes the request on to the kubelet.
-pub(crate) async fn answer(call: &Call<'_>) -> Result<Response<Body>, ApiStatus> {
-    let registry = &call.api.registry;
-    let node = decode_stored(&read::find(call, &registry.store().snapshot())?.json)?;
-    let mut path = format!("/{}", call.info.rest);
-    if !call.query.raw.is_empty() {
-        path.push('?');
-        path.push_str(call.query.raw);
-    }
+pub(super) async fn answer(call: &Call<'_>, rest: &str) -> Result<Response<Body>, ApiStatus> {
+    let node = target::node(call)?;
+    let path = super::with_query(if rest.is_empty() { "/" } else { rest }, call);
     let mut headers = HeaderMap::new();
     if let Some(accept) = call.headers.get(ACCEPT) {
         headers.insert(ACCEPT, accept.clone());

@@ -202,15 +202,23 @@ impl MixedCluster {
 /// # Panics
 /// When a file cannot be written or `tar` fails.
 pub fn save_busybox(archive: &Path, name: &str) {
+    save_image(archive, name, &["sh"]);
+}
+
+/// The same image, which runs `command` when nothing else is said.
+///
+/// # Panics
+/// When a file cannot be written or `tar` fails.
+pub fn save_image(archive: &Path, name: &str, command: &[&str]) {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let root = dir.path().join("root");
     for folder in ["bin", "etc", "tmp"] {
         fs::create_dir_all(root.join(folder)).expect("can be made");
     }
     fs::copy(BUSYBOX, root.join("bin/busybox")).expect("busybox can be read");
-    for command in Output::of(Command::new(BUSYBOX).arg("--list")).ok().lines() {
-        if command != "busybox" {
-            std::os::unix::fs::symlink("busybox", root.join("bin").join(command))
+    for applet in Output::of(Command::new(BUSYBOX).arg("--list")).ok().lines() {
+        if applet != "busybox" {
+            std::os::unix::fs::symlink("busybox", root.join("bin").join(applet))
                 .expect("can be linked");
         }
     }
@@ -240,7 +248,7 @@ pub fn save_busybox(archive: &Path, name: &str) {
     let config = serde_json::json!({
         "os": "linux",
         "architecture": architecture,
-        "config": {"Cmd": ["sh"], "Env": ["PATH=/bin"]},
+        "config": {"Cmd": command, "Env": ["PATH=/bin"]},
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]},
     });
     fs::write(dir.path().join("config.json"), config.to_string()).expect("can be written");

@@ -7,6 +7,7 @@ mod fanout;
 mod growth;
 mod load;
 mod memory;
+mod oci;
 mod pods;
 mod runtime;
 
@@ -42,7 +43,8 @@ struct Args {
     /// Process whose tree's memory is the other cluster's; may be repeated
     #[arg(long)]
     other_pid: Vec<u32>,
-    /// Measure only these: start, memory, create, get, list, pod, pods, apply, fanout, growth, wasm-start, wasm-idle, wasm-http
+    /// Measure only these: start, memory, create, get, list, pod, pods, apply, fanout, growth, wasm-start, wasm-idle, wasm-http;
+    /// and, as root and only when named: oci-start (beside containerd's own CRI plugin), oci-pod, oci-pods
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// ConfigMaps to create
@@ -54,6 +56,9 @@ struct Args {
     /// Idle Wasm containers in one runtime
     #[arg(long, default_value_t = 10_000)]
     idle_pods: usize,
+    /// OCI Pods one at a time
+    #[arg(long, default_value_t = 100)]
+    oci_pods: usize,
     /// Pods at once
     #[arg(long, default_value_t = 1000)]
     pods: usize,
@@ -101,6 +106,10 @@ struct Figure {
 async fn main() -> Result<()> {
     let args = Args::parse();
     let binary = args.binary.to_string_lossy().into_owned();
+    if oci::is_wanted(&args) {
+        oci::in_own_namespaces(&args)?;
+        return print(&Box::pin(oci::measure(&args)).await?);
+    }
     let mut figures = Vec::new();
     if args.wants("start") {
         figures.push(start_to_ready(&binary));

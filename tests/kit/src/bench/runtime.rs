@@ -112,12 +112,7 @@ impl Runtime {
             }
             tokio::time::sleep(LOOK).await;
         }
-        let channel = Endpoint::from_static("http://shim")
-            .connect_with_connector(tower::service_fn(move |_| {
-                let socket = socket.clone();
-                async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-            }))
-            .await?;
+        let channel = connect(socket).await?;
         Ok(Self {
             child,
             client: RuntimeServiceClient::new(channel),
@@ -128,20 +123,7 @@ impl Runtime {
 
     /// Loads a `.wasm` file as `cox.local/NAME`.
     async fn load(&self, name: &str, wasm: &[u8]) -> Result<()> {
-        let stream = UnixStream::connect(&self.images).await?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
-        let request = Request::put(format!("/images?name=cox.local%2F{name}"))
-            .header("host", "images")
-            .body(Full::new(Bytes::copy_from_slice(wasm)))?;
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        let answer = response.into_body().collect().await?.to_bytes();
-        if !status.is_success() {
-            bail!("{}", String::from_utf8_lossy(&answer));
-        }
-        Ok(())
+        load_image(&self.images, name, wasm.to_vec()).await
     }
 
     /// Makes a sandbox, a container in it, and starts that; gives the sandbox.
@@ -203,6 +185,34 @@ impl Runtime {
     fn pid(&self) -> Result<u32> {
         self.child.id().context("the runtime ended")
     }
+}
+
+/// A channel to a CRI server.
+pub(super) async fn connect(socket: PathBuf) -> Result<Channel> {
+    let connector = tower::service_fn(move |_| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    let endpoint = Endpoint::from_static("http://runtime");
+    Ok(endpoint.connect_with_connector(connector).await?)
+}
+
+/// Loads an image as `cox.local/NAME` through the image door.
+pub(super) async fn load_image(door: &Path, name: &str, image: Vec<u8>) -> Result<()> {
+    let stream = UnixStream::connect(door).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let request = Request::put(format!("/images?name=cox.local%2F{name}"))
+        .header("host", "images")
+        .body(Full::new(Bytes::from(image)))?;
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    let answer = response.into_body().collect().await?.to_bytes();
+    if !status.is_success() {
+        bail!("{}", String::from_utf8_lossy(&answer));
+    }
+    Ok(())
 }
 
 async fn starts(args: &Args, hello: &[u8], apart: bool) -> Result<Vec<Figure>> {

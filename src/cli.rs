@@ -119,6 +119,9 @@ pub(crate) struct NodeArgs {
     /// How Services are brought to their Pods
     #[arg(long, value_enum, default_value_t = Proxy::Auto, value_name = "MODE")]
     pub(crate) proxy_mode: Proxy,
+    /// Leave NetworkPolicies to somebody else
+    #[arg(long)]
+    pub(crate) no_network_policy: bool,
     /// The most Pods that the node runs
     #[arg(long, default_value_t = 500)]
     pub(crate) max_pods: u32,

@@ -193,6 +193,7 @@ pub(crate) fn run_network(
     let mut config =
         cox_network::Config::new(&node_name(node)?, node.node_ip, paths.services_file());
     config.mode = node.proxy_mode.into();
+    config.policy_file = (!node.no_network_policy).then(|| paths.policies_file());
     config.linux_containers = node.containerd_socket.exists();
     let deps = cox_network::Deps {
         client: identity.client.clone(),

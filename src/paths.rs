@@ -76,6 +76,10 @@ impl Paths {
     pub(crate) fn services_file(&self) -> PathBuf {
         self.state.join("services.json")
     }
+    /// What the node's network tells the runtime of NetworkPolicies.
+    pub(crate) fn policies_file(&self) -> PathBuf {
+        self.state.join("policies.json")
+    }
     pub(crate) fn shim_pid(&self) -> PathBuf {
         self.state.join("shim.pid")
     }

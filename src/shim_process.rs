@@ -49,6 +49,7 @@ pub(crate) fn config(paths: &Paths, node: &NodeArgs) -> Result<Config> {
     config.pod_cidr = ranges.ipv4;
     config.network.bridge_cidr_v6 = ranges.ipv6;
     config.services_file = Some(paths.services_file());
+    config.policies_file = Some(paths.policies_file());
     config.containerd_socket.clone_from(&node.containerd_socket);
     config.compile_command = vec![own_binary()?.into(), "compile".into()];
     config.pause_command = vec![own_binary()?.into(), "pause".into()];

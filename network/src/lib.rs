@@ -8,7 +8,9 @@
 #![warn(missing_docs)]
 
 mod dns;
+mod nft;
 mod plan;
+mod policy;
 mod proxy;
 mod table;
 mod view;
@@ -65,6 +67,8 @@ pub struct Config {
     pub mode: ProxyMode,
     /// Where the runtime shim looks for Services.
     pub table_file: PathBuf,
+    /// Where it looks for NetworkPolicies; `None`: somebody else holds them.
+    pub policy_file: Option<PathBuf>,
     /// Whether Pods with a network namespace may run here: then [`ProxyMode::Auto`] may change the node's network.
     pub linux_containers: bool,
     /// Their bridge.
@@ -86,6 +90,7 @@ impl Config {
             node_ip,
             mode: ProxyMode::Auto,
             table_file,
+            policy_file: None,
             linux_containers: false,
             bridge: "cox0".into(),
             dns: true,
@@ -141,6 +146,7 @@ async fn serve(config: Config, deps: Deps) {
     let view = Arc::new(RwLock::new(Arc::new(View::default())));
     let proxy = Proxy::start(&config, &ranges).await;
     let (dns_addr, dns) = start_dns(&config, dns_ip, Arc::clone(&view)).await;
+    let policies = keep_policies(&config, &deps, dns_addr);
     let syncing = Syncing {
         table: TableFile::new(config.table_file.clone()),
         config,
@@ -149,7 +155,28 @@ async fn serve(config: Config, deps: Deps) {
         view,
         dns_addr,
     };
-    tokio::join!(syncing.run(), dns);
+    tokio::join!(syncing.run(), dns, policies);
+}
+
+/// Holds NetworkPolicies, where this node is to.
+fn keep_policies(
+    config: &Config,
+    deps: &Deps,
+    dns: Option<SocketAddr>,
+) -> impl Future<Output = ()> + use<> {
+    let told = config.policy_file.clone().map(|file| policy::Config {
+        node: config.node_name.clone(),
+        file,
+        in_kernel: config.linux_containers && rights() && nft::has_program("nft"),
+        dns,
+    });
+    let informers = deps.informers.clone();
+    async move {
+        match told {
+            Some(told) => policy::run(told, informers).await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// The ranges of Service addresses, read once.
@@ -226,7 +253,7 @@ impl Proxy {
             .iter()
             .filter(|range| !is_loopback(range) && !range.contains(':'))
             .collect();
-        let able = config.linux_containers && rights() && nftables::has_program("nft");
+        let able = config.linux_containers && rights() && nft::has_program("nft");
         let mode = match config.mode {
             ProxyMode::Auto if !routed.is_empty() && able => ProxyMode::Nftables,
             ProxyMode::Auto => ProxyMode::Userspace,
@@ -250,7 +277,7 @@ impl Proxy {
         }
     }
 
-    async fn sync(&mut self, rules: &[Rule], node_ip: IpAddr) -> Result<(), nftables::NftError> {
+    async fn sync(&mut self, rules: &[Rule], node_ip: IpAddr) -> Result<(), nft::NftError> {
         match self {
             Self::Nftables(proxy) => {
                 proxy.sync(rules).await?;
@@ -378,8 +405,8 @@ fn drain<K>(changes: &mut Subscription<K>) {
 /// Why a sync failed.
 #[derive(Debug, thiserror::Error)]
 enum SyncError {
-    #[error("the runtime's table of Services cannot be written: {0}")]
+    #[error("the runtime's table cannot be written: {0}")]
     Table(#[from] std::io::Error),
     #[error(transparent)]
-    Kernel(#[from] nftables::NftError),
+    Kernel(#[from] nft::NftError),
 }

@@ -27,7 +27,7 @@ impl Protocol {
         }
     }
 
-    fn of(text: Option<&str>) -> Self {
+    pub(crate) fn of(text: Option<&str>) -> Self {
         match text {
             Some("UDP") => Self::Udp,
             Some("SCTP") => Self::Sctp,

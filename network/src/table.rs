@@ -1,4 +1,4 @@
-//! What the runtime shim has to know of Services: a file beside its sockets, written anew as a whole when something changed.
+//! What the runtime shim has to know of Services (and, by `policy/table.rs`, of policies): a file beside its sockets, written anew as a whole when something changed.
 //!
 //! The shim looks at it when a guest connects: a file of another inode is another table. So it needs no connection to the API
 //! server and none to this process, finds the table after its own restart, and keeps the last one when this process is gone.
@@ -44,7 +44,11 @@ impl TableFile {
 
     /// `dns` is where this node answers for the cluster's DNS.
     pub(crate) fn write(&mut self, rules: &[Rule], dns: Option<SocketAddr>) -> io::Result<()> {
-        let content = render(rules, dns);
+        self.replace(render(rules, dns))
+    }
+
+    /// Writes a content that is rendered already.
+    pub(crate) fn replace(&mut self, content: Vec<u8>) -> io::Result<()> {
         if content == self.last {
             return Ok(());
         }

@@ -37,6 +37,9 @@ pub struct Config {
     /// Where the node's proxy writes what it knows of Services; none: there are no Services.
     #[serde(default)]
     pub services_file: Option<PathBuf>,
+    /// Where it writes NetworkPolicies; none: there are none.
+    #[serde(default)]
+    pub policies_file: Option<PathBuf>,
     /// How Pods with a network namespace are made and connected.
     #[serde(default)]
     pub network: Network,
@@ -166,6 +169,7 @@ impl Config {
             cluster_pod_cidrs: default_cluster_pod_cidrs(),
             host_services: Vec::new(),
             services_file: None,
+            policies_file: None,
             network: Network::default(),
             pause_command: Vec::new(),
             tls_ca_files: Vec::new(),

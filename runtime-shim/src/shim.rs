@@ -20,7 +20,7 @@ use crate::ids::{ContainerId, SandboxId};
 use crate::images::Images;
 use crate::logs::LogWriter;
 use crate::names::Names;
-use crate::network::{Cidr, Cidr6, Policy, Services};
+use crate::network::{Cidr, Cidr6, Policies, Policy, Services};
 use crate::sandbox::{Namespaces, Networks, PodFiles, Sandbox};
 use crate::server::RunError;
 use crate::state::{Recovered, StateDir};
@@ -77,6 +77,7 @@ impl Shim {
             host_services: config.host_services.clone(),
             tls_ca_files: config.tls_ca_files.clone(),
             services: Services::new(config.services_file.clone()),
+            policies: Policies::new(config.policies_file.clone()),
             ..Policy::default()
         };
         let threads = match config.guest_threads {

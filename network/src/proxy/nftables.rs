@@ -7,32 +7,15 @@
 //! `route_localnet` on the Pods' bridge lets the kernel bring packets of Pods to virtual Pods and to the node's own services on
 //! loopback addresses; the chain `guard` drops whatever asks for such an address itself.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::process::Stdio;
 
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
-
+use crate::nft::{NftError, Ruleset, difference, line, run, short};
 use crate::plan::{Protocol, Rule};
 
 const TABLE: &str = "ip coxswain-services";
 /// Marks packets whose source is to be replaced by the node's, as upstream's proxy does.
 const MARK: &str = "0x4000";
-
-/// What the table holds beside its fixed frame.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Ruleset {
-    /// Rules by chain.
-    chains: BTreeMap<String, Vec<String>>,
-    /// Declarations by set.
-    sets: BTreeMap<String, String>,
-    /// By map or set and key: the value, empty in sets.
-    elements: BTreeMap<(&'static str, String), String>,
-}
 
 /// Keeps the kernel's table.
 #[derive(Debug)]
@@ -41,15 +24,6 @@ pub(crate) struct Nftables {
     /// What is in the kernel; none before the first sync and after a failed one.
     applied: Option<Ruleset>,
     rules: Vec<Rule>,
-}
-
-/// What could not be done in the kernel.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum NftError {
-    #[error("{0} cannot be run: {1}")]
-    Run(&'static str, #[source] io::Error),
-    #[error("{0} refused: {1}")]
-    Refused(&'static str, String),
 }
 
 impl Nftables {
@@ -65,8 +39,12 @@ impl Nftables {
     pub(crate) async fn sync(&mut self, rules: &[Rule]) -> Result<(), NftError> {
         let next = render(rules);
         let script = match &self.applied {
-            None => format!("{}{}", self.frame(), difference(&Ruleset::default(), &next)),
-            Some(applied) => difference(applied, &next),
+            None => format!(
+                "{}{}",
+                self.frame(),
+                difference(TABLE, &Ruleset::default(), &next)
+            ),
+            Some(applied) => difference(TABLE, applied, &next),
         };
         if !script.is_empty() {
             self.applied = None;
@@ -196,11 +174,6 @@ impl Nftables {
     }
 }
 
-fn line(text: &mut String, content: &str) {
-    text.push_str(content);
-    text.push('\n');
-}
-
 /// Turns the switch on where the kernel has it.
 fn bridged_packets_are_filtered() -> bool {
     const SWITCH: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
@@ -209,13 +182,6 @@ fn bridged_packets_are_filtered() -> bool {
         Ok(_) => std::fs::write(SWITCH, "1").is_ok(),
         Err(_) => false,
     }
-}
-
-/// A short name that is the same in every process of this version.
-fn short(what: impl Hash) -> String {
-    let mut hasher = DefaultHasher::new();
-    what.hash(&mut hasher);
-    format!("{:012x}", hasher.finish() >> 16)
 }
 
 fn render(rules: &[Rule]) -> Ruleset {
@@ -227,7 +193,8 @@ fn render(rules: &[Rule]) -> Ruleset {
             format!("{} . {} . {}", addr.ip(), rule.protocol.name(), addr.port())
         };
         let mut point = |map: &'static str, key: String, chain: &str| {
-            set.elements.insert((map, key), format!("goto {chain}"));
+            set.elements
+                .insert((map.into(), key), format!("goto {chain}"));
         };
         for addr in &rule.cluster {
             if rule.endpoints.is_empty() {
@@ -287,7 +254,7 @@ fn dispatch(rule: &Rule, id: &str, endpoints: &[SocketAddr], set: &mut Ruleset) 
     for endpoint in &endpoints {
         let ip = endpoint.ip();
         set.elements
-            .insert(("hairpin", format!("{ip} . {ip}")), String::new());
+            .insert(("hairpin".into(), format!("{ip} . {ip}")), String::new());
     }
     let count = endpoints.len();
     let Some(secs) = rule.affinity_secs else {
@@ -323,68 +290,6 @@ fn dispatch(rule: &Rule, id: &str, endpoints: &[SocketAddr], set: &mut Ruleset) 
         map.join(", ")
     ));
     known
-}
-
-/// The script that makes `new` of `old`: what is used by others goes last and comes first.
-fn difference(old: &Ruleset, new: &Ruleset) -> String {
-    let mut text = String::new();
-    for ((map, key), value) in &old.elements {
-        if new.elements.get(&(*map, key.clone())) != Some(value) {
-            line(
-                &mut text,
-                &format!("delete element {TABLE} {map} {{ {key} }}"),
-            );
-        }
-    }
-    for (set, declared) in &new.sets {
-        if !old.sets.contains_key(set) {
-            line(&mut text, &format!("add set {TABLE} {set} {declared}"));
-        }
-    }
-    for chain in new
-        .chains
-        .keys()
-        .filter(|chain| !old.chains.contains_key(*chain))
-    {
-        line(&mut text, &format!("add chain {TABLE} {chain}"));
-    }
-    for (chain, rules) in &old.chains {
-        if new.chains.get(chain) != Some(rules) {
-            line(&mut text, &format!("flush chain {TABLE} {chain}"));
-        }
-    }
-    for (chain, rules) in &new.chains {
-        if old.chains.get(chain) == Some(rules) {
-            continue;
-        }
-        for rule in rules {
-            line(&mut text, &format!("add rule {TABLE} {chain} {rule}"));
-        }
-    }
-    for chain in old
-        .chains
-        .keys()
-        .filter(|chain| !new.chains.contains_key(*chain))
-    {
-        line(&mut text, &format!("delete chain {TABLE} {chain}"));
-    }
-    for set in old.sets.keys().filter(|set| !new.sets.contains_key(*set)) {
-        line(&mut text, &format!("delete set {TABLE} {set}"));
-    }
-    for ((map, key), value) in &new.elements {
-        if old.elements.get(&(*map, key.clone())) != Some(value) {
-            let value = if value.is_empty() {
-                String::new()
-            } else {
-                format!(" : {value}")
-            };
-            line(
-                &mut text,
-                &format!("add element {TABLE} {map} {{ {key}{value} }}"),
-            );
-        }
-    }
-    text
 }
 
 /// UDP ways in, and the endpoints behind them that are gone: the kernel would go on sending there.
@@ -445,37 +350,6 @@ pub(crate) async fn make_local(range: &str) -> Result<(), NftError> {
     run("ip", &["route", "replace", "local", range, "dev", "lo"], "").await
 }
 
-/// Whether a program is there to be run.
-pub(crate) fn has_program(name: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let usual = ["/usr/sbin", "/sbin"].map(std::path::PathBuf::from);
-    std::env::split_paths(&path)
-        .chain(usual)
-        .any(|dir| dir.join(name).is_file())
-}
-
-async fn run(program: &'static str, args: &[&str], input: &str) -> Result<(), NftError> {
-    let failed = |error| NftError::Run(program, error);
-    let mut child = Command::new(program)
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(failed)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(input.as_bytes()).await.map_err(failed)?;
-    }
-    let output = child.wait_with_output().await.map_err(failed)?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let said: String = said.trim().chars().take(1000).collect();
-    Err(NftError::Refused(program, said))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -499,7 +373,7 @@ mod tests {
     #[test]
     fn a_sync_names_only_what_changed() {
         let one = render(&[rule("a/x:", &["10.0.0.1:80", "10.0.0.2:80"], None)]);
-        let script = difference(&Ruleset::default(), &one);
+        let script = difference(TABLE, &Ruleset::default(), &one);
         assert!(
             script.contains("numgen random mod 2 map { 0 : 10.0.0.1 . 80, 1 : 10.0.0.2 . 80 }"),
             "{script}"
@@ -509,17 +383,17 @@ mod tests {
                 .contains("add element ip coxswain-services node-ports { tcp . 30080 : goto ext-"),
             "{script}"
         );
-        assert_eq!(difference(&one, &one), "", "settled");
+        assert_eq!(difference(TABLE, &one, &one), "", "settled");
         let two = render(&[rule("a/x:", &["10.0.0.1:80"], None)]);
-        let script = difference(&one, &two);
+        let script = difference(TABLE, &one, &two);
         assert!(
             !script.contains("service-ips"),
             "its address is as it was: {script}"
         );
         assert!(script.contains("dnat to 10.0.0.1:80"), "{script}");
-        let none = difference(&two, &render(&[rule("a/x:", &[], None)]));
+        let none = difference(TABLE, &two, &render(&[rule("a/x:", &[], None)]));
         assert!(none.contains("add element ip coxswain-services no-endpoints { 10.96.0.7 . tcp . 80 : goto refuse }"), "{none}");
-        let gone = difference(&two, &Ruleset::default());
+        let gone = difference(TABLE, &two, &Ruleset::default());
         assert!(
             gone.contains("delete chain") && !gone.contains("add "),
             "{gone}"
@@ -531,7 +405,7 @@ mod tests {
         let one = render(&[rule("a/x:", &["10.0.0.1:80", "10.0.0.2:80"], Some(60))]);
         assert_eq!(one.sets.len(), 2);
         let fewer = render(&[rule("a/x:", &["10.0.0.1:80"], Some(60))]);
-        let script = difference(&one, &fewer);
+        let script = difference(TABLE, &one, &fewer);
         assert_eq!(
             script.matches("delete set").count(),
             1,

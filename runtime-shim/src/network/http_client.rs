@@ -83,7 +83,7 @@ async fn connect(network: &PodNetwork, uri: &Uri) -> Result<TcpStream, Error> {
     for ip in found {
         let remote = match network.map_remote(SocketAddr::new(ip, port), Protocol::Tcp) {
             Ok(remote) => remote,
-            Err(Refused::NoEndpoint(_)) => {
+            Err(Refused::NoEndpoint(_) | Refused::Policy(_)) => {
                 last = Error::Connect(std::io::ErrorKind::ConnectionRefused.into());
                 continue;
             }

@@ -16,10 +16,12 @@ mod links;
 mod masquerade;
 mod netlink;
 mod netns;
+mod policies;
 mod resolver;
 mod services;
 mod sockets;
 mod sockets3;
+mod told;
 
 use std::collections::HashMap;
 use std::io;
@@ -40,6 +42,7 @@ pub(crate) use host_ports::{HostPorts, plan_host_ports};
 pub(crate) use http_client::PodHttp;
 pub(crate) use links::{Links, POD_INTERFACE};
 pub(crate) use netns::{EachPollInside, Netns};
+pub(crate) use policies::Policies;
 pub(crate) use resolver::{DnsConfig, ResolveError, Resolver};
 pub(crate) use services::{Found, Services};
 pub(crate) use sockets::shadow_sockets;
@@ -52,6 +55,8 @@ pub(crate) struct Policy {
     pub(crate) host_services: Vec<SocketAddr>,
     /// What the node's proxy says of Services.
     pub(crate) services: Services,
+    /// What it says of NetworkPolicies.
+    pub(crate) policies: Policies,
     /// PEM files of authorities that guests' HTTPS clients trust besides the system's.
     pub(crate) tls_ca_files: Vec<PathBuf>,
     /// Made from them when the first guest needs it.
@@ -100,6 +105,8 @@ pub(crate) enum Refused {
     HostLoopback(SocketAddr),
     #[error("{0} is a Service that has no endpoint")]
     NoEndpoint(SocketAddr),
+    #[error("a network policy does not allow to talk to {0}")]
+    Policy(SocketAddr),
 }
 
 impl PodNetwork {
@@ -269,6 +276,20 @@ impl PodNetwork {
         wanted: SocketAddr,
         protocol: Protocol,
     ) -> Result<SocketAddr, Refused> {
+        let remote = self.locate(wanted, protocol)?;
+        // In a namespace the kernel holds the policies, and Pods of the host's network have none.
+        match self.virtual_ip() {
+            Some(ip)
+                if remote.ip() != Self::private(ip)
+                    && !self.policy.policies.allow(ip.into(), remote, protocol) =>
+            {
+                Err(Refused::Policy(wanted))
+            }
+            Some(_) | None => Ok(remote),
+        }
+    }
+
+    fn locate(&self, wanted: SocketAddr, protocol: Protocol) -> Result<SocketAddr, Refused> {
         let canonical = SocketAddr::new(wanted.ip().to_canonical(), wanted.port());
         match self.find_service(canonical, protocol) {
             Found::Endpoint(endpoint) => {
@@ -357,7 +378,11 @@ impl PodNetwork {
 impl PodNetwork {
     /// Whether an address that was mapped already is open to the Pod.
     fn may_reach(&self, addr: SocketAddr, protocol: Protocol) -> bool {
-        self.policy.services.is_endpoint(addr) || self.map_remote(addr, protocol) == Ok(addr)
+        let endpoint = self.policy.services.is_endpoint(addr);
+        match self.virtual_ip() {
+            Some(ip) if endpoint => self.policy.policies.allow(ip.into(), addr, protocol),
+            Some(_) | None => endpoint || self.map_remote(addr, protocol) == Ok(addr),
+        }
     }
 }
 

@@ -1,11 +1,7 @@
-//! Services as the seam knows them: a file that the node's proxy writes (`network/src/table.rs`), looked at when a guest connects.
-//!
-//! The file is replaced as a whole, so one of another inode is another table; asking for that costs a microsecond per connection,
-//! and there is no watch that could lag behind. Without a file there are no Services.
+//! Services as the seam knows them, from a table that the node's proxy writes (`network/src/table.rs`).
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +10,7 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 
 use super::Protocol;
+use super::told::Told;
 
 /// A UDP client keeps its endpoint as long as it goes on sending, as with conntrack.
 const DATAGRAM_FLOW: Duration = Duration::from_secs(60);
@@ -46,17 +43,13 @@ struct Port {
     sticky: Option<Duration>,
 }
 
-/// Which file was read: inode, time and length.
-type Version = (u64, i64, i64, u64);
-
 /// Which client talks to which port of a Service.
 type Flow = (IpAddr, Protocol, SocketAddr);
 
 /// The present table.
 #[derive(Debug, Default)]
 pub(crate) struct Services {
-    path: Option<PathBuf>,
-    read: Mutex<(Option<Version>, Arc<Table>)>,
+    told: Told<Table>,
     clients: Mutex<HashMap<Flow, (SocketAddr, Instant)>>,
 }
 
@@ -74,7 +67,7 @@ pub(crate) enum Found {
 impl Services {
     pub(crate) fn new(path: Option<PathBuf>) -> Self {
         Self {
-            path,
+            told: Told::new(path),
             ..Self::default()
         }
     }
@@ -116,30 +109,7 @@ impl Services {
     }
 
     fn table(&self) -> Arc<Table> {
-        let Some(path) = &self.path else {
-            return Arc::default();
-        };
-        let version = std::fs::metadata(path)
-            .ok()
-            .map(|meta| (meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.len()));
-        let mut read = self.read.lock();
-        if version.is_none() || read.0 == version {
-            // A proxy that is gone leaves the last table standing.
-            return Arc::clone(&read.1);
-        }
-        let parsed = std::fs::read(path)
-            .map_err(|err| err.to_string())
-            .and_then(|bytes| {
-                serde_json::from_slice::<File>(&bytes).map_err(|err| err.to_string())
-            });
-        match parsed {
-            Ok(file) => *read = (version, Arc::new(Table::new(file))),
-            Err(err) => {
-                tracing::warn!(error = err, file = %path.display(), "The table of Services cannot be read");
-                read.0 = version;
-            }
-        }
-        Arc::clone(&read.1)
+        self.told.table(Table::new)
     }
 }
 

@@ -47,7 +47,9 @@ fn refused(refused: Refused) -> ErrorCode {
     match refused {
         Refused::Bind(_) => ErrorCode::AddressNotBindable,
         // What a connection to a port without listener gives: the host's services are not told apart from absent ones.
-        Refused::HostLoopback(_) | Refused::NoEndpoint(_) => ErrorCode::ConnectionRefused,
+        Refused::HostLoopback(_) | Refused::NoEndpoint(_) | Refused::Policy(_) => {
+            ErrorCode::ConnectionRefused
+        }
     }
 }
 

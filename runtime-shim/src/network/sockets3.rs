@@ -43,7 +43,9 @@ fn refused(refused: &Refused) -> ErrorCode {
     match refused {
         Refused::Bind(_) => ErrorCode::AddressNotBindable,
         // As with 0.2: the host's services are not told apart from absent ones.
-        Refused::HostLoopback(_) | Refused::NoEndpoint(_) => ErrorCode::ConnectionRefused,
+        Refused::HostLoopback(_) | Refused::NoEndpoint(_) | Refused::Policy(_) => {
+            ErrorCode::ConnectionRefused
+        }
     }
 }
 

@@ -1,0 +1,137 @@
+//! What the node's tables of nftables have in common: their content as data, the script that changes one content into another, and
+//! the programs that are run.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::process::Stdio;
+
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+/// What a table holds beside its fixed frame.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ruleset {
+    /// Rules by chain.
+    pub(crate) chains: BTreeMap<String, Vec<String>>,
+    /// Declarations by set.
+    pub(crate) sets: BTreeMap<String, String>,
+    /// By map or set and key: the value, empty in sets.
+    pub(crate) elements: BTreeMap<(Cow<'static, str>, String), String>,
+}
+
+/// What could not be done in the kernel.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NftError {
+    #[error("{0} cannot be run: {1}")]
+    Run(&'static str, #[source] io::Error),
+    #[error("{0} refused: {1}")]
+    Refused(&'static str, String),
+}
+
+pub(crate) fn line(text: &mut String, content: &str) {
+    text.push_str(content);
+    text.push('\n');
+}
+
+/// A short name that is the same in every process of this version.
+pub(crate) fn short(what: impl Hash) -> String {
+    let mut hasher = DefaultHasher::new();
+    what.hash(&mut hasher);
+    format!("{:012x}", hasher.finish() >> 16)
+}
+
+/// The script that makes `new` of `old`: what is used by others goes last and comes first.
+pub(crate) fn difference(table: &str, old: &Ruleset, new: &Ruleset) -> String {
+    let mut text = String::new();
+    for ((map, key), value) in &old.elements {
+        if new.elements.get(&(map.clone(), key.clone())) != Some(value) {
+            line(
+                &mut text,
+                &format!("delete element {table} {map} {{ {key} }}"),
+            );
+        }
+    }
+    for (set, declared) in &new.sets {
+        if !old.sets.contains_key(set) {
+            line(&mut text, &format!("add set {table} {set} {declared}"));
+        }
+    }
+    for chain in new
+        .chains
+        .keys()
+        .filter(|chain| !old.chains.contains_key(*chain))
+    {
+        line(&mut text, &format!("add chain {table} {chain}"));
+    }
+    for (chain, rules) in &old.chains {
+        if new.chains.get(chain) != Some(rules) {
+            line(&mut text, &format!("flush chain {table} {chain}"));
+        }
+    }
+    for (chain, rules) in &new.chains {
+        if old.chains.get(chain) == Some(rules) {
+            continue;
+        }
+        for rule in rules {
+            line(&mut text, &format!("add rule {table} {chain} {rule}"));
+        }
+    }
+    for chain in old
+        .chains
+        .keys()
+        .filter(|chain| !new.chains.contains_key(*chain))
+    {
+        line(&mut text, &format!("delete chain {table} {chain}"));
+    }
+    for set in old.sets.keys().filter(|set| !new.sets.contains_key(*set)) {
+        line(&mut text, &format!("delete set {table} {set}"));
+    }
+    for ((map, key), value) in &new.elements {
+        if old.elements.get(&(map.clone(), key.clone())) != Some(value) {
+            let value = if value.is_empty() {
+                String::new()
+            } else {
+                format!(" : {value}")
+            };
+            line(
+                &mut text,
+                &format!("add element {table} {map} {{ {key}{value} }}"),
+            );
+        }
+    }
+    text
+}
+
+/// Whether a program is there to be run.
+pub(crate) fn has_program(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let usual = ["/usr/sbin", "/sbin"].map(std::path::PathBuf::from);
+    std::env::split_paths(&path)
+        .chain(usual)
+        .any(|dir| dir.join(name).is_file())
+}
+
+/// Runs a program with `input`.
+pub(crate) async fn run(program: &'static str, args: &[&str], input: &str) -> Result<(), NftError> {
+    let failed = |error| NftError::Run(program, error);
+    let mut child = Command::new(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(failed)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(input.as_bytes()).await.map_err(failed)?;
+    }
+    let output = child.wait_with_output().await.map_err(failed)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said: String = said.trim().chars().take(1000).collect();
+    Err(NftError::Refused(program, said))
+}

@@ -9,6 +9,7 @@ mod errors;
 mod gate;
 mod hooks;
 mod lists;
+mod outside;
 mod patches;
 mod plain;
 mod policies;

@@ -1,76 +1,31 @@
 //! Aggregated API servers: a server of the test's own behind an APIService.
 
-use std::sync::Arc;
-
 use base64::Engine;
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 
 use super::Server;
+use super::outside::{self, Asked};
 
 const SERVICES: &str = "/apis/apiregistration.k8s.io/v1/apiservices";
 
 /// Answers discovery, and everything else with what it was asked and by whom. Answers its port.
 async fn extension(server: &Server) -> u16 {
-    let pair = server.pki.serving(&["ext.a.svc".to_owned()]).unwrap();
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(pair.certificate.as_bytes())
-        .collect::<Result<_, _>>()
-        .unwrap();
-    let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap();
-    let tls = rustls::ServerConfig::builder_with_provider(Arc::new(
-        rustls::crypto::ring::default_provider(),
-    ))
-    .with_safe_default_protocol_versions()
-    .unwrap()
-    .with_no_client_auth()
-    .with_single_cert(chain, key)
-    .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(tls));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let acceptor = acceptor.clone();
-            tokio::spawn(async move {
-                let Ok(stream) = acceptor.accept(stream).await else {
-                    return;
-                };
-                let served = hyper::server::conn::http1::Builder::new().serve_connection(
-                    TokioIo::new(stream),
-                    service_fn(|request| async move { answer(&request) }),
-                );
-                served.await.ok();
-            });
-        }
-    });
-    port
+    outside::serve(server, &["ext.a.svc"], answer).await
 }
 
-fn answer(
-    request: &http::Request<hyper::body::Incoming>,
-) -> Result<http::Response<Full<Bytes>>, http::Error> {
+fn answer(request: &Asked) -> Value {
     let text = |name: &str| {
         request
             .headers()
             .get(name)
             .and_then(|value| value.to_str().ok())
     };
-    let body = if request.uri().path() == "/apis/ext.example.org/v1" {
+    if request.uri().path() == "/apis/ext.example.org/v1" {
         json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "ext.example.org/v1", "resources": [
             {"name": "echoes", "singularName": "echo", "namespaced": true, "kind": "Echo", "verbs": ["get", "list"]}]})
     } else {
         json!({"kind": "Echo", "path": request.uri().to_string(), "user": text("x-remote-user"), "authorization": text("authorization")})
-    };
-    http::Response::builder()
-        .header("content-type", "application/json")
-        .body(Full::new(Bytes::from(body.to_string())))
+    }
 }
 
 /// Waits until an APIService's condition has this reason.

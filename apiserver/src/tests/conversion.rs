@@ -1,60 +1,17 @@
 //! Conversion by webhook: a webhook of the test's own that moves `spec.size` to `spec.width` and back.
 
-use std::sync::Arc;
-
 use base64::Engine;
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 
-use super::Server;
+use super::{Server, outside};
 
 const CRDS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 
 /// Answers ConversionReviews; answers its port.
 async fn webhook(server: &Server) -> u16 {
-    let pair = server.pki.serving(&["localhost".to_owned()]).unwrap();
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(pair.certificate.as_bytes())
-        .collect::<Result<_, _>>()
-        .unwrap();
-    let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(tls));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let acceptor = acceptor.clone();
-            tokio::spawn(async move {
-                let Ok(stream) = acceptor.accept(stream).await else {
-                    return;
-                };
-                let service = service_fn(|request: http::Request<hyper::body::Incoming>| async {
-                    let body = request.into_body().collect().await.unwrap().to_bytes();
-                    let answer = convert(&serde_json::from_slice(&body).unwrap());
-                    Ok::<_, http::Error>(http::Response::new(Full::new(Bytes::from(
-                        answer.to_string(),
-                    ))))
-                });
-                let served = hyper::server::conn::http1::Builder::new()
-                    .serve_connection(TokioIo::new(stream), service);
-                served.await.ok();
-            });
-        }
-    });
-    port
+    let answer =
+        |request: &outside::Asked| convert(&serde_json::from_slice(request.body()).unwrap());
+    outside::serve(server, &["localhost"], answer).await
 }
 
 fn convert(review: &Value) -> Value {

@@ -3,18 +3,11 @@
 use std::sync::Arc;
 
 use base64::Engine;
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 
-use super::{Answer, CONFIG_MAPS, Server, config_map, pod};
+use super::{Answer, CONFIG_MAPS, Server, config_map, outside, pod};
 
 const HOOKS: &str = "/apis/admissionregistration.k8s.io/v1";
 
@@ -27,52 +20,16 @@ struct Hook {
 type Answers = fn(&str, &Value) -> Value;
 
 async fn serve(server: &Server, names: &[&str], answers: Answers) -> Hook {
-    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-    let pair = server.pki.serving(&names).unwrap();
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(pair.certificate.as_bytes())
-        .collect::<Result<_, _>>()
-        .unwrap();
-    let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(tls));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
     let asked = Arc::new(Mutex::new(Vec::new()));
     let memory = Arc::clone(&asked);
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let (acceptor, memory) = (acceptor.clone(), Arc::clone(&memory));
-            tokio::spawn(async move {
-                let Ok(stream) = acceptor.accept(stream).await else {
-                    return;
-                };
-                let service = service_fn(|request: http::Request<hyper::body::Incoming>| {
-                    let memory = Arc::clone(&memory);
-                    async move {
-                        let path = request.uri().path().to_owned();
-                        let body = request.into_body().collect().await.unwrap().to_bytes();
-                        let review: Value = serde_json::from_slice(&body).unwrap();
-                        memory.lock().push(review["request"].clone());
-                        let mut response = answers(&path, &review["request"]);
-                        response["uid"] = review["request"]["uid"].clone();
-                        let answer = json!({"kind": "AdmissionReview", "apiVersion": review["apiVersion"], "response": response});
-                        Ok::<_, http::Error>(http::Response::new(Full::new(Bytes::from(
-                            answer.to_string(),
-                        ))))
-                    }
-                });
-                let served = hyper::server::conn::http1::Builder::new()
-                    .serve_connection(TokioIo::new(stream), service);
-                served.await.ok();
-            });
-        }
+    let port = outside::serve(server, names, move |request| {
+        let review: Value = serde_json::from_slice(request.body()).unwrap();
+        memory.lock().push(review["request"].clone());
+        let mut response = answers(request.uri().path(), &review["request"]);
+        response["uid"] = review["request"]["uid"].clone();
+        json!({"kind": "AdmissionReview", "apiVersion": review["apiVersion"], "response": response})
     });
+    let port = port.await;
     Hook { port, asked }
 }
 

@@ -44,6 +44,7 @@ use crate::route;
 use crate::subresources;
 use crate::transcode;
 use crate::verbs::limit::WatchLimit;
+use crate::verbs::views::Views;
 use crate::websocket;
 
 /// Upstream's limit for request bodies.
@@ -67,6 +68,8 @@ pub(crate) struct Api {
     pub(crate) metrics: Metrics,
     documents: openapi::Documents,
     pub(crate) forms: Arc<Forms>,
+    /// Views that are watched.
+    pub(crate) views: Arc<Views>,
     pub(crate) watches: WatchLimit,
     /// Bootstrapped.
     pub(crate) ready: AtomicBool,
@@ -107,6 +110,7 @@ impl Api {
             metrics: Metrics::default(),
             documents: openapi::Documents::default(),
             forms: Arc::new(Forms::default()),
+            views: Arc::default(),
             watches: WatchLimit::default(),
             ready: AtomicBool::new(false),
             store_closed: AtomicBool::new(false),

@@ -20,8 +20,13 @@ use parking_lot::Mutex;
 
 /// Chunks are filled up to this size; larger objects are sent as they are, without a copy.
 const CHUNK_BYTES: usize = 64 * 1024;
-/// A watch stops producing while this much waits to be sent.
-const PENDING_BYTES_MAX: usize = 256 * 1024;
+/// A watch stops producing while this much waits to be sent. Little: the connection holds up to sixteen chunks of it besides, and
+/// a watcher that is behind costs nothing where the store's events are kept anyway.
+const PENDING_BYTES_MAX: usize = 32 * 1024;
+/// Small frames of a watch are copied together up to this size; larger ones are sent as they are and shared with other watches.
+const FRAME_BYTES: usize = 2 * 1024;
+/// How long a chunk of small frames gets: about what one TLS record holds.
+const WATCH_CHUNK_BYTES: usize = 16 * 1024;
 
 /// Errors while a body is being sent; only proxied bodies have any.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -304,15 +309,16 @@ impl Output {
         let mut pending = self.0.lock();
         let first = pending.frames.pop_front()?;
         pending.bytes -= first.len();
-        if pending.frames.is_empty() || first.len() >= CHUNK_BYTES {
+        if pending.frames.is_empty() || first.len() >= FRAME_BYTES {
             return Some(first);
         }
-        let mut chunk = BytesMut::with_capacity((first.len() + pending.bytes).min(CHUNK_BYTES));
+        let len = (first.len() + pending.bytes).min(WATCH_CHUNK_BYTES);
+        let mut chunk = BytesMut::with_capacity(len);
         chunk.put(first);
         while pending
             .frames
             .front()
-            .is_some_and(|next| chunk.len() + next.len() <= CHUNK_BYTES)
+            .is_some_and(|next| chunk.len() + next.len() <= WATCH_CHUNK_BYTES)
         {
             let Some(next) = pending.frames.pop_front() else {
                 break;

@@ -85,9 +85,9 @@ struct Counts {
 pub(crate) struct WatchGauge(Arc<Watches>);
 
 impl WatchGauge {
-    /// An event was sent.
-    pub(crate) fn sent(&self) {
-        self.0.events.fetch_add(1, Ordering::Relaxed);
+    /// So many events were sent.
+    pub(crate) fn sent(&self, events: u64) {
+        self.0.events.fetch_add(events, Ordering::Relaxed);
     }
 }
 

@@ -6,5 +6,6 @@ pub(crate) mod limit;
 pub(crate) mod options;
 pub(crate) mod patch;
 pub(crate) mod read;
+pub(crate) mod views;
 pub(crate) mod watch;
 pub(crate) mod write;

@@ -28,4 +28,4 @@ pub use publish::Compacted;
 pub use ring::{Event, EventKind};
 pub use state::Snapshot;
 pub use store::{Backend, Config, Store};
-pub use watch::{Watch, WatchError, WatchItem};
+pub use watch::{Taken, Watch, WatchError, WatchItem};

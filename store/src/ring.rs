@@ -169,6 +169,10 @@ impl Ring {
         self.wake_tx.subscribe()
     }
 
+    pub(crate) fn watchers(&self) -> usize {
+        self.wake_tx.receiver_count()
+    }
+
     /// Lets watchers drain what is there, then tells them that it was all.
     pub(crate) fn close(&self) {
         self.inner.write().closed = true;

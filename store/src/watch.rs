@@ -21,6 +21,17 @@ pub enum WatchItem {
     Progress(Revision),
 }
 
+/// What [`Watch::take`] finds.
+#[derive(Clone, Debug)]
+pub enum Taken {
+    /// Writes, in order; never none.
+    Events(Vec<Arc<Event>>),
+    /// As [`WatchItem::Progress`].
+    Progress(Revision),
+    /// Nothing new.
+    Nothing,
+}
+
 /// Why a watch has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WatchError {
@@ -105,6 +116,70 @@ impl Watch {
             Look::Missed => Err(WatchError::Lagged),
             Look::Closed => Err(WatchError::Closed),
         }
+    }
+
+    /// Takes what is there, some events at a time, up to a revision if one is given. Events count as delivered once they are
+    /// taken.
+    ///
+    /// # Errors
+    /// [`WatchError`] when the watch has ended.
+    pub fn take(&mut self, until: Option<Revision>) -> Result<Taken, WatchError> {
+        // Marked as seen before looking, so that what comes after the look ends the next `changed`.
+        self.wake_rx.mark_unchanged();
+        let published = self.published.revision();
+        if self.buffer.is_empty() {
+            match self.ring.read(self.seen, BUFFER_LEN_MAX, &mut self.buffer) {
+                Look::Found => {}
+                Look::Nothing if self.progress_wanted => {
+                    self.progress_wanted = false;
+                    self.seen = self.seen.max(published);
+                    return Ok(Taken::Progress(self.seen));
+                }
+                Look::Nothing => return Ok(Taken::Nothing),
+                Look::Missed => return Err(WatchError::Lagged),
+                Look::Closed => return Err(WatchError::Closed),
+            }
+        }
+        let wanted = |event: &&Arc<Event>| until.is_none_or(|until| event.revision <= until);
+        let count = self.buffer.iter().take_while(wanted).count();
+        let events: Vec<Arc<Event>> = self.buffer.drain(..count).collect();
+        // The rest is read again: it may be taken by somebody else for all.
+        self.buffer.clear();
+        let Some(last) = events.last() else {
+            return Ok(Taken::Nothing);
+        };
+        self.seen = last.revision;
+        Ok(Taken::Events(events))
+    }
+
+    /// Waits until there may be something to take since the last look.
+    ///
+    /// # Errors
+    /// [`WatchError`] when the watch has ended.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when the future is dropped.
+    pub async fn changed(&mut self) -> Result<(), WatchError> {
+        let changed = self.wake_rx.changed().await;
+        changed.map_err(|_| WatchError::Closed)
+    }
+
+    /// Events up to here are delivered.
+    #[must_use]
+    pub fn position(&self) -> Revision {
+        self.seen
+    }
+
+    /// Counts events up to here as delivered: somebody else took them for this watch too.
+    pub fn pass(&mut self, until: Revision) {
+        self.buffer.retain(|event| event.revision > until);
+        self.seen = self.seen.max(until);
+    }
+
+    /// How many watch this resource.
+    #[must_use]
+    pub fn watchers(&self) -> usize {
+        self.ring.watchers()
     }
 
     /// Asks for one [`WatchItem::Progress`], to be given once all events so far are delivered. For bookmarks.

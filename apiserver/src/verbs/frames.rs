@@ -1,6 +1,8 @@
 //! Watch events on the wire: JSON lines, and protobuf frames with their length before them. The object's bytes are shared; only
 //! the few bytes around them are made here.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use cox_api::codec;
 use http::HeaderValue;
@@ -45,18 +47,26 @@ impl Kind {
     }
 }
 
+/// What stands before and after an object that is in the stream's encoding already.
+pub(crate) fn around(
+    encoding: Encoding,
+    kind: Kind,
+    object_len: usize,
+) -> (Cow<'static, [u8]>, &'static [u8]) {
+    match encoding {
+        Encoding::Json | Encoding::Yaml => (Cow::Borrowed(kind.head()), b"}\n"),
+        Encoding::Protobuf => (Cow::Owned(proto_head(kind, object_len)), b""),
+    }
+}
+
 /// Queues one event around an object that is in the stream's encoding already.
 pub(crate) fn push(output: &Output, encoding: Encoding, kind: Kind, object: &Bytes) {
-    match encoding {
-        Encoding::Json | Encoding::Yaml => {
-            output.push(&[
-                &Bytes::from_static(kind.head()),
-                object,
-                &Bytes::from_static(b"}\n"),
-            ]);
-        }
-        Encoding::Protobuf => output.push(&[&proto_head(kind, object.len()).into(), object]),
-    }
+    let (head, tail) = around(encoding, kind, object.len());
+    let head = match head {
+        Cow::Borrowed(head) => Bytes::from_static(head),
+        Cow::Owned(head) => head.into(),
+    };
+    output.push(&[&head, object, &Bytes::from_static(tail)]);
 }
 
 /// The length of the frame, the type, and the beginning of the object: a WatchEvent up to the object's bytes.

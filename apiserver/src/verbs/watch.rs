@@ -1,7 +1,8 @@
 //! watch: the state a watch begins with, then every write that its selectors see.
 //!
 //! The events are the store's; the bytes sent are the stored ones between two constants, or a form of them that all watchers
-//! of that form share ([`crate::forms`]), so nothing is encoded per watcher.
+//! of that form share ([`crate::forms`]), and watchers that see the same are sent the same bytes ([`crate::verbs::views`]): nothing
+//! is encoded per watcher.
 //! Selectors look at the attributes of the old and the new object: an object that begins or ceases to match is Added or Deleted
 //! for that watcher. The loop runs inside the response body; when the client goes away it is dropped with it.
 
@@ -11,9 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cox_api::status::ApiStatus;
-use cox_store::{
-    Event, EventKind, Object, Revision, Snapshot, Store, Watch, WatchError, WatchItem,
-};
+use cox_store::{Event, EventKind, Object, Revision, Snapshot, Store, Taken, Watch, WatchError};
 use http::{Response, StatusCode};
 use rand::Rng;
 use serde_json::{Value, json};
@@ -31,6 +30,7 @@ use crate::render;
 use crate::selection::Selection;
 use crate::verbs::frames::{self, Kind};
 use crate::verbs::limit::Place;
+use crate::verbs::views::{Builder, Next, View, ViewKey, Views};
 use crate::verbs::{options, read};
 
 /// As upstream: watches without a timeout end after a random time between once and twice this.
@@ -55,18 +55,32 @@ pub(crate) fn watch(call: &Call<'_>) -> Result<Response<Body>, ApiStatus> {
             || TIMEOUT_MIN.mul_f64(1.0 + rand::rng().random::<f64>()),
             Duration::from_secs,
         );
+    let wanted = Wanted {
+        form: call.form,
+        encoding: call.encoding,
+        include: render::include_object(call),
+        entry: std::ptr::from_ref::<Entry>(call.entry).addr(),
+    };
+    let namespace = call.entry.path_prefix(call.namespace());
+    let view = call.api.views.enter(ViewKey {
+        wanted,
+        namespace: namespace.clone(),
+        selectors: [
+            call.query.label_selector.as_deref().unwrap_or_default(),
+            call.query.field_selector.as_deref().unwrap_or_default(),
+            call.info.name,
+        ]
+        .map(str::to_owned),
+    });
     let watcher = Watcher {
         registry: call.api.registry.clone(),
         entry: call.entry.clone(),
-        namespace: call.entry.path_prefix(call.namespace()),
+        namespace,
         selection,
         forms: Arc::clone(&call.api.forms),
-        wanted: Wanted {
-            form: call.form,
-            encoding: call.encoding,
-            include: render::include_object(call),
-            entry: std::ptr::from_ref::<Entry>(call.entry).addr(),
-        },
+        views: Arc::clone(&call.api.views),
+        view,
+        wanted,
         columns_sent: AtomicBool::new(false),
         bookmarks: call.query.allow_watch_bookmarks,
         ends: Instant::now() + length,
@@ -157,6 +171,8 @@ struct Watcher {
     namespace: String,
     selection: Selection,
     forms: Arc<Forms>,
+    views: Arc<Views>,
+    view: Arc<View>,
     wanted: Wanted,
     /// A watch of tables tells the columns once.
     columns_sent: AtomicBool,
@@ -166,6 +182,16 @@ struct Watcher {
     gauge: WatchGauge,
     /// Given back when the watch ends.
     _place: Place,
+}
+
+/// What a look at the events led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sent {
+    Nothing,
+    /// There may be more.
+    Some,
+    /// The newest there were.
+    Newest,
 }
 
 impl Watcher {
@@ -206,28 +232,30 @@ impl Watcher {
         let mut bookmark_at = self.next_bookmark(Instant::now());
         // Armed once and moved rarely: a thousand watchers that arm timers for each event would do little else.
         let mut timer = std::pin::pin!(tokio::time::sleep_until(bookmark_at.unwrap_or(self.ends)));
+        let mut tick = std::pin::pin!(tokio::time::sleep_until(self.ends));
         let mut cancelled = std::pin::pin!(self.cancel.cancelled());
         loop {
             // What is there already goes out without a look at timers.
-            while let Some(item) = match watch.try_next() {
-                Ok(item) => item,
-                Err(ended) => return self.gave_up(output, ended),
-            } {
-                let item = self.in_version(item).await;
-                self.item(item, &mut bookmarked, output);
+            loop {
+                let newest = match self.send_next(&mut watch, &mut bookmarked, output).await {
+                    Ok(Sent::Nothing) => break,
+                    Ok(sent) => sent == Sent::Newest,
+                    Err(ended) => return self.gave_up(output, ended),
+                };
                 output.ready().await;
                 if Instant::now() >= self.ends || self.cancel.is_cancelled() {
                     return;
                 }
+                let next_tick = newest.then(|| self.views.next_tick(watch.watchers()));
+                if let Some(at) = next_tick.flatten() {
+                    tick.as_mut().reset(at);
+                    tick.as_mut().await;
+                }
             }
             tokio::select! {
                 // Cancel safe by the store's contract.
-                item = watch.next() => match item {
-                    Ok(item) => {
-                        let item = self.in_version(item).await;
-                        self.item(item, &mut bookmarked, output);
-                    }
-                    Err(ended) => return self.gave_up(output, ended),
+                changed = watch.changed() => if let Err(ended) = changed {
+                    return self.gave_up(output, ended);
                 },
                 // Neither is dropped: both are polled on in the next round.
                 () = timer.as_mut() => {
@@ -243,14 +271,70 @@ impl Watcher {
         }
     }
 
-    /// The item with its objects in the version of the request, where a webhook is needed for that. One that cannot be
-    /// converted is sent as it is stored: the next one may do better.
-    async fn in_version(&self, item: WatchItem) -> WatchItem {
-        let WatchItem::Event(event) = &item else {
-            return item;
+    /// Sends some of the events that are there.
+    async fn send_next(
+        &self,
+        watch: &mut Watch,
+        bookmarked: &mut Revision,
+        output: &Output,
+    ) -> Result<Sent, WatchError> {
+        if self.tells_columns() || self.entry.needs_webhook() {
+            return self.send_alone(watch, bookmarked, output).await;
+        }
+        let next = self.view.next(watch, |events, batch| {
+            for event in events {
+                if let Some(kind) = self.kind_of(event) {
+                    self.add(kind, &event.object, batch);
+                }
+            }
+        });
+        let (batch, sent) = match next? {
+            Next::Nothing => return Ok(Sent::Nothing),
+            Next::Progress(revision) => {
+                self.progress(revision, bookmarked, output);
+                return Ok(Sent::Some);
+            }
+            Next::Behind(batch) => (batch, Sent::Some),
+            Next::Newest(batch) => (batch, Sent::Newest),
         };
+        self.gauge.sent(batch.events);
+        for part in &batch.parts {
+            output.push(&[part]);
+        }
+        Ok(sent)
+    }
+
+    /// Sends events that are made for this watcher only.
+    async fn send_alone(
+        &self,
+        watch: &mut Watch,
+        bookmarked: &mut Revision,
+        output: &Output,
+    ) -> Result<Sent, WatchError> {
+        let events = match watch.take(None)? {
+            Taken::Nothing => return Ok(Sent::Nothing),
+            Taken::Progress(revision) => {
+                self.progress(revision, bookmarked, output);
+                return Ok(Sent::Some);
+            }
+            Taken::Events(events) => events,
+        };
+        for event in events {
+            let event = self.in_version(event).await;
+            if let Some(kind) = self.kind_of(&event) {
+                self.gauge.sent(1);
+                self.send_new(kind, &event.object, output);
+                output.ready().await;
+            }
+        }
+        Ok(Sent::Some)
+    }
+
+    /// The event with its objects in the version of the request, where a webhook is needed for that. One that cannot be
+    /// converted is sent as it is stored: the next one may do better.
+    async fn in_version(&self, event: Arc<Event>) -> Arc<Event> {
         if !self.entry.needs_webhook() {
-            return item;
+            return event;
         }
         // What an object was before is only asked by selectors.
         let previous = match &event.previous {
@@ -259,12 +343,12 @@ impl Watcher {
             }
             previous => previous.clone(),
         };
-        WatchItem::Event(Arc::new(Event {
+        Arc::new(Event {
             kind: event.kind,
             object: self.converted(&event.object).await,
             previous,
             revision: event.revision,
-        }))
+        })
     }
 
     async fn converted(&self, object: &Arc<Object>) -> Arc<Object> {
@@ -279,14 +363,10 @@ impl Watcher {
         }
     }
 
-    fn item(&self, item: WatchItem, bookmarked: &mut Revision, output: &Output) {
-        match item {
-            WatchItem::Event(event) => self.event(&event, output),
-            WatchItem::Progress(revision) if revision > *bookmarked => {
-                *bookmarked = revision;
-                self.bookmark(revision, false, output);
-            }
-            WatchItem::Progress(_) => {}
+    fn progress(&self, revision: Revision, bookmarked: &mut Revision, output: &Output) {
+        if revision > *bookmarked {
+            *bookmarked = revision;
+            self.bookmark(revision, false, output);
         }
     }
 
@@ -298,15 +378,16 @@ impl Watcher {
         (now < last).then(|| last.min(now + BOOKMARK_INTERVAL))
     }
 
-    fn event(&self, event: &Event, output: &Output) {
+    /// What an event is to this view; none if it does not show it.
+    fn kind_of(&self, event: &Event) -> Option<Kind> {
         if !event.object.key.path.starts_with(&self.namespace) {
-            return;
+            return None;
         }
         let before = event
             .previous
             .as_ref()
             .is_some_and(|previous| self.selection.matches(previous));
-        let kind = match event.kind {
+        match event.kind {
             EventKind::Deleted => (before
                 || (event.previous.is_none() && self.selection.matches(&event.object)))
             .then_some(Kind::Deleted),
@@ -318,26 +399,27 @@ impl Watcher {
                     (false, false) => None,
                 }
             }
-        };
-        if let Some(kind) = kind {
-            self.gauge.sent();
-            self.send(kind, &event.object, output);
         }
     }
 
-    /// Sends an event that other watchers are sent too.
-    fn send(&self, kind: Kind, object: &Arc<Object>, output: &Output) {
+    /// Adds an event to what all watchers of the view are sent.
+    fn add(&self, kind: Kind, object: &Arc<Object>, batch: &mut Builder) {
         let bytes = if self.is_as_stored() {
             Ok(object.json.clone())
-        } else if self.tells_columns() {
-            return self.send_new(kind, object, output);
         } else {
             self.forms.get(object, self.wanted, || self.make(object))
         };
-        self.push(kind, bytes, output);
+        match bytes {
+            Ok(bytes) => batch.push(self.wanted, kind, &bytes),
+            Err(status) => {
+                if let Ok(bytes) = self.encoded(&status.to_value()) {
+                    batch.push(self.wanted, Kind::Error, &bytes);
+                }
+            }
+        }
     }
 
-    /// Sends an object of the state that the watch begins with.
+    /// Sends an object to this watcher alone: one of the state that the watch begins with, or one made for it.
     fn send_new(&self, kind: Kind, object: &Arc<Object>, output: &Output) {
         let bytes = if self.is_as_stored() {
             Ok(object.json.clone())

@@ -63,7 +63,8 @@ fn applies(schema: &Schema, type_id: TypeId) {
         force: false,
     };
     let run = |live: Option<&Value>, applied: &Value| {
-        apply(schema, type_id, live, applied, &options).expect("no conflicts")
+        let applied = apply(schema, type_id, live, applied, &options);
+        applied.expect("no conflicts").into_owned()
     };
     report(
         "apply, create of a Deployment with 100 owned fields",

@@ -9,6 +9,7 @@ mod encode;
 mod error;
 mod proto;
 mod scalar;
+mod settle;
 #[cfg(test)]
 mod tests;
 mod walk;
@@ -16,6 +17,7 @@ mod walk;
 pub use encode::{Encoded, encode_stored};
 pub use error::{DecodeError, FieldProblem, ProblemKind, TypeError};
 pub use proto::{decode_proto, encode_proto, proto_body, proto_header, proto_message};
+pub use settle::settle;
 
 use crate::schema::{Schema, TypeId};
 use serde_json::Value;

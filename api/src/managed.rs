@@ -23,12 +23,14 @@ mod tests;
 mod update;
 mod walk;
 
-pub use apply::{ApplyError, ApplyOptions, Conflict, apply};
+pub use apply::{
+    ApplyError, ApplyOptions, Conflict, apply, same_apart_from_owners, without_owners,
+};
 pub use path::{PathElement, PathError, path_text};
 pub use set::FieldSet;
 pub use update::record_update;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Upstream's limit for the names of managers.
 const MANAGER_LEN_MAX: usize = 128;
@@ -71,6 +73,52 @@ pub fn manager_name(field_manager: &str, user_agent: &str) -> String {
     } else {
         name
     }
+}
+
+/// True if two states of an object differ in nothing but the times of their owners: writing the one over the other would be no
+/// write. An apply cannot know, since defaults and admission come after it.
+pub fn same_but_for_times(new: &Value, old: &Value) -> bool {
+    let fields = |object: &Value| object.as_object().map_or(0, Map::len);
+    let Value::Object(new_object) = new else {
+        return new == old;
+    };
+    fields(new) == fields(old)
+        && new_object.iter().all(|(name, value)| match old.get(name) {
+            Some(other) if name == "metadata" => same_metadata(value, other),
+            other => other == Some(value),
+        })
+}
+
+fn same_metadata(new: &Value, old: &Value) -> bool {
+    let (Value::Object(new), Value::Object(old)) = (new, old) else {
+        return new == old;
+    };
+    new.len() == old.len()
+        && new
+            .iter()
+            .zip(old)
+            .all(|((name, value), (other_name, other))| {
+                name == other_name
+                    && if name == "managedFields" {
+                        same_owners(value, other)
+                    } else {
+                        value == other
+                    }
+            })
+}
+
+fn same_owners(new: &Value, old: &Value) -> bool {
+    let (Value::Array(new), Value::Array(old)) = (new, old) else {
+        return new == old;
+    };
+    // Entries are ordered by time, so the same ones may stand elsewhere.
+    let has = |entry: &Value| old.iter().any(|other| untimed(entry).eq(untimed(other)));
+    new.len() == old.len() && new.iter().all(has)
+}
+
+fn untimed(entry: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    let fields = entry.as_object().into_iter().flatten();
+    fields.filter(|(name, _)| *name != "time")
 }
 
 /// Puts the list into the object, or takes it away.

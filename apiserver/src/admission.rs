@@ -201,6 +201,11 @@ impl Admission {
         }
     }
 
+    /// Whether anybody but our own plugins has a say: webhooks or policies.
+    pub(crate) fn asks_others(&self, snapshot: &Snapshot) -> bool {
+        self.webhooks.are_configured(snapshot) || self.policies.are_configured(snapshot)
+    }
+
     /// Changes the object as the plugins want it.
     ///
     /// # Errors

@@ -111,7 +111,7 @@ impl<'s> Walk<'s> {
     }
 
     /// Go's zero value as it appears in JSON.
-    fn zero(&self, shape: &Shape) -> Value {
+    pub(super) fn zero(&self, shape: &Shape) -> Value {
         match shape {
             Shape::Struct(id) => {
                 let mut object = Map::new();
@@ -136,7 +136,7 @@ impl<'s> Walk<'s> {
     }
 
     /// Adds what Go writes even when it was not given; `present` has a bit per field that was.
-    fn fill(&self, def: &TypeDef, present: u128, object: &mut Map<String, Value>) {
+    pub(super) fn fill(&self, def: &TypeDef, present: u128, object: &mut Map<String, Value>) {
         for at in &def.always {
             if present & bit(*at) == 0 {
                 let field = &def.fields[*at];
@@ -153,12 +153,12 @@ impl<'s> Walk<'s> {
     }
 }
 
-fn bit(at: usize) -> u128 {
+pub(super) fn bit(at: usize) -> u128 {
     1u128 << (at & 127)
 }
 
 /// Is this what `omitempty` leaves out? Structs never are, quantities and the like included.
-fn is_zero(shape: &Shape, value: &Value) -> bool {
+pub(super) fn is_zero(shape: &Shape, value: &Value) -> bool {
     match (shape, value) {
         (Shape::Bool, Value::Bool(value)) => !value,
         (Shape::Int32 | Shape::Int64 | Shape::Float, Value::Number(number)) => {

@@ -1,7 +1,7 @@
 //! Server-side apply: merge, drop what this manager no longer applies, find conflicts, write down the owners.
 
 use super::entries::{Managed, Operation, Owned, Owner};
-use super::merge::{merge, prune};
+use super::merge::{is_merged, merge, prune};
 use super::node::Node;
 use super::path::{PathElement, path_text};
 use super::set::FieldSet;
@@ -9,8 +9,9 @@ use super::update::take_over;
 use super::walk::Scope;
 use super::{Writer, last_applied, set_managed_fields};
 use crate::codec;
-use crate::schema::{Schema, TypeId};
+use crate::schema::{self, Schema, TypeId};
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 
 /// The manager that owns what an object had before its first apply.
 const BEFORE_FIRST_APPLY: &str = "before-first-apply";
@@ -108,17 +109,18 @@ fn conflict_message(conflicts: &[Conflict]) -> String {
     )
 }
 
-/// Merges a configuration into the live object and records the ownership. The answer is in canonical form, and equal to `live`
-/// if nothing changed.
+/// Merges a configuration into the live object and records the ownership. The answer is in canonical form, and `live` itself if
+/// nothing changed.
 ///
-/// `applied` must hold what the client wrote and nothing more: defaults or zero values in it would be owned.
-pub fn apply(
+/// `applied` must hold what the client wrote, as [`codec::decode_applied_json`] reads it, and nothing more: defaults or zero
+/// values in it would be owned.
+pub fn apply<'v>(
     schema: &Schema,
     type_id: TypeId,
-    live: Option<&Value>,
+    live: Option<&'v Value>,
     applied: &Value,
     options: &ApplyOptions<'_>,
-) -> Result<Value, ApplyError> {
+) -> Result<Cow<'v, Value>, ApplyError> {
     if applied
         .pointer("/metadata/managedFields")
         .is_some_and(|list| !list.is_null())
@@ -160,13 +162,13 @@ pub fn apply(
     }
 }
 
-fn apply_once(
+fn apply_once<'v>(
     schema: &Schema,
     type_id: TypeId,
-    live: Option<&Value>,
+    live: Option<&'v Value>,
     applied: &Value,
     options: &ApplyOptions<'_>,
-) -> Result<Value, ApplyError> {
+) -> Result<Cow<'v, Value>, ApplyError> {
     let writer = &options.writer;
     let scope = Scope {
         schema,
@@ -188,65 +190,103 @@ fn apply_once(
         api_version: writer.api_version.to_owned(),
         subresource: writer.subresource.to_owned(),
     };
-    let last = managed.get(&owner).map(Owned::set);
-    let mut merged = without_managed_fields(live);
+    let same_set = managed.get(&owner).is_some_and(|entry| entry.is(&set));
+    // The common case of whoever applies again and again; the annotation of kubectl's may follow all the same.
+    if let Some(live) = live
+        && same_set
+        && !(writer.manager == last_applied::MANAGER && last_applied::is_kept(live))
+        && is_merged(schema, root, live, applied)
+    {
+        return Ok(Cow::Borrowed(live));
+    }
+    let mut merged = live.map_or_else(|| Value::Object(Map::new()), without_owners);
     merge(schema, root, &mut merged, applied);
-    if let Some(last) = last.filter(|last| !last.difference(&set).is_empty()) {
-        let others = managed
-            .entries
-            .iter()
-            .filter(|entry| !entry.owner.same(&owner));
-        let mut kept = others.fold(set.clone(), |kept, entry| kept.union(entry.set()));
-        keep_identity(&mut kept);
-        prune(schema, root, &mut merged, last, &kept);
+    if !same_set {
+        fold_leaves(managed.entries.iter_mut(), scope);
+    }
+    if !same_set && prune_unapplied(scope, &managed, &owner, &set, &mut merged) {
         // What lost its last item is gone now, though the configuration may name it, empty: it stays, or the next apply of the
         // same would bring it back.
         merge(schema, root, &mut merged, applied);
     }
 
+    // Before the canonical form leaves out zeros: to set one that was none is a change, and may conflict.
     let diff = scope.compare(live, &merged);
     let changed = diff.added.union(&diff.modified);
+    if same_set && !diff.is_empty() {
+        let others = managed.entries.iter_mut();
+        fold_leaves(others.filter(|entry| !entry.owner.same(&owner)), scope);
+    }
     if !options.force {
         refuse_conflicts(&managed, &owner, &changed)?;
     }
     // After the comparison: the annotation follows the configuration, nobody applied it.
     let annotated =
         writer.manager == last_applied::MANAGER && last_applied::refresh(&mut merged, applied);
-    let same_set = managed.get(&owner).is_some_and(|entry| *entry.set() == set);
+    // An older form of the same set.
+    let same_set = same_set || managed.get(&owner).is_some_and(|entry| entry.is(&set));
     if let Some(live) = live.filter(|_| diff.is_empty() && same_set) {
         // Not even the spelling of zero values may make this a write.
         if !annotated {
-            return Ok(live.clone());
+            return Ok(Cow::Borrowed(live));
         }
         let mut merged = canonical(scope, merged)?;
         let stored = live.pointer("/metadata/managedFields");
         set_managed_fields(&mut merged, stored.cloned());
-        return Ok(merged);
+        return Ok(Cow::Owned(merged));
     }
     let mut merged = canonical(scope, merged)?;
     // A zero spelled out deep in an atomic list differs, and does not once it is stored.
     if let Some(live) = live.filter(|live| same_set && same_apart_from_owners(live, &merged)) {
-        return Ok(live.clone());
+        return Ok(Cow::Borrowed(live));
     }
-    for entry in managed
-        .entries
-        .iter_mut()
-        .filter(|entry| !entry.owner.same(&owner))
-    {
-        for lost in [&changed, &diff.removed] {
-            if !lost.is_empty() {
-                let left = entry.set().recursive_difference(lost);
-                entry.replace_set(left);
-            }
-        }
+    for lost in [&changed, &diff.removed] {
+        take_from_others(&mut managed, &owner, lost);
     }
     own(&mut managed, owner, set, writer);
     set_managed_fields(&mut merged, managed.write());
-    Ok(merged)
+    Ok(Cow::Owned(merged))
+}
+
+/// Takes out what this manager applied before, does not apply any more, and nobody else owns; says whether there was any.
+fn prune_unapplied(
+    scope: Scope<'_>,
+    managed: &Managed<'_>,
+    owner: &Owner,
+    set: &FieldSet,
+    merged: &mut Value,
+) -> bool {
+    let last = managed.get(owner).map(Owned::set);
+    let Some(last) = last.filter(|last| !last.difference(set).is_empty()) else {
+        return false;
+    };
+    let others = managed.entries.iter();
+    let others = others.filter(|entry| !entry.owner.same(owner));
+    let mut kept = others.fold(set.clone(), |kept, entry| kept.union(entry.set()));
+    keep_identity(&mut kept);
+    let root = Node::Struct(scope.schema.def(scope.type_id));
+    prune(scope.schema, root, merged, last, &kept);
+    true
+}
+
+fn take_from_others(managed: &mut Managed<'_>, owner: &Owner, lost: &FieldSet) {
+    if lost.is_empty() {
+        return;
+    }
+    let others = managed.entries.iter_mut();
+    for entry in others.filter(|entry| !entry.owner.same(owner)) {
+        let left = entry.set().recursive_difference(lost);
+        entry.replace_set(left);
+    }
 }
 
 /// A configuration may spell out what the canonical form leaves out, and leave out what it spells out.
-fn canonical(scope: Scope<'_>, merged: Value) -> Result<Value, ApplyError> {
+fn canonical(scope: Scope<'_>, mut merged: Value) -> Result<Value, ApplyError> {
+    if std::ptr::eq(scope.schema, schema::builtin()) {
+        // Both halves were read along this schema.
+        codec::settle(scope.schema, scope.type_id, &mut merged);
+        return Ok(merged);
+    }
     let object = object_text(&merged);
     match codec::canonicalize(scope.schema, scope.type_id, merged) {
         Ok(decoded) => Ok(decoded.value),
@@ -265,12 +305,6 @@ fn read_managed<'v>(scope: Scope<'_>, live: Option<&'v Value>, writer: &Writer<'
         return Managed::default();
     };
     let mut managed = Managed::read(live.pointer("/metadata/managedFields")).unwrap_or_default();
-    let root = Node::Struct(scope.schema.def(scope.type_id));
-    for entry in &mut managed.entries {
-        if let Some(set) = entry.set().with_leaves_of(scope.schema, root) {
-            entry.replace_set(set);
-        }
-    }
     if managed.is_empty() {
         let before = Writer {
             manager: BEFORE_FIRST_APPLY,
@@ -279,6 +313,16 @@ fn read_managed<'v>(scope: Scope<'_>, live: Option<&'v Value>, writer: &Writer<'
         take_over(&mut managed, scope.compare(None, live), &before);
     }
     managed
+}
+
+/// Sets from before a field became atomic own it as a whole.
+fn fold_leaves<'e, 'v: 'e>(entries: impl Iterator<Item = &'e mut Owned<'v>>, scope: Scope<'_>) {
+    let root = Node::Struct(scope.schema.def(scope.type_id));
+    for entry in entries {
+        if let Some(set) = entry.set().with_leaves_of(scope.schema, root) {
+            entry.replace_set(set);
+        }
+    }
 }
 
 fn refuse_conflicts(
@@ -334,8 +378,8 @@ fn keep_identity(kept: &mut FieldSet) {
     }
 }
 
-/// True if the live object is this one, whoever owns it.
-fn same_apart_from_owners(live: &Value, merged: &Value) -> bool {
+/// True if the live object is this one, whoever owns it; `merged` comes without owners.
+pub fn same_apart_from_owners(live: &Value, merged: &Value) -> bool {
     let (Some(live), Some(merged)) = (live.as_object(), merged.as_object()) else {
         return false;
     };
@@ -350,8 +394,8 @@ fn same_apart_from_owners(live: &Value, merged: &Value) -> bool {
 }
 
 /// A copy of the object without its owners, which are often larger than all the rest.
-fn without_managed_fields(live: Option<&Value>) -> Value {
-    let Some(Value::Object(live)) = live else {
+pub fn without_owners(live: &Value) -> Value {
+    let Value::Object(live) = live else {
         return Value::Object(Map::new());
     };
     let copy = |(name, value): (&String, &Value)| {

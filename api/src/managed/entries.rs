@@ -5,6 +5,7 @@
 
 use super::set::FieldSet;
 use serde_json::{Map, Value};
+use std::cell::OnceCell;
 
 /// More Update entries than this are merged, oldest first.
 const UPDATE_ENTRIES_MAX: usize = 10;
@@ -32,7 +33,8 @@ pub(super) struct Owner {
 pub(super) struct Owned<'v> {
     pub(super) owner: Owner,
     pub(super) time: Option<String>,
-    set: FieldSet,
+    /// Read when first asked for: an entry that nothing happens to is written back unread.
+    set: OnceCell<FieldSet>,
     /// The set as it was read, as long as it has not changed.
     raw: Option<&'v Value>,
 }
@@ -62,20 +64,38 @@ impl<'v> Owned<'v> {
         Self {
             owner,
             time: Some(time),
-            set,
+            set: set.into(),
             raw: None,
         }
     }
 
     pub(super) fn set(&self) -> &FieldSet {
-        &self.set
+        self.set.get_or_init(|| {
+            let read = self.raw.map(FieldSet::from_fields_v1);
+            read.and_then(Result::ok).unwrap_or_default()
+        })
+    }
+
+    /// Whether this is the entry's set.
+    pub(super) fn is(&self, set: &FieldSet) -> bool {
+        match (self.set.get(), self.raw) {
+            (None, Some(raw)) if set.is_written_as(raw) => true,
+            _ => self.set() == set,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        match (self.set.get(), self.raw.and_then(Value::as_object)) {
+            (None, Some(raw)) if raw.keys().any(|name| name != ".") => false,
+            _ => self.set().is_empty(),
+        }
     }
 
     /// Gives the entry another set; says whether it differs.
     pub(super) fn replace_set(&mut self, set: FieldSet) -> bool {
-        let differs = self.set != set;
+        let differs = !self.is(&set);
         if differs {
-            self.set = set;
+            self.set = set.into();
             self.raw = None;
         }
         differs
@@ -106,8 +126,6 @@ impl<'v> Owned<'v> {
             return Err(Unreadable);
         }
         let raw = entry.get("fieldsV1");
-        let set = raw.map_or(Ok(FieldSet::new()), FieldSet::from_fields_v1);
-        let set = set.map_err(|_| Unreadable)?;
         let owner = Owner {
             manager: text("manager"),
             operation,
@@ -118,20 +136,19 @@ impl<'v> Owned<'v> {
         Ok(Self {
             owner,
             time,
-            set,
+            set: OnceCell::new(),
             raw,
         })
     }
 
     fn write(self) -> Value {
+        let raw = self.raw.cloned();
+        let fields = raw.unwrap_or_else(|| self.set().to_fields_v1());
         let mut entry = Map::new();
         let mut put = |name: &str, value: Value| entry.insert(name.to_owned(), value);
         put("apiVersion", Value::String(self.owner.api_version));
         put("fieldsType", Value::from("FieldsV1"));
-        put(
-            "fieldsV1",
-            self.raw.cloned().unwrap_or_else(|| self.set.to_fields_v1()),
-        );
+        put("fieldsV1", fields);
         put("manager", Value::String(self.owner.manager));
         put(
             "operation",
@@ -151,7 +168,7 @@ impl<'v> Owned<'v> {
 }
 
 impl<'v> Managed<'v> {
-    /// Reads the list; no list is an empty one.
+    /// Reads the list; no list is an empty one. What the sets say is looked at only by [`Self::read_sent`].
     pub(super) fn read(list: Option<&'v Value>) -> Result<Self, Unreadable> {
         let Some(list) = list.filter(|list| !list.is_null()) else {
             return Ok(Self::default());
@@ -165,6 +182,19 @@ impl<'v> Managed<'v> {
             entries.push(entry);
         }
         Ok(Self { entries })
+    }
+
+    /// Reads a list that a client sent, to the end.
+    pub(super) fn read_sent(list: Option<&'v Value>) -> Result<Self, Unreadable> {
+        let managed = Self::read(list)?;
+        for entry in &managed.entries {
+            let set = match entry.raw {
+                Some(raw) => FieldSet::from_fields_v1(raw).map_err(|_| Unreadable)?,
+                None => FieldSet::new(),
+            };
+            entry.set.get_or_init(|| set);
+        }
+        Ok(managed)
     }
 
     /// The list as stored: appliers first, then by time, then by name. Entries without fields are left out.
@@ -200,7 +230,7 @@ impl<'v> Managed<'v> {
     }
 
     pub(super) fn drop_empty(&mut self) {
-        self.entries.retain(|entry| !entry.set.is_empty());
+        self.entries.retain(|entry| !entry.is_empty());
     }
 
     /// Merges the oldest Update entries of each version until few enough are left.
@@ -237,7 +267,7 @@ impl<'v> Managed<'v> {
                 .find(|bucket| bucket.owner.api_version == entry.owner.api_version);
             match bucket {
                 Some(bucket) if count > UPDATE_ENTRIES_MAX => {
-                    let merged = bucket.set.union(&entry.set);
+                    let merged = bucket.set().union(entry.set());
                     bucket.owner.manager = ANCIENT_CHANGES.to_owned();
                     bucket.owner.subresource.clear();
                     bucket.replace_set(merged);

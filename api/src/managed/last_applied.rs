@@ -32,6 +32,12 @@ pub(super) fn owned(scope: Scope<'_>, live: &Value) -> Option<FieldSet> {
     )
 }
 
+/// Whether the object has the annotation.
+pub(super) fn is_kept(live: &Value) -> bool {
+    let annotations = live.pointer("/metadata/annotations");
+    annotations.is_some_and(|all| all.get(ANNOTATION).is_some())
+}
+
 /// Writes the configuration into the annotation if there is one; drops it if it grew too long. Says
 /// whether it changed.
 pub(super) fn refresh(merged: &mut Value, applied: &Value) -> bool {

@@ -3,7 +3,7 @@
 //! Input: values, their schema, field sets. Output: the changed value. Items keep upstream's order: those that are applied in the
 //! order of the configuration, those that are only live where they were between them.
 
-use super::node::{Node, stored_item_element};
+use super::node::{Node, same_keys, stored_item_element};
 use super::path::PathElement;
 use super::set::{Entry, FieldSet};
 use crate::schema::Schema;
@@ -29,11 +29,46 @@ pub(super) fn merge(schema: &Schema, node: Node<'_>, live: &mut Value, applied: 
                 }
             }
         }
+        (Node::Keyed(..), Value::Array(live), Value::Array(applied))
+            if same_keys(node, live, applied) =>
+        {
+            let item = node.of_item(schema);
+            for (live, applied) in live.iter_mut().zip(applied) {
+                merge(schema, item, live, applied);
+            }
+        }
         (Node::Set | Node::Keyed(..), Value::Array(live), Value::Array(applied)) => {
             let merged = merge_items(schema, node, std::mem::take(live), applied);
             *live = merged;
         }
-        (_, live, applied) => *live = applied.clone(),
+        (_, live, applied) => {
+            if live != applied {
+                *live = applied.clone();
+            }
+        }
+    }
+}
+
+/// True if merging would change nothing. False where that is not cheap to see.
+pub(super) fn is_merged(schema: &Schema, node: Node<'_>, live: &Value, applied: &Value) -> bool {
+    match (node, live, applied) {
+        (
+            Node::Struct(_) | Node::Map(_) | Node::Untyped,
+            Value::Object(live),
+            Value::Object(applied),
+        ) => applied.iter().all(|(name, value)| match live.get(name) {
+            None => value.is_null() && !matches!(node, Node::Map(_)),
+            Some(present) => {
+                present == value || is_merged(schema, node.of_entry(schema, name), present, value)
+            }
+        }),
+        (Node::Keyed(..), Value::Array(live), Value::Array(applied)) => {
+            let item = node.of_item(schema);
+            let mut pairs = live.iter().zip(applied);
+            same_keys(node, live, applied)
+                && pairs.all(|(live, applied)| is_merged(schema, item, live, applied))
+        }
+        (_, live, applied) => live == applied,
     }
 }
 

@@ -111,10 +111,31 @@ pub(super) fn item_element(
             _ => default_key(schema, element, key)
                 .ok_or_else(|| ItemError::MissingKey(key.to_string()))?,
         };
-        fields.push((Box::<str>::from(key.as_ref()), value));
+        // The keys of built-in lists are no copies already.
+        fields.push((key.clone(), value));
     }
     fields.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(PathElement::Key(fields.into()))
+}
+
+/// True if two keyed lists have the same items in the same order, each once, and each says its keys: then they can be compared
+/// and merged item by item. Others take the long way.
+pub(super) fn same_keys(node: Node<'_>, a: &[Value], b: &[Value]) -> bool {
+    /// More are sorted rather than compared each with each.
+    const ITEMS_MAX: usize = 32;
+    let Node::Keyed(keys, _) = node else {
+        return false;
+    };
+    let same = |a: &Value, b: &Value| {
+        keys.iter().all(|key| {
+            let (a, b) = (a.get(key.as_ref()), b.get(key.as_ref()));
+            a.is_some_and(|a| !a.is_null()) && a == b
+        })
+    };
+    a.len() == b.len()
+        && a.len() <= ITEMS_MAX
+        && a.iter().zip(b).all(|(a, b)| same(a, b))
+        && (1..a.len()).all(|at| !a[..at].iter().any(|other| same(other, &a[at])))
 }
 
 /// As [`item_element`] for stored objects, which must have some path whatever they hold: a missing key counts as null.

@@ -3,17 +3,25 @@
 //! Input and output: the text form of fieldsV1 (`f:name`, `k:{"name":"x"}`, `v:"x"`, `i:0`) and the form that messages use
 //! (`.name`, `[name="x"]`, `[="x"]`, `[0]`). It knows nothing of schemas.
 
+use crate::schema;
+use serde::de::{DeserializeSeed, Error, MapAccess, Visitor};
 use serde_json::Value;
+use std::borrow::Cow;
 use std::cmp::Ordering;
+use std::collections::HashSet;
 use std::fmt;
+use std::sync::OnceLock;
+
+/// The name of a field: those that the built-in schema has are not copied.
+pub(super) type Name = Cow<'static, str>;
 
 /// One step from a value to a part of it. The order is that of fieldsV1: fields, keys, values, indices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PathElement {
     /// A struct field or map entry.
-    Field(Box<str>),
+    Field(Name),
     /// The item of an associative list with these key fields, sorted by name.
-    Key(Box<[(Box<str>, Value)]>),
+    Key(Box<[(Name, Value)]>),
     /// The item of a set with this value.
     Value(Value),
     /// The item at this place of a list.
@@ -28,14 +36,14 @@ pub struct PathError(pub String);
 impl PathElement {
     /// A field or map entry.
     pub fn field(name: &str) -> Self {
-        Self::Field(name.into())
+        Self::Field(known_name(name))
     }
 
     /// A list item by its keys, in any order.
-    pub fn key<N: Into<Box<str>>>(fields: impl IntoIterator<Item = (N, Value)>) -> Self {
-        let mut fields: Vec<(Box<str>, Value)> = fields
+    pub fn key<N: AsRef<str>>(fields: impl IntoIterator<Item = (N, Value)>) -> Self {
+        let mut fields: Vec<(Name, Value)> = fields
             .into_iter()
-            .map(|(name, value)| (name.into(), value))
+            .map(|(name, value)| (known_name(name.as_ref()), value))
             .collect();
         fields.sort_by(|a, b| a.0.cmp(&b.0));
         Self::Key(fields.into())
@@ -50,10 +58,15 @@ impl PathElement {
             "v:" => serde_json::from_str(rest)
                 .map(Self::Value)
                 .map_err(|_| bad()),
-            "k:" => match serde_json::from_str(rest) {
-                Ok(Value::Object(fields)) if !fields.is_empty() => Ok(Self::key(fields)),
-                _ => Err(bad()),
-            },
+            "k:" => {
+                let mut json = serde_json::Deserializer::from_str(rest);
+                match KeyFields.deserialize(&mut json) {
+                    Ok(fields) if !fields.is_empty() && json.end().is_ok() => {
+                        Ok(Self::Key(fields.into()))
+                    }
+                    _ => Err(bad()),
+                }
+            }
             "i:" => rest.parse().map(Self::Index).map_err(|_| bad()),
             _ => Err(bad()),
         }
@@ -83,6 +96,76 @@ impl PathElement {
                 text
             }
         }
+    }
+}
+
+/// The name of a field without a copy, if the built-in schema has it.
+pub(super) fn known_name(name: &str) -> Name {
+    static KNOWN: OnceLock<HashSet<&'static str>> = OnceLock::new();
+    let known = KNOWN.get_or_init(|| {
+        let fields = schema::builtin().types().flat_map(|(_, def)| &def.fields);
+        fields
+            .filter_map(|field| match &field.json {
+                Cow::Borrowed(name) => Some(*name),
+                Cow::Owned(_) => None,
+            })
+            .collect()
+    });
+    known
+        .get(name)
+        .map_or_else(|| Cow::Owned(name.to_owned()), |name| Cow::Borrowed(*name))
+}
+
+/// Reads the fields of a key, sorted by name; of one that comes twice the last counts.
+struct KeyFields;
+
+impl<'de> DeserializeSeed<'de> for KeyFields {
+    type Value = Vec<(Name, Value)>;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
+        json.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for KeyFields {
+    type Value = Vec<(Name, Value)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the fields of a key")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut fields: Vec<(Name, Value)> = Vec::with_capacity(2);
+        while let Some(name) = map.next_key_seed(KeyName)? {
+            let value = map.next_value()?;
+            match fields.binary_search_by(|(other, _)| other.cmp(&name)) {
+                Ok(at) => fields[at].1 = value,
+                Err(at) => fields.insert(at, (name, value)),
+            }
+        }
+        Ok(fields)
+    }
+}
+
+struct KeyName;
+
+impl<'de> DeserializeSeed<'de> for KeyName {
+    type Value = Name;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, json: D) -> Result<Name, D::Error> {
+        json.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for KeyName {
+    type Value = Name;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the name of a field")
+    }
+
+    fn visit_str<E: Error>(self, name: &str) -> Result<Name, E> {
+        Ok(known_name(name))
     }
 }
 

@@ -123,7 +123,7 @@ fn perform(live: Option<&Value>, write: &Write, seconds: i64) -> Option<Value> {
         force: write.verb == Verb::Force,
     };
     match apply(schema, type_id, live, &write.object, &options) {
-        Ok(new) => Some(new),
+        Ok(new) => Some(new.into_owned()),
         Err(ApplyError::Conflicts(conflicts)) => {
             assert!(write.verb == Verb::Apply && !conflicts.is_empty());
             None

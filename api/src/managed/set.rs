@@ -144,6 +144,32 @@ impl FieldSet {
         Value::Object(self.to_map(false))
     }
 
+    /// True if this is what [`Self::from_fields_v1`] would read, as [`Self::to_fields_v1`] writes it; nothing is read for it.
+    pub(super) fn is_written_as(&self, json: &Value) -> bool {
+        json.as_object().is_some_and(|map| self.is_map(map, false))
+    }
+
+    fn is_map(&self, map: &Map<String, Value>, itself: bool) -> bool {
+        let dot = usize::from(itself && !self.entries.is_empty());
+        // Fields come first, and in the same order in both.
+        let mut fields = map
+            .iter()
+            .filter_map(|(name, child)| Some((name.strip_prefix("f:")?, child)));
+        let mut child_of = |element: &PathElement| match element {
+            PathElement::Field(name) => {
+                let (written, child) = fields.next()?;
+                (written == name).then_some(child)
+            }
+            other => map.get(&other.to_fields_v1()),
+        };
+        map.len() == self.entries.len() + dot
+            && (dot == 0 || map.contains_key("."))
+            && self.entries.iter().all(|entry| {
+                let child = child_of(&entry.element).and_then(Value::as_object);
+                child.is_some_and(|child| entry.below.is_map(child, entry.member))
+            })
+    }
+
     /// The set with everything below the schema's leaves folded into them; none if nothing is below any.
     /// Sets from before a field became atomic have such paths.
     pub(super) fn with_leaves_of(&self, schema: &Schema, node: Node<'_>) -> Option<Self> {

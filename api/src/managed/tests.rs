@@ -3,6 +3,7 @@
 use super::*;
 use crate::schema::builtin;
 use serde_json::{Value, json};
+use std::borrow::Cow;
 
 const THEN: i64 = 1_700_000_000;
 
@@ -30,7 +31,7 @@ fn apply_as(
         writer: writer(manager, seconds),
         force: false,
     };
-    apply(builtin(), deployment_type(), live, applied, &options)
+    apply(builtin(), deployment_type(), live, applied, &options).map(Cow::into_owned)
 }
 
 fn force_as(manager: &str, live: &Value, applied: &Value, seconds: i64) -> Value {
@@ -38,7 +39,9 @@ fn force_as(manager: &str, live: &Value, applied: &Value, seconds: i64) -> Value
         writer: writer(manager, seconds),
         force: true,
     };
-    apply(builtin(), deployment_type(), Some(live), applied, &options).unwrap()
+    apply(builtin(), deployment_type(), Some(live), applied, &options)
+        .unwrap()
+        .into_owned()
 }
 
 fn update_as(manager: &str, old: Option<&Value>, mut new: Value, seconds: i64) -> Value {
@@ -422,6 +425,7 @@ fn a_scale_is_applied_to_the_object_it_scales() {
             &applied,
             &through_scale(force),
         )
+        .map(Cow::into_owned)
     };
     assert_eq!(
         run(false).unwrap_err().to_string(),

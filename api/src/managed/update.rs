@@ -59,7 +59,7 @@ fn decode_sent_or_stored<'v>(
     if sent.is_some_and(is_reset) {
         return (Managed::default(), None);
     }
-    match Managed::read(sent) {
+    match Managed::read_sent(sent) {
         Ok(managed) if !managed.is_empty() => (managed, sent),
         _ => of_stored(),
     }

@@ -6,7 +6,9 @@
 //! Comparing follows Go's view of the object, since that is what ownership was defined over: a struct that is not a pointer is
 //! there even when the JSON does not show it, so gaining its first field adds that field and not the struct.
 
-use super::node::{Node, always_present, item_element, left_out_when_zero, stored_item_element};
+use super::node::{
+    Node, always_present, item_element, left_out_when_zero, same_keys, stored_item_element,
+};
 use super::path::{PathElement, path_text};
 use super::set::FieldSet;
 use crate::schema::{Schema, TypeDef, TypeId};
@@ -133,8 +135,18 @@ impl Scope<'_> {
             if self.skips(level, name) {
                 continue;
             }
-            let child = node.of_entry(self.schema, name);
-            path.push(PathElement::field(name));
+            let field = match node {
+                Node::Struct(def) => def.field(name),
+                _ => None,
+            };
+            let (child, element) = match field {
+                Some(field) => (
+                    Node::of_field(self.schema, field),
+                    PathElement::Field(field.json.clone()),
+                ),
+                None => (node.of_entry(self.schema, name), PathElement::field(name)),
+            };
+            path.push(element);
             let below = self.owned(child, value, level.below(name), path)?;
             let element = path.pop().expect("pushed above");
             let granular = match child {
@@ -144,11 +156,10 @@ impl Scope<'_> {
                 Node::Untyped => value.is_object(),
             };
             let empty_map = value.as_object().is_some_and(Map::is_empty);
-            set.put(
-                element,
-                !granular || empty_map || !node.declares(name),
-                below,
-            );
+            let member = !granular || empty_map || field.is_none();
+            // Every object has metadata: nobody owns that it has.
+            let member = member && level.below(name) != Level::Metadata;
+            set.put(element, member, below);
         }
         Ok(set)
     }
@@ -224,7 +235,7 @@ impl Scope<'_> {
                 Side::field(new_value, always, new),
             );
             self.part(
-                || PathElement::field(&field.json),
+                || PathElement::Field(field.json.clone()),
                 node,
                 old,
                 new,
@@ -259,6 +270,17 @@ impl Scope<'_> {
         if let (Side::Is(old), Side::Is(new)) = (old, new)
             && old == new
         {
+            return;
+        }
+        if let (Side::Is(Value::Array(old)), Side::Is(Value::Array(new))) = (old, new)
+            && same_keys(node, old, new)
+        {
+            let child = node.of_item(self.schema);
+            for (old, new) in old.iter().zip(new) {
+                let element = || stored_item_element(self.schema, node, new);
+                let (old, new) = (Side::Is(old), Side::Is(new));
+                self.part(element, child, old, new, Level::Inner, diff);
+            }
             return;
         }
         let (old, new) = (self.indexed(node, old), self.indexed(node, new));
@@ -335,6 +357,12 @@ impl Scope<'_> {
         ) {
             return;
         }
+        // Most of an object is the same before and after, and sameness is cheap to see.
+        if let (Side::Is(old), Side::Is(new)) = (old, new)
+            && old == new
+        {
+            return;
+        }
         let mut below = Comparison::default();
         let leaf = is_leaf(node, old, new);
         if !leaf {
@@ -345,10 +373,18 @@ impl Scope<'_> {
         if !is_new && !is_gone && !changed && below.is_empty() {
             return;
         }
+        // Every object has metadata: nobody owns that it has.
+        let owned = level != Level::Metadata;
         let element = element();
-        diff.added.put(element.clone(), is_new, below.added);
-        diff.removed.put(element.clone(), is_gone, below.removed);
-        diff.modified.put(element, changed, below.modified);
+        for (set, member, below) in [
+            (&mut diff.added, is_new, below.added),
+            (&mut diff.removed, is_gone, below.removed),
+            (&mut diff.modified, changed, below.modified),
+        ] {
+            if member && owned || !below.is_empty() {
+                set.put(element.clone(), member && owned, below);
+            }
+        }
     }
 
     fn indexed<'v>(self, node: Node<'_>, side: Side<'v>) -> Vec<(PathElement, &'v Value)> {

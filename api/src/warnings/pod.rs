@@ -1,6 +1,7 @@
 //! Pods and templates of Pods.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 
 use serde_json::Value;
 
@@ -65,8 +66,8 @@ pub(super) fn warn(pod: &Value, at: &str, template: bool, warnings: &mut Vec<Str
     volumes(spec, at, warnings);
     duplicates(spec, at, warnings);
     for name in ["memory", "ephemeral-storage"] {
-        let path = format!("{at}spec.overhead[{name}]");
-        fraction(&spec["overhead"][name], &path, warnings);
+        let path = format_args!("{at}spec.overhead[{name}]");
+        fraction(&spec["overhead"][name], path, warnings);
     }
     security(pod, at, template, warnings);
     for (path, container) in containers(spec, at) {
@@ -74,12 +75,12 @@ pub(super) fn warn(pod: &Value, at: &str, template: bool, warnings: &mut Vec<Str
             for list in ["limits", "requests"] {
                 fraction(
                     &container["resources"][list][field],
-                    &format!("{path}.resources.{list}[{field}]"),
+                    format_args!("{path}.resources.{list}[{field}]"),
                     warnings,
                 );
             }
         }
-        environment(container, &path, warnings);
+        environment(container, path, warnings);
     }
     ports(spec, at, warnings);
     if spec["terminationGracePeriodSeconds"]
@@ -93,13 +94,27 @@ pub(super) fn warn(pod: &Value, at: &str, template: bool, warnings: &mut Vec<Str
     affinity(spec, at, warnings);
 }
 
-fn containers<'v>(spec: &'v Value, at: &str) -> Vec<(String, &'v Value)> {
-    let mut all = Vec::new();
-    for list in ["initContainers", "containers", "ephemeralContainers"] {
-        let found = items(&spec[list]).enumerate();
-        all.extend(found.map(|(number, one)| (format!("{at}spec.{list}[{number}]"), one)));
+/// Where a container stands; written out only for those that are warned of.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    at: &'a str,
+    list: &'static str,
+    number: usize,
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Place { at, list, number } = self;
+        write!(f, "{at}spec.{list}[{number}]")
     }
-    all
+}
+
+fn containers<'v>(spec: &'v Value, at: &'v str) -> impl Iterator<Item = (Place<'v>, &'v Value)> {
+    let lists = ["initContainers", "containers", "ephemeralContainers"];
+    lists.into_iter().flat_map(move |list| {
+        let found = items(&spec[list]).enumerate();
+        found.map(move |(number, one)| (Place { at, list, number }, one))
+    })
 }
 
 fn placement(spec: &Value, at: &str, warnings: &mut Vec<String>) {
@@ -192,7 +207,7 @@ fn duplicates(spec: &Value, at: &str, warnings: &mut Vec<String>) {
 }
 
 /// A number of bytes with a fraction.
-pub(super) fn fraction(amount: &Value, path: &str, warnings: &mut Vec<String>) {
+pub(super) fn fraction(amount: &Value, path: impl fmt::Display, warnings: &mut Vec<String>) {
     let Some(amount) = amount.as_str().and_then(|text| Quantity::parse(text).ok()) else {
         return;
     };
@@ -213,6 +228,9 @@ fn security(pod: &Value, at: &str, template: bool, warnings: &mut Vec<String>) {
         warnings.push(format!(
             "{at}metadata.annotations[{OLD_SECCOMP}]: {instead}"
         ));
+    }
+    if !pod["metadata"]["annotations"].is_object() {
+        return;
     }
     for (_, container) in containers(spec, at) {
         let name = container["name"].as_str().unwrap_or_default();
@@ -235,7 +253,7 @@ fn security(pod: &Value, at: &str, template: bool, warnings: &mut Vec<String>) {
     }
 }
 
-fn environment(container: &Value, path: &str, warnings: &mut Vec<String>) {
+fn environment(container: &Value, path: Place<'_>, warnings: &mut Vec<String>) {
     let mut seen = HashSet::new();
     for (number, variable) in items(&container["env"]).enumerate() {
         let name = variable["name"].as_str().unwrap_or_default();
@@ -255,18 +273,31 @@ fn environment(container: &Value, path: &str, warnings: &mut Vec<String>) {
     }
 }
 
+/// Where a port stands.
+#[derive(Clone, Copy)]
+struct PortPlace<'a>(Place<'a>, usize);
+
+impl fmt::Display for PortPlace<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.ports[{}]", self.0, self.1)
+    }
+}
+
+fn host_ip(port: &Value) -> &str {
+    port["hostIP"].as_str().unwrap_or_default()
+}
+
 fn ports(spec: &Value, at: &str, warnings: &mut Vec<String>) {
-    let mut by_number: BTreeMap<String, Vec<(String, &Value)>> = BTreeMap::new();
-    let mut by_name: BTreeMap<&str, String> = BTreeMap::new();
+    let mut by_number: BTreeMap<(i64, &str), Vec<(PortPlace<'_>, &Value)>> = BTreeMap::new();
+    let mut by_name: BTreeMap<&str, PortPlace<'_>> = BTreeMap::new();
     let mut of_names = Vec::new();
     for (path, container) in containers(spec, at) {
         for (number, port) in items(&container["ports"]).enumerate() {
-            let place = format!("{path}.ports[{number}]");
-            let host_ip = |port: &Value| port["hostIP"].as_str().unwrap_or_default().to_owned();
+            let place = PortPlace(path, number);
             let host_port = |port: &Value| port["hostPort"].as_i64().unwrap_or(0);
             let protocol = port["protocol"].as_str().unwrap_or_default();
             let others = by_number
-                .entry(format!("{}/{protocol}", port["containerPort"]))
+                .entry((port["containerPort"].as_i64().unwrap_or(0), protocol))
                 .or_default();
             for (other_place, other) in others.iter() {
                 let (own, its) = (host_port(port), host_port(other));
@@ -283,7 +314,7 @@ fn ports(spec: &Value, at: &str, warnings: &mut Vec<String>) {
                     "{place}: {what} port definition with {other_place}"
                 ));
             }
-            others.push((place.clone(), port));
+            others.push((place, port));
             let Some(name) = port["name"].as_str().filter(|name| !name.is_empty()) else {
                 continue;
             };

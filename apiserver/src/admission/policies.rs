@@ -55,6 +55,12 @@ struct Denied {
 }
 
 impl Policies {
+    /// Whether there are any.
+    pub(super) fn are_configured(&self, snapshot: &Snapshot) -> bool {
+        let of_kind = |kind: &Configured<Policy>| !kind.at(snapshot, Policy::read).is_empty();
+        of_kind(&self.mutating) || of_kind(&self.validating)
+    }
+
     /// Lets the mutating policies change the object; of a second round only those that want it. Says whether one did.
     pub(super) async fn mutate(
         &self,

@@ -64,6 +64,12 @@ impl Pass {
 }
 
 impl Webhooks {
+    /// Whether there are any.
+    pub(super) fn are_configured(&self, snapshot: &Snapshot) -> bool {
+        let of_kind = |kind: &Configured<Vec<Hook>>| !kind.at(snapshot, Hook::read_all).is_empty();
+        of_kind(&self.mutating) || of_kind(&self.validating)
+    }
+
     /// Calls the mutating webhooks; of a second round only those that the first one left over.
     pub(super) async fn mutate(
         &self,

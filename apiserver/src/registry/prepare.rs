@@ -115,11 +115,6 @@ pub(crate) fn carry_over(object: &mut Value, old: &Value) {
     }
 }
 
-/// Nothing but the managed fields' times, if even those, would change by writing `new` over `old`.
-pub(crate) fn is_same(new: &Value, old: &Value) -> bool {
-    new == old
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;

@@ -48,7 +48,7 @@ pub(crate) async fn patch(call: &mut Call<'_>) -> Result<Response<Body>, ApiStat
         return change(call, dry_run, |call, object| {
             let configuration = call.entry.scale_configuration(object, &applied);
             Ok((
-                patch::apply(call, Some(object), &configuration)?,
+                patch::apply(call, Some(object), &configuration)?.into_owned(),
                 Ownership::Settled,
             ))
         })

@@ -111,6 +111,34 @@ async fn bad_patches_are_refused_with_a_reason() {
 }
 
 #[tokio::test]
+async fn a_zero_that_a_default_replaces_is_not_written_again_and_again() {
+    let server = Server::with_namespace().await;
+    let path = format!("{DEPLOYMENT}?fieldManager=one");
+    let mut spelled = deployment();
+    spelled["spec"]["template"]["spec"]["schedulerName"] = "".into();
+    spelled["spec"]["template"]["spec"]["containers"][0]["imagePullPolicy"] = "".into();
+    let created = server.apply(&path, &spelled).await.ok(201);
+    let template = &created["spec"]["template"]["spec"];
+    assert_eq!(template["schedulerName"], "default-scheduler");
+    for path in [&path, &format!("{path}&dryRun=All")] {
+        let again = server.apply(path, &spelled).await.ok(200);
+        assert_eq!(again, created, "{path}");
+    }
+    // Whoever else is there stays, and what it wrote is a write.
+    let scaled = json!({"spec": {"replicas": 3}});
+    let other = server.merge(DEPLOYMENT, &scaled).await.ok(200);
+    spelled["spec"].as_object_mut().unwrap().remove("replicas");
+    let less = server.apply(&path, &spelled).await.ok(200);
+    assert_ne!(
+        less["metadata"]["resourceVersion"],
+        other["metadata"]["resourceVersion"]
+    );
+    assert_eq!(less["spec"]["replicas"], 3);
+    let again = server.apply(&path, &spelled).await.ok(200);
+    assert_eq!(again, less);
+}
+
+#[tokio::test]
 async fn apply_creates_owns_and_conflicts() {
     let server = Server::with_namespace().await;
     let by = |manager: &str| format!("{DEPLOYMENT}?fieldManager={manager}");

@@ -42,6 +42,26 @@ async fn make(server: &Server, name: &str, data: Value) -> Answer {
 }
 
 #[tokio::test]
+async fn policies_judge_an_apply_that_changes_nothing() {
+    let server = Server::with_namespace().await;
+    let mut applied = deployment("d", 1);
+    applied["apiVersion"] = "apps/v1".into();
+    applied["kind"] = "Deployment".into();
+    let path = format!("{DEPLOYMENTS}/d?fieldManager=one");
+    let created = server.apply(&path, &applied).await.ok(201);
+    let again = server.apply(&path, &applied).await.ok(200);
+    assert_eq!(again, created);
+    let spec = json!({"validations": [{"expression": "object.metadata.managedFields.size() != 1", "message": "seen whole"}]});
+    let made = policy("ValidatingAdmissionPolicy", "all", spec, "apps/deployments");
+    install(&server, &made, json!({"validationActions": ["Deny"]})).await;
+    let (code, _, message) = server.apply(&path, &applied).await.failure();
+    assert!(
+        code == 422 && message.ends_with("seen whole"),
+        "{code} {message}"
+    );
+}
+
+#[tokio::test]
 async fn validating_policies_refuse_warn_and_explain() {
     let server = Server::with_namespace().await;
     let spec = json!({"variables": [{"name": "most", "expression": "request.userInfo.username == 'admin' ? 5 : 1"},

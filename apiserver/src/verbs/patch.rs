@@ -2,19 +2,24 @@
 //!
 //! A patch that names no resourceVersion is tried again on the newest object when another write came between.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use cox_api::codec::{self, Decoded, FieldProblem, ProblemKind};
 use cox_api::managed::{self, ApplyError, ApplyOptions};
 use cox_api::patch::{self, PatchError};
 use cox_api::status::ApiStatus;
+use cox_store::Object;
 use http::{Response, StatusCode};
 use serde_json::Value;
 
+use crate::admission::Operation;
 use crate::body::Body;
 use crate::call::{Call, FieldValidation};
 use crate::content::{self, PatchType};
 use crate::input::{self, Expected};
 use crate::refuse;
-use crate::verbs::write::{self, Ownership, RACE_ATTEMPTS, WriteError};
+use crate::verbs::write::{self, Outcome, Ownership, Phase, RACE_ATTEMPTS, WriteError};
 
 const OPTIONS: &str = "PatchOptions";
 
@@ -33,10 +38,20 @@ pub(crate) async fn patch(call: &mut Call<'_>) -> Result<Response<Body>, ApiStat
         };
         drop(snapshot);
         let old_value = call.api.registry.current(entry, &old).await?;
-        let (new, ownership) = if entry.as_stored {
+        let patched = if entry.as_stored {
             body.on(call, &old_value, validation)?
         } else {
-            body.on(call, &entry.from_storage(old_value.clone()), validation)?
+            let served = entry.from_storage(old_value.clone());
+            Patched::changed(body.on(call, &served, validation)?, &served)
+        };
+        let (new, ownership) = match patched {
+            Patched::Changed(new, ownership) => (new, ownership),
+            Patched::Unchanged => {
+                if let Some(outcome) = unchanged(call, &old, &old_value, dry_run).await? {
+                    return write::respond(call, StatusCode::OK, outcome).await;
+                }
+                (old_value.clone(), Ownership::Settled)
+            }
         };
         let wanted = new["metadata"]["resourceVersion"]
             .as_str()
@@ -79,9 +94,55 @@ async fn create_by_apply(
             "uid mismatch: the provided object specified uid but no existing object was found";
         return Err(refuse::conflict(call.entry, call.info.name, why));
     }
-    let merged = apply(call, None, applied)?;
+    let merged = apply(call, None, applied)?.into_owned();
     let outcome = write::create_value(call, merged, dry_run, Ownership::Settled).await?;
     write::respond(call, StatusCode::CREATED, outcome).await
+}
+
+/// What an apply that changes nothing leads to. Admission sees it as any other write; the stored object is as valid as it was,
+/// so unless admission changes it nothing is left to do and the answer is the stored one. None where others than our own
+/// plugins have a say, who are to see all of the object: then it goes the long way.
+async fn unchanged(
+    call: &Call<'_>,
+    old: &Arc<Object>,
+    old_value: &Value,
+    dry_run: bool,
+) -> Result<Option<Outcome>, ApiStatus> {
+    let snapshot = call.api.registry.store().snapshot();
+    let is_going = old_value["metadata"]["deletionTimestamp"].is_string();
+    if call.sub.is_some() || is_going || call.api.admission.asks_others(&snapshot) {
+        return Ok(None);
+    }
+    drop(snapshot);
+    let admit = async |object, phase| {
+        let (operation, old) = (Operation::Update, Some(old_value));
+        write::admit(call, operation, object, old, dry_run, phase).await
+    };
+    let object = admit(managed::without_owners(old_value), Phase::Mutate).await?;
+    if !managed::same_apart_from_owners(old_value, &object) {
+        return Ok(None);
+    }
+    write::warn(call, &object, Some(old_value));
+    admit(object, Phase::Validate).await?;
+    Ok(Some(Outcome::Stored(Arc::clone(old))))
+}
+
+/// What a patch makes of an object, in the served version.
+enum Patched {
+    /// An apply that the object has seen before.
+    Unchanged,
+    /// The object, and whether its owners are settled.
+    Changed(Value, Ownership),
+}
+
+impl Patched {
+    /// The same with an object in any case.
+    fn changed(self, old: &Value) -> Self {
+        match self {
+            Patched::Unchanged => Patched::Changed(old.clone(), Ownership::Settled),
+            changed @ Patched::Changed(..) => changed,
+        }
+    }
 }
 
 /// A parsed patch.
@@ -146,18 +207,21 @@ impl Patch {
         Ok(Patch::Apply(value))
     }
 
-    /// The patched object, in the served version, and whether its owners are settled.
+    /// Carries the patch out.
     fn on(
         &self,
         call: &mut Call<'_>,
         old: &Value,
         validation: FieldValidation,
-    ) -> Result<(Value, Ownership), ApiStatus> {
+    ) -> Result<Patched, ApiStatus> {
         let expected = Expected::object(call);
         let schema = call.entry.schema();
         let patched = match self {
             Patch::Apply(applied) => {
-                return Ok((apply(call, Some(old), applied)?, Ownership::Settled));
+                return Ok(match apply(call, Some(old), applied)? {
+                    Cow::Borrowed(_) => Patched::Unchanged,
+                    Cow::Owned(new) => Patched::Changed(new, Ownership::Settled),
+                });
             }
             Patch::Json(operations) => patch::json_patch(old, operations),
             Patch::Merge(change) => patch::merge_patch(old, change),
@@ -175,7 +239,7 @@ impl Patch {
         input::complete_type(&mut value, expected)?;
         input::judge(call, validation, expected, &problems)?;
         write::check_names(call, &mut value)?;
-        Ok((value, Ownership::Record))
+        Ok(Patched::Changed(value, Ownership::Record))
     }
 
     /// The patch itself says which revision it is for.
@@ -240,11 +304,11 @@ fn check_applied(
 }
 
 /// Merges a configuration; the outcome is in the canonical form, which the configuration itself is not.
-pub(crate) fn apply(
+pub(crate) fn apply<'v>(
     call: &Call<'_>,
-    live: Option<&Value>,
+    live: Option<&'v Value>,
     applied: &Value,
-) -> Result<Value, ApiStatus> {
+) -> Result<Cow<'v, Value>, ApiStatus> {
     let manager = call.manager();
     let options = ApplyOptions {
         writer: write::writer(call, &manager),
@@ -263,10 +327,9 @@ pub(crate) fn apply(
         return Ok(merged);
     }
     // A definition has defaults, and fields that it does not know.
-    let decoded = call.entry.canonicalize(merged);
-    Ok(decoded
-        .map_err(|error| refuse::bad_request(error.to_string()))?
-        .value)
+    let decoded = call.entry.canonicalize(merged.into_owned());
+    let decoded = decoded.map_err(|error| refuse::bad_request(error.to_string()))?;
+    Ok(Cow::Owned(decoded.value))
 }
 
 fn patch_error(call: &Call<'_>, error: &PatchError) -> ApiStatus {

@@ -301,7 +301,7 @@ async fn prepare_new(
 }
 
 /// Tells the client what the object holds in vain.
-fn warn(call: &Call<'_>, value: &Value, old: Option<&Value>) {
+pub(crate) fn warn(call: &Call<'_>, value: &Value, old: Option<&Value>) {
     if call.entry.custom.is_some() || call.sub.is_some() {
         return;
     }
@@ -434,15 +434,17 @@ async fn commit_change(
 ) -> Result<Outcome, WriteError> {
     let entry = call.entry;
     let registry = &call.api.registry;
+    let goes = ready_to_go(&new);
+    if !goes && managed::same_but_for_times(&new, old_value) {
+        return Ok(Outcome::Stored(Arc::clone(old)));
+    }
     if dry_run {
         return Ok(Outcome::Dry(new));
     }
     let (namespace, name) = prepare::names(entry, &new);
     let at = Precondition::Revision(old.revision);
-    let committed = if ready_to_go(&new) {
+    let committed = if goes {
         registry.commit_delete(entry, &namespace, &name, at).await
-    } else if prepare::is_same(&new, old_value) {
-        return Ok(Outcome::Stored(Arc::clone(old)));
     } else {
         let stored = registry.stored_form(entry, &new).await?;
         registry

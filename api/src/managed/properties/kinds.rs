@@ -130,7 +130,8 @@ impl Kind {
             force: step.verb == Verb::Force,
         };
         match apply(self.schema, self.type_id(), live, &step.object, &options) {
-            Ok(mut new) => {
+            Ok(new) => {
+                let mut new = new.into_owned();
                 self.default(&mut new, defaults);
                 Some(new)
             }

@@ -152,7 +152,7 @@ fn applied(entry: &Entry, object: &Value, mut configuration: Value) -> Result<Va
         &configuration,
         &options,
     );
-    let mut merged = merged.map_err(|error| error.to_string())?;
+    let mut merged = merged.map_err(|error| error.to_string())?.into_owned();
     if let Some(metadata) = merged.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.remove("managedFields");
         if let Some(owners) = owners {

@@ -59,30 +59,21 @@ fn concerns_remote(object: &Object, aggregator: &Aggregator) -> bool {
     known || decode_stored(&object.json).is_ok_and(|value| value["spec"]["service"].is_object())
 }
 
-/// Looks at all remote servers and publishes what was found.
+/// Looks at all remote servers, at the same time so that one that is silent makes none of the others wait, and publishes what
+/// was found.
 async fn look(aggregator: &Aggregator, registry: &Registry) {
+    let services = registry.list(GROUP, PLURAL, "");
+    let looks = services.into_iter().filter_map(|object| {
+        let service = decode_stored(&object.json).ok()?;
+        let remote = Remote::read(&service)?;
+        Some(async move {
+            let (remote, condition) = look_at(aggregator, registry, remote).await;
+            (object, service, remote, condition)
+        })
+    });
     let mut next = BTreeMap::new();
     let mut conditions = Vec::new();
-    for object in registry.list(GROUP, PLURAL, "") {
-        let Ok(service) = decode_stored(&object.json) else {
-            continue;
-        };
-        let Some(mut remote) = Remote::read(&service) else {
-            continue;
-        };
-        let found = ask(aggregator, registry, &remote).await;
-        let condition = match &found {
-            Ok(list) => {
-                remote.unavailable = None;
-                remote.resources = remote.rows(list);
-                remote.described = describe(aggregator, registry, &remote).await;
-                ("True", "Passed", "all checks passed".to_owned())
-            }
-            Err((reason, why)) => {
-                remote.unavailable = Some(why.clone());
-                ("False", *reason, why.clone())
-            }
-        };
+    for (object, service, remote, condition) in futures::future::join_all(looks).await {
         next.insert(object.key.path.to_string(), Arc::new(remote));
         conditions.push((object, service, condition));
     }
@@ -91,6 +82,30 @@ async fn look(aggregator: &Aggregator, registry: &Registry) {
     }
     for (object, service, (status, reason, message)) in conditions {
         write(registry, &object, service, status, reason, &message).await;
+    }
+}
+
+/// Status, reason and message of the condition Available.
+type Condition = (&'static str, &'static str, String);
+
+/// Looks at one server.
+async fn look_at(
+    aggregator: &Aggregator,
+    registry: &Registry,
+    mut remote: Remote,
+) -> (Remote, Condition) {
+    match ask(aggregator, registry, &remote).await {
+        Ok(list) => {
+            remote.unavailable = None;
+            remote.resources = remote.rows(&list);
+            remote.described = describe(aggregator, registry, &remote).await;
+            let passed = ("True", "Passed", "all checks passed".to_owned());
+            (remote, passed)
+        }
+        Err((reason, why)) => {
+            remote.unavailable = Some(why.clone());
+            (remote, ("False", reason, why))
+        }
     }
 }
 

@@ -231,19 +231,31 @@ pub(crate) fn format(headers: &HeaderMap) -> Result<Format, ApiStatus> {
     }
 }
 
+/// The types of patches; the last one is for kinds that the server was built with, custom ones do not say how lists merge.
+const PATCH_TYPES: [(&str, PatchType); 4] = [
+    ("application/json-patch+json", PatchType::Json),
+    ("application/merge-patch+json", PatchType::Merge),
+    ("application/apply-patch+yaml", PatchType::Apply),
+    (
+        "application/strategic-merge-patch+json",
+        PatchType::Strategic,
+    ),
+];
+
 /// The kind of patch in a request's body.
-pub(crate) fn patch_type(headers: &HeaderMap) -> Result<PatchType, ApiStatus> {
-    match media_type(headers) {
-        "application/json-patch+json" => Ok(PatchType::Json),
-        "application/merge-patch+json" => Ok(PatchType::Merge),
-        "application/strategic-merge-patch+json" => Ok(PatchType::Strategic),
-        "application/apply-patch+yaml" => Ok(PatchType::Apply),
-        _ => Err(refuse::unsupported_media_type(&[
-            "application/json-patch+json",
-            "application/merge-patch+json",
-            "application/strategic-merge-patch+json",
-            "application/apply-patch+yaml",
-        ])),
+pub(crate) fn patch_type(headers: &HeaderMap, is_custom: bool) -> Result<PatchType, ApiStatus> {
+    let types = &PATCH_TYPES[..PATCH_TYPES.len() - usize::from(is_custom)];
+    let asked = media_type(headers);
+    match types.iter().find(|(name, _)| *name == asked) {
+        Some((_, kind)) => Ok(*kind),
+        None => {
+            // In upstream's order.
+            let mut names: Vec<&str> = types.iter().map(|(name, _)| *name).collect();
+            if !is_custom {
+                names.swap(2, 3);
+            }
+            Err(refuse::unsupported_media_type(&names))
+        }
     }
 }
 
@@ -347,11 +359,25 @@ mod tests {
         assert_eq!(format(&headers).ok(), Some(Format::Yaml));
         headers.insert(CONTENT_TYPE, "image/png".parse().unwrap());
         assert!(format(&headers).is_err());
-        assert!(patch_type(&headers).is_err());
+        assert!(patch_type(&headers, false).is_err());
         headers.insert(
             CONTENT_TYPE,
             "application/apply-patch+yaml".parse().unwrap(),
         );
-        assert_eq!(patch_type(&headers).ok(), Some(PatchType::Apply));
+        assert_eq!(patch_type(&headers, true).ok(), Some(PatchType::Apply));
+        headers.insert(
+            CONTENT_TYPE,
+            "application/strategic-merge-patch+json".parse().unwrap(),
+        );
+        assert_eq!(patch_type(&headers, false).ok(), Some(PatchType::Strategic));
+        let refused = patch_type(&headers, true).unwrap_err();
+        assert_eq!(refused.code, 415);
+        assert!(
+            refused.message.ends_with(
+                "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml"
+            ),
+            "{}",
+            refused.message
+        );
     }
 }

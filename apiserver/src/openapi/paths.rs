@@ -17,6 +17,12 @@ const PATCH_TYPES: [&str; 4] = [
     "application/strategic-merge-patch+json",
     "application/apply-patch+yaml",
 ];
+/// Custom kinds do not say how lists merge; kubectl looks here before it sends a patch.
+const CUSTOM_PATCH_TYPES: [&str; 3] = [
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/apply-patch+yaml",
+];
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 
 /// What an operation is about.
@@ -183,10 +189,12 @@ fn operation(target: Target<'_>, verb: &str, everywhere: bool) -> Value {
         _ => None,
     };
     if let Some(body) = body {
-        let types: &[&str] = if verb == "patch" {
-            &PATCH_TYPES
-        } else {
-            &["*/*"]
+        let builtin = cox_api::schema::builtin();
+        let known = builtin.resource(&resource.group, &resource.version, &resource.plural);
+        let types: &[&str] = match verb {
+            "patch" if known.is_some() => &PATCH_TYPES,
+            "patch" => &CUSTOM_PATCH_TYPES,
+            _ => &["*/*"],
         };
         form.put_body(&mut operation, &mut parameters, &body, types, verb);
     }

@@ -37,7 +37,7 @@ pub(crate) async fn update(call: &mut Call<'_>) -> Result<Response<Body>, ApiSta
 /// PATCH of the scale, of any of the four types.
 pub(crate) async fn patch(call: &mut Call<'_>) -> Result<Response<Body>, ApiStatus> {
     let dry_run = call.dry_run("PatchOptions")?;
-    let kind = content::patch_type(call.headers)?;
+    let kind = content::patch_type(call.headers, call.entry.custom.is_some())?;
     let expected = expected(call)?;
     let schema = call.api.registry.schema();
     if kind == PatchType::Apply {

@@ -320,6 +320,28 @@ async fn apply_owns_items_by_their_keys() {
     assert_eq!(gone["spec"]["ports"], json!([{"name": "b", "port": 2}]));
 }
 
+#[tokio::test]
+async fn custom_resources_take_no_strategic_merge_patch() {
+    let server = Server::with_namespace().await;
+    define(&server, &crontabs()).await;
+    let one = crontab("one", json!({"replicas": 1}));
+    server.post(CRONTABS, &one).await.ok(201);
+    let one = format!("{CRONTABS}/one");
+    let strategic = "application/strategic-merge-patch+json";
+    for path in [one.clone(), format!("{one}/scale")] {
+        let patch = json!({"spec": {"replicas": 2}}).to_string();
+        let refused = server.with_body("PATCH", &path, strategic, patch).await;
+        let (code, reason, message) = refused.failure();
+        assert_eq!((code, reason.as_str()), (415, "UnsupportedMediaType"));
+        assert_eq!(
+            message,
+            "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml"
+        );
+    }
+    let merged = server.merge(&one, &json!({"spec": {"replicas": 2}})).await;
+    assert_eq!(merged.ok(200)["spec"]["replicas"], 2);
+}
+
 /// A definition of `things` whose spec has this schema.
 fn things(spec: Value) -> Value {
     json!({
@@ -424,10 +446,11 @@ async fn what_is_defined_is_published() {
         kind["x-kubernetes-group-version-kind"][0]["kind"],
         "CronTab"
     );
-    assert!(
-        document["paths"]["/apis/example.com/v1/namespaces/{namespace}/crontabs/{name}"]["patch"]
-            .is_object()
-    );
+    let item = "/apis/example.com/v1/namespaces/{namespace}/crontabs/{name}";
+    let patches = &document["paths"][item]["patch"]["requestBody"]["content"];
+    assert!(patches["application/merge-patch+json"].is_object());
+    // kubectl sends what it finds here.
+    assert!(patches["application/strategic-merge-patch+json"].is_null());
     let whole = server.get("/openapi/v2").await.ok(200);
     assert!(whole["definitions"]["com.example.v1.CronTab"]["properties"]["metadata"].is_object());
     assert!(whole["definitions"]["io.k8s.api.core.v1.Pod"].is_object());

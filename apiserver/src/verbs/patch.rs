@@ -27,7 +27,7 @@ const OPTIONS: &str = "PatchOptions";
 pub(crate) async fn patch(call: &mut Call<'_>) -> Result<Response<Body>, ApiStatus> {
     let dry_run = call.dry_run(OPTIONS)?;
     let validation = call.field_validation(OPTIONS)?;
-    let kind = content::patch_type(call.headers)?;
+    let kind = content::patch_type(call.headers, call.entry.custom.is_some())?;
     let body = Patch::read(call, kind, validation)?;
     let entry = call.entry;
     for _ in 0..RACE_ATTEMPTS {

@@ -1,7 +1,10 @@
 //! One rule for the condition lists of all kinds: a condition's `lastTransitionTime` moves only when its status does.
 
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::{DeploymentCondition, ReplicaSetCondition};
+use k8s_openapi::api::apps::v1::{
+    DaemonSetCondition, DeploymentCondition, ReplicaSetCondition, StatefulSetCondition,
+};
+use k8s_openapi::api::batch::v1::JobCondition;
 use k8s_openapi::api::core::v1::{NamespaceCondition, NodeCondition, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -47,8 +50,11 @@ macro_rules! any_condition {
 }
 
 any_condition!(
+    DaemonSetCondition,
     DeploymentCondition,
+    JobCondition,
     ReplicaSetCondition,
+    StatefulSetCondition,
     NamespaceCondition,
     NodeCondition,
     PodCondition

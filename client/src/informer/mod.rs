@@ -6,6 +6,7 @@
 //! object.
 
 mod cache;
+mod lenient;
 mod reflect;
 mod subscription;
 

@@ -1,5 +1,5 @@
 //! Keeps something current with the objects of a kind: list, then watch from the list's version; resume a broken watch where
-//! it ended, list again after 410 Gone, pause between failures.
+//! it ended, list again after 410 Gone and after what cannot be decoded ([`lenient`]), pause between failures.
 //!
 //! kube's own watcher is not used because it retries for ever where a server answers 410 to the watch request itself (it
 //! expects an ERROR event), and because it hides bookmarks, which [`Sink`] needs to know how far it has seen.
@@ -13,6 +13,8 @@ use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+use super::lenient;
 
 const BACKOFF_FIRST: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
@@ -63,7 +65,8 @@ where
             continue;
         }
         if let Err(error) = result {
-            if crate::has_code(&error, 410) {
+            // What cannot be decoded would be met again and again: a list gets over it.
+            if crate::has_code(&error, 410) || matches!(error, kube::Error::SerdeError(_)) {
                 version = None;
             }
             let collection = source.api.resource_url();
@@ -136,11 +139,15 @@ where
     params.field_selector.clone_from(&source.field_selector);
     let mut objects = Vec::new();
     loop {
-        let page = source.api.list(&params).await?;
-        objects.extend(page.items);
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+        let (items, metadata) = match source.api.list(&params).await {
+            Ok(page) => (page.items, page.metadata),
+            Err(kube::Error::SerdeError(_)) => lenient::page(source, &params).await?,
+            Err(error) => return Err(error),
+        };
+        objects.extend(items);
+        match metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => params.continue_token = Some(token),
-            None => return Ok((objects, page.metadata.resource_version.unwrap_or_default())),
+            None => return Ok((objects, metadata.resource_version.unwrap_or_default())),
         }
     }
 }

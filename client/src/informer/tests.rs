@@ -112,3 +112,42 @@ async fn subscriptions_end_when_the_informers_are_cancelled() {
     cancel.cancel();
     assert!(changes.next().await.is_none());
 }
+
+#[tokio::test(start_paused = true)]
+async fn objects_that_the_typed_view_refuses_blind_nobody() {
+    use k8s_openapi::api::core::v1::Service;
+
+    let server = FakeServer::default();
+    let services = "/api/v1/namespaces/ns/services";
+    let service = |name: &str, condition: serde_json::Value| {
+        let object = json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": name, "namespace": "ns" },
+            "status": { "conditions": [condition] } });
+        server.put(&format!("{services}/{name}"), object);
+    };
+    let informers = Informers::new(server.client(), &CancellationToken::new());
+    let informer = informers.of::<Service>();
+    informer.synced().await;
+    let names = || {
+        let mut names: Vec<String> = informer
+            .list()
+            .iter()
+            .filter_map(|found| found.metadata.name.clone())
+            .collect();
+        names.sort_unstable();
+        names
+    };
+    service("timeless", json!({ "type": "A", "status": "True" }));
+    service("broken", json!({ "type": 5 }));
+    service(
+        "good",
+        json!({ "type": "A", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z" }),
+    );
+    let mut changes = informer.subscribe();
+    let look = async { while names() != ["good", "timeless"] && changes.next().await.is_some() {} };
+    let waited = tokio::time::timeout(Duration::from_secs(120), look).await;
+    assert!(waited.is_ok(), "{:?}", names());
+    server.remove(&format!("{services}/timeless"));
+    let look = async { while names() != ["good"] && changes.next().await.is_some() {} };
+    let waited = tokio::time::timeout(Duration::from_secs(120), look).await;
+    assert!(waited.is_ok(), "{:?}", names());
+}

@@ -7,23 +7,29 @@
 #![warn(missing_docs)]
 
 mod context;
+mod daemonset;
 mod deployment;
 mod discovery;
 mod endpoints;
 mod endpointslice;
 mod endpointslice_mirroring;
+mod expectations;
 mod garbage_collector;
+mod job;
 mod namespace;
 mod node_lifecycle;
+mod owned_pods;
 mod pod;
 mod pod_gc;
 mod replicaset;
 mod resource_quota;
+mod revisions;
 mod root_ca;
 mod service_cidr;
 mod service_lb;
 mod service_pods;
 mod serviceaccount;
+mod statefulset;
 #[cfg(test)]
 mod testing;
 mod volume;
@@ -146,19 +152,7 @@ pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) -> Resul
         "root-ca-cert-publisher",
         root_ca::run(root_ca, config.root_ca_pem.clone()),
     );
-    scope.spawn(
-        "replicaset",
-        replicaset::run(context("replicaset-controller", "replicaset-controller")),
-    );
-    let replication = context("replication-controller", "replication-controller");
-    scope.spawn(
-        "replicationcontroller",
-        replicaset::run_replication_controllers(replication),
-    );
-    scope.spawn(
-        "deployment",
-        deployment::run(context("deployment-controller", "deployment-controller")),
-    );
+    spawn_workloads(&scope, context);
     scope.spawn(
         "namespace",
         namespace::run(context("namespace-controller", "namespace-controller")),
@@ -184,6 +178,34 @@ pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) -> Resul
     } else {
         Err(RunError::Late(late))
     }
+}
+
+/// The controllers of what runs Pods.
+fn spawn_workloads(scope: &TaskScope, context: impl Fn(&str, &str) -> Context) {
+    scope.spawn(
+        "replicaset",
+        replicaset::run(context("replicaset-controller", "replicaset-controller")),
+    );
+    let replication = context("replication-controller", "replication-controller");
+    scope.spawn(
+        "replicationcontroller",
+        replicaset::run_replication_controllers(replication),
+    );
+    scope.spawn(
+        "deployment",
+        deployment::run(context("deployment-controller", "deployment-controller")),
+    );
+    let daemons = context("daemon-set-controller", "daemonset-controller");
+    scope.spawn("daemonset", daemonset::run(daemons));
+    let stateful = context("statefulset-controller", "statefulset-controller");
+    scope.spawn("statefulset", statefulset::run(stateful));
+    let jobs = context("job-controller", "job-controller");
+    scope.spawn("job", job::run(jobs));
+    let ttl = context(
+        "ttl-after-finished-controller",
+        "ttl-after-finished-controller",
+    );
+    scope.spawn("ttl-after-finished", job::run_ttl(ttl));
 }
 
 /// The controllers of persistent volumes.

@@ -49,3 +49,12 @@ pub(crate) fn ready_since(pod: &Pod) -> Option<Timestamp> {
     let condition = ready_condition(pod).filter(|condition| condition.status == "True")?;
     condition.last_transition_time.as_ref().map(|time| time.0)
 }
+
+/// Ready for so long that it counts.
+pub(crate) fn is_available(pod: &Pod, min_ready_secs: i32, now: Timestamp) -> bool {
+    is_ready(pod)
+        && (min_ready_secs <= 0
+            || ready_since(pod).is_some_and(|since| {
+                now.duration_since(since).as_secs() >= i64::from(min_ready_secs)
+            }))
+}

@@ -11,7 +11,7 @@ const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 const LEN: usize = 10;
 
 /// Depends on the template and on how often this hash collided before.
-pub(super) fn template_hash(template: &PodTemplateSpec, collisions: i32) -> String {
+pub(crate) fn template_hash(template: &PodTemplateSpec, collisions: i32) -> String {
     let mut hasher = Sha256::new();
     // Maps are sorted and fields come in one order, so equal templates have equal texts.
     let text =

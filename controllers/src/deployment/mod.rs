@@ -29,6 +29,8 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::context::{Context, Loop};
 
+pub(crate) use hash::template_hash;
+
 const WORKERS: usize = 5;
 /// When to look again after an adoption; the change of the adopted set normally comes first.
 const ADOPTION_PAUSE: Duration = Duration::from_secs(1);

@@ -20,8 +20,6 @@ use cox_client::Cached;
 pub(crate) trait Replicas:
     Cached + Serialize + Resource<Scope = NamespaceResourceScope>
 {
-    /// The kind's name in owner references.
-    const KIND: &'static str;
     /// What the controller is called in metrics and logs.
     const LOOP: &'static str;
 
@@ -33,7 +31,6 @@ pub(crate) trait Replicas:
 }
 
 impl Replicas for ReplicaSet {
-    const KIND: &'static str = "ReplicaSet";
     const LOOP: &'static str = "replicaset";
 
     fn as_set(&self) -> Cow<'_, ReplicaSet> {
@@ -49,7 +46,6 @@ impl Replicas for ReplicaSet {
 }
 
 impl Replicas for ReplicationController {
-    const KIND: &'static str = "ReplicationController";
     const LOOP: &'static str = "replicationcontroller";
 
     fn as_set(&self) -> Cow<'_, ReplicaSet> {

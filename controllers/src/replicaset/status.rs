@@ -8,9 +8,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::Pod;
 
-use super::effects::Failure;
 use super::plan::wanted;
-use crate::pod::{is_active, is_ready, is_terminating, ready_since};
+use crate::owned_pods::Failure;
+use crate::pod::{is_active, is_available, is_ready, is_terminating, ready_since};
 
 pub(super) const REPLICA_FAILURE: &str = "ReplicaFailure";
 
@@ -102,14 +102,6 @@ pub(super) fn next_look(
     Some(
         Duration::try_from(due.duration_since(now)).unwrap_or_default() + Duration::from_millis(50),
     )
-}
-
-fn is_available(pod: &Pod, min_ready_secs: i32, now: Timestamp) -> bool {
-    is_ready(pod)
-        && (min_ready_secs <= 0
-            || ready_since(pod).is_some_and(|since| {
-                now.duration_since(since).as_secs() >= i64::from(min_ready_secs)
-            }))
 }
 
 fn count<T>(items: impl Iterator<Item = T>) -> i32 {

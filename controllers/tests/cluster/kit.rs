@@ -273,11 +273,16 @@ impl Controllers {
     }
 }
 
-const SERVICE_ACCOUNTS: [&str; 18] = [
+const SERVICE_ACCOUNTS: [&str; 23] = [
     "resourcequota-controller",
     "service-account-controller",
     "root-ca-cert-publisher",
     "replicaset-controller",
+    "replication-controller",
+    "job-controller",
+    "statefulset-controller",
+    "daemon-set-controller",
+    "ttl-after-finished-controller",
     "deployment-controller",
     "namespace-controller",
     "endpoint-controller",

@@ -9,6 +9,7 @@
 mod kit;
 mod quotas;
 mod volumes;
+mod workloads;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 const EXPIRY: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
-pub(super) struct Expectations {
+pub(crate) struct Expectations {
     by_key: Mutex<HashMap<ObjectName, Expected>>,
 }
 
@@ -29,7 +29,7 @@ struct Expected {
 }
 
 impl Expectations {
-    pub(super) fn created(&self, key: &ObjectName, pod: &Pod) {
+    pub(crate) fn created(&self, key: &ObjectName, pod: &Pod) {
         let revision = pod
             .metadata
             .resource_version
@@ -40,14 +40,14 @@ impl Expectations {
         });
     }
 
-    pub(super) fn deleted(&self, key: &ObjectName, pod: &Pod) {
+    pub(crate) fn deleted(&self, key: &ObjectName, pod: &Pod) {
         let name = pod.metadata.name.clone().unwrap_or_default();
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         self.expect(key, |expected| expected.deleted.push((name, uid)));
     }
 
     /// Whether the cache shows all that this key wrote. Forgets what it shows.
-    pub(super) fn met(&self, key: &ObjectName, pods: &Informer<Pod>) -> bool {
+    pub(crate) fn met(&self, key: &ObjectName, pods: &Informer<Pod>) -> bool {
         let mut by_key = self.by_key.lock();
         let Some(expected) = by_key.get_mut(key) else {
             return true;
@@ -67,7 +67,7 @@ impl Expectations {
         false
     }
 
-    pub(super) fn forget(&self, key: &ObjectName) {
+    pub(crate) fn forget(&self, key: &ObjectName) {
         self.by_key.lock().remove(key);
     }
 

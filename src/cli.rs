@@ -116,6 +116,9 @@ pub(crate) struct NodeArgs {
         value_name = "PATH"
     )]
     pub(crate) containerd_socket: PathBuf,
+    /// Who makes the cgroups of Linux containers; auto: systemd where it is the machine's first process and cgroups are version 2
+    #[arg(long, value_enum, default_value_t = CgroupDriver::Auto, value_name = "DRIVER")]
+    pub(crate) cgroup_driver: CgroupDriver,
     /// How Services are brought to their Pods
     #[arg(long, value_enum, default_value_t = Proxy::Auto, value_name = "MODE")]
     pub(crate) proxy_mode: Proxy,
@@ -180,6 +183,24 @@ impl From<Proxy> for cox_network::ProxyMode {
             Proxy::Nftables => Self::Nftables,
             Proxy::Userspace => Self::Userspace,
             Proxy::None => Self::None,
+        }
+    }
+}
+
+/// Who makes the cgroups of Linux containers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum CgroupDriver {
+    Auto,
+    Cgroupfs,
+    Systemd,
+}
+
+impl From<CgroupDriver> for cox_runtime_shim::CgroupDriver {
+    fn from(driver: CgroupDriver) -> Self {
+        match driver {
+            CgroupDriver::Auto => Self::Auto,
+            CgroupDriver::Cgroupfs => Self::Cgroupfs,
+            CgroupDriver::Systemd => Self::Systemd,
         }
     }
 }

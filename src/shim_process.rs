@@ -51,6 +51,7 @@ pub(crate) fn config(paths: &Paths, node: &NodeArgs) -> Result<Config> {
     config.services_file = Some(paths.services_file());
     config.policies_file = Some(paths.policies_file());
     config.containerd_socket.clone_from(&node.containerd_socket);
+    config.cgroup_driver = node.cgroup_driver.into();
     config.compile_command = vec![own_binary()?.into(), "compile".into()];
     config.pause_command = vec![own_binary()?.into(), "pause".into()];
     // Guests trust the cluster they are in; on a node that joined there is no such file.

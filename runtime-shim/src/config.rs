@@ -25,6 +25,9 @@ pub struct Config {
     /// Unix socket of containerd, which runs the OCI containers. Without one that answers there are Wasm containers only.
     #[serde(default = "default_containerd_socket")]
     pub containerd_socket: PathBuf,
+    /// Who makes the cgroups of OCI containers.
+    #[serde(default)]
+    pub cgroup_driver: CgroupDriver,
     /// Addresses of Pods in the virtual network.
     #[serde(default = "default_pod_cidr")]
     pub pod_cidr: String,
@@ -75,6 +78,34 @@ pub struct Config {
     /// Largest accepted .wasm file.
     #[serde(default = "default_wasm_bytes_max")]
     pub wasm_bytes_max: u64,
+}
+
+/// Who makes the cgroups of OCI containers. Kubelets are told, and may ask otherwise: a Pod's parent that is a slice is systemd's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupDriver {
+    /// systemd where it is the machine's first process and owns a unified hierarchy, as it wants to be its only writer.
+    #[default]
+    Auto,
+    /// runc writes into the file system itself.
+    Cgroupfs,
+    /// runc asks systemd for a scope.
+    Systemd,
+}
+
+impl CgroupDriver {
+    /// Whether it is systemd on this machine.
+    #[must_use]
+    pub fn is_systemd(self) -> bool {
+        let exists = |path| std::path::Path::new(path).exists();
+        match self {
+            Self::Auto => {
+                exists("/run/systemd/system") && exists("/sys/fs/cgroup/cgroup.controllers")
+            }
+            Self::Cgroupfs => false,
+            Self::Systemd => true,
+        }
+    }
 }
 
 /// How Pods with a network namespace are made and connected.
@@ -165,6 +196,7 @@ impl Config {
             state_dir: dir.join("state"),
             root_dir: dir.join("root"),
             containerd_socket: default_containerd_socket(),
+            cgroup_driver: CgroupDriver::default(),
             pod_cidr: default_pod_cidr(),
             cluster_pod_cidrs: default_cluster_pod_cidrs(),
             host_services: Vec::new(),

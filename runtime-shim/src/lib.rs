@@ -25,7 +25,7 @@ mod shim;
 mod state;
 mod streaming;
 
-pub use config::{CompileLimits, Config, Mirror, NetnsUse, Network, Registries};
+pub use config::{CgroupDriver, CompileLimits, Config, Mirror, NetnsUse, Network, Registries};
 pub use engine::EngineError;
 pub use engine::compile::compile_main;
 pub use network::{Cidr6Error, CidrError};

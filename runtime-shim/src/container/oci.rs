@@ -13,7 +13,7 @@ use super::{Container, Exit, Record};
 use crate::clock::now_nanos;
 use crate::error::VerbError;
 use crate::ids::ContainerId;
-use crate::oci::{Backend, NewContainer, OciContainer, OciImage};
+use crate::oci::{Backend, ExecIo, NewContainer, OciContainer, OciImage};
 use crate::sandbox::Sandbox;
 use crate::shim::Shim;
 use crate::streaming::pipe::pipe as memory_pipe;
@@ -235,9 +235,18 @@ impl Shim {
         if cmd.is_empty() {
             return Err(VerbError::Invalid("the command is empty".into()));
         }
+        let oci = container
+            .oci
+            .as_ref()
+            .ok_or_else(|| not_running(container))?;
         let id = container.id.as_str();
         let dir = self.container_state.path(id);
-        Ok(self.backend().exec(id, cmd, stdin, tty, &dir).await?)
+        let io = ExecIo {
+            stdin,
+            tty,
+            dir: &dir,
+        };
+        Ok(self.backend().exec(id, oci, cmd, io).await?)
     }
 
     /// Exec with streams. Dropping the future kills the process.

@@ -487,8 +487,12 @@ impl RuntimeService for CriService {
         _: Request<RuntimeConfigRequest>,
     ) -> Reply<RuntimeConfigResponse> {
         // Wasm containers are in no cgroup of their own; the answer keeps kubelets from asking elsewhere.
+        let driver = match self.shim.config.cgroup_driver.is_systemd() {
+            true => CgroupDriver::Systemd,
+            false => CgroupDriver::Cgroupfs,
+        };
         let linux = LinuxRuntimeConfiguration {
-            cgroup_driver: CgroupDriver::Cgroupfs.into(),
+            cgroup_driver: driver.into(),
         };
         reply(RuntimeConfigResponse { linux: Some(linux) })
     }

@@ -143,7 +143,7 @@ impl Images {
             blobs,
             references: RwLock::new(references),
             code,
-            oci: Arc::new(Backend::new(&config.containerd_socket, &config.state_dir)),
+            oci: Arc::new(Backend::new(config)),
             config: Arc::clone(config),
             change: tokio::sync::Mutex::new(()),
             incoming: tokio::sync::RwLock::new(()),

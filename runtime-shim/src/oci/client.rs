@@ -21,6 +21,8 @@ use tonic::{Code, Request, Status};
 
 /// Where `ctr -n k8s.io` and `nerdctl -n k8s.io` see the same images and containers.
 const NAMESPACE: &str = "k8s.io";
+/// Says whose something is, in containerd.
+pub(super) const OWNER: &str = "dev.coxswain/shim";
 /// Lists of images and containers of a large node.
 const MESSAGE_BYTES_MAX: usize = 32 << 20;
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
@@ -65,6 +67,10 @@ impl OciError {
 pub(crate) struct Containerd {
     channel: Channel,
     socket: PathBuf,
+    /// Whose leases these are: several shims may share one containerd.
+    owner: String,
+    /// How the names of this process's leases begin.
+    leases: String,
 }
 
 macro_rules! services {
@@ -91,7 +97,7 @@ services! {
 }
 
 impl Containerd {
-    pub(crate) fn new(socket: &Path) -> Self {
+    pub(crate) fn new(socket: &Path, owner: &str) -> Self {
         let path = socket.to_owned();
         let channel = Endpoint::from_static("http://containerd")
             .connect_timeout(CONNECT_PATIENCE)
@@ -103,6 +109,8 @@ impl Containerd {
         Self {
             channel,
             socket: socket.to_owned(),
+            owner: owner.to_owned(),
+            leases: format!("coxswain-{}-", uuid::Uuid::new_v4().simple()),
         }
     }
 
@@ -173,20 +181,53 @@ impl Containerd {
     /// A new lease; [`Self::end_lease`] gives it back.
     pub(super) async fn lease(&self) -> Result<Lease, OciError> {
         use containerd_client::services::v1::CreateRequest;
-        let id = format!("coxswain-{}", uuid::Uuid::new_v4().simple());
+        let id = format!("{}{}", self.leases, uuid::Uuid::new_v4().simple());
         let expires = std::time::UNIX_EPOCH
             + Duration::from_nanos(crate::clock::now_nanos().unsigned_abs())
             + Lease::PATIENCE;
         let expires = prost_types::Timestamp::from(expires).to_string();
         let create = CreateRequest {
             id: id.clone(),
-            labels: [("containerd.io/gc.expire".to_owned(), expires)].into(),
+            labels: [
+                ("containerd.io/gc.expire".to_owned(), expires),
+                (OWNER.to_owned(), self.owner.clone()),
+            ]
+            .into(),
         };
         self.leases()
             .create(request(create))
             .await
             .map_err(self.failed("make a lease"))?;
         Ok(Lease(id.parse().expect("hex digits are ASCII")))
+    }
+
+    /// Ends the leases that a shim of the same folders left behind when it died, and with them what it had half made.
+    pub(super) async fn end_left_leases(&self) -> Result<(), OciError> {
+        use containerd_client::services::v1::{DeleteRequest, ListRequest};
+        let list = ListRequest {
+            filters: vec![format!("labels.\"{OWNER}\"==\"{}\"", self.owner)],
+        };
+        let answer = self.leases().list(request(list)).await;
+        let leases = answer
+            .map_err(self.failed("list leases"))?
+            .into_inner()
+            .leases;
+        for lease in leases {
+            if lease.id.starts_with(&self.leases) {
+                continue;
+            }
+            let delete = DeleteRequest {
+                id: lease.id,
+                // The collector runs at once.
+                sync: true,
+            };
+            match self.leases().delete(request(delete)).await {
+                Ok(_) => {}
+                Err(status) if status.code() == Code::NotFound => {}
+                Err(status) => return Err(self.failed("end a lease")(status)),
+            }
+        }
+        Ok(())
     }
 
     /// Gives a lease back; one that cannot be given back ends by itself.

@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
 use super::Backend;
-use super::client::{OciError, request};
-use super::task::{OWNER, TaskState};
+use super::client::{OWNER, OciError, request};
+use super::task::TaskState;
 use crate::container::{Container, Exit};
 use crate::shim::Shim;
 
@@ -73,6 +73,9 @@ impl Backend {
         self.compare(shim).await?;
         tracing::info!(socket = %self.socket().display(), "Connected to containerd");
         settled.send_replace(true);
+        if let Err(err) = self.containerd.end_left_leases().await {
+            tracing::warn!(error = %err, "What an earlier runtime had half made stays in containerd for a day");
+        }
         loop {
             match events.message().await {
                 Ok(Some(event)) => self.take(shim, &event).await,

@@ -16,7 +16,7 @@ use super::Backend;
 use super::client::{OciError, request};
 use super::io::{Ends, Fifos, StreamDir};
 use super::spec::exec_process;
-use super::task::{exit_code, process_any};
+use super::task::{OciContainer, exit_code, process_any};
 
 /// Captured output, at most; what is beyond is read and dropped, as other runtimes do.
 const CAPTURE_BYTES_MAX: usize = 16 << 20;
@@ -33,6 +33,8 @@ pub(crate) struct Exec {
     ends: Ends,
     _dir: StreamDir,
     over: bool,
+    /// Keeps the container's task from being removed before the end of this process was told.
+    _present: tokio::sync::OwnedRwLockReadGuard<()>,
 }
 
 /// The client's hand on an exec.
@@ -56,6 +58,15 @@ impl Control {
     }
 }
 
+/// Which streams an exec has, and where their FIFOs go.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ExecIo<'a> {
+    pub(crate) stdin: bool,
+    pub(crate) tty: bool,
+    /// The container's state folder.
+    pub(crate) dir: &'a Path,
+}
+
 /// How an exec that was captured ended.
 #[derive(Debug, Default)]
 pub(crate) struct Captured {
@@ -69,11 +80,12 @@ impl Backend {
     pub(crate) async fn exec(
         self: &Arc<Self>,
         container: &str,
+        oci: &OciContainer,
         cmd: Vec<String>,
-        stdin: bool,
-        tty: bool,
-        dir: &Path,
+        io: ExecIo<'_>,
     ) -> Result<Exec, OciError> {
+        let ExecIo { stdin, tty, dir } = io;
+        let present = Arc::clone(&oci.execs).read_owned().await;
         let (_, spec) = self.spec_of(container).await?;
         let first = spec.process().clone().unwrap_or_default();
         let process: Process = exec_process(&first, cmd, tty);
@@ -113,6 +125,7 @@ impl Backend {
             ends,
             _dir: dir,
             over: false,
+            _present: present,
         };
         if let Err(err) = started {
             exec.forget().await;

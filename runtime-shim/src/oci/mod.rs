@@ -37,7 +37,7 @@ use tokio::sync::OnceCell;
 pub(crate) use cgroup::{Cgroups, Usage};
 pub(crate) use client::OciError;
 pub(crate) use events::watch;
-pub(crate) use exec::Exec;
+pub(crate) use exec::{Exec, ExecIo};
 pub(crate) use images::OciImage;
 pub(crate) use load::is_archive;
 pub(crate) use pull::{Document, RegistryImage};
@@ -45,6 +45,8 @@ pub(crate) use task::{NewContainer, OciContainer, OciRecord};
 
 use client::{Containerd, Lease, request};
 use images::ImageIndex;
+
+use crate::config::{CgroupDriver, Config};
 
 /// The snapshotter that is used where it works, and the one that works everywhere.
 const SNAPSHOTTER: &str = "overlayfs";
@@ -65,6 +67,8 @@ pub(crate) struct Backend {
     locks: KeyedLocks,
     host: std::sync::OnceLock<spec::Host>,
     recursive_read_only: OnceCell<bool>,
+    /// Who makes the cgroups of containers whose Pod has no parent for them.
+    cgroup_driver: CgroupDriver,
 }
 
 #[derive(Clone, Debug)]
@@ -74,10 +78,12 @@ struct Snapshotter {
 }
 
 impl Backend {
-    pub(crate) fn new(socket: &Path, state_dir: &Path) -> Self {
+    pub(crate) fn new(config: &Config) -> Self {
+        let owner = config.state_dir.display().to_string();
         Self {
-            containerd: Containerd::new(socket),
-            owner: state_dir.display().to_string(),
+            containerd: Containerd::new(&config.containerd_socket, &owner),
+            owner,
+            cgroup_driver: config.cgroup_driver,
             index: ImageIndex::default(),
             snapshotter: OnceCell::new(),
             lease: tokio::sync::Mutex::new(None),

@@ -26,7 +26,7 @@ use tonic::Code;
 
 use super::Backend;
 use super::cgroup::{Cgroups, Usage};
-use super::client::{OciError, leased, request};
+use super::client::{OWNER, OciError, leased, request};
 use super::images::OciImage;
 use super::io::{Fifos, Pumps};
 use super::spec::{self, Accounts, Host, Identity, Wanted};
@@ -38,8 +38,8 @@ const RUNTIME: &str = "io.containerd.runc.v2";
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 const RESOURCES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 pub(super) const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
-/// Says whose container it is, in containerd.
-pub(super) const OWNER: &str = "dev.coxswain/shim";
+/// How long an ended container's execs may take to be told their end.
+const EXEC_PATIENCE: Duration = Duration::from_secs(2);
 /// The writable layer's size is read again after this.
 const WRITABLE_AGE_MAX: Duration = Duration::from_secs(10);
 
@@ -66,6 +66,8 @@ pub(crate) struct OciContainer {
     live: Mutex<OciLive>,
     /// Start and end of a container do not overlap: a process that ends at once is seen to have run.
     pub(crate) turn: tokio::sync::Mutex<()>,
+    /// Held shared by each exec from its start until containerd has told its end: removing the task takes that along.
+    pub(crate) execs: Arc<tokio::sync::RwLock<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -234,7 +236,7 @@ impl Backend {
             host: self.host(),
         })?;
         let options = RuncOptions {
-            systemd_cgroup: spec::is_systemd(new.pod),
+            systemd_cgroup: spec::is_systemd(new.pod, self.host()),
         };
         let mut labels = self.labels(new);
         for (at, key) in volumes.keys.iter().enumerate() {
@@ -287,7 +289,10 @@ impl Backend {
     }
 
     fn host(&self) -> &Host {
-        self.host.get_or_init(Host::look)
+        self.host.get_or_init(|| Host {
+            systemd_cgroup: self.cgroup_driver.is_systemd(),
+            ..Host::look()
+        })
     }
 
     /// Makes and starts the process; its output goes to `log` from the first byte.
@@ -379,6 +384,13 @@ impl Backend {
     ) -> Result<(Option<i32>, bool), OciError> {
         // The cgroup goes with the task.
         let out_of_memory = container.out_of_memory();
+        // The processes of execs die with the container's first one; who waits for them is told before the task is gone.
+        if tokio::time::timeout(EXEC_PATIENCE, container.execs.write())
+            .await
+            .is_err()
+        {
+            tracing::debug!(container = id, "An exec outlives its container");
+        }
         let code = self.delete_task(id).await?;
         let pumps = {
             let mut live = container.live.lock();

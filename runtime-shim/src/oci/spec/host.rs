@@ -17,6 +17,8 @@ pub(in crate::oci) struct Host {
     pub(in crate::oci) cgroup_v2: bool,
     pub(in crate::oci) apparmor: bool,
     pub(in crate::oci) selinux: bool,
+    /// Whether systemd makes the cgroups, where a Pod's parent does not say it.
+    pub(in crate::oci) systemd_cgroup: bool,
     /// Whether swap is accounted, so that a limit on it can be set.
     pub(in crate::oci) swap_accounting: bool,
     /// Whether huge pages are accounted, so that a limit on them can be set.
@@ -48,6 +50,7 @@ impl Host {
             cgroup_v2,
             apparmor: std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
                 .is_ok_and(|text| text.starts_with('Y')),
+            systemd_cgroup: false,
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
             swap_accounting: cgroup_v2
                 || Path::new("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists(),

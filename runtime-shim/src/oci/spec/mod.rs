@@ -147,7 +147,7 @@ fn linux(
         .set_namespaces(Some(namespaces(wanted, security)?))
         .set_resources(Some(resources))
         .set_devices(Some(devices))
-        .set_cgroups_path(cgroups_path(wanted.pod, wanted.id))
+        .set_cgroups_path(Some(cgroups_path(wanted.pod, wanted.id, wanted.host)))
         .set_masked_paths(some(&security.masked_paths))
         .set_readonly_paths(some(&security.readonly_paths))
         .set_seccomp(seccomp::seccomp(security)?)

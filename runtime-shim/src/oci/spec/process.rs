@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use cox_cri::v1::{LinuxContainerSecurityContext, security_profile::ProfileType};
 use oci_spec::runtime::{Process, User};
 
-use super::{Identity, Wanted, capabilities};
+use super::{Host, Identity, Wanted, capabilities};
 use crate::oci::client::OciError;
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -45,7 +45,7 @@ pub(super) fn process(
         .set_capabilities(Some(capabilities::capabilities(security, wanted.host)?))
         .set_no_new_privileges(Some(security.no_new_privs))
         .set_rlimits(None)
-        .set_apparmor_profile(apparmor(wanted, security)?)
+        .set_apparmor_profile(apparmor(wanted.host, security, is_loaded)?)
         .set_oom_score_adj(Some(oom_score(wanted)));
     if wanted.host.selinux {
         process.set_selinux_label(selinux_label(security));
@@ -138,9 +138,21 @@ fn oom_score(wanted: &Wanted<'_>) -> i32 {
     asked.clamp(wanted.host.oom_score_adj_min.clamp(-1000, 1000), 1000)
 }
 
+/// Whether the kernel has this AppArmor profile now.
+fn is_loaded(name: &str) -> bool {
+    std::fs::read_to_string(APPARMOR_LOADED).is_ok_and(|profiles| {
+        profiles
+            .lines()
+            .any(|line| line.split(' ').next() == Some(name))
+    })
+}
+
+/// What the Pod asks for, else the usual profile where it is loaded. A profile of the Pod's own that is not there is no profile at
+/// all, so it is refused.
 fn apparmor(
-    wanted: &Wanted<'_>,
+    host: &Host,
     security: &LinuxContainerSecurityContext,
+    loaded: impl Fn(&str) -> bool,
 ) -> Result<Option<String>, OciError> {
     let profile = match &security.apparmor {
         Some(profile) => Some((profile.profile_type(), profile.localhost_ref.clone())),
@@ -151,17 +163,10 @@ fn apparmor(
             name => Some((ProfileType::Localhost, name.to_owned())),
         },
     };
-    let loaded = |name: &str| {
-        std::fs::read_to_string(APPARMOR_LOADED).is_ok_and(|profiles| {
-            profiles
-                .lines()
-                .any(|line| line.split(' ').next() == Some(name))
-        })
-    };
     Ok(match profile {
         Some((ProfileType::Localhost, name)) => {
             let name = name.trim_start_matches("localhost/").to_owned();
-            if !wanted.host.apparmor {
+            if !host.apparmor {
                 return Err(OciError::Refused(format!(
                     "AppArmor profile {name:?} cannot be used: this node has no AppArmor"
                 )));
@@ -175,7 +180,7 @@ fn apparmor(
         }
         Some((ProfileType::Unconfined, _)) => None,
         Some((ProfileType::RuntimeDefault, _)) | None => {
-            let usual = wanted.host.apparmor && !security.privileged && loaded(APPARMOR_DEFAULT);
+            let usual = host.apparmor && !security.privileged && loaded(APPARMOR_DEFAULT);
             usual.then(|| APPARMOR_DEFAULT.to_owned())
         }
     })
@@ -201,4 +206,131 @@ pub(super) fn selinux_label(security: &LinuxContainerSecurityContext) -> Option<
         options.r#type,
         or(&options.level, "s0"),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cox_cri::v1::{SeLinuxOption, SecurityProfile};
+
+    fn profile(kind: ProfileType, name: &str) -> LinuxContainerSecurityContext {
+        LinuxContainerSecurityContext {
+            apparmor: Some(SecurityProfile {
+                profile_type: kind.into(),
+                localhost_ref: name.into(),
+            }),
+            ..LinuxContainerSecurityContext::default()
+        }
+    }
+
+    #[test]
+    fn apparmor_profiles() {
+        use ProfileType::{Localhost, RuntimeDefault, Unconfined};
+        let old = |text: &str| LinuxContainerSecurityContext {
+            apparmor_profile: text.into(),
+            ..LinuxContainerSecurityContext::default()
+        };
+        let privileged = LinuxContainerSecurityContext {
+            privileged: true,
+            ..LinuxContainerSecurityContext::default()
+        };
+        let (on, off) = (
+            Host {
+                apparmor: true,
+                ..Host::default()
+            },
+            Host::default(),
+        );
+        let usual = Ok(Some(APPARMOR_DEFAULT));
+        for (case, host, security, expected) in [
+            ("nothing said", &on, old(""), usual),
+            ("nothing said, no AppArmor", &off, old(""), Ok(None)),
+            ("the default", &on, profile(RuntimeDefault, ""), usual),
+            (
+                "the default in the old spelling",
+                &on,
+                old("runtime/default"),
+                usual,
+            ),
+            ("privileged", &on, privileged, Ok(None)),
+            ("unconfined", &on, profile(Unconfined, ""), Ok(None)),
+            (
+                "unconfined in the old spelling",
+                &on,
+                old("unconfined"),
+                Ok(None),
+            ),
+            (
+                "one of the node's",
+                &on,
+                profile(Localhost, "mine"),
+                Ok(Some("mine")),
+            ),
+            (
+                "in the old spelling",
+                &on,
+                old("localhost/mine"),
+                Ok(Some("mine")),
+            ),
+            (
+                "one that is not loaded",
+                &on,
+                profile(Localhost, "x"),
+                Err("not loaded"),
+            ),
+            (
+                "one, and no AppArmor",
+                &off,
+                profile(Localhost, "mine"),
+                Err("no AppArmor"),
+            ),
+        ] {
+            let found = apparmor(host, &security, |name| {
+                [APPARMOR_DEFAULT, "mine"].contains(&name)
+            });
+            match (found, expected) {
+                (Ok(found), Ok(expected)) => assert_eq!(found.as_deref(), expected, "{case}"),
+                (Err(err), Err(expected)) => {
+                    assert!(err.to_string().contains(expected), "{case}: {err}");
+                }
+                (found, expected) => panic!("{case}: {found:?}, not {expected:?}"),
+            }
+        }
+        let bare = apparmor(&on, &old(""), |_| false).unwrap();
+        assert_eq!(bare, None, "where nobody loaded the default there is none");
+    }
+
+    #[test]
+    fn selinux_labels() {
+        let of = |typ: &str, level: &str, privileged| {
+            selinux_label(&LinuxContainerSecurityContext {
+                privileged,
+                selinux_options: Some(SeLinuxOption {
+                    r#type: typ.into(),
+                    level: level.into(),
+                    ..SeLinuxOption::default()
+                }),
+                ..LinuxContainerSecurityContext::default()
+            })
+        };
+        let label = of("container_t", "s0:c1,c2", false);
+        assert_eq!(
+            label.as_deref(),
+            Some("system_u:system_r:container_t:s0:c1,c2")
+        );
+        assert_eq!(
+            of("spc_t", "", false).as_deref(),
+            Some("system_u:system_r:spc_t:s0")
+        );
+        assert_eq!(
+            of("", "s0:c1", false),
+            None,
+            "no type: the node's own label"
+        );
+        assert_eq!(of("container_t", "", true), None, "privileged");
+        assert_eq!(
+            selinux_label(&LinuxContainerSecurityContext::default()),
+            None
+        );
+    }
 }

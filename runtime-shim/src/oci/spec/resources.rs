@@ -68,9 +68,12 @@ pub(in crate::oci) fn limits(
     Ok(resources)
 }
 
-/// Whether the kubelet drives cgroups through systemd: then a Pod's parent is a slice.
-pub(in crate::oci) fn is_systemd(pod: &PodSandboxConfig) -> bool {
-    parent(pod).ends_with(".slice")
+/// Whether systemd makes the container's cgroup: a Pod's parent that is a slice says so, without a parent the node's driver.
+pub(in crate::oci) fn is_systemd(pod: &PodSandboxConfig, host: &Host) -> bool {
+    match parent(pod) {
+        "" => host.systemd_cgroup,
+        parent => parent.ends_with(".slice"),
+    }
 }
 
 fn parent(pod: &PodSandboxConfig) -> &str {
@@ -79,21 +82,23 @@ fn parent(pod: &PodSandboxConfig) -> &str {
         .map_or("", |linux| linux.cgroup_parent.as_str())
 }
 
-/// The container's cgroup below the Pod's, in the form of the driver; `None` leaves it to the runtime below.
-pub(in crate::oci) fn cgroups_path(pod: &PodSandboxConfig, id: &str) -> Option<PathBuf> {
+/// Where containers are whose Pod names no parent, in the form of each driver.
+const PARENT: &str = "/k8s.io";
+const PARENT_SLICE: &str = "k8s.io.slice";
+
+/// The container's cgroup below the Pod's, in the form of the driver.
+pub(in crate::oci) fn cgroups_path(pod: &PodSandboxConfig, id: &str, host: &Host) -> PathBuf {
     let parent = parent(pod);
-    if parent.is_empty() {
-        return Some(PathBuf::from(format!("/k8s.io/{id}")));
-    }
-    if is_systemd(pod) {
+    if is_systemd(pod, host) {
         // systemd's form is slice:prefix:name; the slice alone names its place in the tree.
-        let slice = parent.rsplit('/').next().unwrap_or(parent);
-        return Some(PathBuf::from(format!("{slice}:cri-containerd:{id}")));
+        let slice = match parent.rsplit('/').next() {
+            Some(slice) if !slice.is_empty() => slice,
+            _ => PARENT_SLICE,
+        };
+        return PathBuf::from(format!("{slice}:cri-containerd:{id}"));
     }
-    Some(PathBuf::from(format!(
-        "{}/{id}",
-        parent.trim_end_matches('/')
-    )))
+    let parent = if parent.is_empty() { PARENT } else { parent };
+    PathBuf::from(format!("{}/{id}", parent.trim_end_matches('/')))
 }
 
 #[cfg(test)]
@@ -103,15 +108,26 @@ mod tests {
 
     #[test]
     fn cgroups_in_the_form_of_each_driver() {
-        for (parent, expected) in [
-            ("", "/k8s.io/c1"),
-            ("/kubepods/burstable/pod1", "/kubepods/burstable/pod1/c1"),
-            ("/kubepods/pod1/", "/kubepods/pod1/c1"),
+        let slice = "kubepods-pod1.slice:cri-containerd:c1";
+        for (systemd_cgroup, parent, expected) in [
+            (false, "", "/k8s.io/c1"),
             (
-                "/kubepods.slice/kubepods-pod1.slice",
-                "kubepods-pod1.slice:cri-containerd:c1",
+                false,
+                "/kubepods/burstable/pod1",
+                "/kubepods/burstable/pod1/c1",
             ),
+            (false, "/kubepods/pod1/", "/kubepods/pod1/c1"),
+            (false, "/kubepods.slice/kubepods-pod1.slice", slice),
+            (true, "", "k8s.io.slice:cri-containerd:c1"),
+            (true, "/kubepods.slice/kubepods-pod1.slice", slice),
+            (true, "kubepods-pod1.slice", slice),
+            // A kubelet that was told otherwise has its way.
+            (true, "/kubepods/pod1", "/kubepods/pod1/c1"),
         ] {
+            let host = Host {
+                systemd_cgroup,
+                ..Host::default()
+            };
             let pod = PodSandboxConfig {
                 linux: Some(LinuxPodSandboxConfig {
                     cgroup_parent: parent.into(),
@@ -120,11 +136,11 @@ mod tests {
                 ..PodSandboxConfig::default()
             };
             assert_eq!(
-                cgroups_path(&pod, "c1"),
-                Some(expected.into()),
+                cgroups_path(&pod, "c1", &host),
+                PathBuf::from(expected),
                 "parent: {parent}"
             );
-            assert_eq!(is_systemd(&pod), parent.contains("slice"));
+            assert_eq!(is_systemd(&pod, &host), expected.contains("slice"));
         }
     }
 

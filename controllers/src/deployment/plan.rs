@@ -105,7 +105,7 @@ pub(super) fn plan(view: &View<'_>) -> Plan {
     let paused = spec.paused == Some(true);
     let resized = split.all().any(|set| {
         is_active(set)
-            && number(set, DESIRED_REPLICAS)
+            && number::<i32>(set, DESIRED_REPLICAS)
                 .is_some_and(|desired| desired != wanted(view.deployment))
     });
     let (effects, rollout) = if deleting {
@@ -230,7 +230,7 @@ fn scale(deployment: &Deployment, split: &Split) -> Vec<Effect> {
 fn is_saturated(deployment: &Deployment, new: &ReplicaSet) -> bool {
     let want = wanted(deployment);
     replicas(new) == want
-        && number(new, DESIRED_REPLICAS) == Some(want)
+        && number::<i32>(new, DESIRED_REPLICAS) == Some(want)
         && sets::available(new) == want
 }
 
@@ -382,7 +382,7 @@ fn clean_up(deployment: &Deployment, old: &[Arc<ReplicaSet>]) -> Vec<Effect> {
     let surplus = alive.len().saturating_sub(limit);
     alive.sort_by_key(|set| {
         (
-            number(set, REVISION),
+            number::<i64>(set, REVISION),
             set.metadata.creation_timestamp.as_ref().map(|time| time.0),
         )
     });

@@ -75,7 +75,7 @@ fn fraction(set: &ReplicaSet, deployment: &Deployment) -> i32 {
         .and_then(|status| status.replicas)
         .unwrap_or_default();
     let max_before = i64::from(
-        number(set, MAX_REPLICAS)
+        number::<i32>(set, MAX_REPLICAS)
             .filter(|max| *max > 0)
             .unwrap_or(status_replicas),
     )

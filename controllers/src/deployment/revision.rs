@@ -23,10 +23,10 @@ const OWN: [&str; 6] = [
 /// One more than the highest revision among the old replica sets.
 pub(super) fn next_revision(old: &[Arc<ReplicaSet>]) -> i64 {
     old.iter()
-        .map(|set| i64::from(number(set, REVISION).unwrap_or_default()))
+        .map(|set| number::<i64>(set, REVISION).unwrap_or_default())
         .max()
         .unwrap_or_default()
-        + 1
+        .saturating_add(1)
 }
 
 /// The annotations of the deployment that its new replica set gets.
@@ -44,7 +44,7 @@ pub(super) fn missing(
 ) -> BTreeMap<String, String> {
     let mut missing = inherited(deployment);
     missing.retain(|key, value| annotation(set, key) != Some(value));
-    let before = number(set, REVISION).map_or(0, i64::from);
+    let before = number(set, REVISION).unwrap_or(0_i64);
     if before < revision {
         missing.insert(REVISION.to_owned(), revision.to_string());
         if before > 0 {
@@ -70,4 +70,31 @@ fn history(present: Option<&str>, revision: i64) -> String {
         revisions.remove(0);
     }
     revisions.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_revision_follows_the_highest_however_large() {
+        let set = |revision: &str| {
+            let mut set = ReplicaSet::default();
+            set.metadata.annotations = Some([(REVISION.to_owned(), revision.to_owned())].into());
+            Arc::new(set)
+        };
+        let cases = [
+            ("no sets", vec![], 1),
+            ("the highest counts", vec![set("3"), set("2")], 4),
+            (
+                "larger than 32 bits",
+                vec![set("3546343826724305832")],
+                3_546_343_826_724_305_833,
+            ),
+            ("no number", vec![set("x")], 1),
+        ];
+        for (case, old, expected) in cases {
+            assert_eq!(next_revision(&old), expected, "case: {case}");
+        }
+    }
 }

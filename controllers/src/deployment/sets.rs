@@ -48,7 +48,7 @@ pub(super) fn annotation<'a>(set: &'a ReplicaSet, key: &str) -> Option<&'a str> 
         .map(String::as_str)
 }
 
-pub(super) fn number(set: &ReplicaSet, key: &str) -> Option<i32> {
+pub(super) fn number<N: std::str::FromStr>(set: &ReplicaSet, key: &str) -> Option<N> {
     annotation(set, key)?.parse().ok()
 }
 

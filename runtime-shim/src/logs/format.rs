@@ -46,10 +46,11 @@ impl Framer {
         self.fill(bytes, now, out);
     }
 
-    /// Writes what waits for its newline: the stream has ended.
+    /// Writes what waits for its newline: the stream has ended. It is a part, as other runtimes say: whoever reads the log gets the
+    /// bytes that were written, and no newline more.
     pub(crate) fn finish(&mut self, now: SystemTime, out: &mut Vec<u8>) {
         if !self.partial.is_empty() {
-            self.emit(b'F', now, out);
+            self.emit(b'P', now, out);
         }
         self.partial = Vec::new();
     }
@@ -150,7 +151,7 @@ mod tests {
             (
                 "no newline before the end",
                 &["a\nb"],
-                vec![("F", "a"), ("F", "b")],
+                vec![("F", "a"), ("P", "b")],
             ),
             (
                 "a long line",

@@ -2,10 +2,26 @@
 
 use crate::eviction::thresholds::{self, Threshold};
 use crate::resources::Amounts;
+use crate::shutdown;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// A serving certificate and its key, PEM.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct ServingPair {
+    /// The chain.
+    pub certificate_pem: String,
+    /// Its key.
+    pub key_pem: String,
+}
+
+impl std::fmt::Debug for ServingPair {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ServingPair")
+    }
+}
 
 /// Configuration of one kubelet.
 #[derive(Clone, Debug)]
@@ -25,6 +41,8 @@ pub struct Config {
     pub cri_socket: PathBuf,
     /// Where the HTTPS server listens; port 0 picks one. The port is published in the node status.
     pub listen: SocketAddr,
+    /// Newer serving certificates than the first one, as they are made.
+    pub serving_updates: Option<tokio::sync::watch::Receiver<ServingPair>>,
     /// Serving certificate chain, PEM.
     pub serving_cert_pem: String,
     /// Key of the serving certificate, PEM.
@@ -35,6 +53,8 @@ pub struct Config {
     pub static_pod_dir: Option<PathBuf>,
     /// Pod addresses of this node, at most one range of each kind; published as the node's podCIDRs if it has none.
     pub pod_cidrs: Vec<String>,
+    /// Where static Pods are fetched from beside the folder: a Pod or a list of them, over HTTP.
+    pub static_pod_url: Option<String>,
     /// How many Pods the node takes.
     pub max_pods: u32,
     /// Labels beside the well-known ones.
@@ -59,6 +79,16 @@ pub struct Config {
     pub credentials: std::sync::Arc<crate::credentials::NodeCredentials>,
     /// Below which the node frees disk or fails Pods; the first one that is met counts.
     pub eviction: Vec<Threshold>,
+    /// The longest grace of a Pod that a soft threshold takes away.
+    pub eviction_max_grace: Duration,
+    /// The order and the times in which Pods end when the node stops.
+    pub shutdown: Vec<shutdown::Group>,
+    /// Where cgroups are mounted (`/sys/fs/cgroup`); `None`: no cgroups are made for Pods and their classes.
+    pub cgroup_root: Option<PathBuf>,
+    /// Whole cores of guaranteed Pods are theirs alone.
+    pub static_cpus: bool,
+    /// The most processes of one Pod.
+    pub pids_per_pod: Option<i64>,
     /// What Pods do not get, because the kubelet, the runtime and the system need it.
     pub reserved: Amounts,
     /// Unused images are removed when their disk is used beyond this share, in percent,
@@ -87,11 +117,13 @@ impl Config {
             data_dir,
             cri_socket,
             listen: SocketAddr::new(node_ip, 10250),
+            serving_updates: None,
             serving_cert_pem: String::new(),
             serving_key_pem: String::new(),
             client_ca_pem: String::new(),
             static_pod_dir: None,
             pod_cidrs: Vec::new(),
+            static_pod_url: None,
             max_pods: 500,
             labels: BTreeMap::new(),
             taints: Vec::new(),
@@ -104,6 +136,11 @@ impl Config {
             log_files_max: 5,
             credentials: std::sync::Arc::default(),
             eviction: thresholds::defaults(),
+            eviction_max_grace: Duration::from_secs(30),
+            shutdown: shutdown::defaults(),
+            cgroup_root: None,
+            static_cpus: false,
+            pids_per_pod: None,
             reserved: Amounts::new(),
             image_gc_high_percent: 85,
             image_gc_low_percent: 80,

@@ -2,14 +2,25 @@
 //!
 //! In: the informer over this node's Pods, the static folder, the runtime's event stream. Runs: one task for the API's side and
 //! the folder, one for the runtime's events, one per Pod. It decides nothing about a Pod but that it exists.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | `static_pods` | the folder and the URL of manifests |
+//! | `room` | making room for critical Pods |
+//! | `stop` | ending all Pods with the node |
+
+mod room;
+mod static_pods;
+mod stop;
 
 use crate::admission::{self, Refusal};
+use crate::cri::client::Runtime;
 use crate::cri::observe::{self, FoundPod};
 use crate::keep::Record;
 use crate::pod::PodUid;
 use crate::pod::plan::previous_container;
 use crate::pod::view::PodView;
-use crate::sources::{manifest, mirror};
+use crate::sources::mirror;
 use crate::worker::mailbox::Failing;
 use crate::worker::refuse;
 use crate::worker::{Actor, Mailbox, Shared, Start};
@@ -18,8 +29,9 @@ use cox_client::{Change, Informer};
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use static_pods::StaticPods;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -59,6 +71,10 @@ pub struct Dispatcher {
     left: Notify,
     /// The node stops: no Pod is started any more.
     stopping: AtomicBool,
+    /// Critical Pods that wait until others have made room for them.
+    waiting: Mutex<BTreeSet<PodUid>>,
+    /// Manifests that could not be read, at the last look.
+    bad_manifests: AtomicUsize,
     /// All sources were read once: what the runtime runs beyond them is nobody's.
     all_known: AtomicBool,
     /// Whether the runtime answers.
@@ -78,6 +94,8 @@ impl Dispatcher {
             scope: TaskScope::new("pod-workers", cancel),
             left: Notify::new(),
             stopping: AtomicBool::new(false),
+            waiting: Mutex::default(),
+            bad_manifests: AtomicUsize::new(0),
             all_known: AtomicBool::new(false),
             runtime_up: watch::Sender::new(false),
         })
@@ -135,7 +153,33 @@ impl Dispatcher {
         } else {
             Vec::new()
         };
-        admission::refusal(pod, &others, &node)
+        admission::refusal(pod, &others, &node).or_else(|| self.no_cores(pod))
+    }
+
+    /// Gives the Pod the cores that are to be its own; the refusal, if there are not enough.
+    fn no_cores(&self, pod: &Pod) -> Option<Refusal> {
+        let cpus = self.shared.cpus.as_ref()?;
+        match cpus.allocate(pod) {
+            Ok(false) => None,
+            Ok(true) => {
+                self.move_others();
+                None
+            }
+            Err(why) => Some(Refusal {
+                reason: "UnexpectedAdmissionError".to_owned(),
+                message: format!("Allocate failed due to {why}, which is unexpected"),
+            }),
+        }
+    }
+
+    /// Others leave the cores that were given away, and may use those that came back.
+    fn move_others(&self) {
+        let shared = self.shared.clone();
+        self.scope.spawn("move-others", async move {
+            if let Some(cpus) = &shared.cpus {
+                cpus.move_others(&shared.runtime).await;
+            }
+        });
     }
 
     /// The Pods that are not over, as their workers see them.
@@ -206,10 +250,10 @@ impl Dispatcher {
         let mut changes = self.pods.subscribe();
         let mut folder = tokio::time::interval(FOLDER_EVERY);
         folder.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut reported = HashSet::new();
+        let mut statics = StaticPods::default();
         // Before the API's side: what the folder wants must not look like an orphan.
         folder.tick().await;
-        self.read_folder(&mut reported).await;
+        self.read_static(&mut statics).await;
         loop {
             tokio::select! {
                 // A change is taken only when it is returned.
@@ -218,7 +262,7 @@ impl Dispatcher {
                     None => return,
                 },
                 // A tick that is missed comes with the next call.
-                _ = folder.tick() => self.read_folder(&mut reported).await,
+                _ = folder.tick() => self.read_static(&mut statics).await,
                 // Polled by reference: it goes on where it was.
                 () = &mut offline, if waits => {
                     waits = false;
@@ -297,7 +341,7 @@ impl Dispatcher {
 
     /// Starts a worker; what the runtime already runs of the Pod goes with it.
     fn start(self: &Arc<Self>, uid: PodUid, pod: Arc<Pod>, is_static: bool, is_orphan: bool) {
-        if self.stopping.load(Ordering::Relaxed) {
+        if self.stopping.load(Ordering::Relaxed) || self.is_waiting(&uid) {
             return;
         }
         let mut found = self
@@ -310,6 +354,10 @@ impl Dispatcher {
             .unwrap_or_default();
         drop(found);
         if !is_orphan && let Some(refusal) = self.refusal(&pod, &view) {
+            if let Some(victims) = self.victims(&pod, &refusal) {
+                self.make_room(uid, &pod, is_static, victims);
+                return;
+            }
             // Its object says so from now on, and comes back with that: then it gets a worker that ends it. A static Pod has none,
             // and is asked for again with the next look into the folder.
             let refused = refuse::refuse(self.shared.clone(), pod, refusal, is_static);
@@ -453,43 +501,28 @@ impl Dispatcher {
         }
     }
 
-    /// Counters of what is kept.
+    /// Counters of what is kept and of manifests, in the text format of Prometheus.
     #[must_use]
     pub fn kept_text(&self) -> String {
-        self.shared.keeper.text()
+        format!(
+            "{}# HELP cox_kubelet_bad_manifests Static manifests that could not be read at the last look.\n\
+             # TYPE cox_kubelet_bad_manifests gauge\n\
+             cox_kubelet_bad_manifests {}\n",
+            self.shared.keeper.text(),
+            self.bad_manifests.load(Ordering::Relaxed)
+        )
     }
 
-    async fn read_folder(self: &Arc<Self>, reported: &mut HashSet<String>) {
-        let Some(dir) = self.shared.config.static_pod_dir.clone() else {
-            return;
-        };
-        let node = self.shared.config.node_name.clone();
-        let read = tokio::task::spawn_blocking(move || manifest::read_folder(&dir, &node));
-        let Ok(folder) = read.await else { return };
-        let problems: HashSet<String> = folder.errors.iter().map(ToString::to_string).collect();
-        for problem in problems.difference(reported) {
-            tracing::warn!(problem, "Static manifest is left out");
-        }
-        *reported = problems;
-        let here: HashSet<PodUid> = folder.pods.iter().map(uid).collect();
-        for (uid, known) in self.lock().iter() {
-            if known.is_static && !here.contains(uid) {
-                known.mailbox.put(|mail| mail.gone = true);
-            }
-        }
-        for pod in folder.pods {
-            let uid = uid(&pod);
-            if !self.lock().contains_key(&uid) {
-                let pod = Arc::new(pod);
-                self.start(uid, pod.clone(), true, false);
-                if let Some(known) = self.pods.get(
-                    pod.metadata.namespace.as_deref(),
-                    pod.metadata.name.as_deref().unwrap_or_default(),
-                ) {
-                    self.mirror_changed(&pod, Some(known));
-                }
-            }
-        }
+    /// What `/metrics/probes` shows.
+    #[must_use]
+    pub fn probes_text(&self) -> String {
+        self.shared.probe_metrics.text()
+    }
+
+    /// The runtime under the Pods.
+    #[must_use]
+    pub fn runtime(&self) -> Runtime {
+        self.shared.runtime.clone()
     }
 
     /// Follows the runtime's events until cancelled; lists everything at start and after each gap.
@@ -562,27 +595,6 @@ impl Dispatcher {
         };
         if let Some(known) = self.lock().get(&news.uid) {
             known.mailbox.put_news(news);
-        }
-    }
-
-    /// Ends all Pods by their grace and waits for the last one; the objects stay, so that the next start runs them again. From
-    /// now on no Pod is started.
-    ///
-    /// # Cancel safety
-    /// Dropping it stops the waiting only: the Pods go on ending.
-    pub async fn stop_pods(&self) {
-        self.stopping.store(true, Ordering::Relaxed);
-        for known in self.lock().values() {
-            known.mailbox.put(|mail| mail.node_stops = true);
-        }
-        loop {
-            let mut left = std::pin::pin!(self.left.notified());
-            // From here on no wake-up is missed.
-            left.as_mut().enable();
-            if self.lock().is_empty() {
-                return;
-            }
-            left.await;
         }
     }
 }

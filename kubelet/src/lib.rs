@@ -6,9 +6,12 @@
 //! only through CRI.
 
 pub mod admission;
+pub mod cgroups;
 pub mod config;
+pub mod cpus;
 pub mod credentials;
 pub mod cri;
+pub mod csi;
 pub mod dispatch;
 pub mod eviction;
 pub mod gc;
@@ -17,16 +20,18 @@ pub mod keep;
 pub mod logs;
 pub mod node;
 pub mod pod;
+pub mod preemption;
 pub mod probes;
 pub mod resources;
 mod run;
 mod server;
+pub mod shutdown;
 pub mod sources;
 pub mod stats;
 pub mod volumes;
 pub mod worker;
 
-pub use config::Config;
+pub use config::{Config, ServingPair};
 pub use cox_client::Deps;
 pub use run::{Handle, RunError, prepare, run};
 pub use server::ServerError;

@@ -1,9 +1,14 @@
 //! Puts a kubelet together and runs it: server, runtime events, Pod sources, node, log rotation.
 
-use crate::config::Config;
+use crate::cgroups::plan::Settings;
+use crate::cgroups::{self, Cgroups};
+use crate::config::{Config, ServingPair};
+use crate::cpus::{CpuError, CpuManager};
 use crate::cri::client::Runtime;
 use crate::cri::images::Images;
 use crate::cri::sandbox_config::host_resolv_conf;
+use crate::csi::Csi;
+use crate::csi::plugins::Plugins;
 use crate::dispatch::Dispatcher;
 use crate::eviction::{EvictionKeeper, Pressure};
 use crate::gc::ImageKeeper;
@@ -11,14 +16,16 @@ use crate::keep::Keeper;
 use crate::logs::keeper::LogKeeper;
 use crate::node::NodeKeeper;
 use crate::node::capacity::Machine;
+use crate::pod::fields::NodeAllocatable;
 use crate::probes::metrics::ProbeMetrics;
+use crate::server::tls::Serving;
 use crate::server::{Server, ServerError};
 use crate::volumes::Volumes;
 use crate::worker::shared::{ClientHandle, Shared};
 use cox_client::Deps;
-use cox_client::events::Recorder;
+use cox_client::events::{EventType, Recorder};
 use cox_client::tasks::TaskScope;
-use k8s_openapi::api::core::v1::{EventSource, Pod};
+use k8s_openapi::api::core::v1::{EventSource, ObjectReference, Pod};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -42,6 +49,9 @@ pub enum RunError {
         #[source]
         source: std::io::Error,
     },
+    /// Cores cannot be given away as wished.
+    #[error("the static CPU policy cannot be kept")]
+    Cpus(#[source] CpuError),
     /// Its server cannot start.
     #[error("the kubelet's server cannot start")]
     Server(#[source] ServerError),
@@ -87,6 +97,10 @@ pub fn prepare(
     impl Future<Output = Result<(), RunError>> + Send + use<>,
 ) {
     let cancel = cancel.clone();
+    if let Err(error) = std::fs::create_dir_all(&config.data_dir) {
+        // Said again, and with all there is to say, when the kubelet runs.
+        tracing::debug!(%error, "The kubelet's folder cannot be made");
+    }
     let machine = Machine::read(&config.data_dir);
     let runtime = Runtime::at(&config.cri_socket, config.runtime_timeout);
     let allocatable = machine.allocatable(&config.reserved);
@@ -94,6 +108,10 @@ pub fn prepare(
         component: Some("kubelet".into()),
         host: Some(config.node_name.clone()),
     };
+    let cgroups = Arc::new(open_cgroups(&config, &machine, allocatable));
+    let cpus = open_cpus(&config);
+    let csi = Csi::new(&config.data_dir, &config.node_name);
+    let plugins = Plugins::new(csi.clone(), &config.data_dir, deps.client.clone());
     let shared = Arc::new(Shared {
         images: Images::new(
             runtime.clone(),
@@ -104,11 +122,15 @@ pub fn prepare(
         volumes: Volumes::new(
             config.data_dir.join("pods"),
             config.local_path_dir(),
+            csi,
             deps.client.clone(),
             deps.clock.clone(),
             allocatable,
             &cancel,
         ),
+        cgroups,
+        cpus: cpus.as_ref().ok().cloned().flatten(),
+        huge_pages: machine.huge_pages.clone(),
         services: deps.informers.of(),
         runtime_classes: deps.informers.of(),
         recorder: Recorder::on_host(deps.client.clone(), source, deps.clock.clone(), &cancel),
@@ -141,6 +163,8 @@ pub fn prepare(
         machine,
         runtime,
         deps,
+        plugins,
+        cpus: cpus.map(drop),
         addr_tx,
     };
     (handle, run_parts(parts, cancel))
@@ -152,6 +176,8 @@ struct Parts {
     machine: Machine,
     runtime: Runtime,
     deps: Deps,
+    plugins: Plugins,
+    cpus: Result<(), CpuError>,
     addr_tx: watch::Sender<Option<std::net::SocketAddr>>,
 }
 
@@ -162,8 +188,11 @@ async fn run_parts(parts: Parts, cancel: CancellationToken) -> Result<(), RunErr
         machine,
         runtime,
         deps,
+        plugins,
+        cpus,
         addr_tx,
     } = parts;
+    cpus.map_err(RunError::Cpus)?;
     let config = &shared.config;
     for dir in [&config.data_dir, &config.log_dir] {
         std::fs::create_dir_all(dir).map_err(|source| RunError::Folder {
@@ -175,13 +204,14 @@ async fn run_parts(parts: Parts, cancel: CancellationToken) -> Result<(), RunErr
         config,
         dispatcher.clone(),
         deps.clock.clone(),
-        runtime.clone(),
+        deps.client.clone(),
         &cancel,
     )
     .await
     .map_err(RunError::Server)?;
     let addr = server.addr();
     addr_tx.send_replace(Some(addr));
+    tell_lacks(&shared);
     let scope = TaskScope::new("kubelet", &cancel);
     let token = scope.cancellation().clone();
     scope.spawn(
@@ -189,11 +219,18 @@ async fn run_parts(parts: Parts, cancel: CancellationToken) -> Result<(), RunErr
         dispatcher.clone().run_events(token.clone()),
     );
     scope.spawn("pod-sources", dispatcher.clone().run_sources(token.clone()));
+    if let Some(updates) = config.serving_updates.clone() {
+        scope.spawn(
+            "serving-certificate",
+            follow_certificate(updates, server.certificate(), token.clone()),
+        );
+    }
     scope.spawn("server", server.run(token.clone()));
     let logs = LogKeeper {
         shared: shared.clone(),
     };
     scope.spawn("kept-pods", shared.keeper.clone().run(token.clone()));
+    scope.spawn("plugins", plugins.run(token.clone()));
     scope.spawn("log-rotation", logs.run(token.clone()));
     let images = Arc::new(ImageKeeper::new(shared.clone()));
     scope.spawn("image-gc", images.clone().run(token.clone()));
@@ -224,6 +261,76 @@ async fn run_parts(parts: Parts, cancel: CancellationToken) -> Result<(), RunErr
         tracing::warn!(?late, "Parts of the kubelet ended late");
     }
     Ok(())
+}
+
+/// The cgroups of Pods. Without them containers still run, and what is not kept then is said.
+fn open_cgroups(config: &Config, machine: &Machine, allocatable: NodeAllocatable) -> Cgroups {
+    let Some(root) = &config.cgroup_root else {
+        return Cgroups::off();
+    };
+    let reserved = config.reserved.get("memory").copied().unwrap_or(0);
+    let memory = i64::try_from(machine.memory_bytes).unwrap_or(i64::MAX);
+    let all = Settings {
+        cpu_shares: cgroups::plan::shares(allocatable.cpu_millis),
+        memory_bytes: (reserved > 0).then(|| (memory - reserved).max(0)),
+        ..Settings::default()
+    };
+    Cgroups::on(root, config.pids_per_pod, &all).unwrap_or_else(|error| {
+        tracing::error!(%error, "Pods get no cgroups of their own: only the limits of single containers are kept");
+        Cgroups::off()
+    })
+}
+
+fn open_cpus(config: &Config) -> Result<Option<Arc<CpuManager>>, CpuError> {
+    if !config.static_cpus {
+        return Ok(None);
+    }
+    let reserved = config.reserved.get("cpu").copied().unwrap_or(0);
+    let cpus = CpuManager::open(&config.data_dir, &CpuManager::cores(), reserved)?;
+    Ok(Some(Arc::new(cpus)))
+}
+
+/// Tells what this machine cannot do.
+fn tell_lacks(shared: &Shared) {
+    let node = &shared.config.node_name;
+    for controller in shared.cgroups.missing() {
+        tracing::warn!(controller, "The kernel lacks a cgroup controller");
+        let about = ObjectReference {
+            kind: Some("Node".to_owned()),
+            api_version: Some("v1".to_owned()),
+            name: Some(node.clone()),
+            uid: Some(node.clone()),
+            ..ObjectReference::default()
+        };
+        let message =
+            format!("the kernel has no cgroup controller {controller}: its limits are not kept");
+        shared.recorder.event(
+            &about,
+            EventType::Warning,
+            "MissingCgroupController",
+            message,
+        );
+    }
+}
+
+/// Shows each newer certificate.
+async fn follow_certificate(
+    mut updates: watch::Receiver<ServingPair>,
+    serving: Arc<Serving>,
+    cancel: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            // A change that is missed here is seen by the next call.
+            changed = updates.changed() => if changed.is_err() { return },
+            () = cancel.cancelled() => return,
+        }
+        let pair = updates.borrow_and_update().clone();
+        match serving.replace(&pair.certificate_pem, &pair.key_pem) {
+            Ok(()) => tracing::info!("Serving certificate was replaced"),
+            Err(error) => tracing::error!(%error, "New serving certificate cannot be used"),
+        }
+    }
 }
 
 /// Runs a kubelet until `cancel`. Pods go on: the runtime keeps them, and the next kubelet takes them over.

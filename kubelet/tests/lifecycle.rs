@@ -12,7 +12,7 @@ use cox_cri::v1;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
-use support::{Cluster, condition, eventually, is_ready, one, phase};
+use support::{Cluster, condition, eventually, is_ready, is_restarted, one, phase};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_ephemeral_container_starts_once_and_sees_its_target() {
@@ -118,14 +118,9 @@ async fn resources_change_in_place_or_by_a_restart() {
             .contains(&"update a memory=134217728".to_owned())
     );
     resize(json!({"requests": {"cpu": "20m"}})).await;
-    let restarted = |pod: &Pod| {
-        let statuses = pod
-            .status
-            .as_ref()
-            .and_then(|status| status.container_statuses.as_ref());
-        is_ready(pod) && statuses.is_some_and(|statuses| statuses[0].restart_count == 1)
-    };
-    cluster.until("p", "restarted for its CPU", restarted).await;
+    cluster
+        .until("p", "restarted for its CPU", is_restarted)
+        .await;
     resize(json!({"requests": {"cpu": "100k"}})).await;
     let refused = |pod: &Pod| condition(pod, "PodResizePending").is_some();
     let pod = cluster.until("p", "refused", refused).await;

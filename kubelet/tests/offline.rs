@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::Api;
 use kube::api::{DeleteParams, PostParams};
 use serde_json::{Value, json};
-use support::{Cluster, eventually, is_ready, one};
+use support::{Cluster, Node, eventually, is_ready, is_restarted, one};
 
 async fn make<K>(cluster: &Cluster, object: Value)
 where
@@ -40,6 +40,18 @@ async fn demanding(cluster: &Cluster, name: &str) -> Pod {
     cluster.until(name, "ready", is_ready).await
 }
 
+/// A node with such a Pod, all of which is kept.
+async fn a_kept_pod(cluster: &Cluster) -> (Node, Pod) {
+    let map = json!({"metadata": {"name": "m"}, "data": {"k": "kept"}});
+    make::<ConfigMap>(cluster, map).await;
+    let secret = json!({"metadata": {"name": "s"}, "stringData": {"k": "sealed"}});
+    make::<Secret>(cluster, secret).await;
+    let node = cluster.kubelet();
+    let pod = demanding(cluster, "p").await;
+    kept(cluster, &pod).await;
+    (node, pod)
+}
+
 async fn kept(cluster: &Cluster, pod: &Pod) {
     let uid = pod.metadata.uid.clone().unwrap();
     let file = cluster.dir.path().join("kubelet/kept").join(uid);
@@ -58,19 +70,7 @@ fn env(cluster: &Cluster) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_power_cut_pods_run_again_without_a_control_plane() {
     let mut cluster = Cluster::start().await;
-    make::<ConfigMap>(
-        &cluster,
-        json!({"metadata": {"name": "m"}, "data": {"k": "kept"}}),
-    )
-    .await;
-    make::<Secret>(
-        &cluster,
-        json!({"metadata": {"name": "s"}, "stringData": {"k": "sealed"}}),
-    )
-    .await;
-    let node = cluster.kubelet();
-    let pod = demanding(&cluster, "p").await;
-    kept(&cluster, &pod).await;
+    let (node, pod) = a_kept_pod(&cluster).await;
     node.quit().await;
     // Everything that ran is gone, and so is what lay in memory; the images stay.
     let images = cluster.runtime.state.lock().unwrap().images.clone();
@@ -93,15 +93,8 @@ async fn after_a_power_cut_pods_run_again_without_a_control_plane() {
     assert_eq!(token.split('.').count(), 3);
     // The link comes back: the status arrives, and nothing is started again.
     cluster.set_link(true);
-    let restarted = |pod: &Pod| {
-        let statuses = pod
-            .status
-            .as_ref()
-            .and_then(|status| status.container_statuses.as_ref());
-        is_ready(pod) && statuses.is_some_and(|statuses| statuses[0].restart_count == 1)
-    };
     cluster
-        .until("p", "reported as restarted once", restarted)
+        .until("p", "reported as restarted once", is_restarted)
         .await;
     let starts = |call: &&String| call.starts_with("start ") || call.starts_with("stop ");
     let calls = cluster.runtime.calls();
@@ -115,19 +108,7 @@ async fn after_a_power_cut_pods_run_again_without_a_control_plane() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_was_deleted_meanwhile_leaves_the_node_when_the_link_is_back() {
     let cluster = Cluster::start().await;
-    make::<ConfigMap>(
-        &cluster,
-        json!({"metadata": {"name": "m"}, "data": {"k": "kept"}}),
-    )
-    .await;
-    make::<Secret>(
-        &cluster,
-        json!({"metadata": {"name": "s"}, "stringData": {"k": "sealed"}}),
-    )
-    .await;
-    let node = cluster.kubelet();
-    let pod = demanding(&cluster, "p").await;
-    kept(&cluster, &pod).await;
+    let (node, pod) = a_kept_pod(&cluster).await;
     node.quit().await;
     let forced = DeleteParams {
         grace_period_seconds: Some(0),

@@ -1,6 +1,6 @@
 //! Requests and limits as the runtime wants them. Pure.
 
-use cox_cri::v1::LinuxContainerResources;
+use cox_cri::v1::{HugepageLimit, LinuxContainerResources};
 use k8s_openapi::api::core::v1::{Container, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
@@ -104,8 +104,20 @@ pub fn linux(pod: &Pod, container: &Container, node_memory: i64) -> LinuxContain
         cpu_shares: (cpu_request * 1024 / 1000).clamp(CPU_SHARES_MIN, CPU_SHARES_MAX),
         memory_limit_in_bytes: get(limits, "memory").and_then(value).unwrap_or(0),
         oom_score_adj: oom_score_adj(pod, memory_request, node_memory),
+        hugepage_limits: hugepages(limits),
         ..LinuxContainerResources::default()
     }
+}
+
+fn hugepages(limits: Option<&BTreeMap<String, Quantity>>) -> Vec<HugepageLimit> {
+    let limits = limits.into_iter().flatten();
+    let one = |(name, limit): (&String, &Quantity)| {
+        Some(HugepageLimit {
+            page_size: crate::cgroups::plan::page_size(name)?,
+            limit: u64::try_from(value(limit)?).ok()?,
+        })
+    };
+    limits.filter_map(one).collect()
 }
 
 /// Guaranteed Pods go last, best effort first, the others by their share of the node's memory.

@@ -140,18 +140,23 @@ impl EvictionKeeper {
         let grace_secs = if threshold.grace.is_zero() {
             0
         } else {
-            crate::pod::plan::grace_of(&victim.pod)
+            let longest = self.shared.config.eviction_max_grace.as_secs();
+            crate::pod::plan::grace_of(&victim.pod).min(i64::try_from(longest).unwrap_or(i64::MAX))
         };
-        self.fail(&victim.pod, message, grace_secs);
+        self.fail(
+            &victim.pod,
+            Failing {
+                reason: "Evicted".to_owned(),
+                disruption: Some(message.clone()),
+                message,
+                grace_secs,
+            },
+        );
     }
 
-    fn fail(&self, pod: &Pod, message: String, grace_secs: i64) {
+    fn fail(&self, pod: &Pod, failing: Failing) {
+        let message = &failing.message;
         tracing::info!(pod = pod.metadata.name, message, "Pod is evicted");
-        let failing = Failing {
-            reason: "Evicted".to_owned(),
-            message,
-            grace_secs,
-        };
         self.dispatcher.fail(pod, failing);
     }
 
@@ -197,7 +202,7 @@ impl EvictionKeeper {
             for volume in local::limited(&pod) {
                 let folder = self.shared.volumes.empty_dir(&pod, &volume.volume);
                 if usage(folder).await > volume.limit {
-                    self.fail(&pod, local::too_large(&volume), 0);
+                    self.fail(&pod, own_fault(local::too_large(&volume)));
                 }
             }
             if !local::bounds_layers(&pod) {
@@ -212,7 +217,7 @@ impl EvictionKeeper {
             let logs = log_dir(&self.shared.config, &pod);
             let logs = |container: &str| local::disk_usage(&logs.join(container));
             if let Some(message) = local::layer_too_large(&pod, of_pod, logs) {
-                self.fail(&pod, message, 0);
+                self.fail(&pod, own_fault(message));
             }
         }
     }
@@ -228,6 +233,16 @@ impl EvictionKeeper {
             .into_iter()
             .filter_map(|one| Some((one.attributes?.metadata?.uid, one.linux?.containers)))
             .collect()
+    }
+}
+
+/// A Pod that broke a limit of its own goes at once, and its end is no disruption: it would break it again.
+fn own_fault(message: String) -> Failing {
+    Failing {
+        reason: "Evicted".to_owned(),
+        message,
+        grace_secs: 0,
+        disruption: None,
     }
 }
 

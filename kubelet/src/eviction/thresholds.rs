@@ -77,7 +77,7 @@ pub struct Threshold {
 /// Text that is no threshold.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "\"{0}\" is no threshold: it is written like memory.available<100Mi or nodefs.available<10%"
+    "\"{0}\" is no threshold: it is written like memory.available<100Mi or nodefs.available<10%, a soft one with =90s after it"
 )]
 pub struct ThresholdError(String);
 
@@ -112,6 +112,17 @@ impl Threshold {
         })
     }
 
+    /// Reads a soft one, as `memory.available<300Mi=1m30s`: the time is for how long it has to be met.
+    pub fn parse_soft(text: &str) -> Result<Self, ThresholdError> {
+        let bad = || ThresholdError(text.to_owned());
+        let (threshold, grace) = text.rsplit_once('=').ok_or_else(bad)?;
+        let grace = duration(grace.trim()).filter(|grace| !grace.is_zero());
+        Ok(Self {
+            grace: grace.ok_or_else(bad)?,
+            ..Self::parse(threshold)?
+        })
+    }
+
     /// The amount that has to be left of a capacity.
     #[must_use]
     pub fn amount(&self, capacity: u64) -> u64 {
@@ -122,6 +133,25 @@ impl Threshold {
             }
         }
     }
+}
+
+/// A duration as Go writes it, in whole numbers: `1h`, `1m30s`, `90s`.
+fn duration(text: &str) -> Option<Duration> {
+    let mut secs = 0_u64;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
+        let number: u64 = rest[..digits].parse().ok()?;
+        let unit = match rest.as_bytes()[digits] {
+            b'h' => 3600,
+            b'm' => 60,
+            b's' => 1,
+            _ => return None,
+        };
+        secs = secs.checked_add(number.checked_mul(unit)?)?;
+        rest = &rest[digits + 1..];
+    }
+    Some(Duration::from_secs(secs))
 }
 
 /// Upstream's hard thresholds. A large disk that is full to a tenth still has gigabytes: what is said in shares is met only below
@@ -268,6 +298,22 @@ mod tests {
             "memory.available<x",
             "nodefs.available<120%",
             "pid.available<-1",
+        ] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn soft_thresholds_name_a_time() {
+        let read = |text: &str| Threshold::parse_soft(text).map(|one| one.grace.as_secs());
+        assert_eq!(read("memory.available<300Mi=1m30s"), Ok(90));
+        assert_eq!(read("nodefs.available<15%=2h"), Ok(7200));
+        for bad in [
+            "memory.available<300Mi",
+            "memory.available<300Mi=",
+            "memory.available<300Mi=90",
+            "memory.available<300Mi=0s",
+            "memory.available<300Mi=1d",
         ] {
             assert!(read(bad).is_err(), "{bad}");
         }

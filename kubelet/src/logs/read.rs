@@ -214,13 +214,14 @@ async fn tail_start(file: &mut File, lines: usize) -> io::Result<u64> {
 
 /// Wakes when something happens in a folder.
 #[derive(Debug)]
-struct FolderWatch(pipe::Receiver);
+pub(crate) struct FolderWatch(pipe::Receiver);
 
 impl FolderWatch {
-    fn new(folder: &Path) -> io::Result<Self> {
+    pub(crate) fn new(folder: &Path) -> io::Result<Self> {
         let fd = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
         let events = inotify::WatchFlags::MODIFY
             | inotify::WatchFlags::CREATE
+            | inotify::WatchFlags::DELETE
             | inotify::WatchFlags::MOVED_TO
             | inotify::WatchFlags::MOVED_FROM;
         inotify::add_watch(&fd, folder, events)?;
@@ -232,7 +233,7 @@ impl FolderWatch {
     ///
     /// # Cancel safety
     /// What happened stays until it is returned.
-    async fn changed(&self) -> io::Result<()> {
+    pub(crate) async fn changed(&self) -> io::Result<()> {
         let mut events = [0_u8; 4096];
         loop {
             self.0.readable().await?;

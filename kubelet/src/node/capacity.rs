@@ -13,6 +13,8 @@ pub struct Machine {
     pub cpus: usize,
     pub memory_bytes: u64,
     pub disk_bytes: u64,
+    /// Bytes in huge pages, by resource (`hugepages-2Mi`).
+    pub huge_pages: Amounts,
     pub machine_id: String,
     pub system_uuid: String,
     pub boot_id: String,
@@ -66,6 +68,32 @@ fn cgroup_limit() -> Option<u64> {
         .min()
 }
 
+/// The pages that were set aside: `hugepages-2048kB/nr_hugepages` below `root`.
+fn huge_pages(root: &Path) -> Amounts {
+    let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
+    let one = |entry: std::fs::DirEntry| {
+        let name = entry.file_name();
+        let kib: i64 = name
+            .to_str()?
+            .strip_prefix("hugepages-")?
+            .strip_suffix("kB")?
+            .parse()
+            .ok()?;
+        let count: i64 = std::fs::read_to_string(entry.path().join("nr_hugepages"))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()?;
+        let size = match kib {
+            kib if kib >= 1 << 20 => format!("{}Gi", kib >> 20),
+            kib if kib >= 1 << 10 => format!("{}Mi", kib >> 10),
+            kib => format!("{kib}Ki"),
+        };
+        Some((format!("hugepages-{size}"), count * kib * 1024))
+    };
+    entries.filter_map(one).collect()
+}
+
 impl Machine {
     /// Looks at the machine.
     #[must_use]
@@ -77,6 +105,7 @@ impl Machine {
             cpus: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             memory_bytes: cgroup_limit().map_or(memory, |limit| limit.min(memory)),
             disk_bytes: disk(data_dir).map_or(0, |(_, total)| total),
+            huge_pages: huge_pages(Path::new("/sys/kernel/mm/hugepages")),
             system_uuid: if uuid.is_empty() {
                 machine_id.clone()
             } else {
@@ -103,11 +132,13 @@ impl Machine {
             .memory_bytes
             .saturating_sub(MEMORY_KEPT)
             .max(self.memory_bytes / 2);
+        // Memory in huge pages is a resource of its own.
+        let set_aside: i64 = self.huge_pages.values().sum();
         let left =
             |has: i64, resource: &str| (has - reserved.get(resource).copied().unwrap_or(0)).max(0);
         NodeAllocatable {
             cpu_millis: left(i64::try_from(self.cpus).unwrap_or(1) * 1000, "cpu"),
-            memory_bytes: left(int(memory), "memory"),
+            memory_bytes: left(int(memory) - set_aside, "memory"),
             ephemeral_bytes: left(int(self.disk_bytes / 10 * 9), "ephemeral-storage"),
         }
     }
@@ -128,6 +159,26 @@ mod tests {
             os_release(text, "PRETTY_NAME").as_deref(),
             Some("Debian GNU/Linux 12 (bookworm)")
         );
+    }
+
+    #[test]
+    fn huge_pages_are_a_resource_and_no_memory() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("hugepages-2048kB");
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("nr_hugepages"), "3\n").unwrap();
+        let pages = huge_pages(root.path());
+        assert_eq!(
+            pages,
+            Amounts::from([("hugepages-2Mi".to_owned(), 6 << 20)])
+        );
+        let machine = Machine {
+            memory_bytes: 1 << 30,
+            huge_pages: pages,
+            ..Machine::default()
+        };
+        let allocatable = machine.allocatable(&Amounts::new());
+        assert_eq!(allocatable.memory_bytes, (1 << 30) - (106 << 20));
     }
 
     #[test]

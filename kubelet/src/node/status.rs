@@ -103,13 +103,26 @@ pub fn build(
     let allocatable = machine.allocatable(&config.reserved);
     let bytes = |value: u64| Quantity(value.to_string());
     let ki = |value: u64| Quantity(format!("{}Ki", value / 1024));
+    let pages = machine.huge_pages.iter().map(|(name, bytes)| {
+        // As the API server keeps them: another spelling would be written again and again.
+        let amount = match bytes {
+            0 => "0".to_owned(),
+            bytes if bytes % (1 << 30) == 0 => format!("{}Gi", bytes >> 30),
+            bytes if bytes % (1 << 20) == 0 => format!("{}Mi", bytes >> 20),
+            bytes => format!("{}Ki", bytes >> 10),
+        };
+        (name.clone(), Quantity(amount))
+    });
+    let pages: BTreeMap<String, Quantity> = pages.collect();
     let capacity = |cpu: Quantity, memory: u64, disk: Quantity| {
-        BTreeMap::from([
+        let mut capacity = BTreeMap::from([
             ("cpu".to_owned(), cpu),
             ("memory".to_owned(), ki(memory)),
             ("ephemeral-storage".to_owned(), disk),
             ("pods".to_owned(), Quantity(config.max_pods.to_string())),
-        ])
+        ]);
+        capacity.extend(pages.clone());
+        capacity
     };
     let address = |kind: &str, address: String| NodeAddress {
         type_: kind.to_owned(),

@@ -199,8 +199,13 @@ pub enum EndingCause {
     Deleted,
     /// Its containers are done and none restarts.
     Finished,
-    /// It failed as a whole: the phase becomes Failed with this reason and message.
-    Failed { reason: String, message: String },
+    /// It failed as a whole: the phase becomes Failed with this reason and message. If the node takes it away from work that it
+    /// would go on with, `disruption` says why: Jobs and others judge such an end differently.
+    Failed {
+        reason: String,
+        message: String,
+        disruption: Option<String>,
+    },
     /// The node stops; the object stays and starts again with the next kubelet.
     NodeStops,
 }

@@ -1,9 +1,9 @@
 //! The kubelet's HTTPS server, asked by the API server: logs, exec, attach, port-forward, health, Pods, metrics.
 //!
-//! Every connection shows a client certificate of the cluster's authority; only the API server's identity and `system:masters`
-//! get answers, apart from `/healthz`.
+//! Whoever asks shows a client certificate of the cluster's authority or a bearer token; see [`gate`] for who gets an answer.
 
 mod figures;
+mod gate;
 mod logs;
 mod node_logs;
 mod streams;
@@ -61,6 +61,7 @@ pub(crate) struct Server {
     addr: SocketAddr,
     tls: TlsAcceptor,
     routes: Arc<Routes>,
+    certificate: Arc<tls::Serving>,
 }
 
 impl std::fmt::Debug for Server {
@@ -76,6 +77,7 @@ pub(crate) struct Routes {
     pub(crate) dispatcher: Arc<Dispatcher>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) runtime: Runtime,
+    gate: gate::Gate,
     /// Sessions of clients that are passed on to the runtime.
     pub(crate) scope: TaskScope,
     /// The last look at the machine.
@@ -88,10 +90,10 @@ impl Server {
         config: &Config,
         dispatcher: Arc<Dispatcher>,
         clock: Arc<dyn Clock>,
-        runtime: Runtime,
+        client: kube::Client,
         cancel: &CancellationToken,
     ) -> Result<Self, ServerError> {
-        let tls = tls::acceptor(config)?;
+        let (tls, certificate) = tls::acceptor(config)?;
         let listen = |source| ServerError::Listen {
             addr: config.listen,
             source,
@@ -100,9 +102,10 @@ impl Server {
         let addr = listener.local_addr().map_err(listen)?;
         let routes = Arc::new(Routes {
             config: config.clone(),
+            gate: gate::Gate::new(client, clock.clone(), &config.node_name),
+            runtime: dispatcher.runtime(),
             dispatcher,
             clock,
-            runtime,
             scope: TaskScope::new("kubelet-streams", cancel),
             machine: crate::stats::machine::Watcher::default(),
         });
@@ -111,6 +114,7 @@ impl Server {
             addr,
             tls,
             routes,
+            certificate,
         })
     }
 
@@ -118,6 +122,12 @@ impl Server {
     #[must_use]
     pub(crate) fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// The certificate that it shows, to be replaced while it runs.
+    #[must_use]
+    pub(crate) fn certificate(&self) -> Arc<tls::Serving> {
+        self.certificate.clone()
     }
 
     /// Answers until cancelled.
@@ -167,10 +177,10 @@ async fn serve(stream: TcpStream, tls: TlsAcceptor, routes: Arc<Routes>) -> Resu
         .peer_certificates()
         .and_then(|chain| chain.first())
         .map(tls::peer);
-    let allowed = peer.is_some_and(|peer| peer.is_some_and(|peer| peer.may_ask()));
+    let peer = Arc::new(peer.flatten());
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-        let routes = routes.clone();
-        async move { Ok::<_, Infallible>(routes.answer(request, allowed).await) }
+        let (routes, peer) = (routes.clone(), peer.clone());
+        async move { Ok::<_, Infallible>(routes.answer(request, peer.as_ref().as_ref()).await) }
     });
     let builder = auto::Builder::new(TokioExecutor::new());
     builder
@@ -180,16 +190,14 @@ async fn serve(stream: TcpStream, tls: TlsAcceptor, routes: Arc<Routes>) -> Resu
 }
 
 impl Routes {
-    async fn answer(&self, request: Request<Incoming>, allowed: bool) -> Response<Body> {
+    async fn answer(&self, request: Request<Incoming>, peer: Option<&tls::Peer>) -> Response<Body> {
         let path = request.uri().path().to_owned();
-        if path == "/healthz" {
-            return text(StatusCode::OK, "ok");
-        }
-        if !allowed {
-            return text(
-                StatusCode::FORBIDDEN,
-                "Forbidden: only the API server may ask the kubelet",
-            );
+        let admitted = self
+            .gate
+            .admit(peer, request.method(), &path, request.headers())
+            .await;
+        if let Err(gate::Refused(status, why)) = admitted {
+            return text(status, &why);
         }
         let parts: Vec<&str> = path.split('/').skip(1).collect();
         if streams::is_stream_method(request.method())
@@ -216,6 +224,8 @@ impl Routes {
             ["pods" | "pods/"] => self.pods(),
             ["runningpods"] | ["runningpods", ""] => self.pods(),
             ["metrics"] => self.metrics(),
+            ["healthz"] => text(StatusCode::OK, "ok"),
+            ["metrics", "probes"] => text(StatusCode::OK, &self.dispatcher.probes_text()),
             ["metrics", "resource"] => self.resource_metrics().await,
             ["stats", "summary"] | ["stats", "summary", ""] => self.summary().await,
             ["configz"] => self.configz(),

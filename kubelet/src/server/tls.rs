@@ -4,8 +4,9 @@ use crate::config::Config;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
-use std::sync::Arc;
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use std::sync::{Arc, RwLock};
 use tokio_rustls::TlsAcceptor;
 
 /// Certificates that cannot be used.
@@ -31,8 +32,48 @@ pub enum TlsError {
     Root(#[source] rustls::Error),
 }
 
-/// Builds the acceptor from the configuration.
-pub(crate) fn acceptor(config: &Config) -> Result<TlsAcceptor, TlsError> {
+/// The certificate that the server shows; it can be replaced while connections go on.
+#[derive(Debug)]
+pub(crate) struct Serving(RwLock<Arc<CertifiedKey>>);
+
+impl Serving {
+    fn new(certificate_pem: &str, key_pem: &str) -> Result<Self, TlsError> {
+        Ok(Self(RwLock::new(Arc::new(pair(certificate_pem, key_pem)?))))
+    }
+
+    /// Shows another certificate from the next connection on.
+    pub(crate) fn replace(&self, certificate_pem: &str, key_pem: &str) -> Result<(), TlsError> {
+        let fresh = Arc::new(pair(certificate_pem, key_pem)?);
+        *self
+            .0
+            .write()
+            .expect("no panic happens while this lock is held") = fresh;
+        Ok(())
+    }
+}
+
+impl ResolvesServerCert for Serving {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let shown = self
+            .0
+            .read()
+            .expect("no panic happens while this lock is held");
+        Some(shown.clone())
+    }
+}
+
+fn pair(certificate_pem: &str, key_pem: &str) -> Result<CertifiedKey, TlsError> {
+    let pem = |what| move |source| TlsError::Pem { what, source };
+    let chain: Result<Vec<_>, _> =
+        CertificateDer::pem_slice_iter(certificate_pem.as_bytes()).collect();
+    let chain = chain.map_err(pem("the serving certificate"))?;
+    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(pem("the serving key"))?;
+    let provider = rustls::crypto::ring::default_provider();
+    CertifiedKey::from_der(chain, key, &provider).map_err(TlsError::Pair)
+}
+
+/// Builds the acceptor from the configuration. A client need not show a certificate: it may have a token.
+pub(crate) fn acceptor(config: &Config) -> Result<(TlsAcceptor, Arc<Serving>), TlsError> {
     let pem = |what| move |source| TlsError::Pem { what, source };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = RootCertStore::empty();
@@ -42,21 +83,20 @@ pub(crate) fn acceptor(config: &Config) -> Result<TlsAcceptor, TlsError> {
             .map_err(TlsError::Root)?;
     }
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .allow_unauthenticated()
         .build()
         .map_err(TlsError::Authority)?;
-    let chain: Result<Vec<_>, _> =
-        CertificateDer::pem_slice_iter(config.serving_cert_pem.as_bytes()).collect();
-    let chain = chain.map_err(pem("the serving certificate"))?;
-    let key = PrivateKeyDer::from_pem_slice(config.serving_key_pem.as_bytes())
-        .map_err(pem("the serving key"))?;
+    let serving = Arc::new(Serving::new(
+        &config.serving_cert_pem,
+        &config.serving_key_pem,
+    )?);
     let mut server = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TlsError::Pair)?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)
-        .map_err(TlsError::Pair)?;
+        .with_cert_resolver(serving.clone());
     server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(server)))
+    Ok((TlsAcceptor::from(Arc::new(server)), serving))
 }
 
 /// Who a client is, by its verified certificate.

@@ -1,4 +1,4 @@
-//! Static Pods: each file of the folder is one Pod, YAML or JSON. A file that does not parse is reported and leaves the others
+//! Static Pods of the folder: each file is one Pod, YAML or JSON. A file that does not parse is reported and leaves the others
 //! alone.
 
 use super::mirror::{CONFIG_HASH, CONFIG_SOURCE};
@@ -49,8 +49,16 @@ pub fn read_folder(dir: &Path, node_name: &str) -> Folder {
         }
         match std::fs::read(&file)
             .map_err(|error| error.to_string())
-            .and_then(|text| static_pod(&text, &file, node_name))
-        {
+            .and_then(|text| {
+                let text = std::str::from_utf8(&text).map_err(|error| error.to_string())?;
+                let value = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+                let source = Source {
+                    kind: "file",
+                    place: file.as_os_str().as_encoded_bytes(),
+                    text: text.as_bytes(),
+                };
+                static_pod(value, &source, node_name)
+            }) {
             Ok(pod) => folder.pods.push(pod),
             Err(reason) => folder.errors.push(ManifestError { file, reason }),
         }
@@ -58,11 +66,20 @@ pub fn read_folder(dir: &Path, node_name: &str) -> Folder {
     folder
 }
 
+/// Where a manifest comes from: it decides about the Pod's uid.
+pub(super) struct Source<'a> {
+    /// As the annotation calls it: `file` or `http`.
+    pub(super) kind: &'static str,
+    pub(super) place: &'a [u8],
+    pub(super) text: &'a [u8],
+}
+
 /// The Pod of a manifest, with what upstream gives a static Pod: the node in its name, a uid from its content, the node bound.
-fn static_pod(text: &[u8], file: &Path, node_name: &str) -> Result<Pod, String> {
-    let text = std::str::from_utf8(text).map_err(|error| error.to_string())?;
-    let value: serde_json::Value =
-        serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+pub(super) fn static_pod(
+    value: serde_json::Value,
+    source: &Source<'_>,
+    node_name: &str,
+) -> Result<Pod, String> {
     if value.get("kind").and_then(serde_json::Value::as_str) != Some("Pod") {
         return Err("it is not a Pod".to_owned());
     }
@@ -102,9 +119,9 @@ fn static_pod(text: &[u8], file: &Path, node_name: &str) -> Result<Pod, String> 
     let mut hash = Sha256::new();
     hash.update(node_name.as_bytes());
     hash.update([0]);
-    hash.update(file.as_os_str().as_encoded_bytes());
+    hash.update(source.place);
     hash.update([0]);
-    hash.update(text.as_bytes());
+    hash.update(source.text);
     let hash = hash
         .finalize()
         .iter()
@@ -117,7 +134,7 @@ fn static_pod(text: &[u8], file: &Path, node_name: &str) -> Result<Pod, String> 
     pod.metadata.uid = Some(hash.clone());
     let annotations = pod.metadata.annotations.get_or_insert_default();
     annotations.insert(CONFIG_HASH.to_owned(), hash);
-    annotations.insert(CONFIG_SOURCE.to_owned(), "file".to_owned());
+    annotations.insert(CONFIG_SOURCE.to_owned(), source.kind.to_owned());
     pod.status = None;
     Ok(pod)
 }

@@ -31,6 +31,7 @@ mod trust;
 pub use mounts::Viewer;
 pub use references::References;
 
+use crate::csi::Csi;
 use crate::pod::containers::spec;
 use crate::pod::fields::{NodeAllocatable, PodAddresses};
 use cox_client::Clock;
@@ -55,6 +56,7 @@ pub struct Volumes {
     pub allocatable: NodeAllocatable,
     /// Folders of volumes that this node keeps.
     local: PathBuf,
+    csi: Arc<Csi>,
     client: kube::Client,
     /// The volumes that stand, by the Pod's uid and their names.
     placed: Mutex<HashMap<String, HashMap<String, Placed>>>,
@@ -91,6 +93,7 @@ impl Volumes {
     pub fn new(
         root: PathBuf,
         local: PathBuf,
+        csi: Arc<Csi>,
         client: kube::Client,
         clock: Arc<dyn Clock>,
         allocatable: NodeAllocatable,
@@ -103,6 +106,7 @@ impl Volumes {
             tokens: Tokens::new(client.clone(), clock),
             allocatable,
             local,
+            csi,
             client,
             placed: Mutex::default(),
         }
@@ -187,6 +191,8 @@ impl Volumes {
     pub async fn remove(&self, uid: &str) -> io::Result<()> {
         self.tokens.forget(uid);
         self.placed().remove(uid);
+        // Drivers take their own mounts away; they know what else hangs on them.
+        self.csi.unmount(uid).await?;
         let dir = self.pod_dir(uid);
         let removed = tokio::task::spawn_blocking(move || remove_folder(&dir));
         removed

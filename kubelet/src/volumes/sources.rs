@@ -5,6 +5,7 @@ use super::payload::{self, DEFAULT_MODE, File, Payload};
 use super::put::{Content, Medium};
 use super::{Placed, Volumes, claims, trust};
 use crate::cri::resources::value;
+use crate::csi::Wanted;
 use crate::pod::containers::{all, spec};
 use crate::pod::fields::PodAddresses;
 use jiff::Timestamp;
@@ -48,7 +49,14 @@ impl Volumes {
         }
         if let Some((claim, read_only)) = claims::claim_of(pod, volume) {
             let bound = claims::bound(self.client.clone(), pod, volume, &claim).await?;
+            if let Some(wanted) = Wanted::of_volume(&bound, read_only) {
+                return self.of_driver(pod, volume, &wanted?).await;
+            }
             return persistent(&bound, read_only, &self.local);
+        }
+        if let Some(source) = &volume.csi {
+            let wanted = Wanted::of_pod(pod, volume, source);
+            return self.of_driver(pod, volume, &wanted).await;
         }
         let (kind, payload) = self.files(pod, volume, addresses, renew_at).await?;
         let folder = self.folder(pod, kind, &volume.name);
@@ -58,6 +66,30 @@ impl Volumes {
             read_only: true,
         };
         Ok((Content::Files { folder, payload }, placed))
+    }
+
+    /// A volume that a driver mounts; one that stands is left as it is.
+    async fn of_driver(&self, pod: &Pod, volume: &Volume, wanted: &Wanted) -> Made {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let stands = self
+            .placed()
+            .get(uid)
+            .and_then(|placed| placed.get(&volume.name).cloned());
+        if let Some(placed) = stands {
+            return Ok((Content::Nothing, placed));
+        }
+        let group = Ownership::of(pod).gid;
+        let mounted = self.csi.mount(&self.client, pod, wanted, group).await?;
+        let placed = Placed::At {
+            path: mounted.path.clone(),
+            read_only: wanted.read_only,
+        };
+        let content = if mounted.for_group {
+            Content::Local { path: mounted.path }
+        } else {
+            Content::Nothing
+        };
+        Ok((content, placed))
     }
 
     /// The files of a volume that the kubelet writes, and what its folder is called.

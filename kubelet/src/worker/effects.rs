@@ -121,6 +121,9 @@ pub struct Subject {
 impl Subject {
     /// Makes or refreshes the volumes.
     pub async fn volumes(self) -> Outcome {
+        if let Err(error) = self.shared.cgroups.take_over(&self.pod) {
+            tracing::warn!(%error, "Cgroup of a Pod cannot be taken over");
+        }
         let now = self.shared.clock.now();
         let result = self
             .shared
@@ -276,13 +279,21 @@ impl Subject {
     }
 
     fn sandbox_message(&self, attempt: u32, network: PodNetwork) -> v1::PodSandboxConfig {
-        sandbox_config(
+        let mut message = sandbox_config(
             &self.shared.config,
             &self.pod,
             attempt,
             network,
             &self.shared.resolv_conf,
-        )
+        );
+        if let Some(linux) = message
+            .linux
+            .as_mut()
+            .filter(|_| network == PodNetwork::Namespace)
+        {
+            linux.cgroup_parent = self.shared.cgroups.parent(&self.pod);
+        }
+        message
     }
 
     /// Makes the sandbox.
@@ -303,6 +314,12 @@ impl Subject {
     ) -> Result<SandboxView, String> {
         let _permit = self.shared.starts.acquire().await;
         let handler = self.shared.handler(&self.pod).await?;
+        if network == PodNetwork::Namespace {
+            let (cgroups, pod) = (self.shared.cgroups.clone(), self.pod.clone());
+            let made = tokio::task::spawn_blocking(move || cgroups.ensure(&pod)).await;
+            let made = made.map_err(|error| error.to_string())?;
+            made.map_err(|error| format!("cgroup of the Pod: {error}"))?;
+        }
         let dir = log_dir(&self.shared.config, &self.pod);
         tokio::fs::create_dir_all(&dir)
             .await
@@ -386,7 +403,13 @@ impl Subject {
             target: self.target_of(name),
             node_memory: self.shared.allocatable.memory_bytes,
         };
-        let config = container_config(&self.pod, container, resolved);
+        let mut config = container_config(&self.pod, container, resolved);
+        if let (Some(cpus), PodNetwork::Namespace) = (&self.shared.cpus, network) {
+            let uid = self.pod.metadata.uid.as_deref().unwrap_or_default();
+            let own = cpus.of(uid, name).to_string();
+            let linux = config.linux.get_or_insert_default();
+            linux.resources.get_or_insert_default().cpuset_cpus = own;
+        }
         let _permit = self.shared.starts.acquire().await;
         let made = self
             .shared
@@ -561,13 +584,16 @@ impl Subject {
     /// Deletes the volumes.
     pub async fn unmount(self) -> Outcome {
         let uid = self.pod.metadata.uid.clone().unwrap_or_default();
-        Outcome::Unmounted(
-            self.shared
-                .volumes
-                .remove(&uid)
-                .await
-                .map_err(|error| error.to_string()),
-        )
+        let removed = self.shared.volumes.remove(&uid).await;
+        if let Some(cpus) = &self.shared.cpus
+            && cpus.release(&uid)
+        {
+            cpus.move_others(&self.shared.runtime).await;
+        }
+        let (cgroups, pod) = (self.shared.cgroups.clone(), self.pod.clone());
+        let cleared = tokio::task::spawn_blocking(move || cgroups.remove(&pod)).await;
+        let cleared = cleared.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        Outcome::Unmounted(removed.and(cleared).map_err(|error| error.to_string()))
     }
 }
 

@@ -100,8 +100,9 @@ impl Subject {
             (Some(container), None) => {
                 let memory = self.shared.allocatable.memory_bytes;
                 let wanted = crate::cri::resources::linux(&self.pod, container, memory);
-                let answer = self.shared.runtime.update_resources(&id, wanted).await;
-                answer.map_err(|error| NotResized::Failed(error.to_string()))
+                self.resize_within_pod(&id, wanted)
+                    .await
+                    .map_err(NotResized::Failed)
             }
         };
         Outcome::Resized {
@@ -111,6 +112,25 @@ impl Subject {
             generation: self.pod.metadata.generation,
             result,
         }
+    }
+
+    /// The Pod's cgroup is wide enough for both sizes while its containers change.
+    async fn resize_within_pod(
+        &self,
+        id: &ContainerId,
+        wanted: cox_cri::v1::LinuxContainerResources,
+    ) -> Result<(), String> {
+        let cgroups = &self.shared.cgroups;
+        cgroups
+            .widen(&self.pod)
+            .map_err(|error| error.to_string())?;
+        let answer = self.shared.runtime.update_resources(id, wanted).await;
+        answer.map_err(|error| error.to_string())?;
+        if let Err(error) = cgroups.refit(&self.pod) {
+            // Another container of the Pod is still larger; its own resize comes here again.
+            tracing::debug!(%error, "Cgroup of a Pod stays wide");
+        }
+        Ok(())
     }
 
     /// Why the node could never give what the Pod asks for.

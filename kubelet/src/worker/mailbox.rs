@@ -19,8 +19,8 @@ pub struct Mail {
     pub mirror_gone: bool,
     /// The object is gone from the API server, or the manifest from the folder.
     pub gone: bool,
-    /// The node stops: end the containers, keep the object.
-    pub node_stops: bool,
+    /// The node stops: end the containers within so many seconds, keep the object.
+    pub node_stops: Option<i64>,
     /// The Pod has to fail: the node takes it away.
     pub fails: Option<Failing>,
     /// News of the runtime, merged.
@@ -39,6 +39,8 @@ pub struct Failing {
     pub reason: String,
     pub message: String,
     pub grace_secs: i64,
+    /// What its condition DisruptionTarget says; `None`: it has none.
+    pub disruption: Option<String>,
 }
 
 /// The sender's and the worker's end.

@@ -1,7 +1,9 @@
 //! What all Pod workers of a node share.
 
 use crate::admission::NodeView;
+use crate::cgroups::Cgroups;
 use crate::config::Config;
+use crate::cpus::CpuManager;
 use crate::cri::client::Runtime;
 use crate::cri::images::Images;
 use crate::keep::Keeper;
@@ -29,6 +31,11 @@ pub struct Shared {
     pub runtime: Runtime,
     pub images: Images,
     pub volumes: Volumes,
+    pub cgroups: Arc<Cgroups>,
+    /// Cores that belong to single containers, where the node gives such.
+    pub cpus: Option<Arc<CpuManager>>,
+    /// Pages of each size that Pods may have.
+    pub huge_pages: Amounts,
     pub services: Informer<Service>,
     pub runtime_classes: Informer<RuntimeClass>,
     pub clock: Arc<dyn Clock>,
@@ -80,7 +87,7 @@ impl Shared {
         let known = self.node.get(None, &self.config.node_name);
         let spec = known.as_ref().and_then(|node| node.spec.as_ref());
         let labels = known.as_ref().and_then(|node| node.metadata.labels.clone());
-        let allocatable = Amounts::from([
+        let mut allocatable = Amounts::from([
             ("cpu".to_owned(), self.allocatable.cpu_millis),
             ("memory".to_owned(), self.allocatable.memory_bytes),
             (
@@ -88,6 +95,7 @@ impl Shared {
                 self.allocatable.ephemeral_bytes,
             ),
         ]);
+        allocatable.extend(self.huge_pages.clone());
         NodeView {
             name: self.config.node_name.clone(),
             labels: labels.unwrap_or_else(|| self.config.labels.clone()),

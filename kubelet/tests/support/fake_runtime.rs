@@ -1,7 +1,7 @@
 //! A CRI runtime without containers: it keeps states, writes logs and sends events, over a real unix socket.
 //!
 //! Images say how their containers behave: `stay` runs until stopped, `exit-N` ends at once with code N, `missing` cannot be
-//! pulled, `oci` is not Wasm, `stuck` cannot be started.
+//! pulled, `slow` is pulled when the registry is told to answer, `oci` is not Wasm, `stuck` cannot be started.
 
 use cox_cri::v1::{
     self, image_service_server as image_server, runtime_service_server as runtime_server,
@@ -56,6 +56,8 @@ pub(crate) struct State {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct FakeRuntime {
     pub(crate) state: Arc<Mutex<State>>,
+    /// Lets a pull of `slow` come to its end.
+    pub(crate) registry: Arc<tokio::sync::Notify>,
 }
 
 fn now() -> i64 {
@@ -587,7 +589,7 @@ impl runtime_server::RuntimeService for FakeRuntime {
         &self,
         _: Request<v1::ListPodSandboxStatsRequest>,
     ) -> Answer<v1::ListPodSandboxStatsResponse> {
-        Err(Status::unimplemented("list_pod_sandbox_stats"))
+        Ok(Response::new(v1::ListPodSandboxStatsResponse::default()))
     }
     async fn update_runtime_config(
         &self,
@@ -664,8 +666,15 @@ impl image_server::ImageService for FakeRuntime {
         request: Request<v1::PullImageRequest>,
     ) -> Answer<v1::PullImageResponse> {
         let name = request.into_inner().image.unwrap().image;
+        self.state
+            .lock()
+            .unwrap()
+            .calls
+            .push(format!("pull {name}"));
+        if name == "slow" {
+            self.registry.notified().await;
+        }
         let mut state = self.state.lock().unwrap();
-        state.calls.push(format!("pull {name}"));
         if name == "missing" {
             return Err(Status::not_found("no such image"));
         }

@@ -107,6 +107,16 @@ impl Cluster {
         self.runtime_threads = Some(self.runtime.serve(&socket));
     }
 
+    /// The runtime's process dies; what it ran goes on, and it comes back with [`Self::return_runtime`].
+    pub(crate) fn kill_runtime(&mut self) {
+        self.stop_runtime();
+        std::fs::remove_file(self.dir.path().join("cri.sock")).unwrap();
+    }
+
+    pub(crate) fn return_runtime(&mut self) {
+        self.runtime_threads = Some(self.runtime.serve(&self.dir.path().join("cri.sock")));
+    }
+
     fn stop_runtime(&mut self) {
         if let Some(threads) = self.runtime_threads.take() {
             threads.shutdown_background();
@@ -253,6 +263,15 @@ pub(crate) fn user(name: &str, group: &str) -> UserInfo {
 
 pub(crate) fn is_ready(pod: &Pod) -> bool {
     condition(pod, "Ready").as_deref() == Some("True")
+}
+
+/// Ready, after its first container was started a second time.
+pub(crate) fn is_restarted(pod: &Pod) -> bool {
+    let statuses = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.container_statuses.as_ref());
+    is_ready(pod) && statuses.is_some_and(|statuses| statuses[0].restart_count == 1)
 }
 
 pub(crate) fn condition(pod: &Pod, kind: &str) -> Option<String> {

@@ -148,6 +148,7 @@ pub fn plan_pod(input: PlanInput<'_>) -> Plan {
         return Plan::ended(EndingCause::Failed {
             reason: refusal.reason.to_owned(),
             message: format!("{REJECTED}{}", refusal.message),
+            disruption: None,
         });
     }
     let mut plan = Plan::default();
@@ -156,6 +157,7 @@ pub fn plan_pod(input: PlanInput<'_>) -> Plan {
             return Plan::ended(EndingCause::Failed {
                 reason: "DeadlineExceeded".into(),
                 message: "Pod was active on the node longer than the specified deadline".into(),
+                disruption: None,
             });
         }
         plan.wake(deadline);
@@ -214,6 +216,8 @@ fn stop(input: PlanInput<'_>, container: &ContainerView, grace_secs: i64, messag
     }
 }
 
+#[cfg(test)]
+mod dice;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //!
 //! `COX_SIM_SEEDS=10000` runs that many seeds, `COX_SIM_FIRST=7` begins with another one than the first.
 
+use super::dice::Dice;
 use super::*;
 use crate::pod::containers::{inits, is_sidecar, named, spec_hash};
 use crate::pod::history::{
@@ -18,28 +19,6 @@ use serde_json::{Value, json};
 const BAD: u64 = 60;
 const PATIENCE: u64 = 2000;
 const REST: u64 = 30;
-
-/// A small generator of its own, so that a seed replays the same life on every machine.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % sides
-    }
-
-    fn one_in(&mut self, sides: u64) -> bool {
-        self.roll(sides) == 0
-    }
-
-    fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
-        let len = u64::try_from(from.len()).unwrap();
-        &from[usize::try_from(self.roll(len)).unwrap()]
-    }
-}
 
 #[derive(Clone, Copy, PartialEq)]
 enum Role {

@@ -6,6 +6,7 @@
     reason = "a table of cases is as long as it has cases"
 )]
 
+use super::dice::Dice;
 use super::*;
 use crate::pod::containers::all;
 use crate::pod::history::{
@@ -992,19 +993,6 @@ fn carrying_out_the_plan_ends_in_silence_from_any_beginning() {
                 }
             }
         }
-    }
-}
-
-/// A small generator of its own, so that a seed replays the same life on every machine.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % sides
     }
 }
 

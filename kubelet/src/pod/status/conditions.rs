@@ -1,6 +1,7 @@
 //! The conditions that the kubelet owns, with upstream's reasons and messages.
 
 use crate::pod::containers::{inits, is_sidecar, spec};
+use crate::pod::history::EndingCause;
 use crate::pod::plan::PlanInput;
 use crate::pod::resize;
 use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition, PodStatus};
@@ -66,6 +67,7 @@ pub(super) fn of(input: PlanInput<'_>, status: &PodStatus) -> Vec<PodCondition> 
         None => stamp(input, "PodScheduled", Verdict::holds()),
     });
     all.extend(resizing(input));
+    all.extend(disrupted(input));
     let foreign = known
         .into_iter()
         .flatten()
@@ -95,6 +97,19 @@ fn resizing(input: PlanInput<'_>) -> Option<PodCondition> {
         message,
     };
     Some(stamp(input, kind, verdict))
+}
+
+/// The node takes the Pod away, though it would go on.
+fn disrupted(input: PlanInput<'_>) -> Option<PodCondition> {
+    let EndingCause::Failed { disruption, .. } = &input.history.ending.as_ref()?.cause else {
+        return None;
+    };
+    let verdict = Verdict {
+        holds: true,
+        reason: Some("TerminationByKubelet"),
+        message: Some(disruption.clone()?),
+    };
+    Some(stamp(input, "DisruptionTarget", verdict))
 }
 
 fn copy(verdict: &Verdict) -> Verdict {

@@ -54,6 +54,7 @@ pub fn plan_status(input: PlanInput<'_>, plan: &Plan, node: &NodeFacts) -> PodSt
     if let Some(EndingCause::Failed {
         reason: why,
         message: text,
+        ..
     }) = input.history.ending.as_ref().map(|e| &e.cause)
     {
         phase = "Failed";

@@ -1,6 +1,6 @@
-//! The quality-of-service class of a Pod, from the cpu and memory of its containers.
+//! The quality-of-service class of a Pod, from the cpu and memory of its containers or of the Pod as a whole.
 
-use k8s_openapi::api::core::v1::{Container, PodSpec};
+use k8s_openapi::api::core::v1::{PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
 
@@ -21,34 +21,40 @@ fn set<'a>(map: Option<&'a BTreeMap<String, Quantity>>, resource: &str) -> Optio
 /// `Guaranteed`, `Burstable` or `BestEffort`.
 #[must_use]
 pub fn of(spec: &PodSpec) -> &'static str {
-    let containers: Vec<&Container> = spec
-        .init_containers
-        .iter()
-        .flatten()
-        .chain(&spec.containers)
-        .collect();
-    let asks = |container: &&Container| {
-        let resources = container.resources.as_ref();
-        COMPUTE.iter().any(|name| {
-            set(resources.and_then(|r| r.requests.as_ref()), name).is_some()
-                || set(resources.and_then(|r| r.limits.as_ref()), name).is_some()
-        })
+    // What the Pod as a whole says stands for all of its containers.
+    let whole = spec.resources.as_ref().filter(|whole| asks(Some(whole)));
+    let all: Vec<Option<&ResourceRequirements>> = match whole {
+        Some(whole) => vec![Some(whole)],
+        None => spec
+            .init_containers
+            .iter()
+            .flatten()
+            .chain(&spec.containers)
+            .map(|container| container.resources.as_ref())
+            .collect(),
     };
-    let pinned = |container: &&Container| {
-        let resources = container.resources.as_ref();
-        COMPUTE.iter().all(|name| {
-            let limit = set(resources.and_then(|r| r.limits.as_ref()), name);
-            let request = set(resources.and_then(|r| r.requests.as_ref()), name);
-            limit.is_some() && request.is_none_or(|request| Some(request) == limit)
-        })
-    };
-    if !containers.iter().any(asks) {
+    if !all.iter().copied().any(asks) {
         "BestEffort"
-    } else if containers.iter().all(pinned) {
+    } else if all.iter().copied().all(is_pinned) {
         "Guaranteed"
     } else {
         "Burstable"
     }
+}
+
+fn asks(resources: Option<&ResourceRequirements>) -> bool {
+    COMPUTE.iter().any(|name| {
+        set(resources.and_then(|r| r.requests.as_ref()), name).is_some()
+            || set(resources.and_then(|r| r.limits.as_ref()), name).is_some()
+    })
+}
+
+fn is_pinned(resources: Option<&ResourceRequirements>) -> bool {
+    COMPUTE.iter().all(|name| {
+        let limit = set(resources.and_then(|r| r.limits.as_ref()), name);
+        let request = set(resources.and_then(|r| r.requests.as_ref()), name);
+        limit.is_some() && request.is_none_or(|request| Some(request) == limit)
+    })
 }
 
 #[cfg(test)]
@@ -89,5 +95,9 @@ mod tests {
                 serde_json::from_value(serde_json::json!({ "containers": containers })).unwrap();
             assert_eq!(of(&spec), class, "case: {name}");
         }
+        let whole = serde_json::json!({"containers": [{"name": "a"}],
+            "resources": {"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1", "memory": "1Gi"}}});
+        let spec: PodSpec = serde_json::from_value(whole).unwrap();
+        assert_eq!(of(&spec), "Guaranteed", "the Pod as a whole");
     }
 }

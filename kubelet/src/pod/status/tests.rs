@@ -355,6 +355,7 @@ fn a_final_phase_waits_for_the_last_container() {
     let cause = EndingCause::Failed {
         reason: "DeadlineExceeded".into(),
         message: "too long".into(),
+        disruption: None,
     };
     case.history.ending = Some(Ending {
         cause,

@@ -90,13 +90,20 @@ impl Actor {
                 reason,
                 message,
                 grace_secs,
+                disruption,
             } = failing;
             self.events
                 .pod(EventType::Warning, &reason, message.clone());
-            self.end(EndingCause::Failed { reason, message }, grace_secs);
+            let cause = EndingCause::Failed {
+                reason,
+                message,
+                disruption,
+            };
+            self.end(cause, grace_secs);
         }
-        if mail.node_stops {
-            self.end(EndingCause::NodeStops, grace_of(&self.pod));
+        if let Some(limit_secs) = mail.node_stops {
+            let grace_secs = grace_of(&self.pod).min(limit_secs);
+            self.end(EndingCause::NodeStops, grace_secs);
         }
     }
 

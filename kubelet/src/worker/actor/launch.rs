@@ -254,7 +254,8 @@ impl Actor {
         let Some(sandbox) = self.view.ready_sandbox().map(|sandbox| sandbox.id.clone()) else {
             return;
         };
-        if !self.free(&Target::Start, now, wake_at) {
+        // The runtime's event may tell of a sandbox before its network is known; the outcome of the step tells of both.
+        if self.busy.contains_key(&Target::NewSandbox) || !self.free(&Target::Start, now, wake_at) {
             return;
         }
         let previous_end = self

@@ -249,7 +249,10 @@ impl Actor {
         let Some(cause) = plan.end.clone() else {
             return plan;
         };
-        if let EndingCause::Failed { reason, message } = &cause {
+        if let EndingCause::Failed {
+            reason, message, ..
+        } = &cause
+        {
             match message.strip_prefix(REJECTED) {
                 Some(why) => self.events.pod(EventType::Warning, reason, why),
                 None => self.events.pod(EventType::Normal, reason, message.clone()),

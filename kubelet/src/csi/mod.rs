@@ -1,0 +1,82 @@
+//! Volumes of CSI drivers: which drivers are on the node, and the calls that bring a volume into a Pod's folder and out again.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | `plugins` | drivers make themselves known in `plugins_registry`; the Node and its CSINode tell of them |
+//! | `calls` | gRPC over a driver's socket |
+//! | `plan` | what is said to a driver, from the API's objects; pure |
+//! | `mount` | staging and publishing, and the way back from what was written down beside the mount |
+
+mod calls;
+mod mount;
+mod plan;
+pub(crate) mod plugins;
+
+#[allow(
+    missing_debug_implementations,
+    unreachable_pub,
+    clippy::all,
+    reason = "generated code"
+)]
+pub mod proto {
+    //! Messages and services of drivers.
+    tonic::include_proto!("csi.v1");
+}
+
+#[allow(
+    missing_debug_implementations,
+    unreachable_pub,
+    clippy::all,
+    reason = "generated code"
+)]
+pub mod registration {
+    //! Messages and service by which plugins register.
+    tonic::include_proto!("pluginregistration");
+}
+
+pub(crate) use plan::Wanted;
+
+use calls::Driver;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// The drivers of a node, and the volumes that they have mounted.
+#[derive(Debug)]
+pub struct Csi {
+    /// `<data_dir>/plugins/kubernetes.io/csi`: where volumes are staged.
+    staging: PathBuf,
+    /// `<data_dir>/pods`.
+    pods: PathBuf,
+    node: String,
+    drivers: Mutex<BTreeMap<String, Driver>>,
+    /// One volume at a time is staged or unstaged.
+    one_at_a_time: tokio::sync::Mutex<()>,
+}
+
+impl Csi {
+    /// No driver is known yet.
+    #[must_use]
+    pub fn new(data_dir: &std::path::Path, node: &str) -> Arc<Self> {
+        Arc::new(Self {
+            staging: data_dir.join("plugins/kubernetes.io/csi"),
+            pods: data_dir.join("pods"),
+            node: node.to_owned(),
+            drivers: Mutex::default(),
+            one_at_a_time: tokio::sync::Mutex::default(),
+        })
+    }
+
+    fn drivers(&self) -> MutexGuard<'_, BTreeMap<String, Driver>> {
+        self.drivers
+            .lock()
+            .expect("no panic happens while this lock is held")
+    }
+
+    /// A driver by its name, or upstream's sentence that there is none.
+    fn driver(&self, name: &str) -> Result<Driver, String> {
+        self.drivers().get(name).cloned().ok_or_else(|| {
+            format!("driver name {name} not found in the list of registered CSI drivers")
+        })
+    }
+}

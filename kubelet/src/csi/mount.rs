@@ -1,0 +1,280 @@
+//! Brings a driver's volume into a Pod's folder: staged once per node, published per Pod; and takes it out again.
+//!
+//! Beside each mount lies `vol_data.json`, as upstream writes it: whoever takes the Pod away needs neither its object nor the
+//! API server, and a kubelet that starts anew knows what its predecessor mounted.
+
+use super::Csi;
+use super::calls::{Driver, text};
+use super::plan::{Wanted, attachment_name, needs_attachment, stage_name};
+use super::proto::{
+    NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
+    NodeUnstageVolumeRequest,
+};
+use k8s_openapi::api::core::v1::{Pod, Secret, SecretReference};
+use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
+use kube::Api;
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+const KIND: &str = "kubernetes.io~csi";
+const NOTE: &str = "vol_data.json";
+
+/// A volume that stands.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Mounted {
+    pub(crate) path: PathBuf,
+    /// The kubelet gives its files to the Pod's group.
+    pub(crate) for_group: bool,
+}
+
+/// What was written down of a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Note {
+    driver: String,
+    handle: String,
+    is_ephemeral: bool,
+}
+
+impl Note {
+    fn read(folder: &Path) -> Option<Self> {
+        let text = std::fs::read(folder.join(NOTE)).ok()?;
+        let value: Value = serde_json::from_slice(&text).ok()?;
+        Some(Self {
+            driver: value["driverName"].as_str()?.to_owned(),
+            handle: value["volumeHandle"].as_str()?.to_owned(),
+            is_ephemeral: value["volumeLifecycleMode"] == "Ephemeral",
+        })
+    }
+}
+
+impl Csi {
+    fn volumes_of(&self, uid: &str) -> PathBuf {
+        self.pods.join(uid).join("volumes").join(KIND)
+    }
+
+    fn stage_of(&self, driver: &str, handle: &str) -> PathBuf {
+        let folder = self.staging.join(driver).join(stage_name(handle));
+        folder.join("globalmount")
+    }
+
+    /// Mounts a volume for a Pod; doing it twice changes nothing. `group`: the Pod's fsGroup.
+    pub(crate) async fn mount(
+        &self,
+        client: &kube::Client,
+        pod: &Pod,
+        wanted: &Wanted,
+        group: Option<u32>,
+    ) -> Result<Mounted, String> {
+        let driver = self.driver(&wanted.driver)?;
+        let drivers: Api<CSIDriver> = Api::all(client.clone());
+        let known = drivers
+            .get_opt(&wanted.driver)
+            .await
+            .map_err(|error| format!("CSIDriver {} cannot be read: {error}", wanted.driver))?;
+        let known = known.as_ref();
+        if let Some(refusal) = wanted.refusal(known) {
+            return Err(refusal);
+        }
+        let attached = self.attached(client, wanted, known).await?;
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let folder = self.volumes_of(uid).join(&wanted.name);
+        let target = folder.join("mount");
+        self.note(&folder, wanted)
+            .map_err(|error| format!("{}: {error}", folder.display()))?;
+        let mut staged = PathBuf::new();
+        if driver.stages && !wanted.is_ephemeral {
+            staged = self.stage_of(&wanted.driver, &wanted.handle);
+            let secrets = secret(client, wanted.stage_secret.as_ref()).await?;
+            self.stage(&driver, wanted, &staged, &attached, secrets, group)
+                .await?;
+        }
+        let request = NodePublishVolumeRequest {
+            volume_id: wanted.handle.clone(),
+            publish_context: attached,
+            staging_target_path: staged.to_string_lossy().into_owned(),
+            target_path: target.to_string_lossy().into_owned(),
+            volume_capability: Some(wanted.capability(&driver, group)),
+            readonly: wanted.read_only,
+            secrets: secret(client, wanted.publish_secret.as_ref()).await?,
+            volume_context: wanted.publish_context(pod, known).into_iter().collect(),
+        };
+        driver
+            .node()
+            .node_publish_volume(request)
+            .await
+            .map_err(text)?;
+        Ok(Mounted {
+            path: target,
+            for_group: wanted.is_given_to_group(&driver, known) && !wanted.read_only,
+        })
+    }
+
+    async fn stage(
+        &self,
+        driver: &Driver,
+        wanted: &Wanted,
+        staged: &Path,
+        attached: &HashMap<String, String>,
+        secrets: HashMap<String, String>,
+        group: Option<u32>,
+    ) -> Result<(), String> {
+        let _one = self.one_at_a_time.lock().await;
+        std::fs::create_dir_all(staged)
+            .map_err(|error| format!("{}: {error}", staged.display()))?;
+        let request = NodeStageVolumeRequest {
+            volume_id: wanted.handle.clone(),
+            publish_context: attached.clone(),
+            staging_target_path: staged.to_string_lossy().into_owned(),
+            volume_capability: Some(wanted.capability(driver, group)),
+            secrets,
+            volume_context: wanted.context.clone().into_iter().collect(),
+        };
+        let staged = driver.node().node_stage_volume(request).await;
+        staged.map(drop).map_err(text)
+    }
+
+    /// Makes the folder of a volume and writes down what will be in it, before anything is.
+    fn note(&self, folder: &Path, wanted: &Wanted) -> io::Result<()> {
+        std::fs::create_dir_all(folder)?;
+        let mode = if wanted.is_ephemeral {
+            "Ephemeral"
+        } else {
+            "Persistent"
+        };
+        let note = json!({
+            "specVolID": wanted.name, "volumeHandle": wanted.handle, "driverName": wanted.driver,
+            "nodeName": self.node, "attachmentID": attachment_name(wanted, &self.node), "volumeLifecycleMode": mode,
+        });
+        let fresh = folder.join(".vol_data.json");
+        std::fs::write(&fresh, note.to_string())?;
+        std::fs::rename(fresh, folder.join(NOTE))
+    }
+
+    /// What the attacher tells the node, once the volume is attached where that is needed.
+    async fn attached(
+        &self,
+        client: &kube::Client,
+        wanted: &Wanted,
+        known: Option<&CSIDriver>,
+    ) -> Result<HashMap<String, String>, String> {
+        if !needs_attachment(wanted, known) {
+            return Ok(HashMap::new());
+        }
+        let name = attachment_name(wanted, &self.node);
+        let api: Api<VolumeAttachment> = Api::all(client.clone());
+        let found = api
+            .get_opt(&name)
+            .await
+            .map_err(|error| format!("volume attachment {name} cannot be read: {error}"))?;
+        let status = found.and_then(|attachment| attachment.status);
+        match status {
+            Some(status) if status.attached => Ok(status
+                .attachment_metadata
+                .unwrap_or_default()
+                .into_iter()
+                .collect()),
+            _ => Err(format!(
+                "volume {} is not attached to the node yet (its driver {} attaches, or its CSIDriver says attachRequired: false)",
+                wanted.name, wanted.driver
+            )),
+        }
+    }
+
+    /// Takes all volumes of drivers out of a Pod's folder. What is still in use elsewhere stays staged.
+    pub(crate) async fn unmount(&self, uid: &str) -> io::Result<()> {
+        let folder = self.volumes_of(uid);
+        let entries = match std::fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        for entry in entries.filter_map(Result::ok) {
+            let folder = entry.path();
+            let Some(note) = Note::read(&folder) else {
+                continue;
+            };
+            self.unmount_one(&folder, &note)
+                .await
+                .map_err(|error| io::Error::other(format!("{}: {error}", folder.display())))?;
+        }
+        Ok(())
+    }
+
+    async fn unmount_one(&self, folder: &Path, note: &Note) -> Result<(), String> {
+        let driver = self.driver(&note.driver)?;
+        let request = NodeUnpublishVolumeRequest {
+            volume_id: note.handle.clone(),
+            target_path: folder.join("mount").to_string_lossy().into_owned(),
+        };
+        let done = driver.node().node_unpublish_volume(request).await;
+        done.map_err(text)?;
+        // The note goes first: from then on nobody takes this Pod for a user of the staged volume.
+        let _one = self.one_at_a_time.lock().await;
+        let gone = |error: io::Error| error.to_string();
+        std::fs::remove_file(folder.join(NOTE)).map_err(gone)?;
+        match std::fs::remove_dir(folder.join("mount")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(gone(error)),
+            _ => {}
+        }
+        if !driver.stages || note.is_ephemeral || self.is_used(note) {
+            return Ok(());
+        }
+        let staged = self.stage_of(&note.driver, &note.handle);
+        if !staged.exists() {
+            return Ok(());
+        }
+        let request = NodeUnstageVolumeRequest {
+            volume_id: note.handle.clone(),
+            staging_target_path: staged.to_string_lossy().into_owned(),
+        };
+        let done = driver.node().node_unstage_volume(request).await;
+        if let Err(status) = done {
+            // So that the next attempt comes here again.
+            let wanted = json!({ "volumeHandle": note.handle, "driverName": note.driver });
+            std::fs::write(folder.join(NOTE), wanted.to_string()).map_err(gone)?;
+            return Err(text(status));
+        }
+        for dir in [Some(staged.as_path()), staged.parent()]
+            .into_iter()
+            .flatten()
+        {
+            if let Err(error) = std::fs::remove_dir(dir) {
+                tracing::debug!(dir = %dir.display(), %error, "Folder of a staged volume stays");
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether any Pod of the node has the volume mounted.
+    fn is_used(&self, note: &Note) -> bool {
+        let pods = std::fs::read_dir(&self.pods)
+            .into_iter()
+            .flatten()
+            .flatten();
+        pods.filter_map(|pod| std::fs::read_dir(pod.path().join("volumes").join(KIND)).ok())
+            .flat_map(|volumes| volumes.flatten())
+            .filter_map(|volume| Note::read(&volume.path()))
+            .any(|other| (&other.driver, &other.handle) == (&note.driver, &note.handle))
+    }
+}
+
+async fn secret(
+    client: &kube::Client,
+    reference: Option<&SecretReference>,
+) -> Result<HashMap<String, String>, String> {
+    let Some(reference) = reference else {
+        return Ok(HashMap::new());
+    };
+    let name = reference.name.as_deref().unwrap_or_default();
+    let namespace = reference.namespace.as_deref().unwrap_or_default();
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let found = api.get(name).await.map_err(|error| {
+        format!("failed to find the secret {name} in the namespace {namespace} with error: {error}")
+    })?;
+    let data = found.data.unwrap_or_default().into_iter();
+    Ok(data
+        .map(|(key, value)| (key, String::from_utf8_lossy(&value.0).into_owned()))
+        .collect())
+}

@@ -1,0 +1,108 @@
+//! Makes room for critical Pods: others end for them, and they start when that is done.
+
+use super::{Dispatcher, uid};
+use crate::admission::{self, Refusal};
+use crate::pod::PodUid;
+use crate::preemption;
+use crate::worker::mailbox::Failing;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use std::collections::BTreeSet;
+use std::sync::{Arc, MutexGuard};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How long those who make room may take; then the Pod is looked at anew.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+impl Dispatcher {
+    fn waiting(&self) -> MutexGuard<'_, BTreeSet<PodUid>> {
+        self.waiting
+            .lock()
+            .expect("no panic happens while this lock is held")
+    }
+
+    /// Whether a Pod waits for others to make room.
+    pub(super) fn is_waiting(&self, uid: &PodUid) -> bool {
+        self.waiting().contains(uid)
+    }
+
+    /// Those that end so that a Pod that was refused fits after all.
+    pub(super) fn victims(&self, pod: &Pod, refusal: &Refusal) -> Option<Vec<Arc<Pod>>> {
+        if !refusal.reason.starts_with("OutOf") {
+            return None;
+        }
+        let (live, node) = (self.live(), self.shared.node_view());
+        let victims = preemption::victims(pod, &live, &node)?;
+        let rest: Vec<Arc<Pod>> = live
+            .into_iter()
+            .filter(|other| !victims.iter().any(|victim| uid(victim) == uid(other)))
+            .collect();
+        // Nobody ends for a Pod that something else keeps away.
+        admission::refusal(pod, &rest, &node)
+            .is_none()
+            .then_some(victims)
+    }
+
+    /// Ends the victims, waits for them and starts the Pod.
+    pub(super) fn make_room(
+        self: &Arc<Self>,
+        for_uid: PodUid,
+        pod: &Arc<Pod>,
+        is_static: bool,
+        victims: Vec<Arc<Pod>>,
+    ) {
+        if !self.waiting().insert(for_uid.clone()) {
+            return;
+        }
+        let ends: Vec<_> = victims
+            .iter()
+            .filter_map(|victim| Some(self.lock().get(&uid(victim))?.status.clone()))
+            .collect();
+        for victim in &victims {
+            tracing::info!(
+                pod = victim.metadata.name,
+                critical = pod.metadata.name,
+                "Pod makes room for a critical one"
+            );
+            let failing = Failing {
+                reason: "Preempting".to_owned(),
+                message: "Preempted in order to admit critical pod".to_owned(),
+                grace_secs: 0,
+                disruption: Some(
+                    "Pod was preempted by Kubelet to accommodate a critical pod.".to_owned(),
+                ),
+            };
+            self.fail(victim, failing);
+        }
+        let (dispatcher, pod) = (Arc::downgrade(self), pod.clone());
+        self.scope.spawn("make-room", async move {
+            let all = futures::future::join_all(ends.into_iter().map(until_over));
+            if tokio::time::timeout(PATIENCE, all).await.is_err() {
+                tracing::warn!(pod = pod.metadata.name, "Others do not make room in time");
+            }
+            let Some(dispatcher) = dispatcher.upgrade() else {
+                return;
+            };
+            dispatcher.waiting().remove(&for_uid);
+            let name = pod.metadata.name.as_deref().unwrap_or_default();
+            let newest = dispatcher.pods.get(pod.metadata.namespace.as_deref(), name);
+            let newest = newest.filter(|newest| uid(newest) == for_uid);
+            // A static Pod is not in the API server's cache under its uid.
+            if let Some(pod) = newest.or(is_static.then_some(pod)) {
+                dispatcher.start(for_uid, pod, is_static, false);
+            }
+        });
+    }
+}
+
+/// Completes when a Pod holds nothing any more.
+async fn until_over(mut status: watch::Receiver<Option<Arc<PodStatus>>>) {
+    let is_over = |status: &Option<Arc<PodStatus>>| {
+        let phase = status.as_ref().and_then(|status| status.phase.as_deref());
+        matches!(phase, Some("Succeeded" | "Failed"))
+    };
+    // An error means that the worker has ended, and the Pod with it.
+    if status.wait_for(is_over).await.is_err() {
+        tracing::trace!("Worker of a Pod that makes room ended");
+    }
+}

@@ -1,0 +1,175 @@
+//! What a node does to its Pods for its own sake: room for critical ones, pressure, the order of the end, static Pods that are bad.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "tests are stories, and fail by panicking"
+)]
+
+mod support;
+
+use cox_kubelet::eviction::thresholds::Threshold;
+use k8s_openapi::api::core::v1::{Event, Pod};
+use kube::Api;
+use kube::api::ListParams;
+use serde_json::{Value, json};
+use std::time::Duration;
+use support::{Cluster, condition, eventually, is_ready, one, phase};
+
+fn critical() -> Value {
+    let mut spec = one("stay");
+    spec["priorityClassName"] = json!("system-node-critical");
+    spec
+}
+
+fn reason(pod: &Pod) -> String {
+    let status = pod.status.as_ref();
+    status
+        .and_then(|status| status.reason.clone())
+        .unwrap_or_default()
+}
+
+async fn until_event(cluster: &Cluster, namespace: &str, is_it: impl Fn(&Event) -> bool) {
+    let events: Api<Event> = Api::namespaced(cluster.admin.clone(), namespace);
+    let found = tokio::time::timeout(Duration::from_secs(30), async {
+        loop {
+            let all = events.list(&ListParams::default()).await.unwrap();
+            if all.iter().any(&is_it) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    found.await.expect("the event comes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_critical_pod_finds_room_on_a_full_node() {
+    let cluster = Cluster::start().await;
+    let _node = cluster.kubelet_with(|config| config.max_pods = 1);
+    cluster.create("ordinary", one("stay")).await;
+    cluster.until("ordinary", "ready", is_ready).await;
+    cluster.create("too-much", one("stay")).await;
+    let refused = cluster
+        .until("too-much", "refused", |pod| phase(pod) == "Failed")
+        .await;
+    assert_eq!(
+        reason(&refused),
+        "OutOfpods",
+        "an ordinary one has to go elsewhere"
+    );
+    cluster.create("critical", critical()).await;
+    let victim = cluster
+        .until("ordinary", "preempted", |pod| phase(pod) == "Failed")
+        .await;
+    assert_eq!(reason(&victim), "Preempting");
+    assert_eq!(
+        condition(&victim, "DisruptionTarget").as_deref(),
+        Some("True")
+    );
+    cluster.until("critical", "ready", is_ready).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_taken_away_for_want_of_memory_is_told_to_be_disrupted() {
+    let cluster = Cluster::start().await;
+    // No machine has that much.
+    let scarce = Threshold::parse("memory.available<1000Ti").unwrap();
+    let _node = cluster.kubelet_with(|config| config.eviction = vec![scarce]);
+    cluster.create("p", one("stay")).await;
+    let pod = cluster
+        .until("p", "evicted", |pod| phase(pod) == "Failed")
+        .await;
+    assert_eq!(reason(&pod), "Evicted");
+    let conditions = pod.status.unwrap().conditions.unwrap();
+    let told = conditions
+        .iter()
+        .find(|condition| condition.type_ == "DisruptionTarget")
+        .unwrap();
+    assert_eq!(told.reason.as_deref(), Some("TerminationByKubelet"));
+    assert!(
+        told.message
+            .as_ref()
+            .unwrap()
+            .contains("low on resource: memory")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_soft_threshold_waits_for_its_time() {
+    let cluster = Cluster::start().await;
+    let scarce = Threshold::parse_soft("memory.available<1000Ti=1h").unwrap();
+    let node = cluster.kubelet_with(|config| config.eviction = vec![scarce]);
+    cluster.create("p", one("stay")).await;
+    let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(cluster.admin.clone());
+    let pressed = kube::runtime::wait::await_condition(
+        nodes,
+        support::NODE,
+        |node: Option<&k8s_openapi::api::core::v1::Node>| {
+            let status = node.and_then(|node| node.status.as_ref());
+            let conditions = status.and_then(|status| status.conditions.as_ref());
+            conditions.is_some_and(|all| {
+                all.iter()
+                    .any(|one| one.type_ == "MemoryPressure" && one.status == "True")
+            })
+        },
+    );
+    tokio::time::timeout(Duration::from_secs(30), pressed)
+        .await
+        .expect("the Node says that memory is scarce")
+        .unwrap();
+    cluster.until("p", "ready all the same", is_ready).await;
+    node.quit().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_stops_ends_critical_pods_last() {
+    let cluster = Cluster::start().await;
+    let node = cluster.kubelet();
+    cluster.create("critical", critical()).await;
+    cluster.create("ordinary", one("stay")).await;
+    for name in ["critical", "ordinary"] {
+        cluster.until(name, "ready", is_ready).await;
+    }
+    node.handle.stop_pods().await;
+    let calls = cluster.runtime.calls();
+    let stopped: Vec<&String> = calls
+        .iter()
+        .filter(|call| call.starts_with("stop sandbox"))
+        .collect();
+    assert_eq!(stopped.len(), 2, "{calls:?}");
+    let place = |name: &str| stopped.iter().position(|call| call.contains(name));
+    assert!(place("ordinary") < place("critical"), "{stopped:?}");
+    assert!(
+        !cluster
+            .pods()
+            .get("critical")
+            .await
+            .unwrap()
+            .metadata
+            .name
+            .unwrap()
+            .is_empty(),
+        "the objects stay for the next start"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_does_not_parse_is_told_and_leaves_the_others_alone() {
+    let cluster = Cluster::start().await;
+    let folder = cluster.dir.path().join("manifests");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("bad.yaml"), "kind: Pod\nmetadata: [").unwrap();
+    let good = json!({"kind": "Pod", "metadata": {"name": "good"}, "spec": one("stay")});
+    std::fs::write(folder.join("good.json"), good.to_string()).unwrap();
+    let node = cluster.kubelet_with(|config| config.static_pod_dir = Some(folder.clone()));
+    eventually("the good one runs", || cluster.runtime.running() == ["a"]).await;
+    until_event(&cluster, "default", |event| {
+        event.reason.as_deref() == Some("InvalidStaticPod")
+            && event
+                .message
+                .as_ref()
+                .is_some_and(|text| text.contains("bad.yaml"))
+    })
+    .await;
+    assert_eq!(node.handle.pods_len(), 1);
+}

@@ -9,8 +9,10 @@
 
 mod error;
 mod files;
+mod inspect;
 mod issue;
 mod kubeconfig;
+mod sign;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -29,7 +31,10 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 pub use error::PkiError;
 use error::{MEND_CA, MEND_SA, damaged};
+pub use inspect::{Inspected, inspect, key_hash};
 use issue::Usage;
+pub use kubeconfig::render as kubeconfig;
+pub use sign::{Asked, SignRequest, ask};
 
 /// The serving certificate is issued again when less than this is left of it.
 const RENEW_BEFORE: Duration = Duration::days(30);
@@ -218,6 +223,22 @@ impl Pki {
         )
     }
 
+    /// Signs a certificate signing request that somebody approved.
+    ///
+    /// # Errors
+    /// When it is none, or holds what cannot be signed.
+    pub fn sign(&self, request: &SignRequest<'_>) -> Result<String, PkiError> {
+        sign::sign(&self.issuer, request, OffsetDateTime::now_utc())
+    }
+
+    /// A serving pair that no authority vouches for, until a node has a better one.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn self_signed(names: &[String]) -> Result<PemPair, PkiError> {
+        issue::self_signed(names, OffsetDateTime::now_utc())
+    }
+
     /// A kubeconfig that reaches `server_url` with the credentials of `pair`.
     pub fn kubeconfig(&self, server_url: &str, pair: &PemPair) -> String {
         kubeconfig::render(server_url, &self.ca_pem, pair)
@@ -230,7 +251,12 @@ impl Pki {
     /// When the serving pair cannot be had or used.
     pub fn server_config(&self, extra_sans: &[String]) -> Result<Arc<ServerConfig>, PkiError> {
         let serving = self.serving(extra_sans)?;
-        tls::server_config(&serving, self.client_verifier.clone()).map_err(|source| PkiError::Tls {
+        // With the authority itself in the chain, a node that knows only its hash can learn it from the handshake.
+        let shown = PemPair {
+            certificate: format!("{}{}", serving.certificate, self.ca_pem),
+            key: serving.key,
+        };
+        tls::server_config(&shown, self.client_verifier.clone()).map_err(|source| PkiError::Tls {
             path: self.dir.join("apiserver.crt"),
             source,
         })

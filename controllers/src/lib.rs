@@ -6,6 +6,7 @@
 
 #![warn(missing_docs)]
 
+mod certificates;
 mod context;
 mod daemonset;
 mod deployment;
@@ -42,13 +43,14 @@ use cox_client::tasks::TaskScope;
 use cox_client::{Clock, Informers};
 use tokio_util::sync::CancellationToken;
 
+pub use certificates::Signer;
 use context::Context;
 
 /// How long controllers may take to stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
 
 /// What the controllers are told. [`Config::new`] has upstream's values.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Config {
     /// The cluster CA in PEM, published in each namespace.
     pub root_ca_pem: String,
@@ -60,6 +62,17 @@ pub struct Config {
     pub orphaned_pod_quarantine: Duration,
     /// Whether Services of type LoadBalancer get the addresses of the nodes; otherwise a provider outside is waited for.
     pub service_lb: bool,
+    /// Signs with the cluster's authority; without it, certificate signing requests wait for somebody else.
+    pub signer: Option<Signer>,
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("node_monitor_grace", &self.node_monitor_grace)
+            .field("terminated_pods_max", &self.terminated_pods_max)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Config {
@@ -72,6 +85,7 @@ impl Config {
             terminated_pods_max: 12_500,
             orphaned_pod_quarantine: Duration::from_secs(40),
             service_lb: true,
+            signer: None,
         }
     }
 }
@@ -170,6 +184,10 @@ pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) -> Resul
     spawn_networking(&scope, &config, context);
     let quota = context("resourcequota-controller", "resourcequota-controller");
     scope.spawn("resourcequota", resource_quota::run(quota));
+    if let Some(signer) = config.signer.clone() {
+        let certificates = context("certificate-controller", "certificate-controller");
+        scope.spawn("certificates", certificates::run(certificates, signer));
+    }
     tracing::info!("Controllers started");
     cancel.cancelled().await;
     let late = scope.shutdown(STOP_DEADLINE).await;

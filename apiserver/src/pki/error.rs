@@ -51,6 +51,12 @@ pub enum PkiError {
         #[source]
         source: rcgen::Error,
     },
+    /// A certificate signing request that cannot be made or signed.
+    #[error("the certificate request cannot be used: {reason}")]
+    Request {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// More groups than one certificate carries.
     #[error(
         "cannot issue a certificate for {subject}: {groups} groups were asked for, a certificate carries two at most"

@@ -14,7 +14,7 @@ use super::error::PkiError;
 /// How long the CA lives; as kubeadm's.
 const CA_DAYS: i64 = 3650;
 /// How long everything else lives; as kubeadm's.
-const LEAF_DAYS: i64 = 365;
+pub(super) const LEAF_DAYS: i64 = 365;
 /// Certificates start a little in the past, for clients whose clocks are behind.
 const BACKDATE: Duration = Duration::hours(1);
 
@@ -80,7 +80,23 @@ pub(super) fn leaf(
     })
 }
 
-fn base(
+/// A pair that vouches for itself.
+pub(super) fn self_signed(names: &[String], now: OffsetDateTime) -> Result<PemPair, PkiError> {
+    let subject = names.first().map_or("node", String::as_str);
+    let failed = |source| issue_error(subject, source);
+    let mut params = base(subject, &[], now, LEAF_DAYS)?;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params.subject_alt_names = sans(names);
+    let key = KeyPair::generate().map_err(failed)?;
+    let certificate = params.self_signed(&key).map_err(failed)?;
+    Ok(PemPair {
+        certificate: certificate.pem(),
+        key: key.serialize_pem(),
+    })
+}
+
+pub(super) fn base(
     common_name: &str,
     groups: &[&str],
     now: OffsetDateTime,
@@ -113,7 +129,7 @@ fn base(
 }
 
 /// Names as certificates carry them; a name that is neither an address nor ASCII is left out, as no client could ask for it.
-fn sans(names: &[String]) -> Vec<SanType> {
+pub(super) fn sans(names: &[String]) -> Vec<SanType> {
     names
         .iter()
         .filter_map(|name| match name.parse::<IpAddr>() {

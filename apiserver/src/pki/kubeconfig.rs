@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use super::PemPair;
 
 /// A kubeconfig with one cluster, one user and one context, all named `cox`, and all credentials inline.
-pub(super) fn render(server_url: &str, ca_pem: &str, pair: &PemPair) -> String {
+pub fn render(server_url: &str, ca_pem: &str, pair: &PemPair) -> String {
     let ca = STANDARD.encode(ca_pem);
     let certificate = STANDARD.encode(&pair.certificate);
     let key = STANDARD.encode(&pair.key);

@@ -25,6 +25,8 @@ pub(crate) enum Command {
     /// Load and list the images of a node
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Make a token by which a new node joins, and print the command for it
+    Token(TokenArgs),
     /// Print a kubeconfig signed by the cluster's authority, for a node or for a user
     Kubeconfig(KubeconfigArgs),
     /// The container runtime process (started by `up` and `agent`)
@@ -158,9 +160,43 @@ pub(crate) struct NodeArgs {
     /// the defaults
     #[arg(long = "eviction-hard", value_name = "SIGNAL<QUANTITY")]
     pub(crate) eviction_hard: Vec<String>,
+    /// As --eviction-hard, with the time for which it has to be met: memory.available<300Mi=90s; may be repeated
+    #[arg(long = "eviction-soft", value_name = "SIGNAL<QUANTITY=TIME")]
+    pub(crate) eviction_soft: Vec<String>,
+    /// The longest grace, in seconds, of a Pod that a soft threshold takes away
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    pub(crate) eviction_max_pod_grace_period: u64,
+    /// How long Pods of a priority and above get when the node stops, lower priorities first; may be repeated
+    /// [default: 0=40 and 2000000000=15]
+    #[arg(
+        long = "shutdown-grace-period-by-pod-priority",
+        value_name = "PRIORITY=SECONDS"
+    )]
+    pub(crate) shutdown: Vec<String>,
+    /// Whether whole cores of guaranteed Pods are theirs alone; `static` needs --reserved cpu=...
+    #[arg(long, value_enum, default_value_t = CpuPolicy::None, value_name = "POLICY")]
+    pub(crate) cpu_manager_policy: CpuPolicy,
+    /// The most processes of one Pod
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) pod_max_pids: Option<i64>,
+    /// Make no cgroups for Pods and their classes of service: Linux containers run where the runtime puts them
+    #[arg(long)]
+    pub(crate) no_cgroups_per_qos: bool,
+    /// URL of further static Pods: one, or a list
+    #[arg(long, value_name = "URL")]
+    pub(crate) static_pod_url: Option<String>,
     /// Folder of static Pod manifests [default: manifests in the data folder]
     #[arg(long, value_name = "DIR")]
     pub(crate) static_pods: Option<PathBuf>,
+}
+
+/// Who runs on which core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum CpuPolicy {
+    /// Everybody on all of them
+    None,
+    /// Whole cores of guaranteed Pods are theirs alone
+    Static,
 }
 
 /// How Services are brought to their Pods.
@@ -235,9 +271,18 @@ pub(crate) struct ServerArgs {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct AgentArgs {
+    /// URL of the API server, for the first start with a token
+    #[arg(long, value_name = "URL", requires = "token")]
+    pub(crate) server: Option<String>,
+    /// The token that `cox token` printed; once the node has joined it is not needed any more
+    #[arg(long, requires = "server", conflicts_with = "kubeconfig")]
+    pub(crate) token: Option<String>,
+    /// Certificate authority of the API server, for a token that does not name it
+    #[arg(long, value_name = "FILE", requires = "token")]
+    pub(crate) ca_file: Option<PathBuf>,
     /// The node's credentials: a kubeconfig made on the control plane with `cox kubeconfig --node NAME`
     #[arg(long, value_name = "FILE")]
-    pub(crate) kubeconfig: PathBuf,
+    pub(crate) kubeconfig: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) common: CommonArgs,
     #[command(flatten)]
@@ -262,6 +307,18 @@ pub(crate) enum ImageCommand {
         #[command(flatten)]
         common: CommonArgs,
     },
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct TokenArgs {
+    /// Hours until the token ends
+    #[arg(long, default_value_t = 24, value_name = "HOURS")]
+    pub(crate) ttl: u32,
+    /// URL by which nodes reach the API server [default: that of the last start]
+    #[arg(long, value_name = "URL")]
+    pub(crate) server: Option<String>,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
 }
 
 #[derive(Clone, Debug, Args)]

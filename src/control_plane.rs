@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use cox_apiserver::auth::UserInfo;
-use cox_apiserver::pki::Pki;
+use cox_apiserver::pki::{Pki, SignRequest};
 use cox_apiserver::{ApiServer, StartError};
 use cox_client::{Informers, SystemClock};
 use cox_store::{Backend, Store};
@@ -131,6 +131,7 @@ impl ControlPlane {
         };
         let mut config = cox_controllers::Config::new(self.pki.ca_pem());
         config.service_lb = self.service_lb;
+        config.signer = Some(signer(&self.pki));
         let run = cox_controllers::run(config, controllers, cancel);
         components.spawn("controllers", async move {
             run.await.map_err(anyhow::Error::from)
@@ -174,6 +175,19 @@ fn outward_address(any: IpAddr) -> Option<IpAddr> {
 /// `manager` names the component in the managed fields of what it writes, in upstream's words.
 fn client_as(api: &ApiServer, user: UserInfo, manager: &'static str) -> kube::Client {
     cox_client::in_process_as(api.service(user), HeaderValue::from_static(manager))
+}
+
+/// Signs what the controllers found to be approved.
+fn signer(pki: &Arc<Pki>) -> cox_controllers::Signer {
+    let pki = Arc::clone(pki);
+    Arc::new(move |request_pem, usages, valid_for| {
+        let request = SignRequest {
+            request_pem,
+            usages,
+            valid_for,
+        };
+        pki.sign(&request).map_err(|error| error.to_string())
+    })
 }
 
 /// A part of this process that acts with all rights, as upstream's loopback client does.

@@ -38,7 +38,7 @@ pub(crate) fn run(args: &KubeconfigArgs) -> Result<()> {
 }
 
 /// The URL that the last start wrote down.
-fn last_server(paths: &Paths) -> Result<String> {
+pub(crate) fn last_server(paths: &Paths) -> Result<String> {
     let path = paths.kubeconfig();
     let config = Kubeconfig::read_from(&path).with_context(|| {
         format!(

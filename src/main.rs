@@ -7,13 +7,16 @@ mod console;
 mod control_plane;
 mod credentials;
 mod image;
+mod join;
 mod kubeconfig;
 mod manifests;
 mod node;
 mod paths;
+mod renewal;
 mod server;
 mod shim_process;
 mod signals;
+mod token;
 mod up;
 
 use std::io::{IsTerminal, Write};
@@ -73,6 +76,7 @@ async fn run(command: Command) -> Result<()> {
         Command::Server(args) => Box::pin(server::run(args)).await,
         Command::Agent(args) => Box::pin(agent::run(args)).await,
         Command::Image(command) => image::run(command).await,
+        Command::Token(args) => token::run(&args).await,
         Command::Kubeconfig(args) => credentials::run(&args),
         Command::Shim { config } => Box::pin(shim_process::run(&config)).await,
         Command::Compile { .. } | Command::Pause => {

@@ -2,15 +2,18 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use cox_apiserver::pki::PemPair;
 use cox_client::{Informers, SystemClock};
+use cox_kubelet::ServingPair;
 use cox_kubelet::credentials::{CredentialSources, NodeCredentials};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::NodeArgs;
+use crate::cli::{CpuPolicy, NodeArgs};
 use crate::components::Components;
 use crate::paths::Paths;
 use crate::shim_process::{self, Shim};
@@ -46,6 +49,8 @@ pub(crate) struct Identity {
     pub(crate) informers: Informers,
     /// The node's certificate, for the kubelet's own server.
     pub(crate) serving: PemPair,
+    /// Newer ones, as they come.
+    pub(crate) serving_updates: Option<watch::Receiver<ServingPair>>,
     pub(crate) client_ca_pem: String,
 }
 
@@ -66,6 +71,7 @@ pub(crate) fn run_kubelet(
     config.listen = SocketAddr::new(node.node_ip, 0);
     config.serving_cert_pem = identity.serving.certificate;
     config.serving_key_pem = identity.serving.key;
+    config.serving_updates = identity.serving_updates;
     config.client_ca_pem = identity.client_ca_pem;
     config.static_pod_dir = Some(
         node.static_pods
@@ -180,6 +186,27 @@ fn set_up(config: &mut cox_kubelet::Config, node: &NodeArgs) -> Result<()> {
             .map(|text| cox_kubelet::eviction::thresholds::Threshold::parse(text))
             .collect::<Result<_, _>>()?;
     }
+    for text in &node.eviction_soft {
+        config
+            .eviction
+            .push(cox_kubelet::eviction::thresholds::Threshold::parse_soft(
+                text,
+            )?);
+    }
+    config.eviction_max_grace = Duration::from_secs(node.eviction_max_pod_grace_period);
+    if !node.shutdown.is_empty() {
+        let all = node.shutdown.iter();
+        config.shutdown = all
+            .map(|text| cox_kubelet::shutdown::Group::parse(text))
+            .collect::<Result<_, _>>()?;
+    }
+    let is_root = rustix::process::geteuid().is_root();
+    if is_root && !node.no_cgroups_per_qos && node.containerd_socket.exists() {
+        config.cgroup_root = Some("/sys/fs/cgroup".into());
+    }
+    config.pids_per_pod = node.pod_max_pids;
+    config.static_cpus = node.cpu_manager_policy == CpuPolicy::Static;
+    config.static_pod_url.clone_from(&node.static_pod_url);
     Ok(())
 }
 

@@ -57,6 +57,14 @@ impl Paths {
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.data.join("kubeconfig")
     }
+    /// The node's own credentials, once it has joined.
+    pub(crate) fn node_kubeconfig(&self) -> PathBuf {
+        self.pki().join("node.kubeconfig")
+    }
+    /// The certificate and key that the node's kubelet serves with.
+    pub(crate) fn serving_pair(&self) -> PathBuf {
+        self.pki().join("kubelet-serving.pem")
+    }
     pub(crate) fn manifests(&self) -> PathBuf {
         self.data.join("manifests")
     }

@@ -117,6 +117,7 @@ fn identity(plane: &ControlPlane, name: &str, args: &UpArgs) -> Result<Identity>
         client: plane.client_as(user, "kubelet"),
         informers: plane.informers(),
         serving: plane.pki.issue_node(name, &node::sans(name, &args.node))?,
+        serving_updates: None,
         client_ca_pem: plane.pki.ca_pem().to_owned(),
     })
 }

@@ -15,7 +15,11 @@ const REMOVE_PAUSE: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub(super) enum Tree {
     /// One folder per controller.
-    Split(Vec<(&'static str, PathBuf)>),
+    Split {
+        found: Vec<(&'static str, PathBuf)>,
+        /// All of them: the runtime below makes the same groups in those that are nothing to us.
+        all: Vec<PathBuf>,
+    },
     /// One for all.
     Unified {
         root: PathBuf,
@@ -52,7 +56,12 @@ impl Tree {
                         format!("no cgroup hierarchy is mounted below {}", root.display()),
                     ));
                 }
-                Ok(Self::Split(found))
+                let all = std::fs::read_dir(root)?.flatten();
+                let all = all.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+                Ok(Self::Split {
+                    found,
+                    all: all.map(|entry| entry.path()).collect(),
+                })
             }
             Err(error) => Err(error),
         }
@@ -60,14 +69,14 @@ impl Tree {
 
     pub(super) fn has(&self, controller: &str) -> bool {
         match self {
-            Self::Split(found) => found.iter().any(|(name, _)| *name == controller),
+            Self::Split { found, .. } => found.iter().any(|(name, _)| *name == controller),
             Self::Unified { controllers, .. } => controllers.contains(&controller),
         }
     }
 
     pub(super) fn is_there(&self, path: &str) -> bool {
         match self {
-            Self::Split(found) => found.iter().any(|(_, root)| root.join(path).is_dir()),
+            Self::Split { found, .. } => found.iter().any(|(_, root)| root.join(path).is_dir()),
             Self::Unified { root, .. } => root.join(path).is_dir(),
         }
     }
@@ -75,7 +84,7 @@ impl Tree {
     /// Makes a cgroup and writes its settings.
     pub(super) fn set(&self, path: &str, settings: &Settings) -> io::Result<()> {
         match self {
-            Self::Split(found) => {
+            Self::Split { found, .. } => {
                 for (controller, root) in found {
                     let folder = root.join(path);
                     std::fs::create_dir_all(&folder)?;
@@ -95,7 +104,7 @@ impl Tree {
     /// Sets the weight alone.
     pub(super) fn weigh(&self, path: &str, shares: i64) -> io::Result<()> {
         match self {
-            Self::Split(found) => match found.iter().find(|(name, _)| *name == "cpu") {
+            Self::Split { found, .. } => match found.iter().find(|(name, _)| *name == "cpu") {
                 Some((_, root)) => put(&root.join(path), "cpu.shares", &shares.to_string()),
                 None => Ok(()),
             },
@@ -108,7 +117,7 @@ impl Tree {
 
     pub(super) fn remove(&self, path: &str) -> io::Result<()> {
         let folders: Vec<PathBuf> = match self {
-            Self::Split(found) => found.iter().map(|(_, root)| root.join(path)).collect(),
+            Self::Split { all, .. } => all.iter().map(|root| root.join(path)).collect(),
             Self::Unified { root, .. } => vec![root.join(path)],
         };
         folders.iter().try_for_each(|folder| remove(folder))

@@ -36,7 +36,7 @@ impl Access {
     /// Keeps it for the next start.
     pub(crate) fn keep(&self, path: &Path) -> Result<()> {
         if let Some(dir) = path.parent() {
-            std::fs::create_dir_all(dir)?;
+            crate::paths::private_dir(dir)?;
         }
         write_private(
             path,

@@ -410,6 +410,11 @@ impl Subject {
             let linux = config.linux.get_or_insert_default();
             linux.resources.get_or_insert_default().cpuset_cpus = own;
         }
+        // It may start with more than the one before it had.
+        self.shared
+            .cgroups
+            .widen(&self.pod)
+            .map_err(|error| config_error(format!("cgroup of the Pod: {error}")))?;
         let _permit = self.shared.starts.acquire().await;
         let made = self
             .shared
@@ -433,6 +438,7 @@ impl Subject {
         }
         self.events
             .container(name, EventType::Normal, "Started", "Container started");
+        self.refit_cgroup();
         let started_at = self.shared.clock.now();
         Ok(ContainerView {
             state: ContainerPhase::Running { started_at },
@@ -578,7 +584,27 @@ impl Subject {
     /// Removes a sandbox.
     pub async fn remove_sandbox(self, id: SandboxId) -> Outcome {
         let result = self.shared.runtime.remove_sandbox(&id).await.map_err(text);
+        // A node that stops keeps the volumes, and comes to no other end than this.
+        if result.is_ok()
+            && let Err(error) = self.clear_cgroup().await
+        {
+            tracing::debug!(%error, "Cgroup of a Pod stays for now");
+        }
         Outcome::SandboxRemoved { id, result }
+    }
+
+    /// Fits the Pod's cgroup to what its containers have now.
+    pub(super) fn refit_cgroup(&self) {
+        if let Err(error) = self.shared.cgroups.refit(&self.pod) {
+            // Another container of the Pod is still larger; its own resize comes here again.
+            tracing::debug!(%error, "Cgroup of a Pod stays wide");
+        }
+    }
+
+    async fn clear_cgroup(&self) -> std::io::Result<()> {
+        let (cgroups, pod) = (self.shared.cgroups.clone(), self.pod.clone());
+        let cleared = tokio::task::spawn_blocking(move || cgroups.remove(&pod)).await;
+        cleared.unwrap_or_else(|error| Err(std::io::Error::other(error)))
     }
 
     /// Deletes the volumes.
@@ -590,9 +616,7 @@ impl Subject {
         {
             cpus.move_others(&self.shared.runtime).await;
         }
-        let (cgroups, pod) = (self.shared.cgroups.clone(), self.pod.clone());
-        let cleared = tokio::task::spawn_blocking(move || cgroups.remove(&pod)).await;
-        let cleared = cleared.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        let cleared = self.clear_cgroup().await;
         Outcome::Unmounted(removed.and(cleared).map_err(|error| error.to_string()))
     }
 }

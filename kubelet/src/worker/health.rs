@@ -126,10 +126,7 @@ impl Subject {
             .map_err(|error| error.to_string())?;
         let answer = self.shared.runtime.update_resources(id, wanted).await;
         answer.map_err(|error| error.to_string())?;
-        if let Err(error) = cgroups.refit(&self.pod) {
-            // Another container of the Pod is still larger; its own resize comes here again.
-            tracing::debug!(%error, "Cgroup of a Pod stays wide");
-        }
+        self.refit_cgroup();
         Ok(())
     }
 

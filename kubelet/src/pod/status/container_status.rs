@@ -8,7 +8,7 @@ use crate::pod::resize;
 use crate::pod::view::{ContainerPhase, ContainerView, Exit};
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated,
-    ContainerStateWaiting, ContainerStatus, VolumeMountStatus,
+    ContainerStateWaiting, ContainerStatus, ResourceRequirements, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -77,7 +77,8 @@ pub(super) fn of(
                 resize::actual(input, container, latest)
             })
             .cloned()
-            .filter(|r| r.requests.is_some() || r.limits.is_some()),
+            // Clients take it for granted, also where nothing was asked for.
+            .or_else(|| Some(ResourceRequirements::default())),
         volume_mounts: mounts(container),
         ..ContainerStatus::default()
     }

@@ -7,6 +7,7 @@ use crate::pod::view::{ContainerPhase, ContainerView, Exit, PodView, SandboxView
 use crate::pod::{ContainerId, PodUid, SandboxId};
 use cox_cri::v1;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ContainerUser, LinuxContainerUser};
 use std::collections::HashMap;
 
 /// A Pod found in the runtime.
@@ -109,7 +110,20 @@ pub fn container(sandbox: &SandboxId, status: &v1::ContainerStatus) -> Container
             .get(labels::CONTAINER_HASH)
             .cloned()
             .unwrap_or_default(),
+        user: user(status.user.as_ref()),
     }
+}
+
+fn user(user: Option<&v1::ContainerUser>) -> Option<ContainerUser> {
+    let linux = user?.linux.as_ref()?;
+    let groups = &linux.supplemental_groups;
+    Some(ContainerUser {
+        linux: Some(LinuxContainerUser {
+            uid: linux.uid,
+            gid: linux.gid,
+            supplemental_groups: (!groups.is_empty()).then(|| groups.clone()),
+        }),
+    })
 }
 
 /// What an event tells; `None` for a sandbox that is not a kubelet's.

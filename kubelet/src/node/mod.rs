@@ -60,6 +60,8 @@ impl std::fmt::Debug for NodeKeeper {
 pub struct RuntimeFacts {
     pub version: String,
     pub handlers: Vec<String>,
+    /// Whether groups of the image can be kept away from containers.
+    pub supplemental_groups_policy: Option<bool>,
     pub images: Vec<k8s_openapi::api::core::v1::ContainerImage>,
     /// Why the runtime cannot run Pods; `None`: it can.
     pub problem: Option<String>,
@@ -140,6 +142,10 @@ impl NodeKeeper {
                     .iter()
                     .map(|handler| handler.name.clone())
                     .collect();
+                facts.supplemental_groups_policy = status
+                    .features
+                    .as_ref()
+                    .map(|features| features.supplemental_groups_policy);
                 let conditions = status.status.unwrap_or_default().conditions;
                 let failing: Vec<_> = conditions
                     .iter()

@@ -8,7 +8,7 @@ use cox_cri::v1;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints,
-    NodeRuntimeHandler, NodeSpec, NodeStatus, NodeSystemInfo, Taint,
+    NodeFeatures, NodeRuntimeHandler, NodeSpec, NodeStatus, NodeSystemInfo, Taint,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -169,6 +169,9 @@ pub fn build(
                 features: None,
             };
             facts.handlers.iter().map(handler).collect()
+        }),
+        features: facts.supplemental_groups_policy.map(|policy| NodeFeatures {
+            supplemental_groups_policy: Some(policy),
         }),
         ..NodeStatus::default()
     }

@@ -5,6 +5,7 @@
 
 use super::{ContainerId, SandboxId};
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ContainerUser;
 
 /// Everything the runtime knows of one Pod.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -43,6 +44,8 @@ pub struct ContainerView {
     pub image_id: String,
     /// Hash of the part of the spec that needs a new container when it changes; empty when unknown.
     pub spec_hash: String,
+    /// Who its first process runs as, where the runtime says so.
+    pub user: Option<ContainerUser>,
 }
 
 /// Where a container is in its life.
@@ -180,8 +183,10 @@ impl PodView {
                 } else {
                     news.image
                 };
+                let user = news.user.or_else(|| known.user.take());
                 *known = ContainerView {
                     state,
+                    user,
                     image_ref,
                     image_id,
                     spec_hash,
@@ -242,6 +247,7 @@ mod tests {
             image_ref: String::new(),
             image_id: String::new(),
             spec_hash: String::new(),
+            user: None,
         }
     }
 

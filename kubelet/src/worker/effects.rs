@@ -504,6 +504,7 @@ impl Subject {
             image_ref: image.image_ref.clone(),
             image_id: image.image_id.clone(),
             spec_hash: spec_hash(container),
+            user: None,
         }
     }
 

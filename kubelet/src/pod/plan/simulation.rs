@@ -319,6 +319,7 @@ impl Life {
             image_ref: "r".into(),
             image_id: "r".into(),
             spec_hash: spec_hash(spec),
+            user: None,
         });
         if ends_at_once {
             let code = if self.is_bad() && self.dice.one_in(4) {

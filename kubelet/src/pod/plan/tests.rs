@@ -93,6 +93,7 @@ fn view(text: &str) -> PodView {
             image_ref: "r".into(),
             image_id: "r".into(),
             spec_hash: String::new(),
+            user: None,
         });
     }
     view
@@ -872,6 +873,7 @@ fn apply(step: &Step, view: &mut PodView, history: &mut History, code: i32) {
                 image_ref: String::new(),
                 image_id: String::new(),
                 spec_hash: String::new(),
+                user: None,
             });
         }
         Step::PostStart { container, .. } => {

@@ -80,6 +80,7 @@ pub(super) fn of(
             // Clients take it for granted, also where nothing was asked for.
             .or_else(|| Some(ResourceRequirements::default())),
         volume_mounts: mounts(container),
+        user: latest.and_then(|latest| latest.user.clone()),
         ..ContainerStatus::default()
     }
 }

@@ -48,6 +48,7 @@ fn container(name: &str, attempt: u32, state: ContainerPhase) -> ContainerView {
         image_ref: "img@sha256:1".into(),
         image_id: "img@sha256:1".into(),
         spec_hash: String::new(),
+        user: None,
     }
 }
 

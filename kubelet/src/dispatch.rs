@@ -156,32 +156,6 @@ impl Dispatcher {
         admission::refusal(pod, &others, &node).or_else(|| self.no_cores(pod))
     }
 
-    /// Gives the Pod the cores that are to be its own; the refusal, if there are not enough.
-    fn no_cores(&self, pod: &Pod) -> Option<Refusal> {
-        let cpus = self.shared.cpus.as_ref()?;
-        match cpus.allocate(pod) {
-            Ok(false) => None,
-            Ok(true) => {
-                self.move_others();
-                None
-            }
-            Err(why) => Some(Refusal {
-                reason: "UnexpectedAdmissionError".to_owned(),
-                message: format!("Allocate failed due to {why}, which is unexpected"),
-            }),
-        }
-    }
-
-    /// Others leave the cores that were given away, and may use those that came back.
-    fn move_others(&self) {
-        let shared = self.shared.clone();
-        self.scope.spawn("move-others", async move {
-            if let Some(cpus) = &shared.cpus {
-                cpus.move_others(&shared.runtime).await;
-            }
-        });
-    }
-
     /// The Pods that are not over, as their workers see them.
     fn live(&self) -> Vec<Arc<Pod>> {
         let is_over = |known: &Known| {

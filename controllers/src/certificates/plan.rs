@@ -241,6 +241,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::too_many_lines, reason = "a table")]
     fn requests_table() {
         let client = ["client auth", "digital signature"];
         let serving = ["server auth", "digital signature", "key encipherment"];

@@ -1,4 +1,4 @@
-//! Makes room for critical Pods: others end for them, and they start when that is done.
+//! Makes room: others end for critical Pods, which start when that is done, and others leave cores that are given away.
 
 use super::{Dispatcher, uid};
 use crate::admission::{self, Refusal};
@@ -41,6 +41,32 @@ impl Dispatcher {
         admission::refusal(pod, &rest, &node)
             .is_none()
             .then_some(victims)
+    }
+
+    /// Gives the Pod the cores that are to be its own; the refusal, if there are not enough.
+    pub(super) fn no_cores(&self, pod: &Pod) -> Option<Refusal> {
+        let cpus = self.shared.cpus.as_ref()?;
+        match cpus.allocate(pod) {
+            Ok(false) => None,
+            Ok(true) => {
+                self.move_others();
+                None
+            }
+            Err(why) => Some(Refusal {
+                reason: "UnexpectedAdmissionError".to_owned(),
+                message: format!("Allocate failed due to {why}, which is unexpected"),
+            }),
+        }
+    }
+
+    /// Others leave the cores that were given away, and may use those that came back.
+    fn move_others(&self) {
+        let shared = self.shared.clone();
+        self.scope.spawn("move-others", async move {
+            if let Some(cpus) = &shared.cpus {
+                cpus.move_others(&shared.runtime).await;
+            }
+        });
     }
 
     /// Ends the victims, waits for them and starts the Pod.

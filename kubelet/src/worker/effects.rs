@@ -594,20 +594,6 @@ impl Subject {
         Outcome::SandboxRemoved { id, result }
     }
 
-    /// Fits the Pod's cgroup to what its containers have now.
-    pub(super) fn refit_cgroup(&self) {
-        if let Err(error) = self.shared.cgroups.refit(&self.pod) {
-            // Another container of the Pod is still larger; its own resize comes here again.
-            tracing::debug!(%error, "Cgroup of a Pod stays wide");
-        }
-    }
-
-    async fn clear_cgroup(&self) -> std::io::Result<()> {
-        let (cgroups, pod) = (self.shared.cgroups.clone(), self.pod.clone());
-        let cleared = tokio::task::spawn_blocking(move || cgroups.remove(&pod)).await;
-        cleared.unwrap_or_else(|error| Err(std::io::Error::other(error)))
-    }
-
     /// Deletes the volumes.
     pub async fn unmount(self) -> Outcome {
         let uid = self.pod.metadata.uid.clone().unwrap_or_default();

@@ -114,22 +114,6 @@ impl Subject {
         }
     }
 
-    /// The Pod's cgroup is wide enough for both sizes while its containers change.
-    async fn resize_within_pod(
-        &self,
-        id: &ContainerId,
-        wanted: cox_cri::v1::LinuxContainerResources,
-    ) -> Result<(), String> {
-        let cgroups = &self.shared.cgroups;
-        cgroups
-            .widen(&self.pod)
-            .map_err(|error| error.to_string())?;
-        let answer = self.shared.runtime.update_resources(id, wanted).await;
-        answer.map_err(|error| error.to_string())?;
-        self.refit_cgroup();
-        Ok(())
-    }
-
     /// Why the node could never give what the Pod asks for.
     fn infeasible(&self) -> Option<String> {
         let node = self.shared.allocatable;

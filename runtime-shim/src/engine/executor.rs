@@ -2,13 +2,16 @@
 //!
 //! A task is the future of one guest. The run queue is ordered by weighted run time of the task's container, so two busy
 //! containers share in proportion to their weights, and one that slept goes before one that has been burning. Turns end where the
-//! guest waits, or in the epoch callback (see `engine::ticker`), which asks [`Executor::others_wait`]. Sockets, timers and file
+//! guest waits, or in the epoch callback (see `engine::ticker`), which asks [`Executor::gives_way`]. Sockets, timers and file
 //! operations of guests are driven by `io`, a tokio runtime of the guests' own; nothing of the API, the kubelet or CRI runs here.
+//!
+//! Besides the regular threads, of which there is one per processor, stands the *express lane*: threads that sleep while any
+//! regular one can soon take the next task. When all of those burn, or none took a turn for a whole tick (the kernel has put them
+//! aside for other processes, or a guest copies a gigabyte in one instruction), a guest that wakes runs there at once, for a slice
+//! at most. To the kernel it is then what it is: a thread that slept.
 
 use std::any::Any;
 use std::cell::Cell;
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -22,10 +25,17 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::account::Account;
+use super::latency;
+use super::run_queue::{Claim, RunQueue};
 use super::ticker::Ticker;
 
 /// How far one that slept is put before those that run, in weighted nanoseconds.
 const WAKEUP_CREDIT_NANOS: u64 = 6_000_000;
+/// Half a tick. A turn that used less goes on: it began in the middle of one.
+const SLICE_NANOS_MIN: u64 = 500_000;
+/// Regular threads per thread of the express lane.
+const EXPRESS_SHARE: usize = 4;
+const EXPRESS_THREADS_MAX: usize = 4;
 
 /// Why a task gave no result.
 #[derive(Debug, thiserror::Error)]
@@ -46,10 +56,16 @@ pub(crate) struct Executor {
 
 struct Shared {
     queue: Mutex<Queue>,
-    /// Woken when the queue gains an entry while a worker sleeps.
+    /// Woken when the queue gains an entry while a regular thread sleeps.
     wake: Condvar,
+    /// Woken when one that slept should not wait for the regular threads.
+    express: Condvar,
     /// Length of the queue, readable without its lock from epoch callbacks.
     waiting: AtomicUsize,
+    /// Regular threads.
+    threads: usize,
+    /// Those of them whose turn lasts longer than a slice.
+    burning: AtomicUsize,
     /// The smallest sort key that ran lately: where sleepers come back in.
     floor: AtomicU64,
     closed: AtomicBool,
@@ -57,35 +73,20 @@ struct Shared {
     io: tokio::runtime::Handle,
 }
 
-#[derive(Default)]
 struct Queue {
-    heap: BinaryHeap<Reverse<Entry>>,
-    /// Breaks ties first come, first served.
-    sequence: u64,
+    tasks: RunQueue<Arc<Task>>,
     sleeping: usize,
+    express_sleeping: usize,
+    /// Turns given until the last tick.
+    turns_at_tick: u64,
+    #[cfg(test)]
+    overtaken_max: u64,
 }
 
-struct Entry {
-    key: u64,
-    sequence: u64,
-    task: Arc<Task>,
-}
-
-impl PartialEq for Entry {
-    fn eq(&self, other: &Self) -> bool {
-        (self.key, self.sequence) == (other.key, other.sequence)
-    }
-}
-impl Eq for Entry {}
-impl PartialOrd for Entry {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Entry {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.key, self.sequence).cmp(&(other.key, other.sequence))
-    }
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lane {
+    Regular,
+    Express,
 }
 
 type TaskFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -137,6 +138,20 @@ impl Wake for Task {
 thread_local! {
     /// Processor time of this thread up to which the running task was charged.
     static CHARGED: Cell<u64> = const { Cell::new(0) };
+    /// The turn of this thread.
+    static TURN: Cell<TurnState> = const { Cell::new(TurnState { lane: Lane::Regular, began: 0, burned: false, counted: false }) };
+}
+
+/// What a thread knows of its present turn.
+#[derive(Clone, Copy)]
+struct TurnState {
+    lane: Lane,
+    /// Processor time of the thread when it began.
+    began: u64,
+    /// It lasted a slice.
+    burned: bool,
+    /// It is counted in [`Shared::burning`].
+    counted: bool,
 }
 
 /// Charges the run time since the last charge of this turn. Called from epoch callbacks, on the thread whose turn it is.
@@ -160,9 +175,19 @@ impl Executor {
         ticker: Ticker,
     ) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
-            queue: Mutex::default(),
+            queue: Mutex::new(Queue {
+                tasks: RunQueue::new(),
+                sleeping: 0,
+                express_sleeping: 0,
+                turns_at_tick: 0,
+                #[cfg(test)]
+                overtaken_max: 0,
+            }),
             wake: Condvar::new(),
+            express: Condvar::new(),
             waiting: AtomicUsize::new(0),
+            threads,
+            burning: AtomicUsize::new(0),
             floor: AtomicU64::new(WAKEUP_CREDIT_NANOS),
             closed: AtomicBool::new(false),
             ticker,
@@ -172,8 +197,23 @@ impl Executor {
             let shared = Arc::clone(&shared);
             std::thread::Builder::new()
                 .name(format!("guest-{index}"))
-                .spawn(move || shared.work())?;
+                .spawn(move || shared.work(Lane::Regular))?;
         }
+        for index in 0..threads.div_ceil(EXPRESS_SHARE).min(EXPRESS_THREADS_MAX) {
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new()
+                .name(format!("guest-express-{index}"))
+                .spawn(move || {
+                    latency::wants_short_slices();
+                    shared.work(Lane::Express);
+                })?;
+        }
+        let weak = Arc::downgrade(&shared);
+        shared.ticker.on_tick(move || {
+            if let Some(shared) = weak.upgrade() {
+                shared.rescue();
+            }
+        });
         Ok(Self { shared })
     }
 
@@ -203,9 +243,20 @@ impl Executor {
         receiver
     }
 
-    /// Whether somebody else could use this thread.
-    pub(crate) fn others_wait(&self) -> bool {
-        self.shared.waiting.load(Ordering::Relaxed) > 0
+    /// Whether the turn that runs on this thread should end: it had its slice, and somebody else could use the thread. Called from
+    /// epoch callbacks, after [`charge_turn`].
+    pub(crate) fn gives_way(&self) -> bool {
+        let mut turn = TURN.get();
+        if CHARGED.get().saturating_sub(turn.began) < SLICE_NANOS_MIN {
+            return false;
+        }
+        turn.burned = true;
+        if turn.lane == Lane::Regular && !turn.counted {
+            turn.counted = true;
+            self.shared.burning.fetch_add(1, Ordering::Relaxed);
+        }
+        TURN.set(turn);
+        turn.lane == Lane::Express || self.shared.waiting.load(Ordering::Relaxed) > 0
     }
 
     /// The runtime that drives guests' sockets, timers and files.
@@ -218,6 +269,7 @@ impl Executor {
         self.shared.closed.store(true, Ordering::Release);
         let _queue = self.shared.queue.lock();
         self.shared.wake.notify_all();
+        self.shared.express.notify_all();
     }
 }
 
@@ -226,68 +278,100 @@ impl Shared {
         let floor = self.floor.load(Ordering::Relaxed);
         task.account
             .catch_up(floor.saturating_sub(WAKEUP_CREDIT_NANOS));
-        self.push(task);
+        self.push(task, Claim::Woken);
     }
 
-    fn push(&self, task: Arc<Task>) {
+    fn push(&self, task: Arc<Task>, claim: Claim) {
+        let key = task.account.virtual_nanos();
         let mut queue = self.queue.lock();
-        queue.sequence += 1;
-        let entry = Entry {
-            key: task.account.virtual_nanos(),
-            sequence: queue.sequence,
-            task,
-        };
-        queue.heap.push(Reverse(entry));
-        self.waiting.store(queue.heap.len(), Ordering::Relaxed);
+        queue.tasks.push(task, key, claim);
+        self.waiting.store(queue.tasks.len(), Ordering::Relaxed);
         if queue.sleeping > 0 {
             self.wake.notify_one();
+        } else if queue.express_sleeping > 0
+            && self.burning.load(Ordering::Relaxed) >= self.threads
+            && queue.tasks.woken_is_first()
+        {
+            self.express.notify_one();
         }
     }
 
-    fn pop(&self) -> Option<Arc<Task>> {
+    /// At each tick: when no turn was given since the last one, the regular threads are stuck, and one that slept need not be.
+    fn rescue(&self) {
+        if self.waiting.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut queue = self.queue.lock();
+        let turns = queue.tasks.turns();
+        let stuck = std::mem::replace(&mut queue.turns_at_tick, turns) == turns;
+        if stuck && queue.express_sleeping > 0 && queue.tasks.woken_is_first() {
+            self.express.notify_one();
+        }
+    }
+
+    fn pop(&self, lane: Lane) -> Option<(Arc<Task>, Claim)> {
         let mut queue = self.queue.lock();
         loop {
             if self.closed.load(Ordering::Acquire) {
                 return None;
             }
-            if let Some(Reverse(entry)) = queue.heap.pop() {
-                self.waiting.store(queue.heap.len(), Ordering::Relaxed);
-                self.floor.fetch_max(entry.key, Ordering::Relaxed);
-                return Some(entry.task);
+            let turn = match lane {
+                Lane::Regular => queue.tasks.pop(),
+                Lane::Express => queue.tasks.pop_woken(),
+            };
+            if let Some(turn) = turn {
+                self.waiting.store(queue.tasks.len(), Ordering::Relaxed);
+                self.floor.fetch_max(turn.key, Ordering::Relaxed);
+                #[cfg(test)]
+                if turn.claim == Claim::Woken {
+                    queue.overtaken_max = queue.overtaken_max.max(turn.overtaken);
+                }
+                return Some((turn.task, turn.claim));
             }
-            queue.sleeping += 1;
-            self.wake.wait(&mut queue);
-            queue.sleeping -= 1;
+            match lane {
+                Lane::Regular => {
+                    queue.sleeping += 1;
+                    self.wake.wait(&mut queue);
+                    queue.sleeping -= 1;
+                }
+                Lane::Express => {
+                    queue.express_sleeping += 1;
+                    self.express.wait(&mut queue);
+                    queue.express_sleeping -= 1;
+                }
+            }
         }
     }
 
-    fn work(&self) {
+    fn work(&self, lane: Lane) {
         // Whatever a guest's host functions create (sockets, timers, blocking file work) belongs to the guests' runtime.
         let _entered = self.io.enter();
-        while let Some(task) = self.pop() {
+        while let Some((task, claim)) = self.pop(lane) {
             let _turn = self.ticker.turn();
-            self.run(task);
+            self.run(task, lane, claim);
         }
     }
 
-    fn run(&self, task: Arc<Task>) {
+    fn run(&self, task: Arc<Task>, lane: Lane, claim: Claim) {
         task.state.store(RUNNING, Ordering::Release);
-        CHARGED.set(thread_cpu_nanos());
-        let waker = Waker::from(Arc::clone(&task));
-        let finished = {
-            let mut slot = task.future.lock();
-            let Some(future) = slot.as_mut() else {
-                return;
-            };
-            let poll = std::panic::catch_unwind(AssertUnwindSafe(|| {
-                future.as_mut().poll(&mut Context::from_waker(&waker))
-            }));
-            let finished = !matches!(poll, Ok(Poll::Pending));
-            if finished {
-                *slot = None;
-            }
-            finished
-        };
+        let began = thread_cpu_nanos();
+        CHARGED.set(began);
+        // One that burned will burn again.
+        let counted = lane == Lane::Regular && claim == Claim::Burned;
+        if counted {
+            self.burning.fetch_add(1, Ordering::Relaxed);
+        }
+        TURN.set(TurnState {
+            lane,
+            began,
+            burned: false,
+            counted,
+        });
+        let finished = Self::poll(&task);
+        let turn = TURN.get();
+        if turn.counted {
+            self.burning.fetch_sub(1, Ordering::Relaxed);
+        }
         charge_turn(&task.account);
         if finished {
             task.state.store(DONE, Ordering::Release);
@@ -300,8 +384,30 @@ impl Shared {
         {
             // Woken during its own turn: it burns, or what it waits for came at once. No credit for either.
             task.state.store(QUEUED, Ordering::Release);
-            self.push(task);
+            let claim = if turn.burned {
+                Claim::Burned
+            } else {
+                Claim::Yielded
+            };
+            self.push(task, claim);
         }
+    }
+
+    /// Whether the task is finished.
+    fn poll(task: &Arc<Task>) -> bool {
+        let waker = Waker::from(Arc::clone(task));
+        let mut slot = task.future.lock();
+        let Some(future) = slot.as_mut() else {
+            return true;
+        };
+        let poll = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            future.as_mut().poll(&mut Context::from_waker(&waker))
+        }));
+        let finished = !matches!(poll, Ok(Poll::Pending));
+        if finished {
+            *slot = None;
+        }
+        finished
     }
 }
 
@@ -440,6 +546,132 @@ mod tests {
             )
         });
         assert_eq!(*order.lock(), ["sleeper", "burner"]);
+        executor.close();
+    }
+
+    /// A task that occupies its thread, first until it counts as one that burns, then until it is let go.
+    fn burn_until(
+        executor: &Executor,
+        open: &Arc<AtomicBool>,
+    ) -> (
+        oneshot::Receiver<Result<(), TaskError>>,
+        oneshot::Receiver<()>,
+    ) {
+        let (told, burns) = oneshot::channel();
+        let (account, gate, asks) = (Arc::new(Account::new()), Arc::clone(open), executor.clone());
+        let charged = Arc::clone(&account);
+        let task = executor.spawn(&account, account.kill_token(), async move {
+            let mut told = Some(told);
+            while !gate.load(Ordering::Acquire) {
+                charge_turn(&charged);
+                asks.gives_way();
+                if TURN.get().burned
+                    && let Some(told) = told.take()
+                {
+                    told.send(()).unwrap();
+                }
+            }
+        });
+        (task, burns)
+    }
+
+    #[test]
+    fn one_that_wakes_while_all_threads_burn_runs_beside_them() {
+        let (io, executor) = executor();
+        let open = Arc::new(AtomicBool::new(false));
+        let (hold, burns) = burn_until(&executor, &open);
+        io.block_on(burns).unwrap();
+        let account = Arc::new(Account::new());
+        let woken = executor.spawn(&account, account.kill_token(), async {
+            std::thread::current().name().map(str::to_owned)
+        });
+        let thread = io.block_on(woken).unwrap().unwrap();
+        assert_eq!(thread.as_deref(), Some("guest-express-0"));
+        open.store(true, Ordering::Release);
+        io.block_on(hold).unwrap().unwrap();
+        executor.close();
+    }
+
+    #[test]
+    fn threads_that_give_no_turn_for_a_tick_are_not_waited_for() {
+        let (io, executor) = executor();
+        let open = Arc::new(AtomicBool::new(false));
+        let (gate, (told, runs)) = (Arc::clone(&open), oneshot::channel());
+        let account = Arc::new(Account::new());
+        let hold = executor.spawn(&account, account.kill_token(), async move {
+            told.send(()).unwrap();
+            // As one instruction that copies a gigabyte: no epoch callback in it.
+            while !gate.load(Ordering::Acquire) {
+                std::hint::spin_loop();
+            }
+        });
+        io.block_on(runs).unwrap();
+        let account = Arc::new(Account::new());
+        let mut woken = executor.spawn(&account, account.kill_token(), async {});
+        executor.shared.rescue();
+        assert!(
+            woken.try_recv().is_err(),
+            "a turn was given since the last tick"
+        );
+        executor.shared.rescue();
+        io.block_on(woken).unwrap().unwrap();
+        open.store(true, Ordering::Release);
+        io.block_on(hold).unwrap().unwrap();
+        executor.close();
+    }
+
+    #[test]
+    fn of_a_hundred_that_burn_none_gets_a_turn_before_one_that_woke() {
+        let (io, executor) = executor();
+        let stop = Arc::new(AtomicBool::new(false));
+        let running = Arc::new(AtomicUsize::new(0));
+        let burners: Vec<_> = (0..100)
+            .map(|_| {
+                let account = Arc::new(Account::new());
+                let (charged, stop, asks) =
+                    (Arc::clone(&account), Arc::clone(&stop), executor.clone());
+                let running = Arc::clone(&running);
+                executor.spawn(&account, account.kill_token(), async move {
+                    running.fetch_add(1, Ordering::Relaxed);
+                    while !stop.load(Ordering::Relaxed) {
+                        charge_turn(&charged);
+                        if asks.gives_way() {
+                            tokio::task::yield_now().await;
+                        }
+                    }
+                })
+            })
+            .collect();
+        let account = Arc::new(Account::new());
+        let (beats, mut heard) = tokio::sync::mpsc::channel::<oneshot::Sender<()>>(1);
+        let sleeper = executor.spawn(&account, account.kill_token(), async move {
+            while let Some(answer) = heard.recv().await {
+                answer.send(()).unwrap();
+            }
+        });
+        let beat = || {
+            io.block_on(async {
+                let (answer, heard) = oneshot::channel();
+                beats.send(answer).await.unwrap();
+                heard.await.unwrap();
+            });
+        };
+        // While they start, all hundred are new, and the sleeper stands in their line.
+        while running.load(Ordering::Relaxed) < 100 {
+            beat();
+        }
+        executor.shared.queue.lock().overtaken_max = 0;
+        (0..200).for_each(|_| beat());
+        let overtaken = executor.shared.queue.lock().overtaken_max;
+        stop.store(true, Ordering::Relaxed);
+        drop(beats);
+        io.block_on(async {
+            sleeper.await.unwrap().unwrap();
+            for burner in burners {
+                burner.await.unwrap().unwrap();
+            }
+        });
+        assert_eq!(overtaken, 0, "turns of others between waking and running");
         executor.close();
     }
 }

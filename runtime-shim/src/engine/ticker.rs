@@ -3,8 +3,8 @@
 //! Guests check the epoch at loop heads and function entries; when it passed their deadline, their callback decides whether the
 //! turn ends. An idle node has no running guest, hence no tick and no wake-up of the processor.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -28,6 +28,7 @@ struct Shared {
     resting: AtomicBool,
     closed: AtomicBool,
     engines: Mutex<Vec<EngineWeak>>,
+    on_tick: OnceLock<Box<dyn Fn() + Send + Sync>>,
     gate: Mutex<()>,
     wake: Condvar,
 }
@@ -45,6 +46,7 @@ impl Ticker {
                 resting: AtomicBool::new(false),
                 closed: AtomicBool::new(false),
                 engines: Mutex::default(),
+                on_tick: OnceLock::new(),
                 gate: Mutex::new(()),
                 wake: Condvar::new(),
             }),
@@ -56,13 +58,21 @@ impl Ticker {
         let shared = Arc::clone(&ticker.shared);
         std::thread::Builder::new()
             .name("guest-ticker".into())
-            .spawn(move || shared.tick())?;
+            .spawn(move || {
+                super::latency::wants_short_slices();
+                shared.tick();
+            })?;
         Ok(ticker)
     }
 
     /// Ticks `engine` too, for as long as it lives.
     pub(crate) fn watch(&self, engine: &wasmtime::Engine) {
         self.shared.engines.lock().push(engine.weak());
+    }
+
+    /// Called after each tick; the first one who asks is heard.
+    pub(crate) fn on_tick(&self, act: impl Fn() + Send + Sync + 'static) {
+        self.shared.on_tick.get_or_init(|| Box::new(act));
     }
 
     pub(crate) fn turn(&self) -> Turn<'_> {
@@ -111,6 +121,9 @@ impl Shared {
                 quiet = 0;
                 for engine in self.engines.lock().iter().filter_map(EngineWeak::upgrade) {
                     engine.increment_epoch();
+                }
+                if let Some(act) = self.on_tick.get() {
+                    act();
                 }
             } else {
                 quiet += 1;

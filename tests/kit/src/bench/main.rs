@@ -5,6 +5,7 @@ mod api;
 mod apply;
 mod fanout;
 mod growth;
+mod isolation;
 mod load;
 mod memory;
 mod oci;
@@ -43,7 +44,8 @@ struct Args {
     /// Process whose tree's memory is the other cluster's; may be repeated
     #[arg(long)]
     other_pid: Vec<u32>,
-    /// Measure only these: start, memory, create, get, list, pod, pods, apply, fanout, growth, wasm-start, wasm-idle, wasm-http;
+    /// Measure only these: start, memory, create, get, list, pod, pods, apply, fanout, growth, wasm-start, wasm-idle, wasm-http,
+    /// wasm-isolation;
     /// and, as root and only when named: oci-start (beside containerd's own CRI plugin), oci-pod, oci-pods
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,

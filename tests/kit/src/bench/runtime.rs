@@ -23,7 +23,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::process::{Child, Command};
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Args, Figure, figure, memory};
+use super::{Args, Figure, figure, isolation, memory};
 
 /// How long a process may take until it answers.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -32,11 +32,11 @@ const LOOK: Duration = Duration::from_millis(10);
 const MEASURE: Duration = Duration::from_secs(4);
 
 /// A runtime process of the benchmark's own.
-struct Runtime {
+pub(super) struct Runtime {
     child: Child,
     client: RuntimeServiceClient<Channel>,
     images: PathBuf,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 pub(crate) async fn measure(args: &Args) -> Result<Vec<Figure>> {
@@ -56,6 +56,9 @@ pub(crate) async fn measure(args: &Args) -> Result<Vec<Figure>> {
     if args.wants("wasm-http") {
         figures.extend(Box::pin(http(args)).await?);
     }
+    if args.wants("wasm-isolation") {
+        figures.extend(Box::pin(isolation::measure(args)).await?);
+    }
     Ok(figures)
 }
 
@@ -68,7 +71,7 @@ fn can_make_namespaces() -> bool {
 
 impl Runtime {
     /// Starts `BINARY shim`; with `apart` in network and mount namespaces of its own, where it may make bridges.
-    async fn start(binary: &Path, apart: bool) -> Result<Self> {
+    pub(super) async fn start(binary: &Path, apart: bool) -> Result<Self> {
         let binary = fs::canonicalize(binary)?;
         let dir = tempfile::tempdir_in("/dev/shm")?;
         let at = |name: &str| dir.path().join(name);
@@ -117,17 +120,33 @@ impl Runtime {
             child,
             client: RuntimeServiceClient::new(channel),
             images,
-            _dir: dir,
+            dir,
         })
     }
 
     /// Loads a `.wasm` file as `cox.local/NAME`.
-    async fn load(&self, name: &str, wasm: &[u8]) -> Result<()> {
+    pub(super) async fn load(&self, name: &str, wasm: &[u8]) -> Result<()> {
         load_image(&self.images, name, wasm.to_vec()).await
     }
 
     /// Makes a sandbox, a container in it, and starts that; gives the sandbox.
-    async fn pod(&mut self, name: &str, image: &str, apart: bool) -> Result<String> {
+    pub(super) async fn pod(&mut self, name: &str, image: &str, apart: bool) -> Result<String> {
+        Box::pin(self.pod_with(name, image, apart, &[])).await
+    }
+
+    /// Where the log of a Pod's container is.
+    pub(super) fn log(&self, pod: &str) -> PathBuf {
+        self.dir.path().join("logs").join(pod).join("app.log")
+    }
+
+    /// The same with arguments for the container; with any, it has a log.
+    pub(super) async fn pod_with(
+        &mut self,
+        name: &str,
+        image: &str,
+        apart: bool,
+        words: &[&str],
+    ) -> Result<String> {
         let mut sandbox = PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {
                 name: name.into(),
@@ -136,6 +155,13 @@ impl Runtime {
                 attempt: 0,
             }),
             hostname: name.into(),
+            log_directory: self
+                .dir
+                .path()
+                .join("logs")
+                .join(name)
+                .display()
+                .to_string(),
             ..PodSandboxConfig::default()
         };
         if !apart {
@@ -156,7 +182,11 @@ impl Runtime {
                 image: format!("cox.local/{image}"),
                 ..ImageSpec::default()
             }),
-            log_path: String::new(),
+            log_path: match words {
+                [] => String::new(),
+                _ => "app.log".into(),
+            },
+            args: words.iter().map(|word| (*word).to_owned()).collect(),
             ..ContainerConfig::default()
         };
         let request = CreateContainerRequest {
@@ -172,7 +202,7 @@ impl Runtime {
         Ok(made.pod_sandbox_id)
     }
 
-    async fn address(&mut self, sandbox: String) -> Result<String> {
+    pub(super) async fn address(&mut self, sandbox: String) -> Result<String> {
         let request = PodSandboxStatusRequest {
             pod_sandbox_id: sandbox,
             verbose: false,

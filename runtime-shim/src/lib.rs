@@ -12,6 +12,7 @@ mod cri;
 mod engine;
 mod error;
 mod events;
+mod host_paths;
 mod ids;
 pub mod images;
 mod logs;

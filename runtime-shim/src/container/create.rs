@@ -1,5 +1,6 @@
 //! `CreateContainer`: finds the image's program, prepares its context, checks what can be checked before it runs.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use cox_cri::v1::{ContainerConfig, ContainerEventType, LinuxContainerResources};
@@ -96,7 +97,9 @@ impl Shim {
             spec::http_port(&config.annotations)?;
         }
         let staging = self.container_state.path(id.as_str()).join("files");
-        let (preopens, staged) = mounts::prepare(&config.mounts, &staging)?;
+        let (preopens, staged) = mounts::prepare(&config.mounts, &staging, &|folder: &Path| {
+            self.is_guests(folder)
+        })?;
         let (account, memory) = (Arc::new(Account::new()), Arc::new(MemoryAccount::default()));
         let config_store = ConfigStore {
             folders: spec::config_folders(&sandbox.config.annotations, &preopens),
@@ -111,6 +114,7 @@ impl Shim {
             config: Arc::new(config_store),
             account: Arc::clone(&account),
             memory: Arc::clone(&memory),
+            budget: Arc::clone(self.engine.budget()),
         };
         let resources = config
             .linux
@@ -161,6 +165,32 @@ impl Shim {
                 "{name} is made for WASI 0.3, which is experimental here and switched off: annotate the Pod with {WASI_03_ANNOTATION}: \"true\", or set wasi_03 in the runtime's configuration"
             ))),
         }
+    }
+}
+
+impl Shim {
+    /// Whether a container that is not over may write to this folder of the host.
+    fn is_guests(&self, folder: &Path) -> bool {
+        let containers: Vec<_> = self.containers.read().values().cloned().collect();
+        containers
+            .iter()
+            .filter(|container| !container.exited.is_cancelled())
+            .any(|container| container.writes_to(folder))
+    }
+}
+
+impl Container {
+    fn writes_to(&self, folder: &Path) -> bool {
+        let settled = self.guest.iter().flat_map(|guest| &guest.context.preopens);
+        let mut settled = settled.filter(|preopen| !preopen.readonly);
+        // Who has the node's root owns the node, links and all.
+        let mut named = self
+            .config
+            .mounts
+            .iter()
+            .filter(|mount| !mount.readonly && mount.host_path != "/");
+        settled.any(|preopen| folder.starts_with(&preopen.host))
+            || named.any(|mount| folder.starts_with(&mount.host_path))
     }
 }
 

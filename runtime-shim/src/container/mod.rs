@@ -14,6 +14,7 @@ mod oci;
 mod phase;
 mod remove;
 mod spec;
+mod staged;
 mod start;
 mod stats;
 mod status;
@@ -80,7 +81,7 @@ pub(crate) struct Guest {
     pub(crate) image: Arc<Image>,
     pub(crate) program: Arc<Program>,
     pub(crate) context: Arc<GuestContext>,
-    pub(crate) staged: mounts::Staged,
+    pub(crate) staged: staged::Staged,
 }
 
 /// What exists only while it runs.

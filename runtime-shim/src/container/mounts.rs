@@ -4,47 +4,26 @@
 //! when the container ends if it may be written.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use cox_cri::v1::Mount;
+use rustix::fs::OFlags;
 
+use super::staged::{SingleFile, Staged};
 use crate::engine::Preopen;
 use crate::error::VerbError;
+use crate::host_paths;
 
-/// Single files of one container.
-#[derive(Debug, Default)]
-pub(crate) struct Staged {
-    /// Copies to write back: from the container's folder to the host's file.
-    write_back: Vec<(PathBuf, PathBuf)>,
-}
-
-impl Staged {
-    /// Bytes and files that are the container's own: copies it may write. Linked files are counted where they are at home.
-    pub(crate) fn usage(&self) -> (u64, u64) {
-        let sizes = self
-            .write_back
-            .iter()
-            .filter_map(|(copy, _)| copy.metadata().ok());
-        sizes.fold((0, 0), |(bytes, files), meta| {
-            (bytes + meta.len(), files + 1)
-        })
-    }
-
-    /// Brings writable copies home. Called once, after the guest has ended and before its end is told.
-    pub(crate) fn write_back(&self) {
-        for (copy, home) in &self.write_back {
-            // Written in place: the kubelet holds the file's path, others may have it open.
-            if let Err(err) = std::fs::read(copy).and_then(|bytes| std::fs::write(home, bytes)) {
-                tracing::warn!(error = %err, file = %home.display(), "A mounted file could not be written back");
-            }
-        }
-    }
-}
-
-/// Opens the way to all mounts; `dir` is where single files may be staged.
-pub(crate) fn prepare(mounts: &[Mount], dir: &Path) -> Result<(Vec<Preopen>, Staged), VerbError> {
+/// Opens the way to all mounts; `dir` is where single files may be staged. `is_guests` tells whether running containers may write
+/// to a folder of the host.
+pub(crate) fn prepare(
+    mounts: &[Mount],
+    dir: &Path,
+    is_guests: &dyn Fn(&Path) -> bool,
+) -> Result<(Vec<Preopen>, Staged), VerbError> {
     let mut preopens: Vec<Preopen> = Vec::new();
-    let mut files: BTreeMap<String, Vec<&Mount>> = BTreeMap::new();
+    let mut files: BTreeMap<String, Vec<SingleFile>> = BTreeMap::new();
     for mount in mounts {
         if mount.image.is_some() {
             return Err(VerbError::Unsupported(format!(
@@ -58,102 +37,81 @@ pub(crate) fn prepare(mounts: &[Mount], dir: &Path) -> Result<(Vec<Preopen>, Sta
                 mount.container_path
             )));
         }
-        let host = PathBuf::from(&mount.host_path);
-        let failed = |err| {
+        let failed = |err: std::io::Error| {
             VerbError::Start(format!(
                 "mount {} ({}): {err}",
                 mount.container_path, mount.host_path
             ))
         };
-        match std::fs::metadata(&host) {
-            Ok(meta) if meta.is_dir() => {}
-            Ok(_) => {
-                let (parent, _) = mount
-                    .container_path
-                    .rsplit_once('/')
-                    .expect("an absolute path has a slash");
-                files
-                    .entry(if parent.is_empty() {
-                        "/".into()
-                    } else {
-                        parent.to_owned()
-                    })
-                    .or_default()
-                    .push(mount);
-                continue;
-            }
-            // As other runtimes do for a host path that is not there.
-            Err(err) if err.kind() == std::io::ErrorKind::NotFound => {
-                std::fs::create_dir_all(&host).map_err(failed)?
-            }
-            Err(err) => return Err(failed(err)),
+        let host = settle(Path::new(&mount.host_path), is_guests).map_err(failed)?;
+        let handle = host_paths::open(&host, OFlags::PATH).map_err(failed)?;
+        let found = std::fs::metadata(host_paths::of_kernel(&handle)).map_err(failed)?;
+        if found.is_dir() {
+            preopens.push(Preopen {
+                host,
+                guest: mount.container_path.clone(),
+                readonly: mount.readonly,
+            });
+            continue;
         }
-        preopens.push(Preopen {
-            host,
-            guest: mount.container_path.clone(),
-            readonly: mount.readonly,
-        });
+        let (parent, name) = mount
+            .container_path
+            .rsplit_once('/')
+            .expect("an absolute path has a slash");
+        let parent = if parent.is_empty() { "/" } else { parent };
+        files
+            .entry(parent.to_owned())
+            .or_default()
+            .push(SingleFile {
+                home: host,
+                name: name.to_owned(),
+                readonly: mount.readonly,
+            });
     }
-    let staged = stage_all(files, dir, &mut preopens)?;
+    let staged = stage_all(&files, dir, &mut preopens)?;
     Ok((preopens, staged))
+}
+
+/// The host's path without links. A folder that is not there is made, as other runtimes do.
+fn settle(path: &Path, is_guests: &dyn Fn(&Path) -> bool) -> std::io::Result<PathBuf> {
+    match host_paths::settle(path, is_guests) {
+        Err(err) if err.kind() == ErrorKind::NotFound => {
+            std::fs::create_dir_all(path)?;
+            host_paths::settle(path, is_guests)
+        }
+        settled => settled,
+    }
 }
 
 /// Puts single files into folders of the container's own, one per parent folder.
 fn stage_all(
-    files: BTreeMap<String, Vec<&Mount>>,
+    files: &BTreeMap<String, Vec<SingleFile>>,
     dir: &Path,
     preopens: &mut Vec<Preopen>,
 ) -> Result<Staged, VerbError> {
     let mut staged = Staged::default();
-    for (index, (guest, files)) in files.into_iter().enumerate() {
+    for (index, (guest, files)) in files.iter().enumerate() {
         if preopens
             .iter()
             .any(|preopen| preopen.guest.trim_end_matches('/') == guest.trim_end_matches('/'))
         {
-            let names: Vec<&str> = files
-                .iter()
-                .map(|mount| mount.container_path.as_str())
-                .collect();
+            let names: Vec<&str> = files.iter().map(|file| file.name.as_str()).collect();
             return Err(VerbError::Unsupported(format!(
                 "{guest} is a mounted folder: single files cannot be mounted into it ({})",
                 names.join(", ")
             )));
         }
-        let readonly = files.iter().all(|mount| mount.readonly);
+        let readonly = files.iter().all(|file| file.readonly);
         let host = dir.join(index.to_string());
-        stage(&files, &host, readonly, &mut staged)
-            .map_err(|err| VerbError::Start(format!("single-file mounts below {guest}: {err}")))?;
+        let failed = |err| VerbError::Start(format!("single-file mounts below {guest}: {err}"));
+        staged.add(files, &host, readonly).map_err(failed)?;
         preopens.push(Preopen {
-            host,
-            guest,
+            host: std::fs::canonicalize(host).map_err(failed)?,
+            guest: guest.clone(),
             readonly,
         });
     }
     Ok(staged)
-}
-
-fn stage(
-    files: &[&Mount],
-    dir: &Path,
-    dir_readonly: bool,
-    staged: &mut Staged,
-) -> std::io::Result<()> {
-    std::fs::create_dir_all(dir)?;
-    for mount in files {
-        let home = std::fs::canonicalize(&mount.host_path)?;
-        let name = mount.container_path.rsplit('/').next().unwrap_or_default();
-        let place = dir.join(name);
-        // In a folder that the guest may write to, a link would let it write to a file that it must not.
-        let may_link = !mount.readonly || dir_readonly;
-        if may_link && std::fs::hard_link(&home, &place).is_ok() {
-            continue;
-        }
-        std::fs::copy(&home, &place)?;
-        if !mount.readonly {
-            staged.write_back.push((place, home));
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -187,7 +145,7 @@ mod tests {
             mount("/dev/ro", &hosts, true),
             mount("/new", &dir.path().join("made/now"), false),
         ];
-        let (preopens, staged) = prepare(&mounts, &dir.path().join("files")).unwrap();
+        let (preopens, staged) = prepare(&mounts, &dir.path().join("files"), &|_| false).unwrap();
         let seen: Vec<(&str, bool)> = preopens
             .iter()
             .map(|preopen| (preopen.guest.as_str(), preopen.readonly))
@@ -221,9 +179,9 @@ mod tests {
             mount("/etc", dir.path(), false),
             mount("/etc/f", &dir.path().join("f"), true),
         ];
-        let err = prepare(&mounts, &dir.path().join("files"))
+        let err = prepare(&mounts, &dir.path().join("files"), &|_| false)
             .unwrap_err()
             .to_string();
-        assert!(err.contains("/etc/f"), "{err}");
+        assert!(err.contains("/etc") && err.contains("(f)"), "{err}");
     }
 }

@@ -7,11 +7,12 @@
 use std::io::Read;
 use std::path::PathBuf;
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use wasmtime::StoreContextMut;
 use wasmtime::component::{ComponentType, Lift, Linker, Lower};
 
 use super::guest::Guest;
+use crate::host_paths;
 
 /// The interface and its predecessor's name, with the same functions.
 const INTERFACES: [&str; 2] = [
@@ -26,7 +27,7 @@ const KEYS_MAX: usize = 4096;
 /// A container's configuration.
 #[derive(Debug, Default)]
 pub(crate) struct ConfigStore {
-    /// Folders of the host; an earlier one goes before a later one.
+    /// Folders of the host, settled (see [`host_paths`]); an earlier one goes before a later one.
     pub(crate) folders: Vec<PathBuf>,
     /// What the container declares.
     pub(crate) env: Vec<(String, String)>,
@@ -121,7 +122,9 @@ fn is_key(name: &str) -> bool {
 }
 
 fn keys(folder: &PathBuf) -> Result<Vec<String>, String> {
-    let entries = std::fs::read_dir(folder).map_err(|err| err.to_string())?;
+    let folder = host_paths::open_folder(folder).map_err(|err| err.to_string())?;
+    let entries =
+        std::fs::read_dir(host_paths::of_kernel(&folder)).map_err(|err| err.to_string())?;
     let mut keys: Vec<String> = entries
         .take(KEYS_MAX)
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
@@ -138,13 +141,7 @@ fn read(folder: &PathBuf, key: &str) -> Result<Option<String>, String> {
         return Ok(None);
     }
     let told = |err: &dyn std::fmt::Display| format!("{key}: {err}");
-    let dir = rustix::fs::openat(
-        CWD,
-        folder,
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(|err| told(&err))?;
+    let dir = host_paths::open_folder(folder).map_err(|err| told(&err))?;
     // A pipe that somebody put there must not hold the thread.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 
 use crate::engine::Preopen;
+use crate::host_paths;
 
 /// What a container sees: its mounts.
 #[derive(Debug)]
@@ -221,11 +222,9 @@ impl<'a> Place<'a> {
 fn beneath(host: &Path, below: &Path, flags: OFlags) -> io::Result<File> {
     let flags = flags | OFlags::CLOEXEC;
     if below.as_os_str().is_empty() {
-        // The mount's own path is the kubelet's to choose, links in it included.
-        return Ok(rustix::fs::open(host, flags - OFlags::NOFOLLOW, Mode::empty())?.into());
+        return Ok(host_paths::open(host, flags)?.into());
     }
-    let root = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::open(host, root, Mode::empty())?;
+    let root = host_paths::open_folder(host)?;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     Ok(rustix::fs::openat2(root, below, flags, Mode::empty(), resolve)?.into())
 }

@@ -78,6 +78,7 @@ pub enum RunError {
 /// # Errors
 /// When the folders or sockets of the configuration cannot be used.
 pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), RunError> {
+    crate::engine::budget::raise_descriptors();
     // The door first: who reaches the CRI socket may rely on the door.
     let door = listen(&config.images_socket).await?;
     let cri = listen(&config.socket).await?;

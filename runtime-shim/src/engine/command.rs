@@ -7,6 +7,7 @@ use wasmtime::{Store, Trap};
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi::p3::bindings::CommandPre;
 
+use super::budget::NoMappings;
 use super::executor::TaskError;
 use super::guest::{Guest, GuestContext};
 use super::memory::OutOfMemory;
@@ -111,6 +112,9 @@ pub(crate) fn from_error(err: &wasmtime::Error) -> Outcome {
     }
     if err.downcast_ref::<OutOfMemory>().is_some() {
         return Outcome::OutOfMemory(format!("{err:#}"));
+    }
+    if let Some(no_room) = err.downcast_ref::<NoMappings>() {
+        return Outcome::Failed(no_room.to_string());
     }
     if matches!(err.downcast_ref::<Trap>(), Some(Trap::Interrupt)) {
         return Outcome::Killed;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use tokio::process::Command;
 
-use super::Wasi;
+use super::{Wasi, weigh};
 use crate::config::CompileLimits;
 
 /// The child's exit code for code that is made for WASI 0.3.
@@ -160,6 +160,13 @@ fn compile_file(input: &Path, output: &Path) -> Result<Wasi, String> {
         WasmKind::Module => Wasi::V02,
         WasmKind::Component => wasi_of(&wasm)?,
     };
+    let host_bytes = weigh::host_bytes(&wasm).map_err(|err| err.to_string())?;
+    if host_bytes > weigh::HOST_BYTES_MAX {
+        let [needed, most] = [host_bytes, weigh::HOST_BYTES_MAX].map(|bytes| bytes >> 20);
+        return Err(format!(
+            "each instance of it would take up to {needed} MiB of the runtime's own memory for its globals and functions; {most} MiB are allowed"
+        ));
+    }
     let engine =
         wasmtime::Engine::new(&super::code_config(wasi)).map_err(|err| format!("{err:#}"))?;
     let code = match kind {

@@ -12,10 +12,12 @@ use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use super::account::Account;
+use super::budget::Budget;
 use super::config_store::ConfigStore;
 use super::executor::{self, Executor};
 use super::memory::{Limiter, MemoryAccount};
 use super::stdio::Stdio;
+use crate::host_paths;
 use crate::network::{PodHttp, PodNetwork};
 
 /// The most random bytes a guest gets in one call: it is made on a guest thread, without a pause.
@@ -24,6 +26,7 @@ const RANDOM_BYTES_MAX: u64 = 1 << 20;
 /// A folder of the host that the guest sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Preopen {
+    /// Settled: see [`crate::host_paths`].
     pub(crate) host: PathBuf,
     pub(crate) guest: String,
     pub(crate) readonly: bool,
@@ -41,6 +44,7 @@ pub(crate) struct GuestContext {
     pub(crate) config: Arc<ConfigStore>,
     pub(crate) account: Arc<Account>,
     pub(crate) memory: Arc<MemoryAccount>,
+    pub(crate) budget: Arc<Budget>,
 }
 
 /// Store data of a component.
@@ -97,14 +101,13 @@ impl GuestContext {
             } else {
                 FsPerms::ReadWrite
             };
-            wasi.preopened_dir(&preopen.host, &preopen.guest, perms)
-                .map_err(|err| {
-                    format!(
-                        "cannot open mount {} ({}): {err:#}",
-                        preopen.guest,
-                        preopen.host.display()
-                    )
-                })?;
+            let failed = |err: &dyn std::fmt::Display| {
+                let (guest, host) = (&preopen.guest, preopen.host.display());
+                format!("cannot open mount {guest} ({host}): {err:#}")
+            };
+            let folder = host_paths::open_folder(&preopen.host).map_err(|err| failed(&err))?;
+            wasi.preopened_dir(host_paths::of_kernel(&folder), &preopen.guest, perms)
+                .map_err(|err| failed(&err))?;
         }
         self.network.grant(&mut wasi);
         Ok(wasi)
@@ -119,14 +122,16 @@ impl GuestContext {
         stdio: Stdio,
         kill: CancellationToken,
     ) -> Result<Store<Guest>, String> {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(self.budget.handles_max());
         let guest = Guest {
             ctx: self.wasi(args, stdio)?.build(),
-            table: ResourceTable::new(),
+            table,
             http: WasiHttpCtx::new(),
             hooks: PodHttp::new(Arc::clone(&self.network)),
             network: Arc::clone(&self.network),
             config: Arc::clone(&self.config),
-            limiter: Limiter::new(Arc::clone(&self.memory)),
+            limiter: Limiter::new(Arc::clone(&self.memory), Arc::clone(&self.budget)),
         };
         let mut store = Store::new(engine, guest);
         store.limiter(|guest| &mut guest.limiter);
@@ -143,9 +148,12 @@ impl GuestContext {
         stdio: Stdio,
         kill: CancellationToken,
     ) -> Result<Store<ModuleGuest>, String> {
+        let mut ctx = self.wasi(args, stdio)?.build_p1();
+        let handles = self.budget.handles_max();
+        ctx.ctx().table.set_max_capacity(handles);
         let guest = ModuleGuest {
-            ctx: self.wasi(args, stdio)?.build_p1(),
-            limiter: Limiter::new(Arc::clone(&self.memory)),
+            ctx,
+            limiter: Limiter::new(Arc::clone(&self.memory), Arc::clone(&self.budget)),
         };
         let mut store = Store::new(engine, guest);
         store.limiter(|guest| &mut guest.limiter);
@@ -170,7 +178,7 @@ fn govern<T: 'static>(
             return Ok(UpdateDeadline::Interrupt);
         }
         executor::charge_turn(&account);
-        if account.throttled_until(Instant::now()).is_some() || executor.others_wait() {
+        if account.throttled_until(Instant::now()).is_some() || executor.gives_way() {
             Ok(UpdateDeadline::Yield(1))
         } else {
             Ok(UpdateDeadline::Continue(1))

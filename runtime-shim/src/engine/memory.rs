@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use wasmtime::ResourceLimiter;
 
+use super::budget::{Budget, INSTANCES_MAX, MEMORIES_MAX, Memories, TABLES_MAX};
+
 /// Host bytes of one table element.
 const TABLE_ELEMENT_BYTES: u64 = 16;
 
@@ -71,12 +73,17 @@ impl MemoryAccount {
 #[derive(Debug)]
 pub(crate) struct Limiter {
     account: Arc<MemoryAccount>,
+    memories: Memories,
     held: u64,
 }
 
 impl Limiter {
-    pub(crate) fn new(account: Arc<MemoryAccount>) -> Self {
-        Self { account, held: 0 }
+    pub(crate) fn new(account: Arc<MemoryAccount>, budget: Arc<Budget>) -> Self {
+        Self {
+            account,
+            memories: Memories::new(budget),
+            held: 0,
+        }
     }
 
     fn grow(&mut self, current: usize, desired: usize, unit: u64) -> wasmtime::Result<bool> {
@@ -97,6 +104,10 @@ impl ResourceLimiter for Limiter {
         if maximum.is_some_and(|maximum| desired > maximum) {
             return Ok(false);
         }
+        // A new one, or one that was empty: counted twice, then, which hurts nobody but its owner.
+        if current == 0 {
+            self.memories.take()?;
+        }
         self.grow(current, desired, 1)
     }
 
@@ -110,6 +121,18 @@ impl ResourceLimiter for Limiter {
             return Ok(false);
         }
         self.grow(current, desired, TABLE_ELEMENT_BYTES)
+    }
+
+    fn instances(&self) -> usize {
+        INSTANCES_MAX
+    }
+
+    fn tables(&self) -> usize {
+        TABLES_MAX
+    }
+
+    fn memories(&self) -> usize {
+        MEMORIES_MAX
     }
 }
 
@@ -127,8 +150,9 @@ mod tests {
     fn memories_and_tables_of_all_instances_count_together() {
         let account = Arc::new(MemoryAccount::default());
         account.set_limit(1 << 20);
-        let mut first = Limiter::new(Arc::clone(&account));
-        let mut second = Limiter::new(Arc::clone(&account));
+        let budget = Arc::new(Budget::of_process());
+        let mut first = Limiter::new(Arc::clone(&account), Arc::clone(&budget));
+        let mut second = Limiter::new(Arc::clone(&account), budget);
         assert!(first.memory_growing(0, 512 << 10, None).unwrap());
         assert!(second.memory_growing(0, 256 << 10, None).unwrap());
         assert!(second.table_growing(0, 1000, None).unwrap());
@@ -144,7 +168,7 @@ mod tests {
     #[test]
     fn growing_beyond_what_the_module_declares_is_the_guests_own_failure() {
         let account = Arc::new(MemoryAccount::default());
-        let mut limiter = Limiter::new(Arc::clone(&account));
+        let mut limiter = Limiter::new(Arc::clone(&account), Arc::new(Budget::of_process()));
         assert!(!limiter.memory_growing(0, 2, Some(1)).unwrap());
         assert!(!account.exceeded());
     }

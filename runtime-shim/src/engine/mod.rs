@@ -5,6 +5,7 @@
 //! ([`Outcome`]) or a served socket. It never sees CRI, and it never takes machine code from anywhere but its own cache.
 
 pub(crate) mod account;
+pub(crate) mod budget;
 pub(crate) mod code;
 pub(crate) mod command;
 pub(crate) mod compile;
@@ -14,11 +15,14 @@ pub(crate) mod guest;
 pub(crate) mod http;
 mod http03;
 pub(crate) mod imports;
+mod latency;
 pub(crate) mod memory;
 pub(crate) mod program;
+mod run_queue;
 mod stacks;
 pub(crate) mod stdio;
 pub(crate) mod ticker;
+mod weigh;
 
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, OnceLock};
@@ -26,6 +30,7 @@ use std::sync::{Arc, OnceLock};
 use wasmtime::component::Linker;
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
+use budget::Budget;
 use executor::Executor;
 use guest::{Guest, ModuleGuest};
 use ticker::Ticker;
@@ -84,6 +89,7 @@ pub(crate) struct WasmEngine {
     http_instances_max: u32,
     ticker: Ticker,
     executor: Executor,
+    budget: Arc<Budget>,
     /// Kept for its threads; dropped in the background since a guest's file operation may still be blocked.
     io: Option<tokio::runtime::Runtime>,
 }
@@ -118,6 +124,7 @@ impl WasmEngine {
         let io = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(threads.clamp(1, 4))
             .thread_name("guest-io")
+            .on_thread_start(latency::wants_short_slices)
             .max_blocking_threads(64)
             .enable_all()
             .build()
@@ -133,12 +140,17 @@ impl WasmEngine {
             http_instances_max,
             ticker,
             executor,
+            budget: Arc::new(Budget::of_process()),
             io: Some(io),
         }))
     }
 
     pub(crate) fn executor(&self) -> &Executor {
         &self.executor
+    }
+
+    pub(crate) fn budget(&self) -> &Arc<Budget> {
+        &self.budget
     }
 
     pub(crate) fn on_demand(&self) -> &Engine {

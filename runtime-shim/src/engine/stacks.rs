@@ -14,7 +14,9 @@ use wasmtime::{StackCreator, StackMemory};
 
 /// Below each stack. More than a page, so that a function with a large frame does not step over it.
 const GUARD_BYTES: usize = 64 << 10;
+/// Stacks of the first slab; each further one has twice as many, so that few mappings hold many, and few stacks reserve little.
 const SLAB_STACKS: usize = 64;
+const SLAB_STACKS_MAX: usize = 2048;
 const PAGE_BYTES: usize = 4096;
 /// From Linux' `mman.h`; libc does not name it yet.
 const MADV_GUARD_INSTALL: libc::c_int = 102;
@@ -35,8 +37,20 @@ struct Slabs {
 struct State {
     /// Start and length.
     mapped: Vec<(usize, usize)>,
-    /// Starts of unused stacks (of their guards), by size.
-    free: HashMap<usize, Vec<usize>>,
+    /// By size.
+    sizes: HashMap<usize, Places>,
+}
+
+/// Places for stacks of one size.
+#[derive(Debug, Default)]
+struct Places {
+    /// Starts of unused stacks (of their guards) that have a guard.
+    free: Vec<usize>,
+    /// The part of the newest slab that no stack has used: from here on, so many stacks.
+    fresh: usize,
+    fresh_len: usize,
+    /// Of the newest slab.
+    slab_len: usize,
 }
 
 /// One stack in use.
@@ -96,19 +110,27 @@ impl Drop for Stack {
 impl Slabs {
     fn take(&self, bytes: usize) -> io::Result<usize> {
         let mut state = self.state.lock();
-        if let Some(start) = state.free.get_mut(&bytes).and_then(Vec::pop) {
+        let State { mapped, sizes } = &mut *state;
+        let places = sizes.entry(bytes).or_default();
+        if let Some(start) = places.free.pop() {
             return Ok(start);
         }
         let stride = GUARD_BYTES + bytes;
-        let slab = map(stride * SLAB_STACKS)?;
-        state.mapped.push((slab, stride * SLAB_STACKS));
-        let starts = (0..SLAB_STACKS).map(|index| slab + index * stride);
-        for start in starts.clone() {
-            guard(start)?;
+        if places.fresh_len == 0 {
+            let wanted = (places.slab_len * 2).clamp(SLAB_STACKS, SLAB_STACKS_MAX);
+            // A node that promises no more memory than it has may refuse the large slab and give a small one.
+            let (slab, stacks) = map(stride * wanted)
+                .map(|slab| (slab, wanted))
+                .or_else(|_| map(stride * SLAB_STACKS).map(|slab| (slab, SLAB_STACKS)))?;
+            mapped.push((slab, stride * stacks));
+            (places.fresh, places.fresh_len, places.slab_len) = (slab, stacks, stacks);
         }
-        let free = state.free.entry(bytes).or_default();
-        free.extend(starts.rev());
-        Ok(free.pop().expect("a slab holds stacks"))
+        // Guarded when it is first used: marking a whole slab would be one guest's long wait.
+        guard(places.fresh)?;
+        let start = places.fresh;
+        places.fresh += stride;
+        places.fresh_len -= 1;
+        Ok(start)
     }
 
     #[allow(unsafe_code, reason = "giving pages back to the kernel is a raw call")]
@@ -120,7 +142,8 @@ impl Slabs {
             // It would keep what the guest left: neither zeroed nor small. The slab's other stacks are not affected.
             return tracing::warn!(error = %io::Error::last_os_error(), "A stack could not be cleaned and is not used again");
         }
-        self.state.lock().free.entry(bytes).or_default().push(start);
+        let mut state = self.state.lock();
+        state.sizes.entry(bytes).or_default().free.push(start);
     }
 }
 

@@ -14,7 +14,7 @@ mod support;
 use std::collections::{BTreeSet, HashMap};
 
 use cox_cri::v1::*;
-use support::{Shim, container, guests};
+use support::{Shim, container, guests, wait_until};
 
 fn labels(pairs: &[(&str, &str)]) -> HashMap<String, String> {
     let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
@@ -165,13 +165,20 @@ async fn metrics_of_a_wasm_pod_have_the_labels_of_their_descriptors() {
         .into_iter()
         .map(|descriptor| (descriptor.name, descriptor.label_keys))
         .collect();
-    let metrics = shim
-        .runtime
-        .list_pod_sandbox_metrics(ListPodSandboxMetricsRequest {})
-        .await
-        .unwrap()
-        .into_inner()
-        .pod_metrics;
+    // The guest holds no memory until it is on a thread, which is later than its start.
+    let metrics = wait_until("the guest's memory is counted", || {
+        let mut runtime = shim.runtime.clone();
+        async move {
+            let request = ListPodSandboxMetricsRequest {};
+            let answer = runtime.list_pod_sandbox_metrics(request).await.unwrap();
+            let metrics = answer.into_inner().pod_metrics;
+            let mut of_container = metrics.first()?.container_metrics.first()?.metrics.iter();
+            let found =
+                of_container.find(|metric| metric.name == "container_memory_working_set_bytes")?;
+            (found.value?.value > 0).then_some(metrics)
+        }
+    })
+    .await;
     assert_eq!(metrics.len(), 1);
     assert_eq!(metrics[0].pod_sandbox_id, pod.id);
     let of_container = &metrics[0].container_metrics[0];
@@ -197,7 +204,11 @@ async fn metrics_of_a_wasm_pod_have_the_labels_of_their_descriptors() {
             .find(|metric| metric.name == name);
         found.unwrap().value.unwrap().value
     };
-    assert!(value("container_memory_working_set_bytes") > 0);
+    assert_eq!(
+        value("container_memory_working_set_bytes"),
+        64 << 10,
+        "one page"
+    );
     assert!(value("container_start_time_seconds") > 0);
     shim.stop().await;
 }

@@ -31,6 +31,8 @@ use super::ticker::Ticker;
 
 /// How far one that slept is put before those that run, in weighted nanoseconds.
 const WAKEUP_CREDIT_NANOS: u64 = 6_000_000;
+/// The same for one that never ran: it gets its first slice soon, and a hundred new ones do not go before all who slept.
+const FIRST_CREDIT_NANOS: u64 = 1_000_000;
 /// Half a tick. A turn that used less goes on: it began in the middle of one.
 const SLICE_NANOS_MIN: u64 = 500_000;
 /// Regular threads per thread of the express lane.
@@ -276,8 +278,11 @@ impl Executor {
 impl Shared {
     fn push_woken(&self, task: Arc<Task>) {
         let floor = self.floor.load(Ordering::Relaxed);
-        task.account
-            .catch_up(floor.saturating_sub(WAKEUP_CREDIT_NANOS));
+        let credit = match task.account.virtual_nanos() {
+            0 => FIRST_CREDIT_NANOS,
+            _ => WAKEUP_CREDIT_NANOS,
+        };
+        task.account.catch_up(floor.saturating_sub(credit));
         self.push(task, Claim::Woken);
     }
 
@@ -624,15 +629,12 @@ mod tests {
     fn of_a_hundred_that_burn_none_gets_a_turn_before_one_that_woke() {
         let (io, executor) = executor();
         let stop = Arc::new(AtomicBool::new(false));
-        let running = Arc::new(AtomicUsize::new(0));
         let burners: Vec<_> = (0..100)
             .map(|_| {
                 let account = Arc::new(Account::new());
                 let (charged, stop, asks) =
                     (Arc::clone(&account), Arc::clone(&stop), executor.clone());
-                let running = Arc::clone(&running);
                 executor.spawn(&account, account.kill_token(), async move {
-                    running.fetch_add(1, Ordering::Relaxed);
                     while !stop.load(Ordering::Relaxed) {
                         charge_turn(&charged);
                         if asks.gives_way() {
@@ -656,12 +658,14 @@ mod tests {
                 heard.await.unwrap();
             });
         };
-        // While they start, all hundred are new, and the sleeper stands in their line.
-        while running.load(Ordering::Relaxed) < 100 {
-            beat();
+        // Until all have burned for a while, they are as new as the sleeper.
+        while executor.shared.floor.load(Ordering::Relaxed) < 3 * WAKEUP_CREDIT_NANOS {
+            std::thread::yield_now();
         }
+        beat();
         executor.shared.queue.lock().overtaken_max = 0;
-        (0..200).for_each(|_| beat());
+        // Few enough not to use up what it has slept for.
+        (0..20).for_each(|_| beat());
         let overtaken = executor.shared.queue.lock().overtaken_max;
         stop.store(true, Ordering::Relaxed);
         drop(beats);

@@ -236,6 +236,8 @@ async fn measure(args: &Args, subject: &Subject) -> Result<Vec<Figure>> {
         let title = format!("memory with {} ConfigMaps of 1 KB", args.objects);
         figures.push(figure(&title, "MB", "160", resident(subject)?, false));
     }
+    // The server ends a connection that has been idle for as long as the figures take.
+    connection = api::connect(&subject.access).await?;
     wait_for_service_account(&mut connection).await?;
     if args.wants("pod") {
         let times = pods::one_at_a_time(&subject.access, &subject.pods, 50).await?;
@@ -270,6 +272,7 @@ async fn measure(args: &Args, subject: &Subject) -> Result<Vec<Figure>> {
     if args.wants("fanout") {
         figures.extend(fanout::measure(subject, args.watchers, args.events).await?);
     }
+    connection = api::connect(&subject.access).await?;
     load::remove_namespace(&mut connection).await?;
     Ok(figures)
 }

@@ -124,18 +124,21 @@ async fn a_zero_that_a_default_replaces_is_not_written_again_and_again() {
         let again = server.apply(path, &spelled).await.ok(200);
         assert_eq!(again, created, "{path}");
     }
-    // Whoever else is there stays, and what it wrote is a write.
+    // What somebody else has taken over is not applied any more, and to say so is no write either.
     let scaled = json!({"spec": {"replicas": 3}});
     let other = server.merge(DEPLOYMENT, &scaled).await.ok(200);
     spelled["spec"].as_object_mut().unwrap().remove("replicas");
     let less = server.apply(&path, &spelled).await.ok(200);
-    assert_ne!(
-        less["metadata"]["resourceVersion"],
-        other["metadata"]["resourceVersion"]
-    );
-    assert_eq!(less["spec"]["replicas"], 3);
+    assert_eq!(less, other);
+    // What is still owned goes.
+    spelled["spec"]["template"]["spec"]["containers"]
+        .as_array_mut()
+        .unwrap()
+        .pop();
+    let fewer = server.apply(&path, &spelled).await.ok(200);
+    assert_eq!(images(&fewer).len(), 1);
     let again = server.apply(&path, &spelled).await.ok(200);
-    assert_eq!(again, less);
+    assert_eq!(again, fewer);
 }
 
 #[tokio::test]

@@ -88,6 +88,7 @@ impl Handle {
 }
 
 /// Makes a kubelet: a handle, and the future that runs it until `cancel`. Must be called inside a tokio runtime.
+#[allow(clippy::too_many_lines, reason = "wiring: one part after the other")]
 pub fn prepare(
     config: Config,
     deps: Deps,
@@ -181,6 +182,7 @@ struct Parts {
     addr_tx: watch::Sender<Option<std::net::SocketAddr>>,
 }
 
+#[allow(clippy::too_many_lines, reason = "wiring: one part after the other")]
 async fn run_parts(parts: Parts, cancel: CancellationToken) -> Result<(), RunError> {
     let Parts {
         shared,

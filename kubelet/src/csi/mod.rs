@@ -16,6 +16,8 @@ pub(crate) mod plugins;
     missing_debug_implementations,
     unreachable_pub,
     clippy::all,
+    clippy::allow_attributes_without_reason,
+    clippy::too_many_lines,
     reason = "generated code"
 )]
 pub mod proto {
@@ -27,6 +29,8 @@ pub mod proto {
     missing_debug_implementations,
     unreachable_pub,
     clippy::all,
+    clippy::allow_attributes_without_reason,
+    clippy::too_many_lines,
     reason = "generated code"
 )]
 pub mod registration {

@@ -91,6 +91,7 @@ fn taint(text: &str) -> Option<Taint> {
 
 /// The whole status. Times of conditions that did not turn are taken from `previous`.
 #[must_use]
+#[allow(clippy::too_many_lines, reason = "one field after the other")]
 pub fn build(
     config: &Config,
     machine: &Machine,

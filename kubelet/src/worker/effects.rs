@@ -358,6 +358,7 @@ impl Subject {
         }
     }
 
+    #[allow(clippy::too_many_lines, reason = "the steps of a start, in order")]
     async fn try_start(
         &self,
         sandbox: &SandboxId,

@@ -72,6 +72,12 @@ pub(crate) fn object(schema: &Schema, root: TypeId, dice: &mut Dice) -> Value {
     Value::Object(object)
 }
 
+/// What `status` may be, if the type has one.
+pub(crate) fn status(schema: &Schema, root: TypeId, dice: &mut Dice) -> Option<Value> {
+    let field = schema.def(root).field("status")?;
+    Some(field_value(schema, field, dice, 1))
+}
+
 fn fields(
     schema: &Schema,
     def: &TypeDef,

@@ -1,10 +1,14 @@
-//! Moving from client-side to server-side apply, over real kinds and a custom one.
+//! The same over real kinds, defaulted as the server does it, and over a custom one: managers that apply, force, update and write status.
 
 use super::*;
 use crate::codec;
 use crate::custom::Definition;
+use crate::managed::entries::{Managed, Operation};
+use crate::managed::walk::Comparison;
 use crate::schema::{Resource, Schema, TypeId, random};
 use std::sync::OnceLock;
+
+const MANAGERS: [&str; 3] = ["alice", "bob", "carol"];
 
 /// A kind under test.
 #[derive(Clone, Copy)]
@@ -90,6 +94,42 @@ impl Kind {
             .value
     }
 
+    fn write(self, universe: u64, seed: u64) -> Step {
+        let mut dice = random::Dice::new(universe, seed);
+        let manager = dice.pick(&MANAGERS);
+        let verb = dice.pick(&[Verb::Apply, Verb::Force, Verb::Update]);
+        let mut object = random::object(self.schema, self.type_id(), &mut dice);
+        if let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) {
+            // Defaults take these away or give them another value, from whoever owns them, with each apply anew.
+            spec.remove("sessionAffinityConfig");
+            spec.remove("serviceAccount");
+        }
+        let mut subresource = "";
+        let has_status = self.resource.subresource("status").is_some();
+        let status = random::status(self.schema, self.type_id(), &mut dice)
+            .filter(|_| has_status && dice.below(4) == 0);
+        if let Some(status) = status {
+            subresource = "status";
+            object = json!({"apiVersion": "v", "kind": "K", "metadata": {"name": "x"}, "status": status});
+        }
+        object = if verb == Verb::Update {
+            self.canonical(object)
+        } else if self.builtin {
+            let bytes = serde_json::to_vec(&object).unwrap();
+            codec::decode_applied_json(self.schema, self.type_id(), &bytes)
+                .unwrap()
+                .value
+        } else {
+            object
+        };
+        Step {
+            manager,
+            verb,
+            subresource,
+            object,
+        }
+    }
+
     /// Carries out one write as the registry does: main writes keep the status, status writes everything else.
     fn perform(
         &self,
@@ -123,7 +163,8 @@ impl Kind {
             };
             self.default(&mut new, defaults);
             record_update(self.schema, self.type_id(), live, &mut new, &writer);
-            return Some(new);
+            let live = live.filter(|live| same_but_for_times(&new, live));
+            return Some(live.cloned().unwrap_or(new));
         }
         let options = ApplyOptions {
             writer,
@@ -133,7 +174,8 @@ impl Kind {
             Ok(new) => {
                 let mut new = new.into_owned();
                 self.default(&mut new, defaults);
-                Some(new)
+                let live = live.filter(|live| same_but_for_times(&new, live));
+                Some(live.cloned().unwrap_or(new))
             }
             Err(ApplyError::Conflicts(conflicts)) => {
                 assert!(step.verb == Verb::Apply && !conflicts.is_empty());
@@ -178,6 +220,27 @@ impl std::fmt::Debug for Kind {
     }
 }
 
+fn managed_of(object: Option<&Value>) -> Managed<'_> {
+    Managed::read(object.and_then(|object| object.pointer("/metadata/managedFields"))).unwrap()
+}
+
+/// The first place where two values differ.
+fn difference(path: &str, a: &Value, b: &Value) -> Option<String> {
+    match (a, b) {
+        (Value::Object(x), Value::Object(y)) => x.keys().chain(y.keys()).find_map(|key| {
+            let of =
+                |map: &serde_json::Map<String, Value>| map.get(key).cloned().unwrap_or(Value::Null);
+            difference(&format!("{path}.{key}"), &of(x), &of(y))
+        }),
+        (Value::Array(x), Value::Array(y)) if x.len() == y.len() => x
+            .iter()
+            .zip(y)
+            .enumerate()
+            .find_map(|(at, (x, y))| difference(&format!("{path}[{at}]"), x, y)),
+        _ => (a != b).then(|| format!("{path}: {a} and {b}")),
+    }
+}
+
 fn without_empty(value: &mut Value) {
     let empty = |value: &Value| {
         value.as_array().is_some_and(Vec::is_empty)
@@ -193,8 +256,198 @@ fn without_empty(value: &mut Value) {
     }
 }
 
+/// The object without what Go writes though nobody set it.
+fn without_zeros(value: &Value) -> Value {
+    fn strip(value: &mut Value) {
+        let zero = |value: &Value| match value {
+            Value::Null => true,
+            Value::Bool(value) => !value,
+            Value::Number(number) => number.as_f64() == Some(0.0),
+            Value::String(text) => text.is_empty() || text == "0",
+            Value::Array(items) => items.is_empty(),
+            Value::Object(map) => map.is_empty(),
+        };
+        match value {
+            Value::Object(map) => {
+                map.values_mut().for_each(strip);
+                map.retain(|_, value| !zero(value));
+            }
+            Value::Array(items) => items.iter_mut().for_each(strip),
+            _ => {}
+        }
+    }
+    let mut value = value.clone();
+    strip(&mut value);
+    value
+}
+
+/// The set that a manager applied through this endpoint.
+fn applied_by(object: Option<&Value>, step: &Step) -> FieldSet {
+    let managed = managed_of(object);
+    let own = |entry: &&super::super::entries::Owned<'_>| {
+        entry.owner.operation == Operation::Apply
+            && entry.owner.manager == step.manager
+            && entry.owner.subresource == step.subresource
+    };
+    managed
+        .entries
+        .iter()
+        .find(own)
+        .map(|entry| entry.set().clone())
+        .unwrap_or_default()
+}
+
+/// The sets of all entries but the one that this step writes.
+fn of_others(object: Option<&Value>, step: &Step) -> Vec<(String, FieldSet)> {
+    let managed = managed_of(object);
+    let name = |entry: &super::super::entries::Owned<'_>| {
+        let owner = &entry.owner;
+        format!(
+            "{} {:?} {} {}",
+            owner.manager, owner.operation, owner.api_version, owner.subresource
+        )
+    };
+    let own = format!(
+        "{} {:?} v {}",
+        step.manager,
+        if step.verb == Verb::Update {
+            Operation::Update
+        } else {
+            Operation::Apply
+        },
+        step.subresource
+    );
+    let mut all: Vec<_> = managed
+        .entries
+        .iter()
+        .map(|entry| (name(entry), entry.set().clone()))
+        .collect();
+    all.retain(|(name, set)| *name != own && !set.is_empty());
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    all
+}
+
+/// Checks what must hold after a successful apply.
+fn check_apply(
+    kind: &Kind,
+    live: Option<&Value>,
+    new: &Value,
+    step: &Step,
+    defaults: bool,
+) -> Result<(), TestCaseError> {
+    let scope = kind.scope(step.subresource);
+    let named = scope.field_set(&step.object).unwrap();
+    prop_assert_eq!(
+        &applied_by(Some(new), step),
+        &named,
+        "an applier owns what it names and nothing else"
+    );
+    // What was applied is there.
+    let Comparison {
+        modified, removed, ..
+    } = scope.compare(Some(&kind.canonical(step.object.clone())), new);
+    let lost = modified.union(&removed).intersection(&named);
+    prop_assert!(
+        defaults || lost.is_empty(),
+        "applied but not there: {}",
+        lost.to_fields_v1()
+    );
+    let (before, after) = (of_others(live, step), of_others(Some(new), step));
+    let tracked = live.is_none_or(|live| !managed_of(Some(live)).is_empty());
+    if step.verb == Verb::Apply && tracked {
+        let there = scope.field_set(new).unwrap();
+        for (name, set) in &before {
+            let has = after.iter().find(|(other, _)| other == name);
+            let lost = has.map_or_else(|| set.clone(), |(_, has)| set.difference(has));
+            // A map goes with its last item, whoever owned that there was one.
+            prop_assert!(
+                lost.intersection(&there).is_empty(),
+                "{} lost without force: {}",
+                name,
+                lost.to_fields_v1()
+            );
+        }
+    }
+    for (name, set) in &after {
+        let had = before
+            .iter()
+            .find(|(other, _)| other == name)
+            .map(|(_, set)| set.clone())
+            .unwrap_or_default();
+        prop_assert!(
+            !tracked || set.difference(&had).is_empty(),
+            "{} gained a field by another's apply",
+            name
+        );
+    }
+    if !defaults {
+        let kept = after
+            .iter()
+            .fold(named.clone(), |all, (_, set)| all.union(set));
+        let gone = applied_by(live, step).difference(&kept);
+        // What Go always writes comes back as its zero value.
+        let left = gone.intersection(&scope.field_set(&without_zeros(new)).unwrap());
+        let mut wrong = Vec::new();
+        left.for_each(&mut |path| {
+            let below_kept = kept
+                .paths()
+                .iter()
+                .any(|other| other.len() > path.len() && other.starts_with(path));
+            if !below_kept {
+                wrong.push(path_text(path));
+            }
+        });
+        prop_assert_eq!(
+            wrong,
+            Vec::<String>::new(),
+            "what nobody applies any more goes"
+        );
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn histories_of_real_kinds_keep_the_books(kind in any_kind(), universe in 0u64..1_000_000, seeds in proptest::collection::vec(0u64..1_000_000, 1..9), defaults in any::<bool>()) {
+        let mut live: Option<Value> = None;
+        let mut written = FieldSet::new();
+        for (at, seed) in seeds.iter().enumerate() {
+            let step = kind.write(universe, *seed);
+            let seconds = i64::try_from(at).unwrap();
+            let Some(new) = kind.perform(live.as_ref(), &step, seconds, defaults) else { continue };
+            let scope = kind.scope(step.subresource);
+            if step.verb == Verb::Update {
+                let again = kind.perform(Some(&new), &step, seconds + 100, defaults).unwrap();
+                prop_assert_eq!(difference("", &again, &new), None, "an equal update is none: {}", step.object);
+            } else {
+                check_apply(&kind, live.as_ref(), &new, &step, defaults)?;
+                let again = kind.perform(Some(&new), &step, seconds + 100, defaults).unwrap();
+                // What owns nothing leaves the object untracked, and what it has to whoever was before the first apply that does.
+                let tracked = !owned(&new, None).is_empty();
+                prop_assert_eq!(difference("", &again, &new).filter(|_| tracked), None, "twice is once: {}", step.object);
+            }
+            written = written.union(&if step.verb == Verb::Update {
+                let Comparison { added, modified, .. } = scope.compare(live.as_ref(), &new);
+                added.union(&modified)
+            } else {
+                scope.field_set(&step.object).unwrap()
+            });
+            if !defaults {
+                // What Go writes though nobody set it comes back when it has gone.
+                let plain = without_zeros(&new);
+                let both = ["", "status"].map(|sub| kind.scope(sub).field_set(&plain).unwrap());
+                let orphans = both[0].union(&both[1]).intersection(&written).difference(&owned(&new, None));
+                prop_assert!(owned(&new, None).is_empty() || orphans.is_empty(), "no owner: {}", orphans.to_fields_v1());
+            }
+            if owned(&new, None).is_empty() {
+                // Updates of an object that nobody tracks are not tracked.
+                written = FieldSet::new();
+            }
+            live = Some(new);
+        }
+    }
 
     /// What kubectl does: create with client-side apply, give the fields of that manager to `kubectl`, apply on the server from then on.
     #[test]

@@ -8,6 +8,7 @@
 #![warn(missing_docs)]
 
 mod dns;
+mod health;
 mod nft;
 mod plan;
 mod policy;
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use dns::forward::Forwarder;
 use dns::server::{Dns, Listeners};
+use health::HealthPorts;
 use plan::Rule;
 use proxy::nftables::{self, Nftables};
 use proxy::userspace::Userspace;
@@ -154,6 +156,7 @@ async fn serve(config: Config, deps: Deps) {
         sources,
         view,
         dns_addr,
+        health: HealthPorts::default(),
     };
     tokio::join!(syncing.run(), dns, policies);
 }
@@ -336,6 +339,7 @@ struct Syncing {
     sources: Sources,
     view: Arc<RwLock<Arc<View>>>,
     dns_addr: Option<SocketAddr>,
+    health: HealthPorts,
 }
 
 impl Syncing {
@@ -385,6 +389,9 @@ impl Syncing {
         } = &self.sources;
         let view = Arc::new(View::read(services, slices, nodes, &self.config.node_name));
         *self.view.write() = Arc::clone(&view);
+        if !matches!(self.proxy, Proxy::None) {
+            self.health.sync(&view, self.config.node_ip);
+        }
         let rules = plan::rules(&view);
         self.table.write(&rules, self.dns_addr)?;
         let served = self.dns_addr.is_some();

@@ -201,6 +201,18 @@ fn candidates<'a>(
     all
 }
 
+/// How many endpoints of a Service this node has that take traffic.
+pub(crate) fn local_endpoints(view: &View, key: &Key) -> usize {
+    let endpoints = view
+        .slices_of(key)
+        .iter()
+        .flat_map(|slice| slice.endpoints.iter().flatten());
+    let here = endpoints
+        .filter(|one| is_ready(one) && one.node_name.as_deref() == Some(view.node.name.as_str()));
+    let ips: std::collections::BTreeSet<_> = here.flat_map(|one| &one.addresses).collect();
+    ips.len()
+}
+
 fn choose(candidates: &[Candidate<'_>], node: &NodeFacts, local_only: bool) -> Vec<SocketAddr> {
     let allowed = |one: &&Candidate<'_>| !local_only || one.is_local(node);
     let mut chosen: Vec<&Candidate<'_>> = candidates

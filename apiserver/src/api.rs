@@ -5,7 +5,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -16,17 +16,18 @@ use http::request::Parts;
 use http::{HeaderValue, Request, Response};
 use http_body_util::BodyExt;
 use hyper::upgrade::OnUpgrade;
-use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admission, Notes};
 use crate::aggregator::{self, Aggregator};
+use crate::audit::{Asked, Audit, Trail};
 use crate::auth::tokens::TokenKey;
 use crate::auth::{Attributes, Authenticator, Authorizer, Peer, UserInfo};
 use crate::body::Body;
 use crate::call::Call;
 use crate::content::{self, Offers};
 use crate::discovery;
+use crate::fairness::{Fairness, Seat};
 use crate::forms::Forms;
 use crate::health;
 use crate::kubelet::Kubelets;
@@ -47,14 +48,20 @@ use crate::verbs::limit::WatchLimit;
 use crate::verbs::views::Views;
 use crate::websocket;
 
+/// Where a backup of the store is read. Not a resource: `get` on it is for the cluster's administrators, or whoever has a role
+/// that names it.
+pub const BACKUP_PATH: &str = "/coxswain/v1/backup";
 /// Upstream's limit for request bodies.
 pub const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
 /// What is read and thrown away of a body over the limit, so that the client gets to read its answer.
 const DRAIN_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Requests that are answered at the same time; watches and log streams do not count.
-const IN_FLIGHT_MAX: usize = 600;
-/// Requests that may wait for that.
-const WAITING_MAX: usize = 10_000;
+/// Seats that one list may take, and how many objects it sends for each.
+const LIST_SEATS_MAX: usize = 10;
+const OBJECTS_PER_SEAT: usize = 100;
+
+/// Where a request came from; in the extensions of those that came over a socket.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Source(pub(crate) std::net::IpAddr);
 
 /// What a request meets on its way. Shared by all connections and in-process clients.
 pub(crate) struct Api {
@@ -76,9 +83,10 @@ pub(crate) struct Api {
     pub(crate) store_closed: AtomicBool,
     /// Watches end when this is cancelled.
     pub(crate) draining: CancellationToken,
+    pub(crate) fairness: Arc<Fairness>,
+    /// Who asks for what is written down.
+    pub(crate) audit: Option<Arc<Audit>>,
     request_timeout: Duration,
-    in_flight: Semaphore,
-    waiting: AtomicUsize,
 }
 
 impl std::fmt::Debug for Api {
@@ -115,9 +123,9 @@ impl Api {
             ready: AtomicBool::new(false),
             store_closed: AtomicBool::new(false),
             draining,
+            fairness: Arc::new(Fairness::new(request_timeout)),
+            audit: None,
             request_timeout,
-            in_flight: Semaphore::new(IN_FLIGHT_MAX),
-            waiting: AtomicUsize::new(0),
         }
     }
 
@@ -214,26 +222,115 @@ impl Api {
         B: http_body::Body<Data = Bytes> + Send,
         B::Error: std::fmt::Display,
     {
-        let user = self.authn.authenticate(arrived.parts, peer)?;
-        let user = self.authz.impersonate(arrived.parts, &user)?;
-        self.authz.require(&arrived.attributes(&user))?;
-        if arrived.is_long_running() {
+        let sender = match self.authn.authenticate(arrived.parts, peer) {
+            Ok(sender) => sender,
+            Err(refused) => {
+                let nobody = UserInfo::default();
+                let trail = self.trail(arrived, &arrived.attributes(&nobody), None);
+                return Ok(finish(trail, Err(refused)));
+            }
+        };
+        let user = match self.authz.impersonate(arrived.parts, &sender) {
+            Ok(user) => user,
+            Err(refused) => {
+                let trail = self.trail(arrived, &arrived.attributes(&sender), None);
+                return Ok(finish(trail, Err(refused)));
+            }
+        };
+        let attributes = arrived.attributes(&user);
+        let impersonator = (!Arc::ptr_eq(&user, &sender)).then_some(&*sender);
+        let mut trail = self.trail(arrived, &attributes, impersonator);
+        let allowed = self.authz.require(&attributes);
+        if let Some(trail) = &mut trail {
+            trail.decided(allowed.is_ok(), "");
+        }
+        if let Err(refused) = allowed {
+            return Ok(finish(trail, Err(refused)));
+        }
+        if arrived.is_stream() {
             let body = if arrived.sends_a_body() {
                 read_body(body).await?
             } else {
                 Bytes::new()
             };
-            return self.dispatch(arrived, body, &user).await;
+            let answered = self.dispatch(arrived, body, &user).await;
+            return Ok(finish(trail, answered));
+        }
+        let (classified, seat) = self
+            .fairness
+            .admit(&attributes, || self.width(arrived))
+            .await;
+        let answered = match seat {
+            Ok(seat) => self.seated(arrived, body, &user, &mut trail, seat).await,
+            Err(refused) => {
+                self.metrics.request_dropped();
+                Err(refused)
+            }
+        };
+        let mut response = finish(trail, answered);
+        if let Some(classified) = classified {
+            classified.mark(response.headers_mut());
+        }
+        Ok(response)
+    }
+
+    /// Begins to write down what becomes of a request, if the audit policy wants that.
+    fn trail(
+        &self,
+        arrived: &Arrived<'_>,
+        attributes: &Attributes<'_>,
+        impersonator: Option<&UserInfo>,
+    ) -> Option<Trail> {
+        let audit = self.audit.as_ref()?;
+        let parts = arrived.parts;
+        let header = |name: &str| {
+            parts
+                .headers
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+        };
+        let asked = Asked {
+            attributes,
+            impersonator,
+            uri: parts.uri.path_and_query().map_or("", |path| path.as_str()),
+            user_agent: header("user-agent").unwrap_or_default(),
+            source: parts.extensions.get::<Source>().map(|source| source.0),
+            audit_id: header("audit-id"),
+        };
+        audit.begin(&asked, self.registry.clock())
+    }
+
+    /// Answers a request that has its seats. A watch gives them back as soon as it is open.
+    async fn seated<B>(
+        &self,
+        arrived: &Arrived<'_>,
+        body: B,
+        user: &UserInfo,
+        trail: &mut Option<Trail>,
+        _seat: Seat<'_>,
+    ) -> Result<Response<Body>, ApiStatus>
+    where
+        B: http_body::Body<Data = Bytes> + Send,
+        B::Error: std::fmt::Display,
+    {
+        if arrived.info.verb == "watch" {
+            return self.dispatch(arrived, Bytes::new(), user).await;
         }
         let _in_flight = self.metrics.request_started(arrived.is_mutating());
-        let _permit = self.permit().await?;
         let work = async {
             let body = if arrived.has_body() {
                 read_body(body).await?
             } else {
                 Bytes::new()
             };
-            self.dispatch(arrived, body, &user).await
+            if let Some(trail) = trail {
+                trail.sent(
+                    self.registry.schema(),
+                    arrived.entry.map(|entry| &**entry),
+                    &body,
+                );
+            }
+            self.dispatch(arrived, body, user).await
         };
         match tokio::time::timeout(self.request_timeout, work).await {
             Ok(answered) => answered,
@@ -244,28 +341,18 @@ impl Api {
         }
     }
 
-    /// Waits until few enough requests are being answered; refuses when too many wait already.
-    async fn permit(&self) -> Result<SemaphorePermit<'_>, ApiStatus> {
-        if let Ok(permit) = self.in_flight.try_acquire() {
-            return Ok(permit);
+    /// Seats that a request takes: a list more, the more it sends.
+    fn width(&self, arrived: &Arrived<'_>) -> usize {
+        let Some(entry) = arrived.entry.filter(|_| arrived.info.verb == "list") else {
+            return 1;
+        };
+        let snapshot = self.registry.store().snapshot();
+        let namespace = entry.path_prefix(arrived.info.namespace);
+        let mut objects = snapshot.count(&entry.prefix, &namespace);
+        if arrived.query.limit > 0 {
+            objects = objects.min(arrived.query.limit);
         }
-        if self.waiting.fetch_add(1, Ordering::Relaxed) >= WAITING_MAX {
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
-            self.metrics.request_dropped();
-            return Err(ApiStatus::too_many_requests(
-                "too many requests, please try again later",
-                1,
-            ));
-        }
-        let waited = tokio::time::timeout(self.request_timeout, self.in_flight.acquire()).await;
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
-        match waited {
-            Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(_)) | Err(_) => Err(ApiStatus::too_many_requests(
-                "too many requests, please try again later",
-                1,
-            )),
-        }
+        objects.div_ceil(OBJECTS_PER_SEAT).clamp(1, LIST_SEATS_MAX)
     }
 
     /// Answers what is not in the registry: another API server's group, or figures of nodes.
@@ -372,7 +459,10 @@ impl Api {
         if let Some(warning) = cox_api::warnings::of_resource(&entry.resource) {
             call.warnings.push(warning.to_owned());
         }
-        let answered = route::route(&mut call).await;
+        let answered = match self.registry.catch_up(read_at(info, query)).await {
+            Ok(()) => route::route(&mut call).await,
+            Err(status) => Err(status),
+        };
         let answered = match answered {
             Ok(watch) if info.verb == "watch" && websocket::is_wanted(&parts.headers) => {
                 websocket::serve(parts, watch, call.encoding.into())
@@ -415,6 +505,21 @@ impl Api {
         }
     }
 
+    /// All objects as they are now, for `cox store restore`; sealed as the store keeps them.
+    fn backup(&self) -> Response<Body> {
+        let snapshot = self.registry.store().snapshot();
+        let bytes = match self.registry.encryption() {
+            Some(encryption) => cox_store::backup::encode(&snapshot, &**encryption),
+            None => cox_store::backup::encode(&snapshot, &cox_store::Unsealed),
+        };
+        let mut response = Response::new(Body::from(Bytes::from(bytes)));
+        response.headers_mut().insert(
+            http::header::CONTENT_TYPE,
+            HeaderValue::from_static("application/octet-stream"),
+        );
+        response
+    }
+
     /// Paths that are no resources.
     fn plain(
         &self,
@@ -429,8 +534,11 @@ impl Api {
             let revision = self.registry.store().snapshot().revision().0;
             return Ok(health::text(
                 http::StatusCode::OK,
-                self.metrics.render(revision),
+                self.metrics.render(revision) + &self.fairness.metrics(),
             ));
+        }
+        if path == BACKUP_PATH {
+            return Ok(self.backup());
         }
         if path == "/version" || path == "/version/" {
             return Ok(render::json_response(
@@ -473,6 +581,23 @@ impl Api {
     }
 }
 
+/// The answer, written down if it is wanted.
+fn finish(trail: Option<Trail>, answered: Result<Response<Body>, ApiStatus>) -> Response<Body> {
+    let response = answered.unwrap_or_else(|status| render::status_response(&status));
+    match trail {
+        Some(trail) => trail.answered(response),
+        None => response,
+    }
+}
+
+/// The revision that a reading request is content with; none if it wants the newest, as every write does.
+fn read_at(info: &RequestInfo<'_>, query: &Query<'_>) -> Option<u64> {
+    if !matches!(info.verb, "get" | "list" | "watch") {
+        return None;
+    }
+    query.resource_version.as_deref()?.parse().ok()
+}
+
 /// A request before anything is known about its sender.
 struct Arrived<'a> {
     parts: &'a Parts,
@@ -501,12 +626,12 @@ impl<'a> Arrived<'a> {
         }
     }
 
-    fn is_long_running(&self) -> bool {
-        self.info.verb == "watch"
-            || matches!(
-                self.info.subresource,
-                "log" | "exec" | "attach" | "portforward" | "proxy"
-            )
+    /// Goes on for as long as its ends want, and takes no seat.
+    fn is_stream(&self) -> bool {
+        matches!(
+            self.info.subresource,
+            "log" | "exec" | "attach" | "portforward" | "proxy"
+        )
     }
 
     /// A stream that begins with a body: what goes through a proxy. Where the connection is taken over the bytes are not a body's.

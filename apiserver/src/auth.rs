@@ -1,6 +1,6 @@
 //! Who asks, and whether they may.
 //!
-//! Owns authentication (client certificates, service account and bootstrap tokens, anonymous), impersonation, authorization (RBAC and
+//! Owns authentication (client certificates, service account, bootstrap and OpenID Connect tokens, anonymous), impersonation, authorization (RBAC and
 //! nodes) and the review resources that ask about them. Inputs: request heads, the peer of a connection, the store.
 //! Outputs: a [`UserInfo`], a [`Decision`], review objects. It never writes to the store, with one exception that is a
 //! controller: the aggregation of cluster roles.
@@ -13,6 +13,7 @@ mod bootstrap_tokens;
 mod bound;
 mod impersonate;
 mod node;
+pub mod oidc;
 pub mod rbac;
 pub mod reviews;
 #[cfg(test)]

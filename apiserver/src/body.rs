@@ -80,6 +80,15 @@ impl Body {
         }
     }
 
+    /// What it says, if it is JSON and all of it is there.
+    pub(crate) fn json(&self) -> Option<serde_json::Value> {
+        match self {
+            Body::Full(Some(bytes)) => serde_json::from_slice(bytes).ok(),
+            Body::List(list) => serde_json::from_slice(&list.bytes()).ok(),
+            _ => None,
+        }
+    }
+
     /// Known to be empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -12,6 +12,7 @@
 pub mod admission;
 mod aggregator;
 mod api;
+pub mod audit;
 pub mod auth;
 pub mod body;
 pub mod bootstrap;
@@ -19,6 +20,8 @@ mod call;
 mod content;
 mod definitions;
 mod discovery;
+pub mod encryption;
+mod fairness;
 mod forms;
 mod health;
 mod input;
@@ -47,6 +50,6 @@ mod transcode;
 mod verbs;
 mod websocket;
 
-pub use api::BODY_BYTES_MAX;
+pub use api::{BACKUP_PATH, BODY_BYTES_MAX};
 pub use registry::{BuiltinIndexer, Registry};
 pub use server::{ApiServer, Config, Deps, LocalService, SERVICE_CIDR, StartError, start};

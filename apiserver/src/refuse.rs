@@ -176,9 +176,24 @@ pub(crate) fn commit(entry: &Entry, name: &str, error: CommitError) -> ApiStatus
         CommitError::Exists(_) => already_exists(entry, name),
         CommitError::NotFound(_) => not_found(entry, name),
         CommitError::Conflict(_) => modified(entry, name),
+        error => store(&error),
+    }
+}
+
+/// A store that cannot be read or written as it should.
+pub(crate) fn store(error: &CommitError) -> ApiStatus {
+    match error {
         CommitError::Closed => {
             ApiStatus::service_unavailable("the server is shutting down").retry_after(1)
         }
-        CommitError::Malformed { .. } | CommitError::Io(_) => internal(&error.to_string()),
+        CommitError::Unavailable(_) => {
+            tracing::warn!(%error, "Request failed for the store");
+            ApiStatus::service_unavailable(error.to_string()).retry_after(1)
+        }
+        CommitError::Unknown(_) => {
+            tracing::warn!(%error, "Request failed for the store");
+            ApiStatus::timeout(error, 1)
+        }
+        error => internal(&error.to_string()),
     }
 }

@@ -3,6 +3,7 @@
 //! [`Registry`] is a cheap handle over the store and the catalog of resources. Its own writes ([`Registry::ensure`],
 //! [`Registry::put`]) run defaults, strategy and validation, but neither admission nor authorization: those belong to requests.
 
+mod adopt;
 pub mod catalog;
 pub mod customs;
 pub(crate) mod prepare;
@@ -23,6 +24,7 @@ use serde_json::Value;
 pub use catalog::{BuiltinIndexer, Catalog, Entry, EntryRef};
 use customs::CustomCatalog;
 
+use crate::encryption::Encryption;
 use crate::outside::Outside;
 use crate::refuse;
 use crate::services::{self, Services};
@@ -38,6 +40,7 @@ pub struct Registry {
     customs: Arc<CustomCatalog>,
     outside: Outside,
     services: Arc<Services>,
+    encryption: Option<Arc<Encryption>>,
     clock: Clock,
 }
 
@@ -65,8 +68,27 @@ impl Registry {
             customs: Arc::default(),
             outside: Outside::default(),
             services: Arc::default(),
+            encryption: None,
             clock,
         }
+    }
+
+    /// The same, knowing how the store keeps its objects.
+    #[must_use]
+    pub(crate) fn encrypted(mut self, encryption: Option<Arc<Encryption>>) -> Self {
+        self.encryption = encryption;
+        self
+    }
+
+    /// How the store keeps its objects, if not as they are.
+    pub(crate) fn encryption(&self) -> Option<&Arc<Encryption>> {
+        self.encryption.as_ref()
+    }
+
+    /// Whether an object is kept under an older key: writing it as it is then changes something.
+    pub(crate) fn is_sealed_anew(&self, object: &Object) -> bool {
+        let stale = |encryption: &Arc<Encryption>| encryption.is_stale(&object.key);
+        self.encryption.as_ref().is_some_and(stale)
     }
 
     /// The store underneath.
@@ -114,10 +136,28 @@ impl Registry {
             .map(EntryRef::Custom)
     }
 
+    /// Where the time comes from.
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
     /// The present time.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         (self.clock)()
+    }
+
+    /// Waits until what other servers on the same store have written is visible here; not for a reader who is content with a
+    /// revision that is. Where this server is alone there is nothing to wait for.
+    pub(crate) async fn catch_up(&self, content_with: Option<u64>) -> Result<(), ApiStatus> {
+        let here = self.store.snapshot().revision().0;
+        if content_with.is_some_and(|revision| revision <= here) {
+            return Ok(());
+        }
+        match self.store.current().await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(refuse::store(&error)),
+        }
     }
 
     /// The newest state of an object, in its stored version. `namespace` is empty for cluster scope.

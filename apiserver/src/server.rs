@@ -22,9 +22,13 @@ use tokio_util::task::TaskTracker;
 use crate::admission;
 use crate::aggregator::Aggregator;
 use crate::api::Api;
+use crate::audit::{self, Audit, AuditError};
+use crate::auth::oidc::{self, OidcError};
 use crate::auth::{Peer, UserInfo, aggregation};
 use crate::bootstrap;
 use crate::definitions;
+use crate::encryption::Encryption;
+use crate::fairness;
 use crate::kubelet::{KubeletTlsError, Kubelets};
 use crate::pki::{Pki, PkiError};
 use crate::registry::{Clock, Registry};
@@ -59,6 +63,10 @@ pub struct Config {
     pub service_cidrs: Vec<Cidr>,
     /// Whether the cluster has a Service for its DNS.
     pub dns_service: bool,
+    /// What is written down of requests, and where.
+    pub audit: Option<audit::Config>,
+    /// Whose users are the cluster's too.
+    pub oidc: Option<oidc::Config>,
 }
 
 impl Config {
@@ -76,6 +84,8 @@ impl Config {
             local_path: true,
             service_cidrs: vec![SERVICE_CIDR.parse().expect("a range")],
             dns_service: false,
+            audit: None,
+            oidc: None,
         }
     }
 }
@@ -87,6 +97,8 @@ pub struct Deps {
     pub store: Store,
     /// The time.
     pub clock: Clock,
+    /// What the store seals its objects with, if it does.
+    pub encryption: Option<Arc<Encryption>>,
 }
 
 impl Deps {
@@ -96,6 +108,7 @@ impl Deps {
         Deps {
             store,
             clock: Arc::new(jiff::Timestamp::now),
+            encryption: None,
         }
     }
 }
@@ -129,6 +142,12 @@ pub enum StartError {
     /// There is no way to kubelets.
     #[error(transparent)]
     Kubelets(#[from] KubeletTlsError),
+    /// The OpenID provider cannot be trusted.
+    #[error(transparent)]
+    Oidc(#[from] OidcError),
+    /// There is no audit log.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// What every cluster contains could not be written.
     #[error("the cluster's first objects cannot be written")]
     Bootstrap(#[source] ApiStatus),
@@ -154,22 +173,13 @@ pub async fn start(
         address: config.listen,
         source,
     })?;
-    let registry = Registry::with_clock(deps.store, deps.clock);
+    let registry = Registry::with_clock(deps.store, deps.clock).encrypted(deps.encryption);
     let ranges = services::kept_ranges(&registry, &config.service_cidrs);
     let mut sans = config.extra_sans.clone();
     sans.extend(ranges.iter().map(|range| range.at(1).to_string()));
     registry.services().set_ranges(ranges.clone());
     let tls = config.pki.server_config(&sans)?;
-    let kubelets = Kubelets::new(&config.pki)?;
-    definitions::load(&registry);
-    let draining = cancel.child_token();
-    let api = Arc::new(Api::new(
-        registry,
-        &config.pki,
-        kubelets,
-        draining,
-        config.request_timeout,
-    ));
+    let api = api(&config, registry, &cancel)?;
     let mut advertise = config.advertise.unwrap_or(addr);
     if advertise.port() == 0 {
         advertise.set_port(addr.port());
@@ -201,16 +211,10 @@ pub async fn start(
     })
     .await
     .map_err(StartError::Bootstrap)?;
+    fairness::take_over(&api.fairness, &api.registry).await;
     services::repair(&api.registry).await;
     Aggregator::register(&api.registry).await;
-    // After the bootstrap: it would see aggregated roles before their parts and write what is undone a moment later.
-    tasks.spawn(Arc::clone(&api.aggregator).run(api.registry.clone(), cancel.clone()));
-    tasks.spawn(definitions::run(api.registry.clone(), cancel.clone()));
-    tasks.spawn(admission::check_types(api.registry.clone(), cancel.clone()));
-    tasks.spawn(aggregation::run(
-        api.registry.store().clone(),
-        cancel.clone(),
-    ));
+    follow(&api, &tasks, &cancel);
     api.ready.store(true, Ordering::Release);
     Ok(ApiServer {
         api,
@@ -218,6 +222,48 @@ pub async fn start(
         cancel,
         tasks,
     })
+}
+
+/// What requests meet, as it is configured.
+fn api(
+    config: &Config,
+    registry: Registry,
+    cancel: &CancellationToken,
+) -> Result<Arc<Api>, StartError> {
+    let kubelets = Kubelets::new(&config.pki)?;
+    definitions::load(&registry);
+    let draining = cancel.child_token();
+    let mut api = Api::new(
+        registry,
+        &config.pki,
+        kubelets,
+        draining,
+        config.request_timeout,
+    );
+    if let Some(provider) = config.oidc.clone() {
+        api.authn.trust(provider)?;
+    }
+    if let Some(audit) = &config.audit {
+        api.audit = Some(Arc::new(Audit::open(audit)?));
+    }
+    Ok(Arc::new(api))
+}
+
+/// Starts what follows the objects that configure the server.
+fn follow(api: &Arc<Api>, tasks: &TaskTracker, cancel: &CancellationToken) {
+    // After the bootstrap: it would see aggregated roles before their parts and write what is undone a moment later.
+    tasks.spawn(Arc::clone(&api.aggregator).run(api.registry.clone(), cancel.clone()));
+    tasks.spawn(definitions::run(api.registry.clone(), cancel.clone()));
+    tasks.spawn(admission::check_types(api.registry.clone(), cancel.clone()));
+    tasks.spawn(fairness::run(
+        Arc::clone(&api.fairness),
+        api.registry.clone(),
+        cancel.clone(),
+    ));
+    tasks.spawn(aggregation::run(
+        api.registry.store().clone(),
+        cancel.clone(),
+    ));
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {

@@ -79,6 +79,12 @@ pub enum CommitError {
         /// What is wrong.
         reason: &'static str,
     },
+    /// It did not happen, and another attempt may succeed: nobody leads the etcd cluster, or its disk is full.
+    #[error("the store cannot be reached: {0}")]
+    Unavailable(String),
+    /// Whether it happened is not known: etcd went away in the middle of it.
+    #[error("the store did not answer in time, the write may have happened: {0}")]
+    Unknown(String),
     /// The store is closed or closing.
     #[error("the store is closed")]
     Closed,

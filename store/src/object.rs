@@ -51,10 +51,53 @@ pub struct Attrs {
     pub fields: Box<[(Box<str>, Box<str>)]>,
 }
 
-/// Finds the attributes of objects that are read from disk at start. Called from several threads.
+/// What the store must be told about objects that it did not write itself in this process. Called from several threads.
 pub trait Indexer: Send + Sync {
     /// The attributes of one stored object.
     fn attrs(&self, key: &ObjectKey, json: &[u8]) -> Attrs;
+
+    /// Resource and path of a key of etcd, without the prefix that all have: the resource may have slashes of its own.
+    /// `None` for a key that is no object's.
+    fn split<'a>(&self, key: &'a str) -> Option<(&'a str, &'a str)> {
+        key.split_once('/')
+    }
+
+    /// An object as somebody wrote it to etcd, in the form in which this store keeps objects.
+    ///
+    /// # Errors
+    /// What is wrong with the value.
+    fn adopt(&self, key: &ObjectKey, value: &[u8]) -> Result<NewObject, String> {
+        Err(format!("{key}: {} bytes of nobody knows what", value.len()))
+    }
+}
+
+/// The most that a [`Sealer`] adds to an object.
+pub const SEAL_LEN_MAX: usize = 1024;
+
+/// Turns objects into what is kept of them outside of this process, and back: encryption at rest. Called from several threads.
+pub trait Sealer: std::fmt::Debug + Send + Sync {
+    /// The bytes to keep, longer than the object's by at most [`SEAL_LEN_MAX`]; `None` to keep the object as it is.
+    fn seal(&self, key: &ObjectKey, json: &[u8]) -> Option<Vec<u8>>;
+
+    /// What was sealed; `None` if the bytes are not sealed.
+    ///
+    /// # Errors
+    /// Why it cannot be read: no such key, or not what was written.
+    fn unseal(&self, key: &ObjectKey, kept: &[u8]) -> Result<Option<Vec<u8>>, String>;
+}
+
+/// Keeps everything as it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unsealed;
+
+impl Sealer for Unsealed {
+    fn seal(&self, _: &ObjectKey, _: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn unseal(&self, _: &ObjectKey, _: &[u8]) -> Result<Option<Vec<u8>>, String> {
+        Ok(None)
+    }
 }
 
 /// One version of one object. Never changes. Its bytes are not shown by `Debug`: they may be a Secret.
@@ -122,16 +165,21 @@ impl fmt::Debug for NewObject {
 impl NewObject {
     /// Puts the revision into its place. The caller has checked that `revision_at` lies within the bytes.
     pub(crate) fn at(self, key: ObjectKey, revision: Revision, created: Revision) -> Object {
-        let (head, tail) = self.json.split_at(self.revision_at);
         Object {
             key,
-            json: splice(head, revision, tail),
+            json: filled(&self.json, self.revision_at, revision),
             revision,
             created,
             revision_at: self.revision_at,
             attrs: self.attrs,
         }
     }
+}
+
+/// An object's bytes with the revision put into its place.
+pub(crate) fn filled(json: &[u8], revision_at: usize, revision: Revision) -> Bytes {
+    let (head, tail) = json.split_at(revision_at);
+    splice(head, revision, tail)
 }
 
 /// Head, digits, tail in one allocation of exactly that size: tens of thousands of these stay in memory.

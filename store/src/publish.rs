@@ -72,7 +72,8 @@ pub(crate) struct Published {
     step: Mutex<()>,
     retained: Mutex<VecDeque<(Instant, Arc<State>)>>,
     horizon: Mutex<Horizon>,
-    loaded_at: Revision,
+    /// Nothing is known of what was before.
+    loaded_at: AtomicU64,
     ring_limits: RingLimits,
     retain_limits: RetainLimits,
 }
@@ -90,7 +91,7 @@ impl Published {
                 oldest: loaded_at,
                 marks: VecDeque::new(),
             }),
-            loaded_at,
+            loaded_at: AtomicU64::new(loaded_at.0),
             ring_limits,
             retain_limits,
         }
@@ -126,6 +127,24 @@ impl Published {
         drop(replaced);
     }
 
+    /// Replaces everything by what was read anew, when what happened in between is not known: all watches have missed it.
+    pub(crate) fn reset(&self, state: State) {
+        let _step = self.step.lock();
+        let revision = state.revision;
+        let replaced = std::mem::replace(&mut *self.state.write(), Arc::new(state));
+        self.loaded_at.store(revision.0, Ordering::Release);
+        let rings = self.rings.read();
+        self.revision.store(revision.0, Ordering::Release);
+        for ring in rings.values() {
+            ring.reset(revision);
+        }
+        drop(replaced);
+    }
+
+    fn loaded_at(&self) -> Revision {
+        Revision(self.loaded_at.load(Ordering::Acquire))
+    }
+
     /// The ring of a resource, made when first asked for.
     pub(crate) fn ring(&self, resource: &str) -> Arc<Ring> {
         if let Some(ring) = self.rings.read().get(resource) {
@@ -135,7 +154,7 @@ impl Published {
         // The first publish makes the ring, so one that is missing has had no events since the store was opened.
         let ring = rings
             .entry(Arc::from(resource))
-            .or_insert_with(|| Arc::new(Ring::new(self.loaded_at, self.ring_limits)));
+            .or_insert_with(|| Arc::new(Ring::new(self.loaded_at(), self.ring_limits)));
         Arc::clone(ring)
     }
 
@@ -194,13 +213,13 @@ impl Published {
         let oldest = rings
             .values()
             .map(|ring| ring.floor())
-            .fold(self.loaded_at, Revision::max);
+            .fold(self.loaded_at(), Revision::max);
         let compacted = Compacted {
             requested: revision,
             oldest,
             latest: current.revision,
         };
-        if revision < self.loaded_at || revision > current.revision {
+        if revision < self.loaded_at() || revision > current.revision {
             return Err(compacted);
         }
         let mut state = current.clone();

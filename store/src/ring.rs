@@ -9,7 +9,7 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
-use crate::object::{Object, Revision};
+use crate::object::{Object, ObjectKey, Revision};
 
 /// What happened to an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,13 +140,36 @@ impl Ring {
             .events
             .partition_point(|event| event.revision <= after);
         if start < inner.events.len() {
-            buffer.extend(inner.events.range(start..).take(max).cloned());
+            let mut end = inner.events.len().min(start + max);
+            // Writes of one transaction (etcd removes all keys of a lease in one) share a revision and stay together: a
+            // watcher remembers what it has seen by revision.
+            while end < inner.events.len()
+                && inner.events[end].revision == inner.events[end - 1].revision
+            {
+                end += 1;
+            }
+            buffer.extend(inner.events.range(start..end).cloned());
             Look::Found
         } else if inner.closed {
             Look::Closed
         } else {
             Look::Nothing
         }
+    }
+
+    /// What a write did to one object, if it is still kept.
+    pub(crate) fn at(&self, revision: Revision, key: &ObjectKey) -> Option<Arc<Event>> {
+        let inner = self.inner.read();
+        let start = inner
+            .events
+            .partition_point(|event| event.revision < revision);
+        let mut of_revision = inner
+            .events
+            .range(start..)
+            .take_while(|event| event.revision == revision);
+        of_revision
+            .find(|event| event.object.key == *key)
+            .map(Arc::clone)
     }
 
     /// The events after a revision, newest first; `None` if some of them are gone.
@@ -173,6 +196,18 @@ impl Ring {
         self.wake_tx.receiver_count()
     }
 
+    /// Forgets everything: events up to `floor` are unknown, and whoever has not seen them has missed something.
+    pub(crate) fn reset(&self, floor: Revision) {
+        let dropped = {
+            let mut inner = self.inner.write();
+            inner.held_bytes = 0;
+            inner.floor = floor;
+            std::mem::take(&mut inner.events)
+        };
+        drop(dropped);
+        self.wake_tx.send_replace(());
+    }
+
     /// Lets watchers drain what is there, then tells them that it was all.
     pub(crate) fn close(&self) {
         self.inner.write().closed = true;
@@ -183,7 +218,7 @@ impl Ring {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::object::{Attrs, NewObject, ObjectKey};
+    use crate::object::{Attrs, NewObject};
 
     fn event(revision: u64, previous_len: usize) -> Arc<Event> {
         let object = |len: usize| {
@@ -259,6 +294,30 @@ mod tests {
             (Look::Closed, vec![]),
             "closed and drained"
         );
+    }
+
+    #[test]
+    fn events_of_one_revision_stay_together() {
+        let limits = RingLimits {
+            events_max: 9,
+            bytes_max: 1000,
+        };
+        let ring = Ring::new(Revision(10), limits);
+        ring.push(
+            [
+                event(11, 1),
+                event(12, 1),
+                event(12, 1),
+                event(12, 1),
+                event(13, 1),
+            ]
+            .into_iter(),
+        );
+        assert_eq!(read(&ring, 10, 2), (Look::Found, vec![11, 12, 12, 12]));
+        assert_eq!(read(&ring, 12, 2), (Look::Found, vec![13]));
+        ring.reset(Revision(20));
+        assert_eq!(read(&ring, 13, 2).0, Look::Missed, "forgotten");
+        assert_eq!(read(&ring, 20, 2), (Look::Nothing, vec![]));
     }
 
     #[test]

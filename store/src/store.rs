@@ -8,8 +8,9 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use crate::etcd::{self, Etcd, EtcdConfig};
 use crate::mutation::{CommitError, Committed, Mutation};
-use crate::object::{Indexer, Revision};
+use crate::object::{Indexer, Revision, Sealer, Unsealed};
 use crate::persist::memory::Memory;
 use crate::persist::sled::Sled;
 use crate::persist::{OpenError, Persist};
@@ -30,6 +31,8 @@ pub enum Backend {
         /// The folder. Belongs to the store alone.
         dir: PathBuf,
     },
+    /// In an etcd cluster, together with other servers.
+    Etcd(EtcdConfig),
 }
 
 /// How a store behaves. [`Config::new`] has the values for a cluster.
@@ -49,6 +52,8 @@ pub struct Config {
     pub snapshot_age_max: Duration,
     /// After what time a lazy write reaches the disk when no durable write takes it along.
     pub lazy_interval: Duration,
+    /// Encryption of what is kept outside of this process.
+    pub sealer: Arc<dyn Sealer>,
 }
 
 impl Config {
@@ -63,6 +68,23 @@ impl Config {
             snapshots_max: 32,
             snapshot_age_max: Duration::from_secs(5 * 60),
             lazy_interval: Duration::from_secs(30),
+            sealer: Arc::new(Unsealed),
+        }
+    }
+}
+
+impl Config {
+    fn ring_limits(&self) -> RingLimits {
+        RingLimits {
+            events_max: self.ring_events_max,
+            bytes_max: self.ring_bytes_max,
+        }
+    }
+
+    fn retain_limits(&self) -> RetainLimits {
+        RetainLimits {
+            snapshots_max: self.snapshots_max,
+            age_max: self.snapshot_age_max,
         }
     }
 }
@@ -75,9 +97,16 @@ pub struct Store {
     shared: Arc<Shared>,
 }
 
+/// Who orders the writes.
+#[derive(Debug)]
+enum Order {
+    Here(Arc<Queue>),
+    Etcd(Box<Etcd>),
+}
+
 #[derive(Debug)]
 struct Shared {
-    queue: Arc<Queue>,
+    order: Order,
     published: Arc<Published>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
     /// Cancelled by the thread when the disk is let go.
@@ -90,21 +119,26 @@ impl Store {
     /// # Errors
     /// [`OpenError`] says what is wrong and how to mend it. Nothing on disk is changed then.
     pub fn open(config: Config, indexer: Arc<dyn Indexer>) -> Result<Self, OpenError> {
-        let mut persist: Box<dyn Persist> = match &config.backend {
+        let persist: Box<dyn Persist> = match config.backend.clone() {
+            Backend::Etcd(etcd) => return Self::open_etcd(etcd, config, indexer),
             Backend::Memory => Box::new(Memory),
-            Backend::Sled { dir } => Box::new(Sled::open(dir.clone())?),
+            Backend::Sled { dir } => Box::new(Sled::open(dir, Arc::clone(&config.sealer))?),
         };
-        let loaded = persist.load(&*indexer)?;
+        Self::open_sequenced(persist, &config, &*indexer)
+    }
+
+    fn open_sequenced(
+        mut persist: Box<dyn Persist>,
+        config: &Config,
+        indexer: &dyn Indexer,
+    ) -> Result<Self, OpenError> {
+        let loaded = persist.load(indexer)?;
         crate::trim::release_free_memory();
-        let ring_limits = RingLimits {
-            events_max: config.ring_events_max,
-            bytes_max: config.ring_bytes_max,
-        };
-        let retain_limits = RetainLimits {
-            snapshots_max: config.snapshots_max,
-            age_max: config.snapshot_age_max,
-        };
-        let published = Arc::new(Published::new(loaded.state, ring_limits, retain_limits));
+        let published = Arc::new(Published::new(
+            loaded.state,
+            config.ring_limits(),
+            config.retain_limits(),
+        ));
         let queue = Arc::new(Queue::new(config.queue_len_max));
         let closed = CancellationToken::new();
         let sequencer = Sequencer::new(
@@ -124,17 +158,65 @@ impl Store {
                 }
             })
             .map_err(OpenError::Thread)?;
-        Ok(Self {
+        Ok(Self::new(Order::Here(queue), published, thread, closed))
+    }
+
+    fn open_etcd(
+        etcd: EtcdConfig,
+        config: Config,
+        indexer: Arc<dyn Indexer>,
+    ) -> Result<Self, OpenError> {
+        let closed = CancellationToken::new();
+        let opening = etcd::Opening {
+            config: etcd,
+            indexer,
+            writes_max: config.queue_len_max,
+            ring_limits: config.ring_limits(),
+            retain_limits: config.retain_limits(),
+            sealer: config.sealer,
+        };
+        let etcd::Opened {
+            etcd,
+            published,
+            thread,
+        } = etcd::open(opening, &closed)?;
+        Ok(Self::new(
+            Order::Etcd(Box::new(etcd)),
+            published,
+            thread,
+            closed,
+        ))
+    }
+
+    fn new(
+        order: Order,
+        published: Arc<Published>,
+        thread: std::thread::JoinHandle<()>,
+        closed: CancellationToken,
+    ) -> Self {
+        Self {
             shared: Arc::new(Shared {
-                queue,
+                order,
                 published,
                 thread: Mutex::new(Some(thread)),
                 closed,
             }),
-        })
+        }
     }
 
-    /// Everything as it is now.
+    /// Everything as it is now, writes by other servers included: whatever was acknowledged before the call is in it.
+    ///
+    /// # Errors
+    /// [`CommitError::Unavailable`] if etcd cannot be asked; without etcd there is nobody to ask and nothing to fail.
+    pub async fn current(&self) -> Result<Snapshot, CommitError> {
+        if let Order::Etcd(etcd) = &self.shared.order {
+            etcd.pass_barrier().await?;
+        }
+        Ok(self.snapshot())
+    }
+
+    /// Everything as it is known here. Writes that went through this store are in it; those of other servers on the same etcd
+    /// come some milliseconds later.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         self.shared.published.snapshot()
@@ -162,9 +244,12 @@ impl Store {
     /// # Cancel safety
     /// Dropping the future leaves open whether the write happens.
     pub async fn commit(&self, mutation: Mutation) -> Result<Committed, CommitError> {
+        let queue = match &self.shared.order {
+            Order::Here(queue) => queue,
+            Order::Etcd(etcd) => return etcd.commit(mutation).await,
+        };
         let (outcome_tx, outcome_rx) = oneshot::channel();
-        self.shared
-            .queue
+        queue
             .send(Request {
                 mutation,
                 outcome_tx,
@@ -187,7 +272,10 @@ impl Store {
     /// Refuses further writes, carries out those that wait, writes the lazy ones, ends all watches and lets the disk go.
     /// Snapshots can still be read.
     pub async fn close(&self) {
-        self.shared.queue.close();
+        match &self.shared.order {
+            Order::Here(queue) => queue.close(),
+            Order::Etcd(etcd) => etcd.drain().await,
+        }
         self.shared.closed.cancelled().await;
         let thread = self.shared.thread.lock().take();
         if let Some(thread) = thread
@@ -200,6 +288,9 @@ impl Store {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        self.queue.close();
+        match &self.order {
+            Order::Here(queue) => queue.close(),
+            Order::Etcd(etcd) => etcd.stop(),
+        }
     }
 }

@@ -17,6 +17,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::bootstrap_tokens;
 use super::bound::{self, Holding};
+use super::oidc::{self, Oidc, OidcError};
 use super::tokens::{Claims, ISSUER, TokenError, TokenKey};
 use super::{Peer, UserInfo};
 use crate::pki::Pki;
@@ -35,6 +36,7 @@ pub struct Authenticator {
     key: TokenKey,
     store: Store,
     audiences: Vec<String>,
+    oidc: Option<Oidc>,
     cache: Mutex<HashMap<[u8; 32], Arc<Known>>>,
 }
 
@@ -64,8 +66,18 @@ impl Authenticator {
             key,
             store,
             audiences: vec![ISSUER.to_owned()],
+            oidc: None,
             cache: Mutex::default(),
         }
+    }
+
+    /// Takes over the users of an OpenID provider.
+    ///
+    /// # Errors
+    /// What is wrong with its keys or its flags.
+    pub fn trust(&mut self, provider: oidc::Config) -> Result<(), OidcError> {
+        self.oidc = Some(Oidc::open(provider)?);
+        Ok(())
     }
 
     /// The key that signs tokens.
@@ -155,6 +167,17 @@ impl Authenticator {
             }
             return Ok(Verified {
                 user: bootstrap_tokens::check(&snapshot, parts, now_secs)?,
+                audiences: shared,
+            });
+        }
+        if let Some(oidc) = self.oidc.as_ref().filter(|oidc| oidc.claims(token)) {
+            let shared = audiences.iter().filter(|one| self.audiences.contains(one));
+            let shared: Vec<String> = shared.cloned().collect();
+            if shared.is_empty() {
+                return Err(TokenError::Audience(self.audiences.clone()));
+            }
+            return Ok(Verified {
+                user: oidc.verify(token, now_secs).map_err(TokenError::Provider)?,
                 audiences: shared,
             });
         }

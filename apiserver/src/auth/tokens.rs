@@ -101,6 +101,9 @@ pub enum TokenError {
     /// Meant for somebody else.
     #[error("the token's audiences {0:?} do not match")]
     Audience(Vec<String>),
+    /// The provider of the cluster's users did not make it, or not for this cluster.
+    #[error("the token of the OpenID provider does not hold: {0}")]
+    Provider(String),
     /// What it is bound to is gone.
     #[error("the token is bound to {kind} {name:?}, which is gone or another one")]
     Unbound {

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::policy;
 use crate::aggregator::FRONT_PROXY;
 use crate::auth::rbac::PolicyRule;
+use crate::fairness::defaults;
 use crate::services::{DEFAULT_CIDR_NAME, cidr::Cidr};
 
 const NETWORK_POLICY_READER: &str = "coxswain:network-policy-reader";
@@ -103,6 +104,7 @@ pub fn plan(snapshot: &Snapshot, settings: &Settings) -> Vec<Write> {
         add_subjects,
     ));
     writes.extend(plan_classes(snapshot, settings));
+    writes.extend(plan_flow_control(snapshot));
     writes.extend(current(
         snapshot,
         Place::new("", "configmaps"),
@@ -165,6 +167,46 @@ fn plan_classes(snapshot: &Snapshot, settings: &Settings) -> Vec<Write> {
         .into_iter()
         .filter_map(|(place, class)| absent(snapshot, place, class));
     missing.collect()
+}
+
+/// Classes of requests and what they get. One whose annotation is not `true` belongs to whoever changed it.
+fn plan_flow_control(snapshot: &Snapshot) -> Vec<Write> {
+    let levels = Place::new(defaults::GROUP, "prioritylevelconfigurations");
+    let schemas = Place::new(defaults::GROUP, "flowschemas");
+    let of = |place, objects: Vec<Value>| objects.into_iter().map(move |object| (place, object));
+    of(levels, defaults::levels())
+        .chain(of(schemas, defaults::schemas()))
+        .filter_map(|(place, object)| {
+            let Some(mut existing) = read(snapshot, place, &object) else {
+                return Some(place.write(object));
+            };
+            let ours = meta::annotation(&existing, defaults::AUTOUPDATE) == Some("true");
+            if !ours || holds(&existing["spec"], &object["spec"]) {
+                return None;
+            }
+            existing["spec"] = object["spec"].clone();
+            Some(place.write(existing))
+        })
+        .collect()
+}
+
+/// Whether everything that is wanted is there; what defaults have added may be too.
+fn holds(existing: &Value, wanted: &Value) -> bool {
+    match (existing, wanted) {
+        (Value::Object(existing), Value::Object(wanted)) => wanted.iter().all(|(key, wanted)| {
+            existing
+                .get(key)
+                .is_some_and(|existing| holds(existing, wanted))
+        }),
+        (Value::Array(existing), Value::Array(wanted)) => {
+            existing.len() == wanted.len()
+                && existing
+                    .iter()
+                    .zip(wanted)
+                    .all(|(one, other)| holds(one, other))
+        }
+        (existing, wanted) => existing == wanted,
+    }
 }
 
 fn path(object: &Value) -> String {

@@ -13,7 +13,7 @@ use cox_api::custom::Definition;
 use cox_api::schema::{self, Resource, Schema, Subresource};
 use cox_api::validation::FieldError;
 use cox_api::{convert, defaults, printing, strategy, validation};
-use cox_store::{Attrs, Durability, Indexer, ObjectKey};
+use cox_store::{Attrs, Durability, Indexer, NewObject, ObjectKey};
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -164,6 +164,18 @@ impl Catalog {
     /// The schema that the rows come from.
     pub fn schema(&self) -> &'static Schema {
         self.schema
+    }
+
+    /// The row of the stored version of what is kept under a prefix.
+    pub(crate) fn at_prefix(&self, prefix: &str) -> Option<&Entry> {
+        self.by_prefix.get(prefix).map(|at| &self.entries[*at])
+    }
+
+    /// The row of another version of it.
+    pub(super) fn in_version(&self, prefix: &str, api_version: &str) -> Option<&Entry> {
+        self.entries
+            .iter()
+            .find(|entry| &*entry.prefix == prefix && entry.api_version == api_version)
     }
 
     /// The row that a URL names.
@@ -437,7 +449,7 @@ pub(super) fn head(kind: &str, api_version: &str) -> Vec<u8> {
 }
 
 /// The attributes of a custom resource: its selectable fields are read from the object, since definitions change.
-fn labels_only(value: &Value) -> Attrs {
+pub(super) fn labels_only(value: &Value) -> Attrs {
     let labels = value["metadata"]["labels"].as_object();
     let labels = labels.into_iter().flatten().map(|(key, value)| {
         (
@@ -467,5 +479,13 @@ impl Indexer for BuiltinIndexer {
             (None, Ok(value)) => labels_only(&value),
             _ => Attrs::default(),
         }
+    }
+
+    fn split<'a>(&self, key: &'a str) -> Option<(&'a str, &'a str)> {
+        super::adopt::split(builtin(), key)
+    }
+
+    fn adopt(&self, key: &ObjectKey, value: &[u8]) -> Result<NewObject, String> {
+        super::adopt::adopt(builtin(), key, value)
     }
 }

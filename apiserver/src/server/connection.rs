@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::DRAIN_TIMEOUT;
-use crate::api::Api;
+use crate::api::{Api, Source};
 use crate::auth::Peer;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -79,7 +79,8 @@ async fn serve(
     };
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let peer: Arc<Peer> = Arc::new(api.authn.peer(chain));
-    let service = service_fn(move |request: http::Request<Incoming>| {
+    let service = service_fn(move |mut request: http::Request<Incoming>| {
+        request.extensions_mut().insert(Source(from.ip()));
         let (api, peer) = (Arc::clone(&api), Arc::clone(&peer));
         async move { Ok::<_, Infallible>(api.handle(request, &peer).await) }
     });

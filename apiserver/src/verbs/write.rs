@@ -435,7 +435,8 @@ async fn commit_change(
     let entry = call.entry;
     let registry = &call.api.registry;
     let goes = ready_to_go(&new);
-    if !goes && managed::same_but_for_times(&new, old_value) {
+    let sealed_anew = registry.is_sealed_anew(old);
+    if !goes && !sealed_anew && managed::same_but_for_times(&new, old_value) {
         return Ok(Outcome::Stored(Arc::clone(old)));
     }
     if dry_run {

@@ -121,6 +121,22 @@ pub enum OpenError {
         /// What is understood.
         known: u32,
     },
+    /// No member of the etcd cluster gave an answer, or the wrong one.
+    #[error("etcd at {endpoints} cannot be used: {reason}")]
+    Etcd {
+        /// The members.
+        endpoints: String,
+        /// What happened.
+        reason: String,
+    },
+    /// The kept bytes of an object are not understood. Nothing was changed.
+    #[error("the stored value of {key} cannot be read: {reason}")]
+    Value {
+        /// Its key.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The sequencer's thread could not be started.
     #[error("the store's thread could not be started")]
     Thread(#[source] std::io::Error),

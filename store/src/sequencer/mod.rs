@@ -5,7 +5,7 @@
 //! given out never exceed what the disk has reserved, so they never go backwards, whatever happens to the process.
 //! After a failed write it refuses everything: only opening again can tell what the disk has.
 
-mod plan;
+pub(crate) mod plan;
 pub(crate) mod queue;
 
 use std::collections::HashMap;

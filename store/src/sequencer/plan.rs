@@ -86,7 +86,8 @@ fn step(state: &State, mutation: Mutation) -> Result<Event, CommitError> {
 /// The largest object: far above what the API lets in, far below what lengths on disk can say.
 const JSON_LEN_MAX: usize = 64 * 1024 * 1024;
 
-fn fault(key: &ObjectKey, new: &NewObject) -> Option<&'static str> {
+/// What makes a write impossible, whatever is stored.
+pub(crate) fn fault(key: &ObjectKey, new: &NewObject) -> Option<&'static str> {
     if new.revision_at > new.json.len() {
         Some("the revision's place lies outside of the object's bytes")
     } else if new.json.len() > JSON_LEN_MAX {

@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::etcd_kit::{self, Cluster};
 use cox_store::{
-    Attrs, Backend, CommitError, Committed, Config, Durability, Indexer, Mutation, NewObject,
-    Object, ObjectKey, Op, Precondition, Revision, Store, Watch, WatchItem,
+    Attrs, Backend, CommitError, Committed, Config, Durability, EtcdConfig, Indexer, Mutation,
+    NewObject, Object, ObjectKey, Op, Precondition, Revision, Store, Watch, WatchItem,
 };
 
 /// Labels every object that is loaded, so that tests can tell that it was asked.
@@ -15,6 +16,39 @@ pub struct LengthIndexer;
 impl Indexer for LengthIndexer {
     fn attrs(&self, key: &ObjectKey, json: &[u8]) -> Attrs {
         attrs(&key.path, json.len())
+    }
+
+    fn split<'a>(&self, key: &'a str) -> Option<(&'a str, &'a str)> {
+        let at = [
+            "services/specs/",
+            "pods/",
+            "nodes/",
+            "leases/",
+            "services/",
+            "configmaps/",
+        ]
+        .iter()
+        .find(|prefix| key.starts_with(**prefix))?
+        .len();
+        Some((&key[..at - 1], &key[at..]))
+    }
+
+    /// Our own bytes, or `plain:` and a body, which is what these tests take for another server's encoding.
+    fn adopt(&self, key: &ObjectKey, value: &[u8]) -> Result<NewObject, String> {
+        let text = std::str::from_utf8(value).map_err(|error| error.to_string())?;
+        let new = match text.strip_prefix("plain:") {
+            Some(body) => new_object(body),
+            None if text.starts_with(r#"{"rv":"","body":"#) => NewObject {
+                json: value.to_vec(),
+                revision_at: 7,
+                attrs: Attrs::default(),
+            },
+            None => return Err(format!("not an object: {text:?}")),
+        };
+        Ok(NewObject {
+            attrs: attrs(&key.path, new.json.len()),
+            ..new
+        })
     }
 }
 
@@ -30,6 +64,7 @@ fn attrs(path: &str, len: usize) -> Attrs {
 pub struct Bed {
     pub config: Config,
     _dir: Option<tempfile::TempDir>,
+    cluster: Option<Cluster>,
 }
 
 impl Bed {
@@ -37,6 +72,7 @@ impl Bed {
         Self {
             config: Config::new(Backend::Memory),
             _dir: None,
+            cluster: None,
         }
     }
 
@@ -48,6 +84,36 @@ impl Bed {
         Self {
             config: Config::new(backend),
             _dir: Some(dir),
+            cluster: None,
+        }
+    }
+
+    /// A member of its own; none if etcd is not installed.
+    pub fn etcd(test: &str) -> Option<Self> {
+        Self::etcd_members(test, 1)
+    }
+
+    pub fn etcd_members(test: &str, count: usize) -> Option<Self> {
+        if !etcd_kit::installed(test) {
+            return None;
+        }
+        let cluster = Cluster::start(count);
+        Some(Self {
+            config: Config::new(Backend::Etcd(EtcdConfig::new(cluster.endpoints()))),
+            _dir: None,
+            cluster: Some(cluster),
+        })
+    }
+
+    pub fn cluster(&mut self) -> &mut Cluster {
+        self.cluster.as_mut().unwrap()
+    }
+
+    /// Changes the way to etcd.
+    pub fn etcd_config(&mut self, change: impl FnOnce(&mut EtcdConfig)) {
+        match &mut self.config.backend {
+            Backend::Etcd(config) => change(config),
+            other => panic!("{other:?} is not etcd"),
         }
     }
 
@@ -58,7 +124,7 @@ impl Bed {
     pub fn dir(&self) -> &Path {
         match &self.config.backend {
             Backend::Sled { dir } => dir,
-            Backend::Memory => panic!("a memory store has no folder"),
+            other => panic!("{other:?} has no folder"),
         }
     }
 }

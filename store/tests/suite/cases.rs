@@ -468,3 +468,44 @@ pub async fn malformed_writes_are_refused(bed: Bed) {
     );
     using.create("pods/a", "x").await.unwrap();
 }
+
+pub async fn the_current_state_is_never_older_than_what_was_acknowledged(bed: Bed) {
+    let store = bed.open();
+    let other = match &bed.config.backend {
+        cox_store::Backend::Etcd(_) => bed.open(),
+        _ => store.clone(),
+    };
+    for number in 0..20 {
+        let text = number.to_string();
+        let written = Using(&other).put("pods/a", &text).await;
+        let readers = (0..8).map(|_| store.current());
+        for snapshot in futures_join(readers).await {
+            let object = snapshot.get("pods", "a").unwrap();
+            assert_eq!((object.revision, body(&object)), (written, text.clone()));
+        }
+    }
+}
+
+/// All of them at once.
+async fn futures_join<T>(
+    all: impl Iterator<Item = impl Future<Output = Result<T, CommitError>>>,
+) -> Vec<T> {
+    let mut running: Vec<_> = all.map(Box::pin).collect();
+    let mut done = Vec::new();
+    poll_fn(|context| {
+        running.retain_mut(|one| match one.as_mut().poll(context) {
+            Poll::Ready(outcome) => {
+                done.push(outcome.unwrap());
+                false
+            }
+            Poll::Pending => true,
+        });
+        if running.is_empty() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
+    done
+}

@@ -7,13 +7,17 @@
     reason = "this crate is nothing but tests"
 )]
 
+mod backups;
 mod bed;
 mod cases;
+#[path = "../etcd_kit/mod.rs"]
+mod etcd_kit;
+mod many_servers;
 mod model;
 mod on_disk;
 
 /// Runs each case against each backend.
-macro_rules! on_both {
+macro_rules! on_all {
     ($($case:ident)*) => {
         mod memory {
             $(#[tokio::test] async fn $case() { crate::cases::$case(crate::bed::Bed::memory()).await; })*
@@ -21,10 +25,17 @@ macro_rules! on_both {
         mod sled {
             $(#[tokio::test] async fn $case() { crate::cases::$case(crate::bed::Bed::sled()).await; })*
         }
+        mod etcd {
+            $(#[tokio::test] async fn $case() {
+                if let Some(bed) = crate::bed::Bed::etcd(stringify!($case)) {
+                    crate::cases::$case(bed).await;
+                }
+            })*
+        }
     };
 }
 
-on_both! {
+on_all! {
     create_and_read_back
     preconditions_hold
     deletion_gives_the_last_state
@@ -42,4 +53,5 @@ on_both! {
     closing_drains_watches_and_refuses_writes
     large_objects_grow_and_shrink
     malformed_writes_are_refused
+    the_current_state_is_never_older_than_what_was_acknowledged
 }

@@ -229,6 +229,7 @@ async fn run(bed: Bed, durable: bool, steps: Vec<Step>) {
 
 fn block_on(future: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread()
+        .enable_all()
         .build()
         .unwrap()
         .block_on(future);
@@ -240,6 +241,20 @@ proptest! {
     #[test]
     fn memory_does_what_the_model_does(steps in steps()) {
         block_on(run(Bed::memory(), false, steps));
+    }
+
+    #[test]
+    fn etcd_does_what_the_model_does(steps in steps()) {
+        static CASES: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+        static ETCD: std::sync::LazyLock<Option<Bed>> = std::sync::LazyLock::new(|| Bed::etcd("etcd_does_what_the_model_does"));
+        if let Some(etcd) = &*ETCD {
+            // One server for all cases, each with a place of its own.
+            let case = CASES.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let mut bed = Bed::memory();
+            bed.config = etcd.config.clone();
+            bed.etcd_config(|config| config.prefix = format!("/case-{case}"));
+            block_on(run(bed, true, steps));
+        }
     }
 
     #[test]

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use super::record::{META_KEY, Meta, PartKey, Partial, fingerprint};
 use bytes::{Bytes, BytesMut};
 
-use crate::object::{Indexer, Object, Revision};
+use crate::object::{Indexer, Object, Revision, Sealer};
+use crate::persist::OpenError;
 use crate::state::{Objects, State};
 
 /// Why reading ended early.
@@ -132,6 +133,23 @@ pub(super) fn check(objects: &[Object], meta: &Meta) -> Result<(), LoadError> {
         ))),
         None => Ok(()),
     }
+}
+
+/// Turns what is kept into what it was.
+pub(super) fn unseal(objects: &mut [Object], sealer: &dyn Sealer) -> Result<(), OpenError> {
+    for object in objects {
+        let plain =
+            sealer
+                .unseal(&object.key, &object.json)
+                .map_err(|reason| OpenError::Value {
+                    key: object.key.to_string(),
+                    reason,
+                })?;
+        if let Some(plain) = plain {
+            object.json = Bytes::from(plain);
+        }
+    }
+    Ok(())
 }
 
 /// Finds the attributes with all processors: it decodes every object, which is most of the time that opening takes.

@@ -7,8 +7,9 @@ mod record;
 mod witness;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use crate::object::{Indexer, Revision};
+use crate::object::{Indexer, Revision, SEAL_LEN_MAX, Sealer};
 use crate::persist::{Change, Loaded, OpenError, Persist, PersistError};
 use load::LoadError;
 use open::Opened;
@@ -26,10 +27,11 @@ pub(crate) struct Sled {
     dir: PathBuf,
     meta: Meta,
     witness: Witness,
+    sealer: Arc<dyn Sealer>,
 }
 
 impl Sled {
-    pub(crate) fn open(dir: PathBuf) -> Result<Self, OpenError> {
+    pub(crate) fn open(dir: PathBuf, sealer: Arc<dyn Sealer>) -> Result<Self, OpenError> {
         let opened = open::open(&dir)?;
         let (path, witness) = Witness::open(&dir);
         let witness = witness.map_err(|source| OpenError::Access { path, source })?;
@@ -38,6 +40,7 @@ impl Sled {
             dir,
             meta: Meta::default(),
             witness,
+            sealer,
         })
     }
 
@@ -79,13 +82,17 @@ impl Sled {
     fn batch(&self, changes: &[Change], meta: &Meta) -> sled::Batch {
         let mut batch = sled::Batch::default();
         for Change { key, before, after } in changes {
-            let parts_after = after.as_ref().map_or(0, |object| parts(object.json.len()));
+            let mut parts_after = 0;
             if let Some(object) = after {
+                let sealed = self.sealer.seal(key, &object.json);
+                let kept = sealed.as_deref().unwrap_or(&object.json);
+                parts_after = parts(kept.len());
                 for part in 0..parts_after {
-                    batch.insert(part_key(key, part), part_value(object, part));
+                    batch.insert(part_key(key, part), part_value(object, kept, part));
                 }
             }
-            let parts_before = before.map_or(0, |before| parts(before.json_len));
+            // What is there may be sealed, and then longer than the object was.
+            let parts_before = before.map_or(0, |before| parts(before.json_len + SEAL_LEN_MAX));
             for part in parts_after..parts_before {
                 batch.remove(part_key(key, part));
             }
@@ -140,6 +147,7 @@ impl Persist for Sled {
         if objects.len() > DROP_CACHE_LEN {
             self.opened.drop_cache(&self.dir)?;
         }
+        load::unseal(&mut objects, &*self.sealer)?;
         load::index(&mut objects, indexer);
         if !self.opened.used {
             open::mark_used(&self.dir)?;

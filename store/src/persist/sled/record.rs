@@ -104,23 +104,22 @@ pub(super) fn part_key(key: &ObjectKey, part: usize) -> Vec<u8> {
     bytes
 }
 
-/// The value of a part.
-pub(super) fn part_value(object: &Object, part: usize) -> Vec<u8> {
-    let json = &object.json;
+/// The value of a part of an object of which these bytes are kept: its own, or sealed ones.
+pub(super) fn part_value(object: &Object, kept: &[u8], part: usize) -> Vec<u8> {
     let start = part * CHUNK_LEN;
-    let slice = &json[start..json.len().min(start + CHUNK_LEN)];
+    let slice = &kept[start..kept.len().min(start + CHUNK_LEN)];
     if part > 0 {
         return slice.to_vec();
     }
-    let fields = header_fields(object);
+    let fields = header_fields(object, kept.len());
     let mut bytes = Vec::with_capacity(HEADER_LEN + slice.len());
-    bytes.extend_from_slice(&checksum(&object.key, &fields, json).to_le_bytes());
+    bytes.extend_from_slice(&checksum(&object.key, &fields, kept).to_le_bytes());
     bytes.extend_from_slice(&fields);
     bytes.extend_from_slice(slice);
     bytes
 }
 
-fn header_fields(object: &Object) -> [u8; HEADER_LEN - 4] {
+fn header_fields(object: &Object, kept_len: usize) -> [u8; HEADER_LEN - 4] {
     let len = |len: usize| {
         u32::try_from(len)
             .expect("an object is smaller than 4 GiB")
@@ -130,7 +129,7 @@ fn header_fields(object: &Object) -> [u8; HEADER_LEN - 4] {
     fields[..8].copy_from_slice(&object.revision.0.to_le_bytes());
     fields[8..16].copy_from_slice(&object.created.0.to_le_bytes());
     fields[16..20].copy_from_slice(&len(object.revision_at));
-    fields[20..].copy_from_slice(&len(object.json.len()));
+    fields[20..].copy_from_slice(&len(kept_len));
     fields
 }
 
@@ -241,7 +240,13 @@ impl Partial {
             attrs: crate::object::Attrs::default(),
         };
         let whole = object.json.len() == self.json_len;
-        if whole && checksum(&object.key, &header_fields(&object), &object.json) == self.crc {
+        if whole
+            && checksum(
+                &object.key,
+                &header_fields(&object, self.json_len),
+                &object.json,
+            ) == self.crc
+        {
             Ok(object)
         } else {
             Err(object.key)
@@ -287,7 +292,7 @@ mod tests {
         let mut partial: Option<Partial> = None;
         for part in 0..parts(object.json.len()) {
             let key = part_key(&object.key, part);
-            let mut value = part_value(object, part);
+            let mut value = part_value(object, &object.json, part);
             change(part, &mut value);
             let key = PartKey::decode(&key).ok_or("no key")?;
             assert_eq!(

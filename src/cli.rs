@@ -27,6 +27,9 @@ pub(crate) enum Command {
     Image(ImageCommand),
     /// Make a token by which a new node joins, and print the command for it
     Token(TokenArgs),
+    /// Back up, restore, check and compact the cluster's store
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Print a kubeconfig signed by the cluster's authority, for a node or for a user
     Kubeconfig(KubeconfigArgs),
     /// The container runtime process (started by `up` and `agent`)
@@ -87,6 +90,107 @@ pub(crate) struct ListenArgs {
     /// Leave out a built-in part; may be repeated
     #[arg(long, value_name = "PART")]
     pub(crate) disable: Vec<Part>,
+    #[command(flatten)]
+    pub(crate) storage: StorageArgs,
+    #[command(flatten)]
+    pub(crate) audit: AuditArgs,
+    #[command(flatten)]
+    pub(crate) oidc: OidcArgs,
+}
+
+/// Users of an OpenID Connect provider.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct OidcArgs {
+    /// Issuer of the ID tokens that are accepted
+    #[arg(
+        long,
+        value_name = "URL",
+        requires = "oidc_client_id",
+        requires = "oidc_jwks_file"
+    )]
+    pub(crate) oidc_issuer_url: Option<String>,
+    /// Audience that they must be for
+    #[arg(long, value_name = "ID", requires = "oidc_issuer_url")]
+    pub(crate) oidc_client_id: Option<String>,
+    /// The provider's public keys, a JSON Web Key Set; read again when a token names a new one
+    #[arg(long, value_name = "FILE", requires = "oidc_issuer_url")]
+    pub(crate) oidc_jwks_file: Option<PathBuf>,
+    /// Claim that is the user's name
+    #[arg(long, value_name = "CLAIM", default_value = "sub")]
+    pub(crate) oidc_username_claim: String,
+    /// What is put before the name; - for nothing [default: the issuer and #, nothing for `email`]
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) oidc_username_prefix: Option<String>,
+    /// Claim that lists the user's groups
+    #[arg(long, value_name = "CLAIM")]
+    pub(crate) oidc_groups_claim: Option<String>,
+    /// What is put before each group
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub(crate) oidc_groups_prefix: String,
+    /// Claim that must have a value; may be repeated
+    #[arg(long = "oidc-required-claim", value_name = "CLAIM=VALUE")]
+    pub(crate) oidc_required_claims: Vec<String>,
+    /// Algorithms of signatures that are accepted
+    #[arg(
+        long,
+        value_name = "ALG",
+        value_delimiter = ',',
+        default_value = "RS256"
+    )]
+    pub(crate) oidc_signing_algs: Vec<String>,
+}
+
+/// What is written down of requests.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct AuditArgs {
+    /// Upstream's audit policy: of which requests how much is written to the audit log
+    #[arg(long, value_name = "FILE", requires = "audit_log_path")]
+    pub(crate) audit_policy_file: Option<PathBuf>,
+    /// The audit log, one JSON event a line; - is standard output
+    #[arg(long, value_name = "FILE", requires = "audit_policy_file")]
+    pub(crate) audit_log_path: Option<PathBuf>,
+    /// MiB after which a new file is begun; 0 for never
+    #[arg(long, value_name = "MIB", default_value_t = 100)]
+    pub(crate) audit_log_maxsize: u64,
+    /// Old files that are kept; 0 for all
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    pub(crate) audit_log_maxbackup: usize,
+    /// Days that old files are kept; 0 for ever
+    #[arg(long, value_name = "DAYS", default_value_t = 0)]
+    pub(crate) audit_log_maxage: u32,
+}
+
+/// Where the objects are kept.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct StorageArgs {
+    /// Keep the objects in etcd at these URLs instead of the data folder; several servers with the same `pki` folder may share it
+    #[arg(long, value_name = "URL", value_delimiter = ',')]
+    pub(crate) etcd_servers: Vec<String>,
+    /// Authorities that sign the certificates of etcd's members
+    #[arg(long, value_name = "FILE", requires = "etcd_servers")]
+    pub(crate) etcd_cafile: Option<PathBuf>,
+    /// Certificate shown to etcd
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "etcd_cafile",
+        requires = "etcd_keyfile"
+    )]
+    pub(crate) etcd_certfile: Option<PathBuf>,
+    /// Its key
+    #[arg(long, value_name = "FILE", requires = "etcd_certfile")]
+    pub(crate) etcd_keyfile: Option<PathBuf>,
+    /// What all keys in etcd begin with
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = "/registry",
+        requires = "etcd_servers"
+    )]
+    pub(crate) etcd_prefix: String,
+    /// Upstream's EncryptionConfiguration: what is encrypted where objects are kept, and with which keys
+    #[arg(long, value_name = "FILE")]
+    pub(crate) encryption_provider_config: Option<PathBuf>,
 }
 
 /// A built-in part that others may stand in for.
@@ -307,6 +411,45 @@ pub(crate) enum ImageCommand {
         #[command(flatten)]
         common: CommonArgs,
     },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// Write all objects of the running cluster to a file
+    Backup {
+        /// The file [default: one of its own in the data folder's `backups`]
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+        #[command(flatten)]
+        args: StoreArgs,
+    },
+    /// Put a backup in the place of the stopped cluster's store, which is kept beside it
+    Restore {
+        /// The backup [default: the newest in the data folder's `backups`]
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+        #[command(flatten)]
+        args: StoreArgs,
+    },
+    /// Read the stopped cluster's store from the first record to the last
+    Check {
+        #[command(flatten)]
+        args: StoreArgs,
+    },
+    /// Write the stopped cluster's store anew, without what it no longer needs
+    Compact {
+        #[command(flatten)]
+        args: StoreArgs,
+    },
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct StoreArgs {
+    /// The encryption configuration that the server is started with, if it is
+    #[arg(long, value_name = "FILE")]
+    pub(crate) encryption_provider_config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
 }
 
 #[derive(Clone, Debug, Args)]

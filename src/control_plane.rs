@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use cox_apiserver::auth::UserInfo;
+use cox_apiserver::encryption::Encryption;
 use cox_apiserver::pki::{Pki, SignRequest};
 use cox_apiserver::{ApiServer, StartError};
-use cox_client::{Informers, SystemClock};
-use cox_store::{Backend, Store};
+use cox_client::{Informers, SystemClock, leader};
+use cox_store::{Backend, EtcdConfig, Store};
 use http::HeaderValue;
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::{ListenArgs, Part};
+use crate::cli::{AuditArgs, ListenArgs, OidcArgs, Part, StorageArgs};
 use crate::components::Components;
 use crate::paths::{Paths, write_private};
 
@@ -25,6 +26,8 @@ pub(crate) struct ControlPlane {
     informers: Informers,
     api_cancel: CancellationToken,
     service_lb: bool,
+    /// Other servers may work on the same store: of each component one is active.
+    shared: bool,
 }
 
 impl ControlPlane {
@@ -37,11 +40,22 @@ impl ControlPlane {
         node_ip: Option<IpAddr>,
     ) -> Result<Self> {
         let pki = Arc::new(Pki::load_or_create(&paths.pki())?);
-        let dir = paths.store();
+        let backend = backend(paths, &listen.storage);
+        let shared = matches!(backend, Backend::Etcd(_));
+        let mut store_config = cox_store::Config::new(backend);
+        let encryption = match &listen.storage.encryption_provider_config {
+            Some(path) => Some(Arc::new(Encryption::load(
+                path,
+                &listen.storage.etcd_prefix,
+            )?)),
+            None => None,
+        };
+        if let Some(encryption) = &encryption {
+            store_config.sealer = Arc::<Encryption>::clone(encryption);
+        }
         let open = tokio::task::spawn_blocking(move || {
-            let backend = Backend::Sled { dir };
             Store::open(
-                cox_store::Config::new(backend),
+                store_config,
                 Arc::new(cox_apiserver::registry::BuiltinIndexer),
             )
         });
@@ -59,8 +73,11 @@ impl ControlPlane {
         if config.service_cidrs.is_empty() {
             config.service_cidrs.push(service_cidr.parse()?);
         }
+        config.audit = audit(&listen.audit);
+        config.oidc = oidc(&listen.oidc)?;
         config.dns_service = !listen.disable.contains(&Part::Dns);
-        let deps = cox_apiserver::Deps::new(store.clone());
+        let mut deps = cox_apiserver::Deps::new(store.clone());
+        deps.encryption = encryption;
         let api = Arc::new(
             cox_apiserver::start(config, deps, api_cancel.clone())
                 .await
@@ -83,6 +100,7 @@ impl ControlPlane {
             informers,
             api_cancel,
             service_lb: !listen.disable.contains(&Part::ServiceLb),
+            shared,
         })
     }
 
@@ -103,38 +121,96 @@ impl ControlPlane {
 
     /// Starts the scheduler and the controllers.
     pub(crate) fn run_components(&self, components: &mut Components) {
-        let cancel = components.cancellation();
-        let scheduler = cox_scheduler::Deps {
-            client: self.client_as(
-                UserInfo::new("system:kube-scheduler", ["system:authenticated"]),
-                "kube-scheduler",
-            ),
-            informers: self.informers(),
-            clock: Arc::new(SystemClock),
-        };
-        let run = cox_scheduler::run(cox_scheduler::Config::default(), scheduler, cancel.clone());
-        components.spawn("scheduler", async move {
-            run.await.map_err(anyhow::Error::from)
-        });
+        self.run_scheduler(components);
+        self.run_controllers(components);
+    }
 
-        let api = Arc::clone(&self.api);
-        let controllers = cox_controllers::Deps {
-            client_for: Arc::new(move |name: &str| {
-                client_as(
-                    &api,
-                    UserInfo::service_account("kube-system", name, ""),
-                    "kube-controller-manager",
-                )
-            }),
-            informers: self.informers(),
-            clock: Arc::new(SystemClock),
+    fn run_scheduler(&self, components: &mut Components) {
+        let client = self.client_as(
+            UserInfo::new("system:kube-scheduler", ["system:authenticated"]),
+            "kube-scheduler",
+        );
+        let informers = self.informers();
+        let run = move |cancel| {
+            let deps = cox_scheduler::Deps {
+                client: client.clone(),
+                informers: informers.clone(),
+                clock: Arc::new(SystemClock),
+            };
+            async move {
+                let config = cox_scheduler::Config::default();
+                Ok(cox_scheduler::run(config, deps, cancel).await?)
+            }
         };
-        let mut config = cox_controllers::Config::new(self.pki.ca_pem());
-        config.service_lb = self.service_lb;
-        config.signer = Some(signer(&self.pki));
-        let run = cox_controllers::run(config, controllers, cancel);
-        components.spawn("controllers", async move {
-            run.await.map_err(anyhow::Error::from)
+        self.spawn_one(components, "scheduler", "kube-scheduler", run);
+    }
+
+    fn run_controllers(&self, components: &mut Components) {
+        let api = Arc::clone(&self.api);
+        let informers = self.informers();
+        let ca_pem = self.pki.ca_pem().to_owned();
+        let service_lb = self.service_lb;
+        let signer = signer(&self.pki);
+        let run = move |cancel| {
+            let api = Arc::clone(&api);
+            let deps = cox_controllers::Deps {
+                client_for: Arc::new(move |name: &str| {
+                    client_as(
+                        &api,
+                        UserInfo::service_account("kube-system", name, ""),
+                        "kube-controller-manager",
+                    )
+                }),
+                informers: informers.clone(),
+                clock: Arc::new(SystemClock),
+            };
+            let mut config = cox_controllers::Config::new(ca_pem.as_str());
+            config.service_lb = service_lb;
+            config.signer = Some(Arc::clone(&signer));
+            async move { Ok(cox_controllers::run(config, deps, cancel).await?) }
+        };
+        self.spawn_one(components, "controllers", "kube-controller-manager", run);
+    }
+
+    /// Runs a component; where other servers run it too, only while this one holds its lease.
+    fn spawn_one<F, Fut>(
+        &self,
+        components: &mut Components,
+        name: &'static str,
+        lease: &'static str,
+        run: F,
+    ) where
+        F: Fn(CancellationToken) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<()>> + Send + 'static,
+    {
+        let cancel = components.cancellation();
+        if !self.shared {
+            components.spawn(name, run(cancel));
+            return;
+        }
+        let client = self.client_as(internal("cox:election"), "cox");
+        let identity = format!(
+            "{}_{}_{}",
+            rustix::system::uname().nodename().to_string_lossy(),
+            self.url.trim_start_matches("https://"),
+            std::process::id()
+        );
+        components.spawn(name, async move {
+            loop {
+                let config = leader::Config::new("kube-system", lease, &identity);
+                let clock = Arc::new(SystemClock);
+                let mut outcome = Ok(());
+                let (run, slot) = (&run, &mut outcome);
+                let work = move |leading| {
+                    let running = run(leading);
+                    async move { *slot = running.await }
+                };
+                let ended = leader::lead(client.clone(), config, clock, cancel.clone(), work).await;
+                match ended {
+                    leader::Ended::Finished | leader::Ended::Cancelled => return outcome,
+                    leader::Ended::Lost => outcome?,
+                }
+            }
         });
     }
 
@@ -170,6 +246,68 @@ fn outward_address(any: IpAddr) -> Option<IpAddr> {
     socket.connect(far).ok()?;
     let own = socket.local_addr().ok()?.ip();
     Some(own).filter(|ip| !ip.is_unspecified())
+}
+
+/// The provider of users, where an issuer is named.
+fn oidc(args: &OidcArgs) -> Result<Option<cox_apiserver::auth::oidc::Config>> {
+    let named = args
+        .oidc_issuer_url
+        .clone()
+        .zip(args.oidc_client_id.clone())
+        .zip(args.oidc_jwks_file.clone());
+    let Some(((issuer_url, client_id), jwks_file)) = named else {
+        return Ok(None);
+    };
+    let required = args.oidc_required_claims.iter().map(|one| {
+        let (claim, value) = one
+            .split_once('=')
+            .with_context(|| format!("--oidc-required-claim {one:?} is not CLAIM=VALUE"))?;
+        Ok((claim.to_owned(), value.to_owned()))
+    });
+    Ok(Some(cox_apiserver::auth::oidc::Config {
+        issuer_url,
+        client_id,
+        jwks_file,
+        username_claim: args.oidc_username_claim.clone(),
+        username_prefix: args.oidc_username_prefix.clone(),
+        groups_claim: args.oidc_groups_claim.clone(),
+        groups_prefix: args.oidc_groups_prefix.clone(),
+        required_claims: required.collect::<Result<_>>()?,
+        signing_algs: args.oidc_signing_algs.clone(),
+    }))
+}
+
+/// The audit log, where a policy says what is in it.
+fn audit(args: &AuditArgs) -> Option<cox_apiserver::audit::Config> {
+    Some(cox_apiserver::audit::Config {
+        policy_file: args.audit_policy_file.clone()?,
+        path: args.audit_log_path.clone()?,
+        rotation: cox_apiserver::audit::Rotation {
+            size_mib: args.audit_log_maxsize,
+            backups: args.audit_log_maxbackup,
+            age_days: args.audit_log_maxage,
+        },
+    })
+}
+
+/// The data folder, or etcd where its servers are named.
+fn backend(paths: &Paths, args: &StorageArgs) -> Backend {
+    if args.etcd_servers.is_empty() {
+        return Backend::Sled { dir: paths.store() };
+    }
+    let identity = args.etcd_certfile.clone().zip(args.etcd_keyfile.clone());
+    let tls = args.etcd_cafile.clone().map(|ca_file| cox_store::Tls {
+        ca_file,
+        identity: identity.map(|(cert_file, key_file)| cox_store::Identity {
+            cert_file,
+            key_file,
+        }),
+    });
+    Backend::Etcd(EtcdConfig {
+        tls,
+        prefix: args.etcd_prefix.clone(),
+        ..EtcdConfig::new(args.etcd_servers.clone())
+    })
 }
 
 /// `manager` names the component in the managed fields of what it writes, in upstream's words.

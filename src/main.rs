@@ -16,6 +16,7 @@ mod renewal;
 mod server;
 mod shim_process;
 mod signals;
+mod store;
 mod token;
 mod up;
 
@@ -78,6 +79,7 @@ async fn run(command: Command) -> Result<()> {
         Command::Image(command) => image::run(command).await,
         Command::Token(args) => token::run(&args).await,
         Command::Kubeconfig(args) => credentials::run(&args),
+        Command::Store(command) => store::run(command).await,
         Command::Shim { config } => Box::pin(shim_process::run(&config)).await,
         Command::Compile { .. } | Command::Pause => {
             unreachable!("handled before the runtime starts")

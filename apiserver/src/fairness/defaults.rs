@@ -7,8 +7,11 @@ pub(crate) const AUTOUPDATE: &str = "apf.kubernetes.io/autoupdate-spec";
 /// The group of both kinds.
 pub(crate) const GROUP: &str = "flowcontrol.apiserver.k8s.io";
 
+/// A row of the table below.
+type Row = (&'static str, u32, u32, Option<(u32, u32)>);
+
 /// Name, shares, percent that is lent, and queues with the size of a hand; none where nobody waits.
-const LEVELS: [(&str, u32, u32, Option<(u32, u32)>); 7] = [
+const LEVELS: [Row; 7] = [
     ("catch-all", 5, 0, None),
     ("system", 30, 33, Some((64, 6))),
     ("node-high", 40, 25, Some((64, 6))),
@@ -45,6 +48,7 @@ pub(crate) fn levels() -> Vec<Value> {
 }
 
 /// The schemas.
+#[allow(clippy::too_many_lines, reason = "one table")]
 pub(crate) fn schemas() -> Vec<Value> {
     let masters = || vec![group("system:masters")];
     let everybody = || {

@@ -234,7 +234,7 @@ impl Levels {
 
     /// Seats of the pool that nobody has.
     fn free_pool(&self) -> usize {
-        let used: usize = self.by_name.values().map(Level::from_pool).sum();
+        let used: usize = self.by_name.values().map(Level::pool_seats).sum();
         self.pool.saturating_sub(used)
     }
 
@@ -296,7 +296,7 @@ impl Level {
         self.limits = limits;
     }
 
-    fn from_pool(&self) -> usize {
+    fn pool_seats(&self) -> usize {
         self.in_use.saturating_sub(self.kept)
     }
 
@@ -304,7 +304,7 @@ impl Level {
     /// level can ever get runs alone.
     fn fits(&self, width: usize, free: usize) -> bool {
         let after = self.in_use + width;
-        let more = after.saturating_sub(self.kept) - self.from_pool();
+        let more = after.saturating_sub(self.kept) - self.pool_seats();
         (after <= self.most && more <= free) || (self.in_use == 0 && self.nominal > 0)
     }
 

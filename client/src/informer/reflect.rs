@@ -66,7 +66,7 @@ where
         }
         if let Err(error) = result {
             // What cannot be decoded would be met again and again: a list gets over it.
-            if crate::has_code(&error, 410) || matches!(error, kube::Error::SerdeError(_)) {
+            if crate::has_code(&error, 410) || is_unreadable(&error) {
                 version = None;
             }
             let collection = source.api.resource_url();
@@ -84,6 +84,11 @@ where
             (pause * 2).min(BACKOFF_MAX)
         };
     }
+}
+
+/// An event that the typed view refuses. kube tries to read it as a Status then, which any object passes for, but without a code.
+fn is_unreadable(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::SerdeError(_)) || crate::has_code(error, 0)
 }
 
 /// Lists unless `version` says where to go on, then watches until the watch ends.

@@ -108,7 +108,7 @@ fn pods_are_created_deleted_and_jobs_ended() {
         (
             "no more than what is left to complete",
             three.clone(),
-            "aS bs cs d+",
+            "as bs cs d+",
             "-d SuccessCriteriaMet:CompletionsReached",
         ),
         (

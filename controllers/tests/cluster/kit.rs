@@ -322,12 +322,13 @@ async fn act_as_kubelet(client: kube::Client, pod: &Pod) -> Result<(), kube::Err
         api.create_subresource::<_, Value>("binding", &name, &PostParams::default(), &binding)
             .await
             .map(drop)
-    } else if pod
-        .status
-        .as_ref()
-        .and_then(|status| status.phase.as_deref())
-        == Some("Running")
-    {
+    } else if matches!(
+        pod.status
+            .as_ref()
+            .and_then(|status| status.phase.as_deref()),
+        // What a test has ended stays ended.
+        Some("Running" | "Succeeded" | "Failed")
+    ) {
         return Ok(());
     } else {
         let ready = json!({ "type": "Ready", "status": "True", "lastTransitionTime": now() });

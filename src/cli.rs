@@ -14,6 +14,7 @@ pub(crate) struct Cli {
     pub(crate) command: Option<Command>,
 }
 
+#[allow(clippy::large_enum_variant, reason = "there is one of it in a process")]
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Start a cluster on this machine: control plane and node; the default command

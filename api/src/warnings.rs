@@ -199,7 +199,7 @@ fn claim(spec: &Value, at: &str, warnings: &mut Vec<String>) {
     for field in ["requests", "limits"] {
         pod::fraction(
             &spec["resources"][field]["storage"],
-            &format!("{at}.resources.{field}[storage]"),
+            format!("{at}.resources.{field}[storage]"),
             warnings,
         );
     }

@@ -148,7 +148,8 @@ mod tests {
             ..NodeView::default()
         };
         let critical = |cpu: &str| pod("new", 2_000_000_000, json!({"requests": {"cpu": cpu}}));
-        let cases: Vec<(&str, Arc<Pod>, Vec<Arc<Pod>>, Option<Vec<&str>>)> = vec![
+        type Case<'c> = (&'c str, Arc<Pod>, Vec<Arc<Pod>>, Option<Vec<&'c str>>);
+        let cases: Vec<Case<'_>> = vec![
             (
                 "an ordinary Pod takes nobody's place",
                 burstable("new", "2"),

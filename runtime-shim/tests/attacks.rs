@@ -256,8 +256,10 @@ async fn what_all_share_is_not_used_up_by_one() {
     shim.stop().await;
 }
 
+type Module = Vec<u8>;
+
 /// The first valid module of a file of the specification's tests, and the first that must be refused.
-fn modules_of(text: &str) -> Option<(Option<Vec<u8>>, Option<Vec<u8>>)> {
+fn modules_of(text: &str) -> Option<(Option<Module>, Option<Module>)> {
     let mut lexer = wast::lexer::Lexer::new(text);
     lexer.allow_confusing_unicode(true);
     let buffer = wast::parser::ParseBuffer::new_with_lexer(lexer).ok()?;

@@ -54,7 +54,7 @@ fn settle_struct(walk: &Walk<'_>, schema: &Schema, def: &TypeDef, map: &mut Map<
         let field = &def.fields[at];
         settle_shape(walk, schema, &field.shape, value);
         let keeps = !value.is_null()
-            && !(field.omit_empty && !field.pointer && is_zero(&field.shape, value));
+            && (!field.omit_empty || field.pointer || !is_zero(&field.shape, value));
         if keeps {
             present |= bit(at);
         }

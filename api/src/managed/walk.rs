@@ -266,6 +266,10 @@ impl Scope<'_> {
         }
     }
 
+    #[allow(
+        clippy::too_many_lines,
+        reason = "one walk over both lists side by side"
+    )]
     fn list_items(self, node: Node<'_>, old: Side<'_>, new: Side<'_>, diff: &mut Comparison) {
         if let (Side::Is(old), Side::Is(new)) = (old, new)
             && old == new

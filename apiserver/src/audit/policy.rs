@@ -285,6 +285,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::too_many_lines, reason = "a table")]
     fn the_first_rule_that_means_a_request_decides() {
         let bob = UserInfo::new("bob", ["devs"]);
         let pods = Attributes {

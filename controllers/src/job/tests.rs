@@ -169,6 +169,7 @@ fn pods_are_created_deleted_and_jobs_ended() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a story of several jobs")]
 fn indexed_jobs_run_each_index_until_it_is_done() {
     let indexed = |more: Value| {
         let mut spec = json!({ "completionMode": "Indexed", "completions": 4, "parallelism": 2 });

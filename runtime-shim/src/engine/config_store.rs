@@ -5,7 +5,7 @@
 //! below them the environment that the container declares (`envFrom`, `env`). The image's own environment is not configuration.
 
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use wasmtime::StoreContextMut;
@@ -121,7 +121,7 @@ fn is_key(name: &str) -> bool {
     !name.is_empty() && !name.starts_with('.') && !name.contains('/')
 }
 
-fn keys(folder: &PathBuf) -> Result<Vec<String>, String> {
+fn keys(folder: &Path) -> Result<Vec<String>, String> {
     let folder = host_paths::open_folder(folder).map_err(|err| err.to_string())?;
     let entries =
         std::fs::read_dir(host_paths::of_kernel(&folder)).map_err(|err| err.to_string())?;
@@ -136,7 +136,7 @@ fn keys(folder: &PathBuf) -> Result<Vec<String>, String> {
 
 /// The value of a key; none when there is no such file. Links are followed inside the folder and never out of it, whoever may write
 /// there.
-fn read(folder: &PathBuf, key: &str) -> Result<Option<String>, String> {
+fn read(folder: &Path, key: &str) -> Result<Option<String>, String> {
     if !is_key(key) {
         return Ok(None);
     }

@@ -107,10 +107,10 @@ async fn one_round(
     } else {
         cluster.run(member);
     }
-    let mut shared = shared.0.lock();
-    let pause = shared.2;
-    let mut record = std::mem::take(&mut shared.0);
-    drop(shared);
+    let (mut record, pause) = {
+        let mut shared = shared.0.lock();
+        (std::mem::take(&mut shared.0), shared.2)
+    };
     for store in stores {
         let snapshot = loop {
             if let Ok(snapshot) = store.current().await {

@@ -224,6 +224,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::too_many_lines, reason = "a table")]
     fn apparmor_profiles() {
         use ProfileType::{Localhost, RuntimeDefault, Unconfined};
         let old = |text: &str| LinuxContainerSecurityContext {

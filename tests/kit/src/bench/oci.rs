@@ -415,13 +415,17 @@ fn share(times: &[Times], of: impl Fn(&Times) -> f64, percent: usize) -> f64 {
     all[(all.len() - 1) * percent / 100]
 }
 
+#[allow(
+    clippy::too_many_lines,
+    reason = "one run, and the figures that it gives"
+)]
 async fn starts(args: &Args, containerd: &Containerd) -> Result<Vec<Figure>> {
     let (mut process, ours) = shim(args, containerd).await?;
     let sides = [ours, plugin(containerd).await?];
     let mut single = [Vec::new(), Vec::new()];
     for number in 0..args.oci_pods + WARM_UPS {
         for (side, times) in sides.iter().zip(&mut single) {
-            let life = side.clone().live(format!("one-{number}"), None);
+            let life = Box::pin(side.clone().live(format!("one-{number}"), None));
             let taken = tokio::time::timeout(PATIENCE, life)
                 .await
                 .context(side.name)??;

@@ -138,10 +138,16 @@ impl Trail {
 
     /// What the client sent.
     pub(crate) fn sent(&mut self, schema: &Schema, entry: Option<&Entry>, body: &Bytes) {
-        if self.wanted.level < Level::Request || body.is_empty() {
+        let whole = self.wanted.level >= Level::Request;
+        // What is created has its name in itself alone.
+        if body.is_empty() || !whole && self.head.is_named() {
             return;
         }
         let mut object = decoded(schema, entry, body);
+        self.head.name(&object);
+        if !whole {
+            return;
+        }
         if self.wanted.omit_managed_fields {
             without_managed_fields(&mut object);
         }

@@ -158,8 +158,8 @@ async fn arguments_and_environment_reach_a_module() {
     let id = shim.launch(&pod, config).await;
     assert_eq!(shim.exit(&id).await.exit_code, 0);
     let expected = [
-        "stdout F echo\0--verbose\0two words\0",
-        "stderr F HOSTNAME=pod\0COLOUR=green\0",
+        "stdout P echo\0--verbose\0two words\0",
+        "stderr P HOSTNAME=pod\0COLOUR=green\0",
     ];
     let mut log = pod.log("app");
     log.sort_by_key(|line| std::cmp::Reverse(line.clone()));

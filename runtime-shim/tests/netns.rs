@@ -40,7 +40,8 @@ async fn launch(shim: &mut NodeShim, pod: &Pod, name: &str, args: &[&str]) -> St
 async fn run(shim: &mut NodeShim, pod: &Pod, name: &str, args: &[&str]) -> String {
     let id = launch(shim, pod, name, args).await;
     shim.shim.exit(&id).await;
-    pod.log(name).join("\n").replace("stdout F ", "")
+    let log = pod.log(name).join("\n");
+    log.replace("stdout F ", "").replace("stdout P ", "")
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -199,7 +199,7 @@ async fn the_pod_says_as_whom_and_with_what_rights_a_container_runs() {
         assert!(log.contains(line), "{line} is not in:\n{log}");
     }
     assert!(
-        log.lines().any(|line| line == "stdout F sh"),
+        log.lines().any(|line| line == "stdout P sh"),
         "it is the first process of its own PID namespace:\n{log}"
     );
     let user = status.user.unwrap().linux.unwrap();

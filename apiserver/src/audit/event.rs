@@ -118,6 +118,25 @@ impl Head {
             .insert("authorization.k8s.io/reason".to_owned(), reason.into());
     }
 
+    /// Whether it says which object is meant, as far as it can be said.
+    pub(super) fn is_named(&self) -> bool {
+        let reference = self.fields.get("objectRef");
+        reference.is_none_or(|reference| reference["name"].is_string())
+    }
+
+    /// Says it by the object that was sent, where the path did not.
+    pub(super) fn name(&mut self, object: &Value) {
+        if self.is_named() {
+            return;
+        }
+        if let (Some(reference), Some(name)) = (
+            self.fields.get_mut("objectRef"),
+            object["metadata"]["name"].as_str(),
+        ) {
+            reference["name"] = name.into();
+        }
+    }
+
     pub(super) fn sent(&mut self, object: Value) {
         self.sent = Some(object);
     }

@@ -59,6 +59,8 @@ impl NodeAuthorizer {
             ("", "serviceaccounts") => return self.service_account(node, asked),
             ("", "pods") => return self.pod(node, asked),
             ("", "nodes") => own_node(node, asked),
+            ("networking.k8s.io", "networkpolicies") => reads_all(asked),
+            ("", "namespaces") if reads_all(asked) => self.has_network_policies(),
             ("coordination.k8s.io", "leases") => own_lease(node, asked),
             ("storage.k8s.io", "csinodes") => own_csi_node(node, asked),
             // Needs claims to be followed; comes with dynamic resource allocation.
@@ -143,6 +145,7 @@ impl NodeAuthorizer {
             ("", "list" | "watch") => {
                 let selector = FieldSelector::parse(asked.field_selector).ok();
                 selector.is_some_and(|selector| selector.exact("spec.nodeName") == Some(node))
+                    || self.has_network_policies()
             }
             // Which Pods is admission's question.
             ("", "create" | "delete") | ("eviction", "create") | ("status", "update" | "patch") => {
@@ -155,6 +158,13 @@ impl NodeAuthorizer {
         } else {
             Decision::Deny(String::new())
         }
+    }
+
+    /// Which Pods a policy means, every node has to work out; as long as there is none, it is shown its own Pods only.
+    fn has_network_policies(&self) -> bool {
+        let snapshot = self.store.snapshot();
+        let mut policies = snapshot.range("networkpolicies", "", None);
+        policies.next().is_some()
     }
 
     /// Whether a Pod on the node refers to the object.
@@ -187,6 +197,10 @@ impl NodeAuthorizer {
             None => no_relationship(node),
         }
     }
+}
+
+fn reads_all(asked: &Attributes<'_>) -> bool {
+    matches!(asked.verb, "get" | "list" | "watch") && asked.subresource.is_empty()
 }
 
 fn no_relationship(node: &str) -> Decision {

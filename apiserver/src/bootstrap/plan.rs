@@ -16,7 +16,6 @@ use crate::auth::rbac::PolicyRule;
 use crate::fairness::defaults;
 use crate::services::{DEFAULT_CIDR_NAME, cidr::Cidr};
 
-const NETWORK_POLICY_READER: &str = "coxswain:network-policy-reader";
 const RBAC: &str = "rbac.authorization.k8s.io";
 const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 /// At which offset of the service range the cluster's DNS has its address, as elsewhere.
@@ -88,19 +87,7 @@ pub fn plan(snapshot: &Snapshot, settings: &Settings) -> Vec<Write> {
     writes.extend(reconcile(
         snapshot,
         Place::new(RBAC, "clusterrolebindings"),
-        node_binding("coxswain:node-proxies", "system:node-proxier"),
-        add_subjects,
-    ));
-    writes.extend(reconcile(
-        snapshot,
-        Place::new(RBAC, "clusterroles"),
-        network_policy_reader(),
-        add_rules,
-    ));
-    writes.extend(reconcile(
-        snapshot,
-        Place::new(RBAC, "clusterrolebindings"),
-        node_binding("coxswain:node-network-policies", NETWORK_POLICY_READER),
+        node_proxies(),
         add_subjects,
     ));
     writes.extend(plan_classes(snapshot, settings));
@@ -353,28 +340,14 @@ fn append(list: &mut Value, more: Vec<Value>) {
     }
 }
 
-/// What a node's network does with the node's own identity: there is no account of its own for it.
-fn node_binding(name: &str, role: &str) -> Value {
+/// Nodes proxy for Services with their own identity: there is no account for a proxy of its own.
+fn node_proxies() -> Value {
     json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
-        "metadata": {"name": name, "annotations": {AUTOUPDATE: "true"},
+        "metadata": {"name": "coxswain:node-proxies", "annotations": {AUTOUPDATE: "true"},
             "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"}},
-        "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": role},
+        "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": "system:node-proxier"},
         "subjects": [{"apiGroup": RBAC, "kind": "Group", "name": "system:nodes"}],
-    })
-}
-
-/// Which Pods a policy means, every node has to work out: as network plugins' agents, it reads all Pods and namespaces.
-fn network_policy_reader() -> Value {
-    let read = ["get", "list", "watch"];
-    json!({
-        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
-        "metadata": {"name": NETWORK_POLICY_READER, "annotations": {AUTOUPDATE: "true"},
-            "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"}},
-        "rules": [
-            {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": read},
-            {"apiGroups": [""], "resources": ["pods", "namespaces"], "verbs": read},
-        ],
     })
 }
 

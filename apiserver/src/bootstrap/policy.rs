@@ -304,8 +304,8 @@ mod tests {
             policy.cluster_role_bindings.len(),
             policy.role_bindings.len(),
         );
-        // One role and its binding are ours.
-        assert_eq!(counts, (69 + 1, 7, 50 + 1, 7));
+        // Ours: local-path and the approval of serving certificates with their bindings, and the three of joining nodes.
+        assert_eq!(counts, (69 + 2, 7, 50 + 2 + 3, 7));
         for binding in &policy.cluster_role_bindings {
             assert!(
                 policy

@@ -268,7 +268,7 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         assert_eq!(texts(&rotated), ["stdout F one", "stderr F two"]);
-        assert_eq!(texts(&path), ["stdout F three"]);
+        assert_eq!(texts(&path), ["stdout P three"]);
     }
 
     #[tokio::test]

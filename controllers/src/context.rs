@@ -4,9 +4,11 @@
 use std::sync::Arc;
 
 use cox_client::events::Recorder;
-use cox_client::runner::{self, Key, Queue, Verdict};
+use cox_client::runner::{self, Key, ObjectName, Queue, Verdict};
 use cox_client::{Cached, Clock, Informer, Informers};
 use futures::future::{BoxFuture, join_all};
+use kube::api::PostParams;
+use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::Deps;
@@ -58,6 +60,22 @@ impl Context {
         K: Cached + kube::Resource<Scope = kube::core::NamespaceResourceScope>,
     {
         kube::Api::namespaced(self.client(), namespace)
+    }
+
+    /// Writes an object's status. One that is gone needs none any more.
+    pub(crate) async fn replace_status<K>(&self, object: &K) -> Result<(), kube::Error>
+    where
+        K: Cached + kube::Resource<Scope = kube::core::NamespaceResourceScope> + Serialize,
+    {
+        let key = ObjectName::of(object);
+        let api = self.api::<K>(&key.namespace);
+        match api
+            .replace_status(&key.name, &PostParams::default(), object)
+            .await
+        {
+            Err(error) if cox_client::is_not_found(&error) => Ok(()),
+            result => result.map(drop),
+        }
     }
 
     /// The API of a cluster-scoped kind.

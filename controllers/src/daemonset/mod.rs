@@ -17,7 +17,6 @@ use cox_client::events::EventType;
 use cox_client::runner::{ObjectName, Verdict};
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, DaemonSetStatus};
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::api::PostParams;
 
 use crate::context::{Context, Loop};
 use crate::owned_pods::{self, Failure, OwnedPods};
@@ -174,19 +173,11 @@ impl Controller {
         if set.status.as_ref().map(normal) == Some(normal(status)) {
             return Ok(());
         }
-        let key = ObjectName::of(set);
         let next = DaemonSet {
             status: Some(status.clone()),
             ..set.clone()
         };
-        let api = self.context.api::<DaemonSet>(&key.namespace);
-        match api
-            .replace_status(&key.name, &PostParams::default(), &next)
-            .await
-        {
-            Err(error) if cox_client::is_not_found(&error) => Ok(()),
-            result => result.map(drop),
-        }
+        self.context.replace_status(&next).await
     }
 }
 

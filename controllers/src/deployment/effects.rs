@@ -207,21 +207,11 @@ impl Controller {
         if deployment.status.as_ref().map(normal) == Some(normal(status)) {
             return Ok(());
         }
-        let name = deployment.metadata.name.as_deref().unwrap_or_default();
-        let api = self
-            .context
-            .api::<Deployment>(deployment.metadata.namespace.as_deref().unwrap_or_default());
         let next = Deployment {
             status: Some(status.clone()),
             ..deployment.clone()
         };
-        match api
-            .replace_status(name, &PostParams::default(), &next)
-            .await
-        {
-            Err(error) if cox_client::is_not_found(&error) => Ok(()),
-            result => result.map(drop),
-        }
+        self.context.replace_status(&next).await
     }
 }
 

@@ -3,7 +3,6 @@
 use cox_client::runner::ObjectName;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::PostParams;
 
 use super::Controller;
 use super::kind::Replicas;
@@ -39,16 +38,7 @@ impl<K: Replicas> Controller<K> {
         if replica_set.status.as_ref().map(normal) == next.as_set().status.as_ref().map(normal) {
             return Ok(());
         }
-        let key = ObjectName::of(owner);
-        match self
-            .context
-            .api::<K>(&key.namespace)
-            .replace_status(&key.name, &PostParams::default(), &next)
-            .await
-        {
-            Err(error) if cox_client::is_not_found(&error) => Ok(()),
-            result => result.map(drop),
-        }
+        self.context.replace_status(&next).await
     }
 }
 

@@ -205,19 +205,11 @@ impl Controller {
         if set.status.as_ref().map(normal) == Some(normal(status)) {
             return Ok(());
         }
-        let key = ObjectName::of(set);
         let next = StatefulSet {
             status: Some(status.clone()),
             ..set.clone()
         };
-        let api = self.context.api::<StatefulSet>(&key.namespace);
-        match api
-            .replace_status(&key.name, &PostParams::default(), &next)
-            .await
-        {
-            Err(error) if cox_client::is_not_found(&error) => Ok(()),
-            result => result.map(drop),
-        }
+        self.context.replace_status(&next).await
     }
 }
 

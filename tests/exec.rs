@@ -1,4 +1,5 @@
-//! kubectl exec, attach, cp and port-forward against a running cluster, each over WebSocket and over SPDY/3.1.
+//! kubectl exec, attach, cp and port-forward against a running cluster, each over WebSocket and over SPDY/3.1, on containers of both
+//! kinds.
 #![allow(
     clippy::unwrap_used,
     clippy::too_many_lines,
@@ -9,6 +10,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
 
+use cox_testkit::linux::MixedCluster;
 use cox_testkit::{Cluster, Output, eventually, http};
 
 const COX: &str = env!("CARGO_BIN_EXE_cox");
@@ -320,6 +322,95 @@ fn asks_for_the_right_to_create(cluster: &Cluster) {
         text.contains("cannot create resource \"pods/exec\""),
         "{text}"
     );
+}
+
+const LINUX_PODS: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: { name: web }
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+    - name: web
+      image: docker.io/library/busybox:latest
+      imagePullPolicy: Never
+      command: [sh, -c, "mkdir /tmp/www; echo served >/tmp/www/index.html; exec httpd -f -p 8080 -h /tmp/www"]
+---
+apiVersion: v1
+kind: Pod
+metadata: { name: typed }
+spec:
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 1
+  containers:
+    - name: cat
+      image: docker.io/library/busybox:latest
+      imagePullPolicy: Never
+      command: [sh, -c, "cat; echo done >&2; exit 1"]
+      stdin: true
+      stdinOnce: true
+"#;
+
+#[test]
+fn streams_of_a_linux_container() {
+    let Some(node) = MixedCluster::start("streams_of_a_linux_container", COX, &[]) else {
+        return;
+    };
+    let cluster = &node.cluster;
+    for (protocol, websockets) in PROTOCOLS {
+        cluster.apply(LINUX_PODS).ok();
+        cluster.wait("condition=Ready", "pod/web");
+        let exec = |line: &str| {
+            let args = ["exec", "-i", "web", "--", "sh", "-c", line];
+            kubectl(cluster, websockets, &args)
+        };
+        let large: Vec<u8> = (0..5_000_000_u32).map(|n| (n % 251) as u8).collect();
+        let (code, out, err) = talk(exec("cat; echo done >&2; exit 3"), &large);
+        assert_eq!(code, 3, "{protocol}: {err}");
+        assert!(out == large, "{protocol}: {} bytes", out.len());
+        assert!(err.starts_with("done\n"), "{protocol}: {err}");
+        let folder = cluster.scratch().join(format!("linux-{protocol}"));
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("large"), &large).unwrap();
+        let copy = |from: &str, to: &str| {
+            Output::of(&mut kubectl(cluster, websockets, &["cp", from, to])).ok();
+        };
+        let back = cluster.scratch().join(format!("linux-back-{protocol}"));
+        copy(folder.to_str().unwrap(), "web:/tmp/copied");
+        copy("web:/tmp/copied", back.to_str().unwrap());
+        assert!(std::fs::read(back.join("large")).unwrap() == large);
+        let mut forward = kubectl(cluster, websockets, &["port-forward", "pod/web", ":8080"]);
+        let child = forward.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = Ends(child.spawn().unwrap());
+        let mut line = String::new();
+        BufReader::new(child.0.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let port = line.split(" -> ").next().unwrap_or_default();
+        let port = port.rsplit(':').next().unwrap_or_default();
+        // The forwarded port is on the loopback of the node's own network.
+        let url = format!("http://127.0.0.1:{port}/");
+        let mut get = cluster.inside("busybox".as_ref());
+        let served = Output::of(get.args(["wget", "-q", "-O", "-", &url])).ok();
+        assert_eq!(served, "served\n", "{protocol}");
+        drop(child);
+        cluster.wait("condition=Ready", "pod/typed");
+        let attach = kubectl(cluster, websockets, &["attach", "-i", "typed"]);
+        let (_, out, err) = talk(attach, b"typed\n");
+        assert!(out.starts_with(b"typed\n"), "{protocol}: {out:?} {err}");
+        cluster.wait("jsonpath={.status.phase}=Failed", "pod/typed");
+        let mut log: Vec<String> = Vec::new();
+        log.extend(
+            cluster
+                .kubectl(&["logs", "typed"])
+                .ok()
+                .lines()
+                .map(str::to_owned),
+        );
+        log.sort();
+        assert_eq!(log, ["done", "typed"], "{protocol}");
+        cluster.kubectl(&["delete", "pod", "web", "typed"]).ok();
+    }
 }
 
 #[test]

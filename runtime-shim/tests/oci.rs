@@ -440,6 +440,29 @@ async fn containers_outlive_the_shim_and_containerd() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_exec_that_ends_its_container_is_told_its_own_end() {
+    if !can_run_oci("an_exec_that_ends_its_container_is_told_its_own_end") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let containerd = Containerd::start(dir.path()).await;
+    let mut shim = Shim::with_containerd(dir.path(), &containerd).await;
+    shim.load_busybox("busybox").await;
+    let pod = shim.host_sandbox("ends-itself").await;
+    for round in 0..10 {
+        let line = "while ! [ -e end ]; do :; done; exit 9";
+        let name = format!("waits{round}");
+        let id = shim.launch(&pod, shell(&name, "busybox", line)).await;
+        let told = exec(&mut shim, &id, "touch end", 10).await.unwrap();
+        // Whether it comes to its own end or is taken along by the kernel is a matter of luck.
+        assert!([0, 137].contains(&told.exit_code), "{told:?}");
+        assert_eq!(shim.exit(&id).await.exit_code, 9);
+    }
+    remove_pod(&mut shim, &pod).await;
+    shim.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn in_the_virtual_network_an_oci_container_is_refused_with_the_reason() {
     if !can_run_oci("in_the_virtual_network_an_oci_container_is_refused_with_the_reason") {
         return;

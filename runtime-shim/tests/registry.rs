@@ -43,6 +43,9 @@ struct Registry {
     torn: Arc<Mutex<Option<String>>>,
     /// The ranges that were asked for.
     ranges: Arc<Mutex<Vec<String>>>,
+    /// A path that is answered only when the gate opens.
+    held: Arc<Mutex<Option<String>>>,
+    gate: Arc<tokio::sync::Notify>,
 }
 
 fn digest(bytes: &[u8]) -> String {
@@ -63,8 +66,15 @@ impl Registry {
                 let (stream, _) = listener.accept().await.unwrap();
                 let registry = registry.clone();
                 let service = service_fn(move |request| {
-                    let answer = registry.answer(&request);
-                    async move { Ok::<_, Infallible>(answer) }
+                    let registry = registry.clone();
+                    async move {
+                        let path = request.uri().path().trim_start_matches("/v2/").to_owned();
+                        let held = registry.held.lock().unwrap().as_ref() == Some(&path);
+                        if held {
+                            registry.gate.notified().await;
+                        }
+                        Ok::<_, Infallible>(registry.answer(&request))
+                    }
                 });
                 tokio::spawn(
                     hyper::server::conn::http1::Builder::new()
@@ -481,5 +491,73 @@ async fn an_image_for_linux_goes_into_containerd_and_a_broken_download_goes_on()
         pod.log("app")[0].contains("uid=33(www)"),
         "the upper layer is on top"
     );
+    shim.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_collector_takes_nothing_of_a_pull_that_is_under_way() {
+    if !can_run_oci("the_collector_takes_nothing_of_a_pull_that_is_under_way") {
+        return;
+    }
+    let registry = Registry::default();
+    let host = registry.serve().await;
+    let dir = tempfile::tempdir().unwrap();
+    let containerd = Containerd::start(dir.path()).await;
+    let mut shim = Shim::start_with(dir.path(), |config| {
+        config.containerd_socket = containerd.socket();
+        config.registries.plain_http = vec![host.to_string()];
+    })
+    .await;
+    let layers = busybox_layers();
+    let config = String::from_utf8(image_config(&layers)).unwrap();
+    registry.push(
+        "app",
+        (OCI, &config),
+        &[(TAR, &layers[0]), (TAR, &layers[1])],
+    );
+    *registry.held.lock().unwrap() = Some(format!("app/blobs/{}", digest(&layers[1])));
+    let image = format!("{host}/app");
+    let pulling = tokio::spawn({
+        let mut images = shim.images.clone();
+        let image = ImageSpec {
+            image: image.clone(),
+            ..ImageSpec::default()
+        };
+        let request = PullImageRequest {
+            image: Some(image),
+            ..PullImageRequest::default()
+        };
+        async move { images.pull_image(request).await }
+    });
+    let low = digest(&layers[0]);
+    let has_both = || {
+        let content = containerd.ctr(&["content", "ls", "-q"]);
+        let snapshots = containerd.ctr(&["snapshots", "ls"]);
+        let committed = |line: &str| line.starts_with(&low) && line.contains("Committed");
+        content.contains(&low) && snapshots.lines().any(committed)
+    };
+    support::wait_until("the first layer is unpacked", || async {
+        has_both().then_some(())
+    })
+    .await;
+    // Nothing names the layer yet; only the pull's lease holds it.
+    containerd.ctr(&["content", "prune", "references"]);
+    assert!(has_both(), "the collector took the first layer");
+    assert!(!pulling.is_finished());
+    registry.gate.notify_one();
+    let id = pulling.await.unwrap().unwrap().into_inner().image_ref;
+    assert_eq!(
+        containerd.ctr(&["images", "ls", "-q"]).lines().next(),
+        Some(&*format!("{image}:latest")),
+        "as other clients see it"
+    );
+    let pod = shim.host_sandbox("pod").await;
+    let mut config = shell("app", "x", "exit 42");
+    config.image = Some(ImageSpec {
+        image: id,
+        ..ImageSpec::default()
+    });
+    let container = shim.launch(&pod, config).await;
+    assert_eq!(shim.exit(&container).await.exit_code, 42);
     shim.stop().await;
 }

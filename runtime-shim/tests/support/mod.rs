@@ -347,6 +347,7 @@ pub async fn wait_until<T, F: Future<Output = Option<T>>>(
         .unwrap_or_else(|_| panic!("never happened: {what}"))
 }
 
+pub mod census;
 pub mod guests;
 pub mod node;
 pub mod oci;

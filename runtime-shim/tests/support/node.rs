@@ -80,6 +80,11 @@ impl Node {
         node
     }
 
+    /// The process that holds its namespaces.
+    pub fn holder(&self) -> u32 {
+        self.holder.id()
+    }
+
     fn enter(&self) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["-t", &self.holder.id().to_string(), "-n", "-m", "--"]);
@@ -232,6 +237,17 @@ impl NodeShim {
         let pid = rustix::process::Pid::from_raw(self.pid.cast_signed()).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
         self.shim.ended().await;
+    }
+
+    /// The same, for one that stays where it is until another takes its place.
+    pub async fn kill_in_place(&self) {
+        let pid = rustix::process::Pid::from_raw(self.pid.cast_signed()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        let process = PathBuf::from("/proc").join(self.pid.to_string());
+        wait_until("the shim is gone", || async {
+            (!process.exists()).then_some(())
+        })
+        .await;
     }
 
     /// A sandbox as a kubelet asks for one: own network, IPC and host name, each container its own processes.

@@ -9,6 +9,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::net::UnixStream;
 
+use super::node::Node;
 use super::{Pod, Shim, wait_until};
 
 const BUSYBOX: &str = "/bin/busybox";
@@ -17,6 +18,8 @@ const BUSYBOX: &str = "/bin/busybox";
 pub struct Containerd {
     dir: PathBuf,
     child: Child,
+    /// A process in whose network and mount namespaces it runs.
+    node: Option<u32>,
 }
 
 /// Whether OCI containers can be tested here; says so where they cannot, and fails where everything must run.
@@ -49,6 +52,15 @@ pub fn can_run_oci(test: &str) -> bool {
 
 impl Containerd {
     pub async fn start(dir: &Path) -> Self {
+        Self::start_at(dir, None).await
+    }
+
+    /// One in the namespaces of a node.
+    pub async fn in_node(node: &Node) -> Self {
+        Self::start_at(node.dir.path(), Some(node.holder())).await
+    }
+
+    async fn start_at(dir: &Path, node: Option<u32>) -> Self {
         let dir = dir.join("containerd");
         std::fs::create_dir_all(&dir).unwrap();
         // Its own CRI plugin would listen for streams; this runtime does not need it.
@@ -59,15 +71,23 @@ impl Containerd {
             dir.display()
         );
         std::fs::write(dir.join("config.toml"), config).unwrap();
-        let child = Self::spawn(&dir);
-        let containerd = Self { dir, child };
+        let child = Self::spawn(&dir, node);
+        let containerd = Self { dir, child, node };
         containerd.answers().await;
         containerd
     }
 
-    fn spawn(dir: &Path) -> Child {
+    fn spawn(dir: &Path, node: Option<u32>) -> Child {
         let log = std::fs::File::create(dir.join("log")).unwrap();
-        Command::new("containerd")
+        let mut command = match node {
+            None => Command::new("containerd"),
+            Some(process) => {
+                let mut command = Command::new("nsenter");
+                command.args(["-t", &process.to_string(), "-n", "-m", "--", "containerd"]);
+                command
+            }
+        };
+        command
             .arg("--config")
             .arg(dir.join("config.toml"))
             .stdin(Stdio::null())
@@ -94,7 +114,7 @@ impl Containerd {
     pub async fn restart(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        self.child = Self::spawn(&self.dir);
+        self.child = Self::spawn(&self.dir, self.node);
         self.answers().await;
     }
 

@@ -225,3 +225,6 @@ fn namespaces(
     }
     Ok(list)
 }
+
+#[cfg(test)]
+mod tests;

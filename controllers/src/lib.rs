@@ -8,9 +8,11 @@
 
 mod certificates;
 mod context;
+mod cronjob;
 mod daemonset;
 mod deployment;
 mod discovery;
+mod disruption;
 mod endpoints;
 mod endpointslice;
 mod endpointslice_mirroring;
@@ -219,6 +221,10 @@ fn spawn_workloads(scope: &TaskScope, context: impl Fn(&str, &str) -> Context) {
     scope.spawn("statefulset", statefulset::run(stateful));
     let jobs = context("job-controller", "job-controller");
     scope.spawn("job", job::run(jobs));
+    let crons = context("cronjob-controller", "cronjob-controller");
+    scope.spawn("cronjob", cronjob::run(crons));
+    let budgets = context("disruption-controller", "controllermanager");
+    scope.spawn("disruption", disruption::run(budgets));
     let ttl = context(
         "ttl-after-finished-controller",
         "ttl-after-finished-controller",

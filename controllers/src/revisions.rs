@@ -34,9 +34,9 @@ pub(crate) struct Template<'a> {
     pub(crate) collisions: i32,
 }
 
-/// The revision that a pod was made from.
+/// The revision that a pod was made from. Pods of stateful sets say its whole name, which ends in the hash.
 pub(crate) fn hash_of(pod: &Pod) -> Option<&str> {
-    pod.metadata.labels.as_ref()?.get(HASH).map(String::as_str)
+    pod.metadata.labels.as_ref()?.get(HASH)?.rsplit('-').next()
 }
 
 /// A number, or a percentage of `want`, rounded up.

@@ -172,11 +172,65 @@ async fn evictions_respect_budgets() {
         refused.json()["details"]["causes"][0]["reason"],
         "DisruptionBudget"
     );
-    server.delete(&format!("{budgets}/b")).await.ok(200);
-    server.post(&path, &eviction).await.ok(201);
-    assert!(
-        server.get(&format!("{PODS}/p")).await.ok(200)["metadata"]["deletionTimestamp"].is_string()
+    let allows = |allowed: i64| {
+        json!({"status": {"observedGeneration": 1, "disruptionsAllowed": allowed, "currentHealthy": 1, "desiredHealthy": 1,
+            "expectedPods": 2}})
+    };
+    let status = format!("{budgets}/b/status");
+    server.merge(&status, &allows(0)).await.ok(200);
+    let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+    server
+        .merge(&format!("{PODS}/p/status"), &ready)
+        .await
+        .ok(200);
+    let refused = server.post(&path, &eviction).await.json();
+    assert_eq!(
+        refused["details"]["causes"][0]["message"],
+        "The disruption budget b needs 1 healthy pods and has 1 currently"
     );
+    server.merge(&status, &allows(1)).await.ok(200);
+    server.post(&path, &eviction).await.ok(201);
+    let budget = server.get(&format!("{budgets}/b")).await.ok(200);
+    assert_eq!(budget["status"]["disruptionsAllowed"], 0);
+    assert!(budget["status"]["disruptedPods"]["p"].is_string());
+    let evicted = server.get(&format!("{PODS}/p")).await.ok(200);
+    assert!(evicted["metadata"]["deletionTimestamp"].is_string());
+    let conditions = evicted["status"]["conditions"].as_array().unwrap();
+    let target = conditions
+        .iter()
+        .find(|one| one["type"] == "DisruptionTarget");
+    assert_eq!(target.unwrap()["reason"], "EvictionByEvictionAPI");
+}
+
+#[tokio::test]
+async fn an_unhealthy_pod_goes_without_a_charge_where_the_budget_says_so() {
+    let server = Server::with_namespace().await;
+    let mut sick = pod("p");
+    sick["metadata"]["labels"] = json!({"app": "x"});
+    server.post(PODS, &sick).await.ok(201);
+    let running = json!({"status": {"phase": "Running"}});
+    server
+        .merge(&format!("{PODS}/p/status"), &running)
+        .await
+        .ok(200);
+    let budgets = "/apis/policy/v1/namespaces/a/poddisruptionbudgets";
+    let budget = json!({"metadata": {"name": "b"}, "spec": {"minAvailable": 1, "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        "selector": {"matchLabels": {"app": "x"}}}});
+    server.post(budgets, &budget).await.ok(201);
+    let eviction =
+        json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "p"}});
+    let path = format!("{PODS}/p/eviction");
+    server
+        .post(budgets, &{
+            let mut second = budget.clone();
+            second["metadata"]["name"] = "c".into();
+            second
+        })
+        .await
+        .ok(201);
+    assert_eq!(server.post(&path, &eviction).await.code, 500);
+    server.delete(&format!("{budgets}/c")).await.ok(200);
+    server.post(&path, &eviction).await.ok(201);
 }
 
 #[tokio::test]

@@ -74,17 +74,60 @@ pub(crate) async fn delete_collection(call: &mut Call<'_>) -> Result<Response<Bo
     ))
 }
 
-/// Deletes the Pod of an eviction, with the eviction's options.
+/// Deletes the Pod of an eviction, with the eviction's options, after `mark` has written into it why. With `at`, only while it is
+/// of this resource version.
 pub(crate) async fn evict(
     call: &Call<'_>,
     options: &Value,
     dry_run: bool,
+    at: Option<&str>,
+    mark: impl Fn(&mut Value),
 ) -> Result<(), ApiStatus> {
     let mut options = Options::of(options)?;
     options.dry_run |= dry_run;
+    if options.resource_version.is_none() {
+        options.resource_version = at.map(str::to_owned);
+    }
+    if !options.dry_run {
+        let written = mark_pod(call, &options, mark).await?;
+        if options.resource_version.is_some() {
+            options.resource_version = Some(written.revision.to_string());
+        }
+    }
     delete_named(call, call.info.name, &options)
         .await
         .map(|_| ())
+}
+
+async fn mark_pod(
+    call: &Call<'_>,
+    options: &Options,
+    mark: impl Fn(&mut Value),
+) -> Result<Arc<Object>, ApiStatus> {
+    let (entry, name) = (call.entry, call.info.name);
+    let (registry, namespace) = (&call.api.registry, call.namespace());
+    for _ in 0..RACE_ATTEMPTS {
+        let path = entry.path(namespace, name);
+        let object = registry.store().snapshot().get(&entry.prefix, &path);
+        let object = object.ok_or_else(|| refuse::not_found(entry, name))?;
+        let before = decode_stored(&object.json)?;
+        options.check_preconditions(entry, name, &before)?;
+        let mut marked = before.clone();
+        mark(&mut marked);
+        if marked == before {
+            return Ok(object);
+        }
+        let at = Precondition::Revision(object.revision);
+        match registry
+            .commit_put(entry, namespace, name, &marked, at)
+            .await
+        {
+            Ok(object) => return Ok(object),
+            Err(CommitError::Conflict(_) | CommitError::NotFound(_)) => {}
+            Err(error) => return Err(refuse::commit(entry, name, error)),
+        }
+    }
+    Err(refuse::modified(entry, name))
 }
 
 /// What became of an object.

@@ -33,7 +33,10 @@ pub(super) fn pod(set: &StatefulSet, template: PodTemplateSpec, ordinal: i32, ha
     let labels = pod.metadata.labels.get_or_insert_default();
     labels.insert(POD_NAME.to_owned(), name.clone());
     labels.insert(POD_INDEX.to_owned(), ordinal.to_string());
-    labels.insert(revisions::HASH.to_owned(), hash.to_owned());
+    labels.insert(
+        revisions::HASH.to_owned(),
+        format!("{}-{hash}", set_name(set)),
+    );
     let spec = pod.spec.get_or_insert_default();
     spec.hostname = Some(name.clone());
     spec.subdomain = set.spec.as_ref().and_then(|spec| spec.service_name.clone());

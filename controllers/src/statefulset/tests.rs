@@ -29,7 +29,7 @@ fn pods(text: &str) -> Vec<Arc<Pod>> {
         let mut pod = plain_pod(word);
         let name = pod.metadata.name.clone().unwrap();
         pod.metadata.name = Some(format!("s-{name}"));
-        pod.metadata.labels = Some([(HASH.to_owned(), hash.to_owned())].into());
+        pod.metadata.labels = Some([(HASH.to_owned(), format!("s-{hash}"))].into());
         Arc::new(pod)
     });
     pods.collect()

@@ -273,7 +273,9 @@ impl Controllers {
     }
 }
 
-const SERVICE_ACCOUNTS: [&str; 23] = [
+const SERVICE_ACCOUNTS: [&str; 25] = [
+    "cronjob-controller",
+    "disruption-controller",
     "resourcequota-controller",
     "service-account-controller",
     "root-ca-cert-publisher",

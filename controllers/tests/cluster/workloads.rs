@@ -1,8 +1,9 @@
 //! Replication controllers, jobs and daemon sets.
 
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, StatefulSet};
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{Pod, ReplicationController};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
@@ -307,5 +308,66 @@ async fn a_stateful_set_is_made_updated_and_shrunk_in_order() {
         .unwrap();
     cluster.wait_for::<StatefulSet>("one pod", settled(1)).await;
     assert_eq!(pods.list()[0].name_any(), "s-0");
+    controllers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_budget_says_how_many_may_go_and_evictions_are_charged() {
+    let cluster = Cluster::start().await;
+    cluster.run_kubelet().await;
+    let controllers = cluster.run_controllers(|_| {});
+    create_namespace(&cluster, "work").await;
+    let rc = json!({ "metadata": { "name": "rc" }, "spec": { "replicas": 2, "selector": { "app": "rc" }, "template": template("rc", "Always", "i") } });
+    cluster.create::<ReplicationController>("work", rc).await;
+    let budget = json!({ "metadata": { "name": "b" }, "spec": { "maxUnavailable": 1, "selector": { "matchLabels": { "app": "rc" } } } });
+    cluster.create::<PodDisruptionBudget>("work", budget).await;
+    let says = |healthy: i32, allowed: i32| {
+        move |budgets: &[std::sync::Arc<PodDisruptionBudget>]| {
+            let status = budgets.first().and_then(|budget| budget.status.as_ref());
+            status.is_some_and(|status| {
+                (status.current_healthy, status.expected_pods) == (Some(healthy), Some(2))
+                    && status.disruptions_allowed.unwrap_or_default() == allowed
+            })
+        }
+    };
+    cluster
+        .wait_for("two healthy pods, one may go", says(2, 1))
+        .await;
+    let pods = cluster.api::<Pod>("work");
+    let first = pods.list(&kube::api::ListParams::default()).await.unwrap();
+    let name = first.items[0].name_any();
+    pods.evict(&name, &kube::api::EvictParams::default())
+        .await
+        .unwrap();
+    cluster
+        .wait_for("another pod in its place", says(2, 1))
+        .await;
+    controllers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cron_job_starts_jobs_and_keeps_the_newest() {
+    let cluster = Cluster::start().await;
+    cluster.run_kubelet().await;
+    let controllers = cluster.run_controllers(|_| {});
+    create_namespace(&cluster, "work").await;
+    let job = json!({ "spec": { "template": template("tick", "Never", "i") } });
+    let cron = json!({ "metadata": { "name": "tick" }, "spec": { "schedule": "@every 2s", "concurrencyPolicy": "Replace", "jobTemplate": job } });
+    cluster.create::<CronJob>("work", cron).await;
+    let active = |crons: &[std::sync::Arc<CronJob>]| {
+        let status = crons.first().and_then(|cron| cron.status.clone());
+        let status = status.unwrap_or_default();
+        status.last_schedule_time.is_some() && status.active.is_some_and(|jobs| jobs.len() == 1)
+    };
+    cluster
+        .wait_for::<CronJob>("a job of its own", active)
+        .await;
+    let jobs = cluster.api::<Job>("work");
+    let first = jobs.list(&kube::api::ListParams::default()).await.unwrap();
+    let owner = &first.items[0].metadata.owner_references.as_ref().unwrap()[0];
+    assert_eq!(
+        (owner.kind.as_str(), owner.name.as_str()),
+        ("CronJob", "tick")
+    );
     controllers.stop().await;
 }

@@ -2,8 +2,11 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use cox_apiserver::auth::authorization::Mode;
+use cox_apiserver::auth::go_duration;
 use cox_apiserver::services::cidr::Cidr;
 
 /// Kubernetes in one small program, with Wasm components and OCI containers side by side in a Pod.
@@ -97,6 +100,64 @@ pub(crate) struct ListenArgs {
     pub(crate) audit: AuditArgs,
     #[command(flatten)]
     pub(crate) oidc: OidcArgs,
+    #[command(flatten)]
+    pub(crate) auth: AuthArgs,
+}
+
+/// Who else says who asks, and who decides what they may do.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct AuthArgs {
+    /// Upstream's AuthenticationConfiguration: issuers of tokens with their claim mappings, and paths that need no credentials
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "oidc_issuer_url",
+        conflicts_with = "anonymous_auth"
+    )]
+    pub(crate) authentication_config: Option<PathBuf>,
+    /// Kubeconfig of a webhook that is asked about bearer tokens which nobody here knows
+    #[arg(long, value_name = "FILE")]
+    pub(crate) authentication_token_webhook_config_file: Option<PathBuf>,
+    /// Version of the TokenReviews sent to it
+    #[arg(long, value_name = "VERSION", default_value = "v1beta1")]
+    pub(crate) authentication_token_webhook_version: String,
+    /// How long its answers are remembered
+    #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = go_duration)]
+    pub(crate) authentication_token_webhook_cache_ttl: Duration,
+    /// Whether requests without credentials are let in, as user system:anonymous [default: for health and version only]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) anonymous_auth: Option<bool>,
+    /// Audiences that tokens may be for, beside the cluster's own
+    #[arg(long, value_name = "AUDIENCE", value_delimiter = ',')]
+    pub(crate) api_audiences: Vec<String>,
+    /// Authorizers, in the order in which they are asked
+    #[arg(
+        long,
+        value_name = "MODE",
+        value_delimiter = ',',
+        default_value = "Node,RBAC"
+    )]
+    pub(crate) authorization_mode: Vec<Mode>,
+    /// Upstream's AuthorizationConfiguration: authorizers with the settings of webhooks; read again when it changes
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "authorization_mode",
+        conflicts_with = "authorization_webhook_config_file"
+    )]
+    pub(crate) authorization_config: Option<PathBuf>,
+    /// Kubeconfig of the webhook of --authorization-mode=Webhook
+    #[arg(long, value_name = "FILE")]
+    pub(crate) authorization_webhook_config_file: Option<PathBuf>,
+    /// Version of the SubjectAccessReviews sent to it
+    #[arg(long, value_name = "VERSION", default_value = "v1beta1")]
+    pub(crate) authorization_webhook_version: String,
+    /// How long it is remembered that it allows something
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = go_duration)]
+    pub(crate) authorization_webhook_cache_authorized_ttl: Duration,
+    /// How long it is remembered that it does not
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = go_duration)]
+    pub(crate) authorization_webhook_cache_unauthorized_ttl: Duration,
 }
 
 /// Users of an OpenID Connect provider.

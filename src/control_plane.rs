@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use cox_apiserver::auth::UserInfo;
+use cox_apiserver::auth::{UserInfo, authorization, token_webhook};
 use cox_apiserver::encryption::Encryption;
 use cox_apiserver::pki::{Pki, SignRequest};
 use cox_apiserver::{ApiServer, StartError};
@@ -13,7 +13,7 @@ use cox_store::{Backend, EtcdConfig, Store};
 use http::HeaderValue;
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::{AuditArgs, ListenArgs, OidcArgs, Part, StorageArgs};
+use crate::cli::{AuditArgs, AuthArgs, ListenArgs, OidcArgs, Part, StorageArgs};
 use crate::components::Components;
 use crate::paths::{Paths, write_private};
 
@@ -75,6 +75,7 @@ impl ControlPlane {
         }
         config.audit = audit(&listen.audit);
         config.oidc = oidc(&listen.oidc)?;
+        set_auth(&mut config, &listen.auth);
         config.dns_service = !listen.disable.contains(&Part::Dns);
         let mut deps = cox_apiserver::Deps::new(store.clone());
         deps.encryption = encryption;
@@ -246,6 +247,35 @@ fn outward_address(any: IpAddr) -> Option<IpAddr> {
     socket.connect(far).ok()?;
     let own = socket.local_addr().ok()?.ip();
     Some(own).filter(|ip| !ip.is_unspecified())
+}
+
+/// Who else says who asks, and who decides what they may do.
+fn set_auth(config: &mut cox_apiserver::Config, args: &AuthArgs) {
+    config
+        .authentication_file
+        .clone_from(&args.authentication_config);
+    let webhook = args.authentication_token_webhook_config_file.clone();
+    config.token_webhook = webhook.map(|kubeconfig| token_webhook::Config {
+        kubeconfig,
+        version: args.authentication_token_webhook_version.clone(),
+        ttl: args.authentication_token_webhook_cache_ttl,
+    });
+    config.anonymous = args.anonymous_auth;
+    config.audiences.clone_from(&args.api_audiences);
+    if let Some(file) = &args.authorization_config {
+        config.authorization = authorization::Config::File(file.clone());
+        return;
+    }
+    let webhook = args.authorization_webhook_config_file.clone();
+    config.authorization = authorization::Config::Flags {
+        modes: args.authorization_mode.clone(),
+        webhook: webhook.map(|kubeconfig| authorization::FlagWebhook {
+            kubeconfig,
+            version: args.authorization_webhook_version.clone(),
+            authorized_ttl: args.authorization_webhook_cache_authorized_ttl,
+            unauthorized_ttl: args.authorization_webhook_cache_unauthorized_ttl,
+        }),
+    };
 }
 
 /// The provider of users, where an issuer is named.

@@ -222,7 +222,7 @@ impl Api {
         B: http_body::Body<Data = Bytes> + Send,
         B::Error: std::fmt::Display,
     {
-        let sender = match self.authn.authenticate(arrived.parts, peer) {
+        let sender = match self.authn.authenticate(arrived.parts, peer).await {
             Ok(sender) => sender,
             Err(refused) => {
                 let nobody = UserInfo::default();
@@ -230,7 +230,7 @@ impl Api {
                 return Ok(finish(trail, Err(refused)));
             }
         };
-        let user = match self.authz.impersonate(arrived.parts, &sender) {
+        let user = match self.authz.impersonate(arrived.parts, &sender).await {
             Ok(user) => user,
             Err(refused) => {
                 let trail = self.trail(arrived, &arrived.attributes(&sender), None);
@@ -240,7 +240,7 @@ impl Api {
         let attributes = arrived.attributes(&user);
         let impersonator = (!Arc::ptr_eq(&user, &sender)).then_some(&*sender);
         let mut trail = self.trail(arrived, &attributes, impersonator);
-        let allowed = self.authz.require(&attributes);
+        let allowed = self.authz.require(&attributes).await;
         if let Some(trail) = &mut trail {
             trail.decided(allowed.is_ok(), "");
         }
@@ -623,6 +623,7 @@ impl<'a> Arrived<'a> {
             namespace: info.namespace,
             path: info.path,
             field_selector: self.query.field_selector.as_deref().unwrap_or_default(),
+            label_selector: self.query.label_selector.as_deref().unwrap_or_default(),
         }
     }
 

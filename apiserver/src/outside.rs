@@ -46,6 +46,8 @@ pub(crate) struct Outside {
 pub(crate) enum Trust {
     /// By a certificate of one of these authorities (PEM).
     Authorities(Vec<u8>),
+    /// By a certificate of one of the authorities that this machine trusts.
+    System,
     /// Not at all.
     Anyone,
 }
@@ -97,7 +99,8 @@ impl Outside {
         }
     }
 
-    fn tls(&self, trust: &Trust) -> Result<ClientConfig, Why> {
+    /// How such a server is spoken to.
+    pub(crate) fn tls(&self, trust: &Trust) -> Result<ClientConfig, Why> {
         let text = |error: rustls::Error| error.to_string();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -110,6 +113,11 @@ impl Outside {
                     let certificate = certificate.map_err(|error| error.to_string())?;
                     roots.add(certificate).map_err(text)?;
                 }
+                builder.with_root_certificates(roots)
+            }
+            Trust::System => {
+                let mut roots = rustls::RootCertStore::empty();
+                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
                 builder.with_root_certificates(roots)
             }
             Trust::Anyone => builder
@@ -140,7 +148,7 @@ impl Outside {
                     .decode(text)
                     .map_err(|error| error.to_string())?,
             ),
-            None => Trust::Authorities(Vec::new()),
+            None => Trust::System,
         };
         let url = format!("https://{}:{}{path}", place.name, place.port);
         let host = match place.port {

@@ -9,6 +9,7 @@ mod local;
 mod sweep;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -24,7 +25,7 @@ use crate::aggregator::Aggregator;
 use crate::api::Api;
 use crate::audit::{self, Audit, AuditError};
 use crate::auth::oidc::{self, OidcError};
-use crate::auth::{Peer, UserInfo, aggregation};
+use crate::auth::{AuthConfigError, Peer, UserInfo, aggregation, authorization, token_webhook};
 use crate::bootstrap;
 use crate::definitions;
 use crate::encryption::Encryption;
@@ -67,6 +68,16 @@ pub struct Config {
     pub audit: Option<audit::Config>,
     /// Whose users are the cluster's too.
     pub oidc: Option<oidc::Config>,
+    /// Upstream's AuthenticationConfiguration: issuers of tokens, requests without credentials.
+    pub authentication_file: Option<PathBuf>,
+    /// Who is asked about tokens that nobody here knows.
+    pub token_webhook: Option<token_webhook::Config>,
+    /// Whether requests without credentials are let in; at a few paths unless it is said.
+    pub anonymous: Option<bool>,
+    /// What the server answers to beside its own name.
+    pub audiences: Vec<String>,
+    /// Who decides what users may do.
+    pub authorization: authorization::Config,
 }
 
 impl Config {
@@ -86,6 +97,11 @@ impl Config {
             dns_service: false,
             audit: None,
             oidc: None,
+            authentication_file: None,
+            token_webhook: None,
+            anonymous: None,
+            audiences: Vec::new(),
+            authorization: authorization::Config::default(),
         }
     }
 }
@@ -145,6 +161,9 @@ pub enum StartError {
     /// The OpenID provider cannot be trusted.
     #[error(transparent)]
     Oidc(#[from] OidcError),
+    /// Who asks, or whether they may, cannot be found out as it is configured.
+    #[error(transparent)]
+    Auth(#[from] AuthConfigError),
     /// There is no audit log.
     #[error(transparent)]
     Audit(#[from] AuditError),
@@ -215,6 +234,13 @@ pub async fn start(
     services::repair(&api.registry).await;
     Aggregator::register(&api.registry).await;
     follow(&api, &tasks, &cancel);
+    if let authorization::Config::File(path) = config.authorization {
+        tasks.spawn(authorization::follow(
+            api.authz.clone(),
+            path,
+            cancel.clone(),
+        ));
+    }
     api.ready.store(true, Ordering::Release);
     Ok(ApiServer {
         api,
@@ -243,6 +269,17 @@ fn api(
     if let Some(provider) = config.oidc.clone() {
         api.authn.trust(provider)?;
     }
+    if let Some(file) = &config.authentication_file {
+        api.authn.configure(file)?;
+    }
+    if let Some(webhook) = &config.token_webhook {
+        api.authn.ask(webhook)?;
+    }
+    if let Some(everywhere) = config.anonymous {
+        api.authn.let_in_anonymous(everywhere);
+    }
+    api.authn.answer_to(&config.audiences);
+    authorization::configure(&api.authz, &config.authorization)?;
     if let Some(audit) = &config.audit {
         api.audit = Some(Arc::new(Audit::open(audit)?));
     }
@@ -287,6 +324,12 @@ impl ApiServer {
     #[must_use]
     pub fn service(&self, user: UserInfo) -> LocalService {
         LocalService::new(Arc::clone(&self.api), Peer::Local(Arc::new(user)))
+    }
+
+    /// What requests go through, for tests that come as somebody who has yet to prove who they are.
+    #[cfg(test)]
+    pub(crate) fn api_for_tests(&self) -> &Api {
+        &self.api
     }
 
     /// The objects behind the API.

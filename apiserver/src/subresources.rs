@@ -61,6 +61,6 @@ pub(crate) async fn create_virtual(call: &mut Call<'_>) -> Result<Response<Body>
         // Upstream answers these from health checks of parts that this server does not have apart from itself.
         "componentstatuses" if call.info.verb == "list" => read::list(call).await,
         "componentstatuses" => read::get(call).await,
-        _ => reviews::create(call),
+        _ => reviews::create(call).await,
     }
 }

@@ -1,6 +1,7 @@
 //! Component tests: the whole API in process over a memory store, as its clients see it.
 
 mod aggregation;
+mod asked_outside;
 mod content;
 mod conversion;
 mod crds;
@@ -96,6 +97,11 @@ impl Answer {
 
 impl Server {
     async fn new() -> Self {
+        Self::configured(|_| {}).await
+    }
+
+    /// With other settings than the usual ones.
+    async fn configured(edit: impl FnOnce(&mut Config)) -> Self {
         let keys = tempfile::tempdir().unwrap();
         let pki = Arc::new(Pki::load_or_create(keys.path()).unwrap());
         let store = Store::open(
@@ -104,7 +110,8 @@ impl Server {
         )
         .unwrap();
         let cancel = CancellationToken::new();
-        let config = Config::new("127.0.0.1:0".parse().unwrap(), Arc::clone(&pki));
+        let mut config = Config::new("127.0.0.1:0".parse().unwrap(), Arc::clone(&pki));
+        edit(&mut config);
         let server = start(config, Deps::new(store), cancel.clone())
             .await
             .unwrap();

@@ -7,7 +7,7 @@ use cox_api::cel::{Budget, CALL_COST_MAX, Cel, EvalError, Expression, Opaque};
 use serde_json::{Value, json};
 
 use super::Request;
-use crate::auth::{Attributes, Authorizer, UserInfo};
+use crate::auth::{Attributes, Authorizer, Decision, UserInfo};
 
 /// What all expressions of one policy, or the match conditions of one webhook, may cost for one request.
 pub(super) const REQUEST_COST_MAX: u64 = cox_api::cel::OBJECT_COST_MAX / 4;
@@ -149,6 +149,7 @@ struct Question {
     name: String,
     path: String,
     field_selector: String,
+    label_selector: String,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -203,14 +204,11 @@ impl Asking {
                 namespace: &asked.namespace,
                 name: &asked.name,
                 field_selector: &asked.field_selector,
+                label_selector: &asked.label_selector,
                 ..Attributes::for_resource(&self.user, verb, &asked.group, &asked.resource)
             })
         };
-        let (allowed, reason) = match decision {
-            crate::auth::Decision::Allow => (true, String::new()),
-            crate::auth::Decision::Deny(reason) => (false, reason),
-        };
-        Cel::Opaque(Arc::new(Answer { allowed, reason }))
+        Cel::Opaque(Arc::new(Answer(decision)))
     }
 }
 
@@ -261,8 +259,9 @@ impl Opaque for Asking {
             (Stage::Resource, "fieldSelector", [text]) => {
                 self.with(|next| next.field_selector = (*text).to_owned())
             }
-            // No rule of RBAC looks at labels.
-            (Stage::Resource, "labelSelector", [_]) => self.with(|_| {}),
+            (Stage::Resource, "labelSelector", [text]) => {
+                self.with(|next| next.label_selector = (*text).to_owned())
+            }
             (Stage::Resource | Stage::Path, "check", [verb]) => self.check(verb),
             _ => return None,
         };
@@ -284,10 +283,7 @@ impl Opaque for Asking {
 
 /// What an authorizer said.
 #[derive(Debug)]
-struct Answer {
-    allowed: bool,
-    reason: String,
-}
+struct Answer(Decision);
 
 impl Opaque for Answer {
     fn type_name(&self) -> &'static str {
@@ -296,10 +292,16 @@ impl Opaque for Answer {
 
     fn call(&self, method: &str, args: &[Cel]) -> Option<Result<Cel, EvalError>> {
         let value = match (method, args) {
-            ("allowed", []) => Cel::Bool(self.allowed),
-            ("reason", []) => Cel::text(&self.reason),
-            ("errored", []) => Cel::Bool(false),
-            ("error", []) => Cel::text(""),
+            ("allowed", []) => Cel::Bool(self.0.is_allowed()),
+            ("reason", []) => match &self.0 {
+                Decision::Deny(reason) => Cel::text(reason),
+                Decision::Allow | Decision::Failed(_) => Cel::text(""),
+            },
+            ("errored", []) => Cel::Bool(matches!(self.0, Decision::Failed(_))),
+            ("error", []) => match &self.0 {
+                Decision::Failed(why) => Cel::text(why),
+                Decision::Allow | Decision::Deny(_) => Cel::text(""),
+            },
             _ => return None,
         };
         Some(Ok(value))

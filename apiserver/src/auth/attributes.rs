@@ -27,6 +27,8 @@ pub struct Attributes<'a> {
     pub path: &'a str,
     /// The field selector of list, watch and deletecollection as sent, or empty.
     pub field_selector: &'a str,
+    /// The label selector of the same, as sent, or empty.
+    pub label_selector: &'a str,
 }
 
 impl<'a> Attributes<'a> {
@@ -43,6 +45,7 @@ impl<'a> Attributes<'a> {
             namespace: "",
             path,
             field_selector: "",
+            label_selector: "",
         }
     }
 
@@ -73,6 +76,8 @@ pub enum Decision {
     Allow,
     /// Refuse with 403; the text (may be empty) follows upstream's sentence about what was asked.
     Deny(String),
+    /// Nobody allows it, and somebody who might could not be asked: why not.
+    Failed(String),
 }
 
 impl Decision {

@@ -1,9 +1,10 @@
-//! Finds out who asks: the peer's certificate, a service account token, or nobody (for health and version only).
+//! Finds out who asks: the peer's certificate, a token, or nobody (for health and version only, unless configured otherwise).
 //!
 //! Inputs: the peer of the connection, the head of a request. Output: a user or 401. Keeps a bounded cache of tokens whose
 //! signature was checked; what they are bound to is compared with the store for each request.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use cox_api::status::ApiStatus;
@@ -17,7 +18,9 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::bootstrap_tokens;
 use super::bound::{self, Holding};
-use super::oidc::{self, Oidc, OidcError};
+use super::configured::AuthConfigError;
+use super::oidc::{self, Anonymous, Issuer, OidcError};
+use super::token_webhook::{self, TokenWebhook};
 use super::tokens::{Claims, ISSUER, TokenError, TokenKey};
 use super::{Peer, UserInfo};
 use crate::pki::Pki;
@@ -36,7 +39,9 @@ pub struct Authenticator {
     key: TokenKey,
     store: Store,
     audiences: Vec<String>,
-    oidc: Option<Oidc>,
+    issuers: Vec<Issuer>,
+    webhook: Option<TokenWebhook>,
+    anonymous: Anonymous,
     cache: Mutex<HashMap<[u8; 32], Arc<Known>>>,
 }
 
@@ -66,7 +71,9 @@ impl Authenticator {
             key,
             store,
             audiences: vec![ISSUER.to_owned()],
-            oidc: None,
+            issuers: Vec::new(),
+            webhook: None,
+            anonymous: Anonymous::At(ANONYMOUS_PATHS.map(str::to_owned).to_vec()),
             cache: Mutex::default(),
         }
     }
@@ -76,8 +83,45 @@ impl Authenticator {
     /// # Errors
     /// What is wrong with its keys or its flags.
     pub fn trust(&mut self, provider: oidc::Config) -> Result<(), OidcError> {
-        self.oidc = Some(Oidc::open(provider)?);
+        self.issuers.push(Issuer::of_flags(&provider)?);
         Ok(())
+    }
+
+    /// Takes over the users of the issuers that a file names (`--authentication-config`), and whom it lets in without credentials.
+    ///
+    /// # Errors
+    /// What is wrong with the file.
+    pub fn configure(&mut self, file: &Path) -> Result<(), AuthConfigError> {
+        let (issuers, anonymous) = oidc::read(file)?;
+        self.issuers.extend(issuers);
+        if let Some(anonymous) = anonymous {
+            self.anonymous = anonymous;
+        }
+        Ok(())
+    }
+
+    /// Asks a server outside about tokens that nobody here knows.
+    ///
+    /// # Errors
+    /// What is wrong with its configuration.
+    pub fn ask(&mut self, webhook: &token_webhook::Config) -> Result<(), AuthConfigError> {
+        self.webhook = Some(TokenWebhook::open(webhook)?);
+        Ok(())
+    }
+
+    /// Lets requests without credentials in: everywhere, as far as authorization does, or nowhere at all.
+    pub fn let_in_anonymous(&mut self, everywhere: bool) {
+        self.anonymous = if everywhere {
+            Anonymous::Everywhere
+        } else {
+            Anonymous::At(Vec::new())
+        };
+    }
+
+    /// Answers to further audiences.
+    pub fn answer_to(&mut self, audiences: &[String]) {
+        let new = audiences.iter().filter(|one| one.as_str() != ISSUER);
+        self.audiences.extend(new.cloned());
     }
 
     /// The key that signs tokens.
@@ -116,7 +160,11 @@ impl Authenticator {
     ///
     /// # Errors
     /// 401 for credentials that do not hold, and for none where some are needed.
-    pub fn authenticate(&self, parts: &Parts, peer: &Peer) -> Result<Arc<UserInfo>, ApiStatus> {
+    pub async fn authenticate(
+        &self,
+        parts: &Parts,
+        peer: &Peer,
+    ) -> Result<Arc<UserInfo>, ApiStatus> {
         let now_secs = jiff::Timestamp::now().as_second();
         let failed = match peer {
             Peer::Local(user) => return Ok(user.clone()),
@@ -131,6 +179,7 @@ impl Authenticator {
         if let Some(token) = bearer_token(parts) {
             return self
                 .verify_token(token, &self.audiences, now_secs)
+                .await
                 .map(|verified| verified.user)
                 .map_err(|error| {
                     tracing::debug!(%error, "Bearer token refused");
@@ -141,7 +190,11 @@ impl Authenticator {
             tracing::debug!(%why, "Client certificate refused");
             return Err(ApiStatus::unauthorized());
         }
-        if ANONYMOUS_PATHS.contains(&parts.uri.path()) {
+        let let_in = match &self.anonymous {
+            Anonymous::Everywhere => true,
+            Anonymous::At(paths) => paths.iter().any(|path| path == parts.uri.path()),
+        };
+        if let_in {
             return Ok(Arc::new(UserInfo::anonymous()));
         }
         Err(ApiStatus::unauthorized())
@@ -151,7 +204,59 @@ impl Authenticator {
     ///
     /// # Errors
     /// Why it does not.
-    pub fn verify_token(
+    pub async fn verify_token(
+        &self,
+        token: &str,
+        audiences: &[String],
+        now_secs: i64,
+    ) -> Result<Verified, TokenError> {
+        let own = match self.issuers.iter().find(|issuer| issuer.claims(token)) {
+            Some(issuer) => {
+                Box::pin(self.verify_provided(issuer, token, audiences, now_secs)).await
+            }
+            None => self.verify_own(token, audiences, now_secs),
+        };
+        let (Err(refused), Some(webhook)) = (&own, &self.webhook) else {
+            return own;
+        };
+        match Box::pin(webhook.ask(token, audiences, &self.audiences)).await {
+            Ok(Some((user, audiences))) => Ok(Verified {
+                user: Arc::new(user),
+                audiences,
+            }),
+            Ok(None) => Err(refused.clone()),
+            Err(why) => Err(TokenError::Webhook(why)),
+        }
+    }
+
+    /// A token of a provider speaks to this server and to nobody else.
+    async fn verify_provided(
+        &self,
+        issuer: &Issuer,
+        token: &str,
+        audiences: &[String],
+        now_secs: i64,
+    ) -> Result<Verified, TokenError> {
+        let audiences = self.own_of(audiences)?;
+        let user = issuer.verify(token, now_secs).await;
+        Ok(Verified {
+            user: user.map_err(TokenError::Provider)?,
+            audiences,
+        })
+    }
+
+    /// Those of the audiences that this server is.
+    fn own_of(&self, audiences: &[String]) -> Result<Vec<String>, TokenError> {
+        let shared = audiences.iter().filter(|one| self.audiences.contains(one));
+        let shared: Vec<String> = shared.cloned().collect();
+        if shared.is_empty() {
+            return Err(TokenError::Audience(self.audiences.clone()));
+        }
+        Ok(shared)
+    }
+
+    /// A token of this cluster: of a service account, or for a node that joins.
+    fn verify_own(
         &self,
         token: &str,
         audiences: &[String],
@@ -160,25 +265,10 @@ impl Authenticator {
         let snapshot = self.store.snapshot();
         if let Some(parts) = bootstrap_tokens::parts(token) {
             // Such a token speaks to this server and to nobody else.
-            let shared = audiences.iter().filter(|one| self.audiences.contains(one));
-            let shared: Vec<String> = shared.cloned().collect();
-            if shared.is_empty() {
-                return Err(TokenError::Audience(self.audiences.clone()));
-            }
+            let audiences = self.own_of(audiences)?;
             return Ok(Verified {
                 user: bootstrap_tokens::check(&snapshot, parts, now_secs)?,
-                audiences: shared,
-            });
-        }
-        if let Some(oidc) = self.oidc.as_ref().filter(|oidc| oidc.claims(token)) {
-            let shared = audiences.iter().filter(|one| self.audiences.contains(one));
-            let shared: Vec<String> = shared.cloned().collect();
-            if shared.is_empty() {
-                return Err(TokenError::Audience(self.audiences.clone()));
-            }
-            return Ok(Verified {
-                user: oidc.verify(token, now_secs).map_err(TokenError::Provider)?,
-                audiences: shared,
+                audiences,
             });
         }
         let digest: [u8; 32] = Sha256::digest(token).into();

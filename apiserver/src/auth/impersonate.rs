@@ -25,7 +25,7 @@ struct Wanted {
 }
 
 /// The user that the request acts as: `user` itself without the headers.
-pub(super) fn impersonate(
+pub(super) async fn impersonate(
     authorizer: &Authorizer,
     headers: &HeaderMap,
     user: &Arc<UserInfo>,
@@ -40,7 +40,7 @@ pub(super) fn impersonate(
         ));
     }
     for question in questions(user, &wanted) {
-        authorizer.require(&question)?;
+        authorizer.require(&question).await?;
     }
     Ok(Arc::new(become_user(wanted)))
 }

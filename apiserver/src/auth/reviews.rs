@@ -13,7 +13,7 @@ const AUTHORIZATION: &str = "authorization.k8s.io";
 ///
 /// # Errors
 /// For questions that make no sense.
-pub fn create(
+pub async fn create(
     authenticator: &Authenticator,
     authorizer: &Authorizer,
     user: &UserInfo,
@@ -22,15 +22,17 @@ pub fn create(
     mut review: Value,
 ) -> Result<Value, ApiStatus> {
     let status = match plural {
-        "tokenreviews" => token_review(authenticator, &review)?,
+        "tokenreviews" => token_review(authenticator, &review).await?,
         "selfsubjectreviews" => json!({"userInfo": user_value(user)}),
-        "subjectaccessreviews" => access_review(authorizer, &review, None, "SubjectAccessReview")?,
+        "subjectaccessreviews" => {
+            access_review(authorizer, &review, None, "SubjectAccessReview").await?
+        }
         "selfsubjectaccessreviews" => {
-            access_review(authorizer, &review, Some(user), "SelfSubjectAccessReview")?
+            access_review(authorizer, &review, Some(user), "SelfSubjectAccessReview").await?
         }
         "localsubjectaccessreviews" => {
             check_local(&review, namespace)?;
-            access_review(authorizer, &review, None, "LocalSubjectAccessReview")?
+            access_review(authorizer, &review, None, "LocalSubjectAccessReview").await?
         }
         "selfsubjectrulesreviews" => rules_review(authorizer, &review, user)?,
         _ => return Err(ApiStatus::unknown_path()),
@@ -63,7 +65,7 @@ fn user_value(user: &UserInfo) -> Value {
     value
 }
 
-fn token_review(authenticator: &Authenticator, review: &Value) -> Result<Value, ApiStatus> {
+async fn token_review(authenticator: &Authenticator, review: &Value) -> Result<Value, ApiStatus> {
     let token = review["spec"]["token"].as_str().unwrap_or_default();
     if token.is_empty() {
         return Err(ApiStatus::bad_request(
@@ -78,7 +80,7 @@ fn token_review(authenticator: &Authenticator, review: &Value) -> Result<Value, 
     };
     let now_secs = jiff::Timestamp::now().as_second();
     Ok(
-        match authenticator.verify_token(token, audiences, now_secs) {
+        match authenticator.verify_token(token, audiences, now_secs).await {
             Ok(verified) => {
                 json!({"authenticated": true, "user": user_value(&verified.user), "audiences": verified.audiences})
             }
@@ -106,7 +108,7 @@ fn check_local(review: &Value, namespace: &str) -> Result<(), ApiStatus> {
     ))
 }
 
-fn access_review(
+async fn access_review(
     authorizer: &Authorizer,
     review: &Value,
     oneself: Option<&UserInfo>,
@@ -152,14 +154,55 @@ fn access_review(
         return Err(ApiStatus::invalid(AUTHORIZATION, kind, "", errors));
     }
     let user = oneself.unwrap_or(&of_spec);
-    Ok(match authorizer.authorize(&attributes(spec, user)) {
-        Decision::Allow => json!({"allowed": true}),
-        Decision::Deny(reason) if reason.is_empty() => json!({"allowed": false}),
-        Decision::Deny(reason) => json!({"allowed": false, "reason": reason}),
-    })
+    let selectors = Selectors::of(&spec["resourceAttributes"]);
+    Ok(
+        match authorizer.decide(&attributes(spec, &selectors, user)).await {
+            Decision::Allow => json!({"allowed": true}),
+            Decision::Deny(reason) if reason.is_empty() => json!({"allowed": false}),
+            Decision::Deny(reason) => json!({"allowed": false, "reason": reason}),
+            Decision::Failed(why) => json!({"allowed": false, "evaluationError": why}),
+        },
+    )
 }
 
-fn attributes<'a>(spec: &'a Value, user: &'a UserInfo) -> Attributes<'a> {
+/// The selectors of a question, in their text forms.
+#[derive(Default)]
+struct Selectors {
+    field: String,
+    label: String,
+}
+
+impl Selectors {
+    /// A selector is given as text, or as requirements; those that have no text form only make the question wider.
+    fn of(resource: &Value) -> Self {
+        let read = |selector: &Value| {
+            if let Some(raw) = selector["rawSelector"].as_str() {
+                return raw.to_owned();
+            }
+            let all = selector["requirements"].as_array();
+            let terms = all.into_iter().flatten().filter_map(|one| {
+                let key = one["key"].as_str()?;
+                let values = texts(&one["values"]);
+                match (one["operator"].as_str()?, values.as_slice()) {
+                    ("In", [value]) => Some(format!("{key}={value}")),
+                    ("NotIn", [value]) => Some(format!("{key}!={value}")),
+                    ("In", [_, ..]) => Some(format!("{key} in ({})", values.join(","))),
+                    ("NotIn", [_, ..]) => Some(format!("{key} notin ({})", values.join(","))),
+                    ("Exists", []) => Some(key.to_owned()),
+                    ("DoesNotExist", []) => Some(format!("!{key}")),
+                    _ => None,
+                }
+            });
+            terms.collect::<Vec<_>>().join(",")
+        };
+        Self {
+            field: read(&resource["fieldSelector"]),
+            label: read(&resource["labelSelector"]),
+        }
+    }
+}
+
+fn attributes<'a>(spec: &'a Value, selectors: &'a Selectors, user: &'a UserInfo) -> Attributes<'a> {
     let path = &spec["nonResourceAttributes"];
     if path.is_object() {
         let text = |field: &str| path[field].as_str().unwrap_or_default();
@@ -172,9 +215,8 @@ fn attributes<'a>(spec: &'a Value, user: &'a UserInfo) -> Attributes<'a> {
     asked.subresource = text("subresource");
     asked.namespace = text("namespace");
     asked.name = text("name");
-    asked.field_selector = resource["fieldSelector"]["rawSelector"]
-        .as_str()
-        .unwrap_or_default();
+    asked.field_selector = &selectors.field;
+    asked.label_selector = &selectors.label;
     asked
 }
 
@@ -214,6 +256,9 @@ fn rules_review(
     let mut errors = problems;
     if user.node_name().is_some() {
         errors.push("node authorizer does not support user rule resolution".to_owned());
+    }
+    if authorizer.asks_outside() {
+        errors.push("webhook authorizer does not support user rule resolution".to_owned());
     }
     let mut status = json!({"resourceRules": of_resources, "nonResourceRules": of_paths, "incomplete": !errors.is_empty()});
     if !errors.is_empty() {

@@ -104,6 +104,9 @@ pub enum TokenError {
     /// The provider of the cluster's users did not make it, or not for this cluster.
     #[error("the token of the OpenID provider does not hold: {0}")]
     Provider(String),
+    /// A server outside was to be asked and could not be.
+    #[error("the token webhook could not be asked: {0}")]
+    Webhook(String),
     /// What it is bound to is gone.
     #[error("the token is bound to {kind} {name:?}, which is gone or another one")]
     Unbound {

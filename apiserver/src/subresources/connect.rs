@@ -37,18 +37,22 @@ const OPTIONS: [(&str, &str); 4] = [
 /// Answers with the kubelet's answer, and carries the bytes of an upgraded connection.
 pub(crate) async fn connect(call: &Call<'_>) -> Result<Response<Body>, ApiStatus> {
     // As upstream since 1.35: a WebSocket begins with a GET, but running a command is never only reading.
-    call.api.authz.require(&Attributes {
-        user: call.user,
-        verb: "create",
-        group: call.info.group,
-        version: call.info.version,
-        resource: call.info.resource,
-        subresource: call.info.subresource,
-        name: call.info.name,
-        namespace: call.info.namespace,
-        path: call.info.path,
-        field_selector: "",
-    })?;
+    call.api
+        .authz
+        .require(&Attributes {
+            user: call.user,
+            verb: "create",
+            group: call.info.group,
+            version: call.info.version,
+            resource: call.info.resource,
+            subresource: call.info.subresource,
+            name: call.info.name,
+            namespace: call.info.namespace,
+            path: call.info.path,
+            field_selector: "",
+            label_selector: "",
+        })
+        .await?;
     let options = options(call);
     write::admit_other(call, Operation::Connect, Some(options), None, false).await?;
     let registry = &call.api.registry;

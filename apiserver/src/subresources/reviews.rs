@@ -11,7 +11,7 @@ use crate::refuse;
 use crate::render;
 
 /// POST of a review.
-pub(crate) fn create(call: &mut Call<'_>) -> Result<Response<Body>, ApiStatus> {
+pub(crate) async fn create(call: &mut Call<'_>) -> Result<Response<Body>, ApiStatus> {
     let body = input::decode(call, Expected::object(call), "CreateOptions")?;
     let api = call.api;
     let answer = reviews::create(
@@ -21,7 +21,8 @@ pub(crate) fn create(call: &mut Call<'_>) -> Result<Response<Body>, ApiStatus> {
         &call.entry.resource.plural,
         call.namespace(),
         body,
-    )?;
+    )
+    .await?;
     Ok(render::value(call, StatusCode::CREATED, &answer))
 }
 

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use futures::FutureExt as _;
+
 use super::*;
 
 /// A name, the headers, and the code that answers them.
@@ -35,7 +37,11 @@ async fn impersonation_needs_a_right_for_each_header() {
     grant(&cluster.store, "boss", rules).await;
     let authorizer = Authorizer::new(cluster.store.clone());
     let boss = Arc::new(UserInfo::new("boss", []));
-    let act = |headers: &[(&str, &str)]| authorizer.impersonate(&request("/api", headers), &boss);
+    let act = |headers: &[(&str, &str)]| {
+        let parts = request("/api", headers);
+        let acted = authorizer.impersonate(&parts, &boss).now_or_never();
+        acted.expect("nobody outside is asked")
+    };
 
     assert!(Arc::ptr_eq(&act(&[]).expect("oneself"), &boss));
     let jane = act(&[
@@ -182,6 +188,7 @@ async fn a_node_reads_what_its_pods_need_and_keeps_its_own() {
     remove(&cluster.store, "pods", "ns/p").await;
     let answer = authorizer
         .require(&asked)
+        .await
         .expect_err("the pod that needed it is gone");
     assert_eq!(
         answer.message,
@@ -208,7 +215,10 @@ async fn refusals_are_in_upstreams_words() {
         ),
     ];
     for (asked, expected) in cases {
-        let status = authorizer.require(&asked).expect_err("nothing is allowed");
+        let status = authorizer
+            .require(&asked)
+            .await
+            .expect_err("nothing is allowed");
         assert_eq!((status.code, status.message.as_str()), (403, expected));
     }
 }
@@ -231,6 +241,8 @@ async fn reviews_answer_questions() {
             namespace,
             json!({"spec": spec}),
         )
+        .now_or_never()
+        .expect("nobody outside is asked")
         .map(|review| review["status"].clone())
     };
     let pods = |verb: &str, namespace: &str| json!({"verb": verb, "resource": "pods", "namespace": namespace});

@@ -199,15 +199,18 @@ async fn a_remembered_token_still_ends() {
     cluster
         .authn
         .verify_token(&token, &audiences, now())
+        .await
         .expect("now");
     let later = cluster
         .authn
         .verify_token(&token, &audiences, now() + 3600)
+        .await
         .expect_err("later");
     assert_eq!(later, TokenError::Expired);
     let other = cluster
         .authn
         .verify_token(&token, &["vault".to_owned()], now())
+        .await
         .expect_err("another audience");
     assert!(matches!(other, TokenError::Audience(_)));
 }
@@ -306,6 +309,7 @@ async fn certificates_name_users_and_groups() {
     let user = cluster
         .authn
         .authenticate(&request("/api", &[]), &peer)
+        .await
         .expect("jane");
     assert_eq!(
         (user.name.as_str(), user.groups.as_slice()),
@@ -325,6 +329,7 @@ async fn certificates_name_users_and_groups() {
         let status = cluster
             .authn
             .authenticate(&request(path, &[]), &rejected)
+            .await
             .expect_err("foreign");
         assert_eq!(
             status.code, 401,
@@ -336,6 +341,7 @@ async fn certificates_name_users_and_groups() {
     cluster
         .authn
         .authenticate(&with_token, &rejected)
+        .await
         .expect("a good token beside a bad certificate");
     let expired = Peer::Certificate {
         user,
@@ -345,6 +351,7 @@ async fn certificates_name_users_and_groups() {
         cluster
             .authn
             .authenticate(&request("/api", &[]), &expired)
+            .await
             .expect_err("ended")
             .code,
         401
@@ -358,6 +365,7 @@ async fn anonymous_sees_health_and_version_only() {
         let user = cluster
             .authn
             .authenticate(&request(path, &[]), &Peer::Unidentified)
+            .await
             .expect(path);
         assert_eq!(
             (user.name.as_str(), user.in_group(UNAUTHENTICATED)),
@@ -377,6 +385,7 @@ async fn anonymous_sees_health_and_version_only() {
         let status = cluster
             .authn
             .authenticate(&request(path, &[]), &Peer::Unidentified)
+            .await
             .expect_err(path);
         assert_eq!(status.code, 401, "{path}");
     }
@@ -385,6 +394,7 @@ async fn anonymous_sees_health_and_version_only() {
         cluster
             .authn
             .authenticate(&basic, &Peer::Unidentified)
+            .await
             .expect_err("no passwords")
             .code,
         401

@@ -1,0 +1,152 @@
+//! What the files and flags of authentication and authorization have in common: reading them strictly, durations, naming the place of
+//! what is wrong.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+/// Why the server does not start with such a configuration of authentication or authorization.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthConfigError {
+    /// No such file, or not readable.
+    #[error("{} cannot be read", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It does not say what it should.
+    #[error("{} is wrong: {reason}", .path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What, with its place.
+        reason: String,
+    },
+    /// The flags do not fit together.
+    #[error("{0}")]
+    Flags(String),
+}
+
+/// A text such as `1m30s`, as Go writes durations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct GoDuration(pub(super) Duration);
+
+/// Reads Go's form of durations.
+///
+/// # Errors
+/// What is not in it.
+pub fn go_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no duration such as 30s or 5m");
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let (mut rest, mut total) = (text, 0.0);
+    if rest.is_empty() {
+        return Err(wrong());
+    }
+    while !rest.is_empty() {
+        let digits = rest
+            .find(|one: char| !one.is_ascii_digit() && one != '.')
+            .ok_or_else(wrong)?;
+        let number: f64 = rest[..digits].parse().map_err(|_| wrong())?;
+        rest = &rest[digits..];
+        let units = [
+            ("ns", 1e-9),
+            ("us", 1e-6),
+            ("µs", 1e-6),
+            ("ms", 1e-3),
+            ("s", 1.0),
+            ("m", 60.0),
+            ("h", 3600.0),
+        ];
+        let unit = units.iter().find(|(unit, _)| {
+            rest.strip_prefix(unit)
+                .is_some_and(|after| !after.starts_with(|one: char| one.is_alphabetic()))
+        });
+        let (unit, secs) = unit.ok_or_else(wrong)?;
+        total += number * secs;
+        rest = &rest[unit.len()..];
+    }
+    Duration::try_from_secs_f64(total).map_err(|_| wrong())
+}
+
+impl<'de> Deserialize<'de> for GoDuration {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        go_duration(&text)
+            .map(Self)
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+/// Reads a file of one kind, in any of these versions of `apiserver.config.k8s.io`. Fields that are not known are errors.
+pub(super) fn read<T: DeserializeOwned>(
+    path: &Path,
+    kind: &str,
+    versions: &[&str],
+) -> Result<T, AuthConfigError> {
+    let text = std::fs::read(path).map_err(|source| AuthConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    parse(&text, kind, versions).map_err(|reason| AuthConfigError::File {
+        path: path.to_owned(),
+        reason,
+    })
+}
+
+pub(super) fn parse<T: DeserializeOwned>(
+    text: &[u8],
+    kind: &str,
+    versions: &[&str],
+) -> Result<T, String> {
+    let mut file = cox_api::codec::yaml_value(text).map_err(|error| error.to_string())?;
+    if file["kind"] != kind {
+        return Err(format!("kind: must be {kind}"));
+    }
+    let version = file["apiVersion"].as_str().unwrap_or_default();
+    let known = version
+        .strip_prefix("apiserver.config.k8s.io/")
+        .is_some_and(|version| versions.contains(&version));
+    if !known {
+        return Err(format!(
+            "apiVersion: must be apiserver.config.k8s.io/{}",
+            versions.join(" or ")
+        ));
+    }
+    if let Some(fields) = file.as_object_mut() {
+        fields.remove("kind");
+        fields.remove("apiVersion");
+    }
+    serde_json::from_value(file).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_gos() {
+        for (text, expected) in [
+            ("30s", Some(30_000)),
+            ("5m0s", Some(300_000)),
+            ("1h2m3.5s", Some(3_723_500)),
+            ("250ms", Some(250)),
+            ("0", Some(0)),
+            ("", None),
+            ("5", None),
+            ("m5", None),
+            ("5 m", None),
+            ("5mx", None),
+            ("-5s", None),
+        ] {
+            let read = go_duration(text).map(|duration| duration.as_millis());
+            assert_eq!(read.ok(), expected, "{text:?}");
+        }
+    }
+}

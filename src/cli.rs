@@ -468,6 +468,14 @@ pub(crate) enum ImageCommand {
         #[command(flatten)]
         common: CommonArgs,
     },
+    /// Fetch images from their registries, as the node would for a Pod
+    Pull {
+        /// The images, such as docker.io/library/busybox:latest
+        #[arg(required = true, value_name = "REF")]
+        images: Vec<String>,
+        #[command(flatten)]
+        common: CommonArgs,
+    },
     /// List the images of the running node
     Ls {
         #[command(flatten)]

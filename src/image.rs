@@ -1,6 +1,6 @@
 //! `cox image`: loads and lists the images of the node that runs on this machine, through the runtime's image door.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -20,6 +20,13 @@ pub(crate) async fn run(command: ImageCommand) -> Result<()> {
             let socket = Paths::resolve(&common)?.images_socket();
             for image in named(&files, name)? {
                 let entry = load(&socket, &image).await?;
+                writeln!(std::io::stdout(), "{}  {}", entry.name, entry.id)?;
+            }
+        }
+        ImageCommand::Pull { images, common } => {
+            let socket = Paths::resolve(&common)?.images_socket();
+            for image in images {
+                let entry = pull(&socket, &image).await?;
                 writeln!(std::io::stdout(), "{}  {}", entry.name, entry.id)?;
             }
         }
@@ -47,6 +54,30 @@ pub(crate) async fn run(command: ImageCommand) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Pulls one image and shows on a terminal how far it is.
+async fn pull(socket: &Path, image: &str) -> Result<door::Entry> {
+    let shows = std::io::stderr().is_terminal();
+    let megabytes = |bytes: u64| format!("{}.{}", bytes / 1_000_000, bytes / 100_000 % 10);
+    let mut shown = String::new();
+    let pulled = door::pull(socket, image, |now| {
+        let text = format!(
+            "{image}  {} of {} MB",
+            megabytes(now.bytes),
+            megabytes(now.of)
+        );
+        if shows && now.of > 0 && text != shown {
+            // The line is written over; what cannot be shown is not missed.
+            write!(std::io::stderr(), "\r\x1b[K{text}").ok();
+            shown = text;
+        }
+    });
+    let pulled = pulled.await;
+    if shows {
+        write!(std::io::stderr(), "\r\x1b[K").ok();
+    }
+    pulled.map_err(|error| explain(error, socket))
 }
 
 /// Loads one file; the runtime checks and compiles it before it answers.

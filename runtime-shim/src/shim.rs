@@ -218,8 +218,9 @@ impl Shim {
             .insert(container.id.clone(), container);
     }
 
-    pub(crate) fn forget_container(&self, container: &Container) {
-        self.containers.write().remove(&container.id);
+    /// Whether this caller was the first to forget it.
+    pub(crate) fn forget_container(&self, container: &Container) -> bool {
+        let forgotten = self.containers.write().remove(&container.id).is_some();
         let mut members = self.members.write();
         if let Some(list) = members.get_mut(container.sandbox_id()) {
             list.retain(|member| member.id != container.id);
@@ -227,6 +228,7 @@ impl Shim {
                 members.remove(container.sandbox_id());
             }
         }
+        forgotten
     }
 }
 

@@ -311,6 +311,7 @@ impl Story {
         torn.await.unwrap();
         self.shim = start_shim(&self.node, self.containerd.as_ref()).await;
         self.counts.killed_shims += 1;
+        self.remove_unknown().await;
     }
 
     /// The same with containerd; its containers go on.
@@ -338,6 +339,7 @@ impl Story {
         })
         .await;
         self.live.push(probe);
+        self.remove_unknown().await;
     }
 
     /// A Pod in each network, with each kind of container that it may hold.
@@ -360,13 +362,19 @@ impl Story {
         }
     }
 
-    /// As a kubelet does with sandboxes that it does not know.
     async fn remove_everything(&mut self) {
         self.live.clear();
+        self.remove_unknown().await;
+    }
+
+    /// As a kubelet does with sandboxes that it does not know: those of Pods whose making was broken off after their sandbox stood.
+    async fn remove_unknown(&mut self) {
         let request = ListPodSandboxRequest::default();
         let list = self.shim.shim.runtime.list_pod_sandbox(request);
         for sandbox in list.await.unwrap().into_inner().items {
-            self.shim.remove_pod(&sandbox.id).await;
+            if self.live.iter().all(|pod| pod.id != sandbox.id) {
+                self.shim.remove_pod(&sandbox.id).await;
+            }
         }
     }
 }

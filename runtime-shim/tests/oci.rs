@@ -523,3 +523,172 @@ async fn an_image_is_a_volume_that_is_read_only() {
     assert!(!snapshots.contains("-image-"), "{snapshots}");
     shim.stop().await;
 }
+
+/// A runc that does what criu does below it, in a machine whose kernel criu knows; `refuse` beside it makes it fail as criu does.
+fn runc_with_criu(dir: &std::path::Path) -> std::path::PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    let programs = dir.join("programs");
+    std::fs::create_dir(&programs).unwrap();
+    let path = std::env::var_os("PATH").unwrap();
+    let runc = std::env::split_paths(&path).map(|dir| dir.join("runc"));
+    let runc = runc.into_iter().find(|file| file.exists()).unwrap();
+    let script = format!(
+        "#!/bin/sh\nfor arg; do case \"$arg\" in checkpoint) checkpoint=1;; esac; done\n\
+         [ -n \"$checkpoint\" ] || exec {} \"$@\"\n\
+         while [ $# -gt 0 ]; do case \"$1\" in --image-path) image=$2;; --work-path) work=$2;; --leave-running) stays=1;; esac; shift; done\n\
+         [ -n \"$stays\" ] || exit 2\n\
+         if [ -e {}/refuse ]; then echo '(00.1) Error (criu/vdso.c:1): Unexpected area' >$work/dump.log; echo criu failed >&2; exit 1; fi\n\
+         echo memory >$image/pages-1.img; echo dumped >$work/dump.log\n",
+        runc.display(),
+        programs.display()
+    );
+    let file = programs.join("runc");
+    std::fs::write(&file, script).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+    programs
+}
+
+async fn checkpoint(
+    shim: &mut Shim,
+    id: &str,
+    location: &std::path::Path,
+) -> Result<(), tonic::Status> {
+    let request = CheckpointContainerRequest {
+        container_id: id.into(),
+        location: location.display().to_string(),
+        timeout: 60,
+    };
+    shim.runtime.checkpoint_container(request).await.map(drop)
+}
+
+/// What an archive has at this path.
+fn of_archive(archive: &std::path::Path, path: &str) -> Option<String> {
+    let output = std::process::Command::new("tar")
+        .arg("-xOf")
+        .arg(archive)
+        .arg(path)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    output.status.success().then_some(text)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_holds_memory_files_specification_and_log() {
+    if !can_run_oci("a_checkpoint_holds_memory_files_specification_and_log") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let programs = runc_with_criu(dir.path());
+    let containerd = Containerd::with_programs(dir.path(), programs.clone()).await;
+    let mut shim = Shim::with_containerd(dir.path(), &containerd).await;
+    shim.load_busybox("busybox").await;
+    let pod = shim.host_sandbox("pod").await;
+    let line = "echo mine >/tmp/own; echo said; while true; do sleep 0.2; done";
+    let id = shim.launch(&pod, shell("app", "busybox", line)).await;
+    support::wait_until("it has said something", || async {
+        (pod.log("app") == ["stdout F said"]).then_some(())
+    })
+    .await;
+    let archive = dir.path().join("app.tar");
+    checkpoint(&mut shim, &id, &archive).await.unwrap();
+    assert_eq!(
+        of_archive(&archive, "checkpoint/pages-1.img").unwrap(),
+        "memory\n"
+    );
+    assert_eq!(of_archive(&archive, "dump.log").unwrap(), "dumped\n");
+    let log = of_archive(&archive, "container.log").unwrap();
+    assert!(log.ends_with("stdout F said\n"), "{log}");
+    let json = |path: &str| -> serde_json::Value {
+        serde_json::from_str(&of_archive(&archive, path).unwrap()).unwrap()
+    };
+    let config = json("config.dump");
+    assert_eq!(
+        (&config["id"], &config["name"]),
+        (&json_text(&id), &json_text("app"))
+    );
+    assert_eq!(json("spec.dump")["process"]["args"][2], line);
+    let files = dir.path().join("files.tar");
+    std::fs::write(&files, tar_member(&archive, "rootfs-diff.tar")).unwrap();
+    assert_eq!(of_archive(&files, "tmp/own").unwrap(), "mine\n");
+    assert!(
+        of_archive(&files, "bin/busybox").is_none(),
+        "the image's own files are not in it"
+    );
+    std::fs::write(programs.join("refuse"), "").unwrap();
+    let refused = checkpoint(&mut shim, &id, &archive).await.unwrap_err();
+    assert!(
+        refused
+            .message()
+            .contains("(criu/vdso.c:1): Unexpected area"),
+        "{refused}"
+    );
+    assert!(
+        of_archive(&archive, "dump.log").is_some(),
+        "the older archive stays"
+    );
+    let relative = checkpoint(&mut shim, &id, "app.tar".as_ref())
+        .await
+        .unwrap_err();
+    assert_eq!(relative.code(), tonic::Code::InvalidArgument, "{relative}");
+    assert_eq!(
+        shim.status(&id).await.state(),
+        ContainerState::ContainerRunning
+    );
+    shim.stop_container(&id, 0).await;
+    let ended = checkpoint(&mut shim, &id, &archive).await.unwrap_err();
+    assert_eq!(ended.code(), tonic::Code::FailedPrecondition, "{ended}");
+    let beside: Vec<_> = std::fs::read_dir(dir.path()).unwrap().flatten().collect();
+    let left = beside.iter().filter(|entry| {
+        entry
+            .file_name()
+            .to_string_lossy()
+            .starts_with(".checkpoint")
+    });
+    assert_eq!(left.count(), 0);
+    let snapshots = containerd.ctr(&["snapshots", "ls"]);
+    assert!(!snapshots.contains("checkpoint-"), "{snapshots}");
+    remove_pod(&mut shim, &pod).await;
+    shim.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_machine_s_own_criu_writes_a_checkpoint_or_says_why_not() {
+    if !can_run_oci("the_machine_s_own_criu_writes_a_checkpoint_or_says_why_not") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let containerd = Containerd::start(dir.path()).await;
+    let mut shim = Shim::with_containerd(dir.path(), &containerd).await;
+    shim.load_busybox("busybox").await;
+    let pod = shim.host_sandbox("pod").await;
+    let line = "while true; do sleep 0.2; done";
+    let id = shim.launch(&pod, shell("app", "busybox", line)).await;
+    let archive = dir.path().join("app.tar");
+    match checkpoint(&mut shim, &id, &archive).await {
+        Ok(()) => assert!(of_archive(&archive, "checkpoint/inventory.img").is_some()),
+        Err(refused) => {
+            assert!(refused.message().contains("criu"), "{refused}");
+            assert!(!archive.exists());
+        }
+    }
+    // Whatever came of it: it goes on.
+    let told = exec(&mut shim, &id, "echo here", 10).await.unwrap();
+    assert_eq!((told.exit_code, &*told.stdout), (0, &b"here\n"[..]));
+    remove_pod(&mut shim, &pod).await;
+    shim.stop().await;
+}
+
+fn json_text(text: &str) -> serde_json::Value {
+    text.into()
+}
+
+fn tar_member(archive: &std::path::Path, path: &str) -> Vec<u8> {
+    let mut tar = std::process::Command::new("tar");
+    tar.arg("-xOf")
+        .arg(archive)
+        .arg(path)
+        .output()
+        .unwrap()
+        .stdout
+}

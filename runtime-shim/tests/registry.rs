@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use cox_cri::v1::*;
 use cox_runtime_shim::Mirror;
+use cox_runtime_shim::images::door;
 use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -559,5 +560,67 @@ async fn the_collector_takes_nothing_of_a_pull_that_is_under_way() {
     });
     let container = shim.launch(&pod, config).await;
     assert_eq!(shim.exit(&container).await.exit_code, 42);
+    shim.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_says_how_far_it_is() {
+    if !can_run_oci("a_pull_says_how_far_it_is") {
+        return;
+    }
+    let registry = Registry::default();
+    let host = registry.serve().await;
+    let dir = tempfile::tempdir().unwrap();
+    let containerd = Containerd::start(dir.path()).await;
+    let shim = Shim::start_with(dir.path(), |config| {
+        config.containerd_socket = containerd.socket();
+        config.registries.plain_http = vec![host.to_string()];
+    })
+    .await;
+    let layers = busybox_layers();
+    let config = String::from_utf8(image_config(&layers)).unwrap();
+    registry.push(
+        "app",
+        (OCI, &config),
+        &[(TAR, &layers[0]), (TAR, &layers[1])],
+    );
+    *registry.held.lock().unwrap() = Some(format!("app/blobs/{}", digest(&layers[1])));
+    let (image, socket) = (format!("{host}/app"), shim.config.images_socket.clone());
+    let (low, all) = (
+        layers[0].len() as u64,
+        (layers[0].len() + layers[1].len()) as u64,
+    );
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let pulling = tokio::spawn({
+        let (image, socket, told) = (image.clone(), socket.clone(), Arc::clone(&told));
+        let tell = move |now: &door::Pulling| told.lock().unwrap().push((now.bytes, now.of));
+        async move { door::pull(&socket, &image, tell).await }
+    });
+    let under_way = support::wait_until("all but the last layer is here", || async {
+        let pulls = door::pulls(&socket).await.unwrap();
+        pulls.into_iter().find(|pull| pull.bytes == low)
+    })
+    .await;
+    assert_eq!((under_way.name, under_way.of), (image.clone(), all));
+    let request = StatusRequest { verbose: true };
+    let status = shim.runtime.clone().status(request).await.unwrap();
+    let info: serde_json::Value =
+        serde_json::from_str(&status.into_inner().info["config"]).unwrap();
+    assert_eq!(info["pulls"][0]["bytes"], low);
+    support::wait_until("who pulls has heard it", || async {
+        told.lock().unwrap().contains(&(low, all)).then_some(())
+    })
+    .await;
+    registry.gate.notify_one();
+    let pulled = pulling.await.unwrap().unwrap();
+    let told = told.lock().unwrap().clone();
+    assert_eq!((&*pulled.kind, told[0]), ("oci", (0, 0)));
+    let mut sorted = told.clone();
+    sorted.sort_unstable();
+    assert_eq!(told, sorted, "it never goes back");
+    assert_eq!(door::pulls(&socket).await.unwrap(), []);
+    let missing = format!("{host}/nothing");
+    let refused = door::pull(&socket, &missing, |_| {}).await.unwrap_err();
+    assert!(refused.to_string().contains(&missing), "{refused}");
     shim.stop().await;
 }

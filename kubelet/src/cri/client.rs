@@ -392,6 +392,29 @@ impl Runtime {
         within("ExecSync", bound, client.exec_sync(request)).await
     }
 
+    /// Writes what a container is at this moment to an archive; it goes on.
+    pub async fn checkpoint(
+        &self,
+        container_id: String,
+        location: &std::path::Path,
+        timeout: Duration,
+    ) -> Result<(), CriError> {
+        let mut client = self.runtime.clone();
+        let request = v1::CheckpointContainerRequest {
+            container_id,
+            location: location.display().to_string(),
+            timeout: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+        };
+        let bound = match timeout.is_zero() {
+            true => PULL_TIMEOUT,
+            false => timeout + EXEC_MARGIN,
+        };
+        let checkpoint = client.checkpoint_container(request);
+        within("CheckpointContainer", bound, checkpoint)
+            .await
+            .map(drop)
+    }
+
     /// Where a client that wants to run a command finds its streams.
     pub async fn exec(&self, request: v1::ExecRequest) -> Result<String, CriError> {
         let mut client = self.runtime.clone();

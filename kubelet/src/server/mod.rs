@@ -2,6 +2,7 @@
 //!
 //! Whoever asks shows a client certificate of the cluster's authority or a bearer token; see [`gate`] for who gets an answer.
 
+mod checkpoint;
 mod figures;
 mod gate;
 mod logs;
@@ -207,6 +208,12 @@ impl Routes {
         }
         if let (&Method::DELETE, ["localVolumes", name]) = (request.method(), parts.as_slice()) {
             return self.remove_local_volume(name).await;
+        }
+        if let (&Method::POST, ["checkpoint", namespace, pod, container]) =
+            (request.method(), parts.as_slice())
+        {
+            let query = request.uri().query().unwrap_or_default();
+            return self.checkpoint(namespace, pod, container, query).await;
         }
         if request.method() != Method::GET {
             return text(StatusCode::METHOD_NOT_ALLOWED, "405 method not allowed");

@@ -37,13 +37,13 @@ pub(super) enum Streams<'a> {
 /// A Pod as paths name it; the uid is optional.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Named<'a> {
-    namespace: &'a str,
-    name: &'a str,
-    uid: Option<&'a str>,
+    pub(super) namespace: &'a str,
+    pub(super) name: &'a str,
+    pub(super) uid: Option<&'a str>,
 }
 
 /// An answer that is no session.
-struct Refused(StatusCode, String);
+pub(super) struct Refused(pub(super) StatusCode, pub(super) String);
 
 impl From<CriError> for Refused {
     fn from(error: CriError) -> Self {
@@ -178,7 +178,7 @@ impl Routes {
     }
 
     /// The newest attempt of a container, running if any is.
-    async fn container(&self, pod: Named<'_>, name: &str) -> Result<String, Refused> {
+    pub(super) async fn container(&self, pod: Named<'_>, name: &str) -> Result<String, Refused> {
         let pod = self.pod(pod)?;
         let missing = || {
             let message = format!("container not found (\"{name}\")");
@@ -399,7 +399,7 @@ fn ports(query: &str) -> Result<Vec<i32>, Refused> {
 }
 
 /// Names and values of a query.
-fn pairs(query: &str) -> impl Iterator<Item = (String, String)> {
+pub(super) fn pairs(query: &str) -> impl Iterator<Item = (String, String)> {
     query
         .split('&')
         .filter(|pair| !pair.is_empty())

@@ -6,6 +6,7 @@
 //!                       └──── cannot start ─────────────────────────┘
 //! ```
 
+mod checkpoint;
 mod create;
 mod exec;
 mod list;

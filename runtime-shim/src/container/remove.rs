@@ -21,7 +21,10 @@ impl Shim {
                 .await?;
         }
         self.container_state.remove(container.id.as_str())?;
-        self.forget_container(&container);
+        if !self.forget_container(&container) {
+            // Two removed it at once; the other one tells it.
+            return Ok(());
+        }
         self.names
             .release(&container.reservation(), container.id.as_str());
         self.emit(

@@ -1,7 +1,8 @@
 //! `ContainerStats`: run time by the guest threads' clocks, memory by what the guest's memories and tables hold.
 
 use cox_cri::v1::{
-    ContainerAttributes, ContainerStats, CpuUsage, FilesystemUsage, MemoryUsage, UInt64Value,
+    ContainerAttributes, ContainerStats, CpuUsage, FilesystemIdentifier, FilesystemUsage,
+    MemoryUsage, UInt64Value,
 };
 
 use super::Container;
@@ -148,7 +149,23 @@ impl Shim {
             let backend = self.images.oci();
             backend.measure(container.id.as_str(), oci).await;
         }
-        container.stats()
+        self.stats_of_container(container)
+    }
+
+    /// The figures as they are known now, with the file system that the container writes to.
+    pub(crate) fn stats_of_container(&self, container: &Container) -> ContainerStats {
+        let mut stats = container.stats();
+        let mountpoint = match &container.oci {
+            Some(_) => self.images.oci().snapshots_root(),
+            // Its own files are copies in its state folder.
+            None => Some(self.config.state_dir.clone()),
+        };
+        if let (Some(layer), Some(mountpoint)) = (&mut stats.writable_layer, mountpoint) {
+            layer.fs_id = Some(FilesystemIdentifier {
+                mountpoint: mountpoint.display().to_string(),
+            });
+        }
+        stats
     }
 }
 

@@ -75,7 +75,7 @@ impl Container {
 }
 
 impl Shim {
-    pub(crate) fn container_status(
+    pub(crate) async fn container_status(
         &self,
         id: &str,
         verbose: bool,
@@ -83,24 +83,41 @@ impl Shim {
         let container = self.container(id)?;
         let mut info = HashMap::new();
         if verbose {
-            let (requests, traps) = container
-                .service()
-                .map_or((0, 0), |service| service.counts());
-            let text = serde_json::json!({
-                "kind": if container.oci.is_some() { "oci" } else { "wasm" },
-                "pid": container.oci.as_ref().and_then(|oci| oci.pid()),
-                "program": container.guest.as_ref().map(|guest| guest.program.kind().as_str()),
-                "listens": container.service().map(|service| service.addr().to_string()),
-                "requests": requests,
-                "failedRequests": traps,
-                "cpuNanos": container.account.cpu_nanos(),
-                "memoryBytes": container.memory.used(),
-            });
-            info.insert("info".to_owned(), text.to_string());
+            info.insert(
+                "info".to_owned(),
+                self.details(&container).await.to_string(),
+            );
         }
         Ok(ContainerStatusResponse {
             status: Some(container.status()),
             info,
+        })
+    }
+
+    /// What is worth knowing beyond CRI's fields; where other runtimes tell the same, by their names.
+    async fn details(&self, container: &Container) -> serde_json::Value {
+        if let Some(oci) = &container.oci {
+            let specification = self.images.oci().specification(container.id.as_str()).await;
+            return serde_json::json!({
+                "kind": "oci",
+                "sandboxID": container.sandbox_id().as_str(),
+                "pid": oci.pid(),
+                "snapshotter": oci.snapshotter(),
+                "runtimeSpec": specification,
+            });
+        }
+        let (requests, traps) = container
+            .service()
+            .map_or((0, 0), |service| service.counts());
+        serde_json::json!({
+            "kind": "wasm",
+            "sandboxID": container.sandbox_id().as_str(),
+            "program": container.guest.as_ref().map(|guest| guest.program.kind().as_str()),
+            "listens": container.service().map(|service| service.addr().to_string()),
+            "requests": requests,
+            "failedRequests": traps,
+            "cpuNanos": container.account.cpu_nanos(),
+            "memoryBytes": container.memory.used(),
         })
     }
 }

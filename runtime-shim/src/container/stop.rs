@@ -33,7 +33,14 @@ impl Shim {
         grace: Duration,
     ) -> Result<(), VerbError> {
         match container.advance(Phase::begin_stop) {
-            Ok(record) => self.container_state.save(container.id.as_str(), &record)?,
+            Ok(record) => {
+                let saved = self.container_state.save(container.id.as_str(), &record);
+                if saved.is_err() && !self.containers.read().contains_key(&container.id) {
+                    // It ended, and somebody else removed it, since it was looked at.
+                    return Ok(());
+                }
+                saved?;
+            }
             // Not started or over already: there is nothing to end.
             Err(_) => return Ok(()),
         }

@@ -79,7 +79,13 @@ impl RuntimeService for CriService {
             let oci = backend.version().await.map(
                 |version| serde_json::json!({ "containerd": version, "socket": backend.socket() }),
             );
+            let pulls = self.shim.images.pulls.list().into_iter().map(|pull| {
+                serde_json::json!({
+                    "image": pull.image, "bytes": pull.bytes, "of": pull.of, "seconds": pull.took.as_secs(),
+                })
+            });
             let text = serde_json::json!({
+                "pulls": pulls.collect::<Vec<_>>(),
                 "podCIDR": self.shim.config.pod_cidr,
                 "ociRuntime": oci,
                 "network": self.shim.networks.describe(),
@@ -251,7 +257,8 @@ impl RuntimeService for CriService {
         let request = request.into_inner();
         reply(
             self.shim
-                .container_status(&request.container_id, request.verbose)?,
+                .container_status(&request.container_id, request.verbose)
+                .await?,
         )
     }
 
@@ -405,12 +412,15 @@ impl RuntimeService for CriService {
         &self,
         request: Request<CheckpointContainerRequest>,
     ) -> Reply<CheckpointContainerResponse> {
-        let container = self.shim.container(&request.into_inner().container_id)?;
-        not_yet(if container.oci.is_some() {
-            "checkpointing an OCI container (it needs criu below runc)"
-        } else {
-            "checkpointing a Wasm container"
-        })
+        let CheckpointContainerRequest {
+            container_id,
+            location,
+            timeout,
+        } = request.into_inner();
+        self.shim
+            .checkpoint_container(&container_id, &location, timeout)
+            .await?;
+        reply(CheckpointContainerResponse {})
     }
 
     async fn checkpoint_pod(

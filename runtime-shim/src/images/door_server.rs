@@ -2,10 +2,13 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use futures::{FutureExt, StreamExt};
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -14,12 +17,20 @@ use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::door::{Entry, Refusal};
-use super::{AnyImage, ImageError, Images};
+use super::door::{Entry, PullLine, Pulling, Refusal};
+use super::progress::SoFar;
+use super::{AnyImage, Credentials, ImageError, Images};
 use crate::oci::{OciError, is_archive};
 
 /// Enough of a file to tell an archive from Wasm.
 const START_BYTES: usize = 512;
+
+/// How often who pulls hears how far it is.
+const TELL_EVERY: Duration = Duration::from_millis(250);
+
+const NO_NAME: &str = "the query must have ?name=REFERENCE";
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// Why a request was refused, with its status.
 struct Refused(StatusCode, String);
@@ -70,7 +81,13 @@ pub(crate) async fn serve(listener: UnixListener, images: Arc<Images>, cancel: C
     tasks.wait().await;
 }
 
-async fn respond(images: &Images, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn respond(images: &Arc<Images>, request: Request<Incoming>) -> Response<Body> {
+    if (request.method(), request.uri().path()) == (&Method::POST, "/pulls") {
+        return match name_of(&request) {
+            Some(name) => response(StatusCode::OK, pull(Arc::clone(images), name)),
+            None => response(StatusCode::BAD_REQUEST, whole(refusal(NO_NAME.into()))),
+        };
+    }
     let answer = match (request.method(), request.uri().path()) {
         (&Method::GET, "/images") => {
             let entries: Vec<Entry> = images.list_any().await.iter().map(entry).collect();
@@ -79,13 +96,17 @@ async fn respond(images: &Images, request: Request<Incoming>) -> Response<Full<B
         (&Method::PUT, "/images") => load(images, request)
             .await
             .map(|image| serde_json::to_vec(&entry(&image))),
+        (&Method::GET, "/pulls") => {
+            let pulls: Vec<Pulling> = images.pulls.list().into_iter().map(pulling).collect();
+            Ok(serde_json::to_vec(&pulls))
+        }
         (_, "/images") => Err(Refused(
             StatusCode::METHOD_NOT_ALLOWED,
             "use GET or PUT".into(),
         )),
         _ => Err(Refused(
             StatusCode::NOT_FOUND,
-            "only /images is here".into(),
+            "only /images and /pulls are here".into(),
         )),
     };
     let (status, body) = match answer {
@@ -93,13 +114,67 @@ async fn respond(images: &Images, request: Request<Incoming>) -> Response<Full<B
         Ok(Err(err)) => (StatusCode::INTERNAL_SERVER_ERROR, refusal(err.to_string())),
         Err(Refused(status, text)) => (status, refusal(text)),
     };
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+    response(status, whole(body))
+}
+
+fn whole(body: Vec<u8>) -> Body {
+    Full::new(Bytes::from(body)).boxed_unsync()
+}
+
+fn response(status: StatusCode, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     response.headers_mut().insert(
         header::CONTENT_TYPE,
         header::HeaderValue::from_static("application/json"),
     );
     response
+}
+
+/// A pull that goes on as long as its client listens, as a line for each look at it.
+fn pull(images: Arc<Images>, name: String) -> Body {
+    let pulled = {
+        let (images, name) = (Arc::clone(&images), name.clone());
+        async move { images.pull(&name, &Credentials::default()).await }.boxed()
+    };
+    let ticks = tokio::time::interval(TELL_EVERY);
+    let lines = futures::stream::unfold(Some((pulled, ticks)), move |state| {
+        let (images, name) = (Arc::clone(&images), name.clone());
+        async move {
+            let (mut pulled, mut ticks) = state?;
+            // Dropping a tick loses nothing, and the pull stays where it stands.
+            tokio::select! {
+                biased;
+                done = &mut pulled => {
+                    let line = match done {
+                        Ok(image) => PullLine::Done(entry(&image)),
+                        Err(err) => PullLine::Error(err.to_string()),
+                    };
+                    Some((line, None))
+                }
+                _ = ticks.tick() => {
+                    let none = || Pulling { name: name.clone(), bytes: 0, of: 0, seconds: 0 };
+                    let line = images.pulls.of(&name).map_or_else(none, pulling);
+                    Some((PullLine::Pulling(line), Some((pulled, ticks))))
+                }
+            }
+        }
+    });
+    let frames = lines.map(|line| {
+        let mut bytes = serde_json::to_vec(&line).expect("a line is plain data");
+        bytes.push(b'\n');
+        Ok(http_body::Frame::data(Bytes::from(bytes)))
+    });
+    StreamBody::new(frames).boxed_unsync()
+}
+
+fn pulling(so_far: SoFar) -> Pulling {
+    Pulling {
+        name: so_far.image,
+        bytes: so_far.bytes,
+        of: so_far.of,
+        seconds: so_far.took.as_secs(),
+    }
 }
 
 fn refusal(error: String) -> Vec<u8> {
@@ -119,19 +194,19 @@ fn entry(image: &AnyImage) -> Entry {
     }
 }
 
-async fn load(images: &Images, request: Request<Incoming>) -> Result<AnyImage, Refused> {
-    let name = request
+fn name_of(request: &Request<Incoming>) -> Option<String> {
+    let pairs = request
         .uri()
         .query()
         .into_iter()
-        .flat_map(|query| query.split('&'))
-        .find_map(|pair| pair.strip_prefix("name="))
-        .and_then(|name| {
-            percent_encoding::percent_decode_str(name)
-                .decode_utf8()
-                .ok()
-                .map(String::from)
-        });
+        .flat_map(|query| query.split('&'));
+    let name = pairs.filter_map(|pair| pair.strip_prefix("name=")).next()?;
+    let decoded = percent_encoding::percent_decode_str(name).decode_utf8();
+    decoded.ok().map(String::from)
+}
+
+async fn load(images: &Images, request: Request<Incoming>) -> Result<AnyImage, Refused> {
+    let name = name_of(&request);
     let full = name.as_deref().map(super::full_name).transpose()?;
     let mut body = request.into_body();
     let mut start: Vec<u8> = Vec::new();
@@ -146,7 +221,7 @@ async fn load(images: &Images, request: Request<Incoming>) -> Result<AnyImage, R
     let name = name.ok_or_else(|| {
         Refused(
             StatusCode::BAD_REQUEST,
-            "the query must have ?name=REFERENCE: a Wasm file carries no name".into(),
+            format!("{NO_NAME}: a Wasm file carries no name"),
         )
     })?;
     let mut draft = images.blobs.draft(images.config.wasm_bytes_max)?;
@@ -194,9 +269,10 @@ async fn load_archive(
     let loaded = images.oci.load(name, &path).await.map_err(|err| {
         let status = match &err {
             OciError::Refused(_) | OciError::Damaged { .. } => StatusCode::UNPROCESSABLE_ENTITY,
-            OciError::Unavailable { .. } | OciError::Call { .. } | OciError::Io { .. } => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
+            OciError::Unavailable { .. }
+            | OciError::Call { .. }
+            | OciError::Checkpoint(_)
+            | OciError::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Refused(status, err.to_string())
     })?;

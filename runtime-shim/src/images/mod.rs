@@ -13,6 +13,7 @@ mod door_server;
 mod formats;
 mod mounted;
 pub(crate) mod name;
+pub(crate) mod progress;
 mod pull;
 mod references;
 
@@ -131,6 +132,8 @@ pub(crate) struct Images {
     oci: Arc<Backend>,
     /// Pulls and loads change the references one after the other.
     change: tokio::sync::Mutex<()>,
+    /// What is on its way.
+    pub(crate) pulls: progress::Pulls,
     /// Read while content is brought in that no image refers to yet; written while unused content is removed.
     incoming: tokio::sync::RwLock<()>,
 }
@@ -145,6 +148,7 @@ impl Images {
             code,
             oci: Arc::new(Backend::new(config)),
             config: Arc::clone(config),
+            pulls: progress::Pulls::default(),
             change: tokio::sync::Mutex::new(()),
             incoming: tokio::sync::RwLock::new(()),
         })

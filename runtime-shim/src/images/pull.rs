@@ -16,6 +16,7 @@ use tokio::io::AsyncWrite;
 use super::archive::{ArchiveError, WasmFiles};
 use super::content::Draft;
 use super::formats::{self, FormatError, Shape};
+use super::progress::Progress;
 use super::{AnyImage, Digest, Image, ImageConfig, ImageError, Images, parse, program_name};
 use crate::oci::{Document, OciError, OciImage, RegistryImage};
 
@@ -126,8 +127,10 @@ impl Images {
             let found = self.find_any(name).await;
             return found.ok_or_else(|| PullError::NotLoaded(name.to_owned()));
         }
+        let progress = self.pulls.begin(name);
         let incoming = self.incoming.read().await;
-        let pulled = self.pull_from_any(name, credentials).await;
+        let pulled = self.pull_from_any(name, credentials, &progress);
+        let pulled = progress.told_during(pulled).await;
         drop(incoming);
         self.sweep();
         pulled
@@ -137,6 +140,7 @@ impl Images {
         &self,
         name: &str,
         credentials: &Credentials,
+        progress: &Progress,
     ) -> Result<AnyImage, PullError> {
         let reference = parse(name)?;
         let registry = reference.registry().to_owned();
@@ -153,10 +157,14 @@ impl Images {
             let mut mirrored = reference.clone();
             mirrored.set_mirror_registry(host.clone());
             // A mirror gets no credentials that were meant for the registry.
-            match self
-                .pull_from(&client, &reference, &mirrored, &RegistryAuth::Anonymous)
-                .await
-            {
+            let pull = Pull {
+                images: self,
+                client: &client,
+                source: &mirrored,
+                name: reference.whole(),
+                progress,
+            };
+            match pull.run(&reference, &RegistryAuth::Anonymous).await {
                 Err(PullError::Registry { message, .. }) => {
                     tracing::info!(
                         image = name,
@@ -169,7 +177,14 @@ impl Images {
                 done => return done,
             }
         }
-        let pulled = self.pull_from(&client, &reference, &reference, &auth).await;
+        let pull = Pull {
+            images: self,
+            client: &client,
+            source: &reference,
+            name: reference.whole(),
+            progress,
+        };
+        let pulled = pull.run(&reference, &auth).await;
         pulled.map_err(|err| match (err, failure) {
             (
                 PullError::Registry {
@@ -218,82 +233,6 @@ impl Images {
             ..ClientConfig::default()
         })
     }
-
-    /// `reference` is what the image is called, `source` the same at the host that is asked.
-    async fn pull_from(
-        &self,
-        client: &Client,
-        reference: &Reference,
-        source: &Reference,
-        auth: &RegistryAuth,
-    ) -> Result<AnyImage, PullError> {
-        let pull = Pull {
-            images: self,
-            client,
-            source,
-            name: reference.whole(),
-        };
-        let Manifests {
-            index,
-            document,
-            manifest,
-        } = pull.manifests(auth).await?;
-        let named_digest = index.as_ref().unwrap_or(&document).digest.clone();
-        let config = if formats::needs_config(&manifest) {
-            Some(pull.config(&manifest.config).await?)
-        } else {
-            None
-        };
-        let shape =
-            formats::shape(&manifest, config.as_deref()).map_err(|source| PullError::Format {
-                image: pull.name.clone(),
-                source,
-            })?;
-        let (entry, files, config) = match shape {
-            Shape::Oci => {
-                let wanted = RegistryImage {
-                    client,
-                    reference,
-                    source,
-                    index,
-                    manifest: document,
-                };
-                return pull.to_containerd(&wanted).await.map(AnyImage::Oci);
-            }
-            Shape::Raw(at) => (
-                pull.raw_layer(&manifest.layers[at]).await?,
-                BTreeMap::new(),
-                ImageConfig::default(),
-            ),
-            Shape::Files(config) => {
-                let files = pull.files(&manifest).await?;
-                (pull.entry(&files, &config)?, files, config)
-            }
-        };
-        let id = document.digest.parse();
-        let id: Digest = id.map_err(|err| pull.registry_error(&err))?;
-        let repository = format!("{}/{}", reference.registry(), reference.repository());
-        let image = Image {
-            id,
-            tags: Vec::from_iter(reference.tag().map(|tag| format!("{repository}:{tag}"))),
-            digests: vec![format!("{repository}@{named_digest}")],
-            entry,
-            program_name: config
-                .entrypoint
-                .first()
-                .cloned()
-                .unwrap_or_else(|| program_name(&pull.name)),
-            files,
-            config,
-            size: manifest
-                .layers
-                .iter()
-                .map(|layer| u64::try_from(layer.size).unwrap_or(0))
-                .sum(),
-            pinned: false,
-        };
-        Ok(AnyImage::Wasm(self.add(image).await?))
-    }
 }
 
 /// What a name leads to in a registry.
@@ -307,11 +246,82 @@ struct Manifests {
 struct Pull<'a> {
     images: &'a Images,
     client: &'a Client,
+    /// What the image is called at the host that is asked.
     source: &'a Reference,
     name: String,
+    progress: &'a Progress,
 }
 
 impl Pull<'_> {
+    /// `reference` is what the image is called.
+    async fn run(&self, reference: &Reference, auth: &RegistryAuth) -> Result<AnyImage, PullError> {
+        let Manifests {
+            index,
+            document,
+            manifest,
+        } = self.manifests(auth).await?;
+        for layer in &manifest.layers {
+            let bytes = u64::try_from(layer.size).unwrap_or(0);
+            self.progress.expect(&layer.digest, bytes);
+        }
+        let named_digest = index.as_ref().unwrap_or(&document).digest.clone();
+        let config = if formats::needs_config(&manifest) {
+            Some(self.config(&manifest.config).await?)
+        } else {
+            None
+        };
+        let shape =
+            formats::shape(&manifest, config.as_deref()).map_err(|source| PullError::Format {
+                image: self.name.clone(),
+                source,
+            })?;
+        let (entry, files, config) = match shape {
+            Shape::Oci => {
+                let wanted = RegistryImage {
+                    client: self.client,
+                    reference,
+                    source: self.source,
+                    progress: self.progress,
+                    index,
+                    manifest: document,
+                };
+                return self.to_containerd(&wanted).await.map(AnyImage::Oci);
+            }
+            Shape::Raw(at) => (
+                self.raw_layer(&manifest.layers[at]).await?,
+                BTreeMap::new(),
+                ImageConfig::default(),
+            ),
+            Shape::Files(config) => {
+                let files = self.files(&manifest).await?;
+                (self.entry(&files, &config)?, files, config)
+            }
+        };
+        let id = document.digest.parse();
+        let id: Digest = id.map_err(|err| self.registry_error(&err))?;
+        let repository = format!("{}/{}", reference.registry(), reference.repository());
+        let image = Image {
+            id,
+            tags: Vec::from_iter(reference.tag().map(|tag| format!("{repository}:{tag}"))),
+            digests: vec![format!("{repository}@{named_digest}")],
+            entry,
+            program_name: config
+                .entrypoint
+                .first()
+                .cloned()
+                .unwrap_or_else(|| program_name(&self.name)),
+            files,
+            config,
+            size: manifest
+                .layers
+                .iter()
+                .map(|layer| u64::try_from(layer.size).unwrap_or(0))
+                .sum(),
+            pinned: false,
+        };
+        Ok(AnyImage::Wasm(self.images.add(image).await?))
+    }
+
     fn registry_error(&self, err: &dyn std::error::Error) -> PullError {
         let mut message = err.to_string();
         let mut cause = err.source();
@@ -416,6 +426,9 @@ impl Pull<'_> {
         let mut sink = DraftSink {
             draft: Some(self.images.blobs.draft(bytes_max)?),
             failure: None,
+            written: 0,
+            digest: &layer.digest,
+            progress: self.progress,
         };
         let pulled = self.client.pull_blob(self.source, layer, &mut sink).await;
         if let Some(failure) = sink.failure {
@@ -441,6 +454,7 @@ impl Pull<'_> {
         if let Ok(digest) = layer.digest.parse::<Digest>()
             && self.images.blobs.path(&digest).exists()
         {
+            self.progress.complete(&layer.digest);
             return Ok(digest);
         }
         let (file, digest) = self.blob(layer, self.images.config.wasm_bytes_max).await?;
@@ -502,12 +516,15 @@ impl Pull<'_> {
 }
 
 /// Writes a download into a draft. Its writes go to the page cache, in the pieces in which they come.
-struct DraftSink {
+struct DraftSink<'a> {
     draft: Option<Draft>,
     failure: Option<ImageError>,
+    written: u64,
+    digest: &'a str,
+    progress: &'a Progress,
 }
 
-impl AsyncWrite for DraftSink {
+impl AsyncWrite for DraftSink<'_> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
@@ -517,7 +534,11 @@ impl AsyncWrite for DraftSink {
             return Poll::Ready(Err(std::io::ErrorKind::BrokenPipe.into()));
         };
         Poll::Ready(match draft.write(bytes) {
-            Ok(()) => Ok(bytes.len()),
+            Ok(()) => {
+                self.written += bytes.len() as u64;
+                self.progress.reach(self.digest, self.written);
+                Ok(bytes.len())
+            }
             Err(err) => {
                 self.failure = Some(err);
                 Err(std::io::Error::other("the content was not accepted"))

@@ -41,6 +41,8 @@ pub(crate) enum OciError {
     Damaged { what: String, message: String },
     #[error("{0}")]
     Refused(String),
+    #[error("the container cannot be checkpointed: {0}")]
+    Checkpoint(String),
     #[error("cannot {verb}: {source}")]
     Io {
         verb: &'static str,

@@ -199,15 +199,17 @@ impl Ingest {
         self.send(WriteAction::Write, Bytes::new()).await
     }
 
-    /// Writes everything that comes.
+    /// Writes everything that comes, and tells how much is here after each piece.
     pub(super) async fn write_all<E: std::fmt::Display>(
         &mut self,
         mut source: impl Stream<Item = Result<Bytes, E>> + Unpin,
+        tell: impl Fn(u64),
     ) -> Result<(), OciError> {
         while let Some(part) = source.next().await {
             let part =
                 part.map_err(|err| OciError::Refused(format!("the download broke: {err}")))?;
             self.write(&part).await?;
+            tell(self.offset() + self.pending.len() as u64);
         }
         Ok(())
     }

@@ -7,12 +7,14 @@
 //! | `spec` | from CRI's configuration to the OCI runtime specification; pure but for what `spec::host` reads |
 //! | `task`, `io`, `exec` | a container's life, its streams |
 //! | `volumes` | images as volumes |
+//! | `checkpoint` | what criu writes of a running container, as an archive |
 //! | `events` | ends and out-of-memory kills as containerd tells them, and finding everything again after either side restarted |
 //! | `cgroup` | figures of running containers |
 //!
 //! Nothing here decides about Pods. What belongs to this shim carries its label in containerd; nothing else is ever touched.
 
 mod cgroup;
+mod checkpoint;
 mod client;
 mod content;
 mod events;
@@ -35,6 +37,7 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 pub(crate) use cgroup::{Cgroups, Usage};
+pub(crate) use checkpoint::Checkpoint;
 pub(crate) use client::OciError;
 pub(crate) use events::watch;
 pub(crate) use exec::{Exec, ExecIo};

@@ -20,6 +20,7 @@ use super::client::{Lease, OciError};
 use super::content::{Incoming, Ingest};
 use super::images::{Manifest, OciImage, Part, image, parse};
 use super::unpack::{Layer, chain_ids};
+use crate::images::progress::Progress;
 
 /// Layers that download at the same time.
 const PARALLEL_LAYERS: usize = 3;
@@ -42,6 +43,8 @@ pub(crate) struct RegistryImage<'a> {
     pub(crate) reference: &'a Reference,
     /// The same at the host that is asked.
     pub(crate) source: &'a Reference,
+    /// Where it is told how far its layers have come.
+    pub(crate) progress: &'a Progress,
     /// What the name points at, when that is an index.
     pub(crate) index: Option<Document>,
     pub(crate) manifest: Document,
@@ -73,6 +76,9 @@ pub(super) trait LayerSource: Sync {
         layer: &Part,
         ingest: Ingest,
     ) -> impl Future<Output = Result<(), OciError>> + Send;
+
+    /// The layer is in containerd, whoever brought it.
+    fn is_here(&self, layer: &Part);
 }
 
 impl LayerSource for RegistryImage<'_> {
@@ -86,14 +92,16 @@ impl LayerSource for RegistryImage<'_> {
         let failed = |err: oci_client::errors::OciDistributionError| {
             OciError::Refused(format!("cannot fetch layer {}: {err}", layer.digest))
         };
+        let tell = |bytes| self.progress.reach(&layer.digest, bytes);
         let offset = ingest.offset();
+        tell(offset);
         if offset == 0 {
             let whole = self
                 .client
                 .pull_blob_stream(self.source, &wanted)
                 .await
                 .map_err(failed)?;
-            ingest.write_all(whole.stream).await?;
+            ingest.write_all(whole.stream, tell).await?;
         } else if offset < layer.size {
             let rest = layer.size - offset;
             let answer = self
@@ -102,14 +110,18 @@ impl LayerSource for RegistryImage<'_> {
                 .await
                 .map_err(failed)?;
             match answer {
-                BlobResponse::Partial(rest) => ingest.write_all(rest.stream).await?,
+                BlobResponse::Partial(rest) => ingest.write_all(rest.stream, tell).await?,
                 BlobResponse::Full(whole) => {
                     ingest.restart().await?;
-                    ingest.write_all(whole.stream).await?;
+                    ingest.write_all(whole.stream, tell).await?;
                 }
             }
         }
         ingest.commit().await
+    }
+
+    fn is_here(&self, layer: &Part) {
+        self.progress.complete(&layer.digest);
     }
 }
 
@@ -274,7 +286,12 @@ impl Backend {
             .zip(&image.diff_ids)
             .map(|(layer, diff_id)| {
                 let fetched = self.layer(lease, layer, diff_id, source);
-                async move { fetched.await.map(|()| layer) }.boxed()
+                async move {
+                    fetched.await?;
+                    source.is_here(layer);
+                    Ok(layer)
+                }
+                .boxed()
             })
             .collect();
         let mut fetched = futures::stream::iter(fetched).buffered(PARALLEL_LAYERS);

@@ -87,6 +87,10 @@ impl OciContainer {
         }
     }
 
+    pub(crate) fn snapshotter(&self) -> &str {
+        &self.record.snapshotter
+    }
+
     pub(crate) fn pid(&self) -> Option<u32> {
         self.live.lock().pid
     }
@@ -503,6 +507,12 @@ impl Backend {
         container: &OciContainer,
     ) -> Result<(), OciError> {
         self.delete(id, &container.record.snapshotter).await
+    }
+
+    /// What runc was told of a container; nothing when containerd does not answer.
+    pub(crate) async fn specification(&self, id: &str) -> Option<Spec> {
+        let (_, spec) = self.spec_of(id).await.ok()?;
+        Some(spec)
     }
 
     pub(super) async fn spec_of(&self, id: &str) -> Result<(ContainerRecord, Spec), OciError> {

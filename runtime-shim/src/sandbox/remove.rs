@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use cox_cri::v1::ContainerEventType;
 
+use super::Sandbox;
 use crate::error::VerbError;
 use crate::shim::Shim;
 
@@ -16,6 +17,10 @@ impl Shim {
         for container in self.containers_of(&sandbox.id) {
             self.remove_container(container.id.as_str()).await?;
         }
+        let _ending = sandbox.ending.lock().await;
+        if self.is_forgotten(&sandbox) {
+            return Ok(());
+        }
         self.sandbox_state.remove(sandbox.id.as_str())?;
         self.sandboxes.write().remove(&sandbox.id);
         self.names
@@ -27,5 +32,10 @@ impl Shim {
             &sandbox,
         );
         Ok(())
+    }
+
+    /// Whether it was removed: by a caller, or by this shim because an earlier one had left it half made.
+    pub(super) fn is_forgotten(&self, sandbox: &Sandbox) -> bool {
+        !self.sandboxes.read().contains_key(&sandbox.id)
     }
 }

@@ -40,7 +40,7 @@ impl Shim {
             .count();
         let stats: Vec<ContainerStats> = containers
             .iter()
-            .map(|container| container.stats())
+            .map(|container| self.stats_of_container(container))
             .collect();
         let timestamp = now_nanos();
         let sum = |value: fn(&ContainerStats) -> Option<&UInt64Value>| {

@@ -33,6 +33,10 @@ impl Shim {
         }
         // One at a time: a second one finds everything released.
         let _ending = sandbox.ending.lock().await;
+        if self.is_forgotten(sandbox) {
+            // Somebody removed it meanwhile: nothing of it may be written down any more.
+            return Ok(());
+        }
         let was_ready = sandbox.retire();
         let record = sandbox.record();
         let id = sandbox.id.as_str();

@@ -20,6 +20,8 @@ pub struct Containerd {
     child: Child,
     /// A process in whose network and mount namespaces it runs.
     node: Option<u32>,
+    /// Where programs are looked for before the usual places.
+    programs: Option<PathBuf>,
 }
 
 /// Whether OCI containers can be tested here; says so where they cannot, and fails where everything must run.
@@ -52,15 +54,20 @@ pub fn can_run_oci(test: &str) -> bool {
 
 impl Containerd {
     pub async fn start(dir: &Path) -> Self {
-        Self::start_at(dir, None).await
+        Self::start_at(dir, None, None).await
+    }
+
+    /// One that finds programs, such as its runc, in this folder first.
+    pub async fn with_programs(dir: &Path, programs: PathBuf) -> Self {
+        Self::start_at(dir, None, Some(programs)).await
     }
 
     /// One in the namespaces of a node.
     pub async fn in_node(node: &Node) -> Self {
-        Self::start_at(node.dir.path(), Some(node.holder())).await
+        Self::start_at(node.dir.path(), Some(node.holder()), None).await
     }
 
-    async fn start_at(dir: &Path, node: Option<u32>) -> Self {
+    async fn start_at(dir: &Path, node: Option<u32>, programs: Option<PathBuf>) -> Self {
         let dir = dir.join("containerd");
         std::fs::create_dir_all(&dir).unwrap();
         // Its own CRI plugin would listen for streams; this runtime does not need it.
@@ -71,13 +78,18 @@ impl Containerd {
             dir.display()
         );
         std::fs::write(dir.join("config.toml"), config).unwrap();
-        let child = Self::spawn(&dir, node);
-        let containerd = Self { dir, child, node };
+        let child = Self::spawn(&dir, node, programs.as_deref());
+        let containerd = Self {
+            dir,
+            child,
+            node,
+            programs,
+        };
         containerd.answers().await;
         containerd
     }
 
-    fn spawn(dir: &Path, node: Option<u32>) -> Child {
+    fn spawn(dir: &Path, node: Option<u32>, programs: Option<&Path>) -> Child {
         let log = std::fs::File::create(dir.join("log")).unwrap();
         let mut command = match node {
             None => Command::new("containerd"),
@@ -87,6 +99,11 @@ impl Containerd {
                 command
             }
         };
+        if let Some(programs) = programs {
+            let usual = std::env::var_os("PATH").unwrap_or_default();
+            let all = std::iter::once(programs.to_owned()).chain(std::env::split_paths(&usual));
+            command.env("PATH", std::env::join_paths(all).unwrap());
+        }
         command
             .arg("--config")
             .arg(dir.join("config.toml"))
@@ -114,7 +131,7 @@ impl Containerd {
     pub async fn restart(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        self.child = Self::spawn(&self.dir, self.node);
+        self.child = Self::spawn(&self.dir, self.node, self.programs.as_deref());
         self.answers().await;
     }
 
@@ -139,6 +156,20 @@ impl Drop for Containerd {
         }
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+        self.unmount();
+    }
+}
+
+impl Containerd {
+    /// What sandboxes that a test left have mounted below its folder; a node takes its own along.
+    fn unmount(&self) {
+        let below = self.dir.parent().unwrap().to_owned();
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+        for point in points.filter(|point| Path::new(point).starts_with(&below)) {
+            let unmounted = Command::new("umount").arg("-l").arg(point).status();
+            assert!(unmounted.unwrap().success() || std::thread::panicking());
+        }
     }
 }
 

@@ -56,6 +56,10 @@ pub struct Config {
     pub extra_sans: Vec<String>,
     /// Bound for requests other than watches and streams.
     pub request_timeout: Duration,
+    /// Bound for the TLS handshake of a connection.
+    pub handshake_timeout: Duration,
+    /// Bound from the first byte of a request to the end of its headers.
+    pub headers_timeout: Duration,
     /// How long Events are kept.
     pub event_ttl: Duration,
     /// Whether the cluster has the default StorageClass `local-path`.
@@ -91,6 +95,8 @@ impl Config {
             advertise: None,
             extra_sans: Vec::new(),
             request_timeout,
+            handshake_timeout: Duration::from_secs(10),
+            headers_timeout: Duration::from_secs(30),
             event_ttl,
             local_path: true,
             service_cidrs: vec![SERVICE_CIDR.parse().expect("a range")],
@@ -212,10 +218,14 @@ pub async fn start(
     };
     services::forget_misplaced(&api.registry).await;
     let tasks = TaskTracker::new();
+    let patience = connection::Patience {
+        handshake: config.handshake_timeout,
+        headers: config.headers_timeout,
+    };
     tasks.spawn(connection::accept(
         Arc::clone(&api),
         listener,
-        tls,
+        (tls, patience),
         cancel.clone(),
         tasks.clone(),
     ));

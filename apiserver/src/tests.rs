@@ -2,6 +2,7 @@
 
 mod aggregation;
 mod asked_outside;
+mod attacks;
 mod content;
 mod conversion;
 mod crds;

@@ -19,9 +19,15 @@ use super::DRAIN_TIMEOUT;
 use crate::api::{Api, Source};
 use crate::auth::Peer;
 
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// From the first byte of a request to the end of its headers.
-const HEADERS_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long clients may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// For the TLS handshake.
+    pub(super) handshake: Duration,
+    /// From the first byte of a request to the end of its headers.
+    pub(super) headers: Duration,
+}
+
 const HEADER_BYTES_MAX: usize = 1024 * 1024;
 const STREAMS_MAX: u32 = 250;
 const FLOW_WINDOW_BYTES: u32 = 1024 * 1024;
@@ -33,7 +39,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(super) async fn accept(
     api: Arc<Api>,
     listener: TcpListener,
-    tls: Arc<ServerConfig>,
+    (tls, patience): (Arc<ServerConfig>, Patience),
     cancel: CancellationToken,
     tasks: TaskTracker,
 ) {
@@ -48,9 +54,8 @@ pub(super) async fn accept(
             Ok((tcp, from)) => {
                 tasks.spawn(serve(
                     Arc::clone(&api),
-                    acceptor.clone(),
-                    tcp,
-                    from,
+                    (acceptor.clone(), patience),
+                    (tcp, from),
                     cancel.clone(),
                 ));
             }
@@ -64,15 +69,14 @@ pub(super) async fn accept(
 
 async fn serve(
     api: Arc<Api>,
-    acceptor: TlsAcceptor,
-    tcp: TcpStream,
-    from: SocketAddr,
+    (acceptor, patience): (TlsAcceptor, Patience),
+    (tcp, from): (TcpStream, SocketAddr),
     cancel: CancellationToken,
 ) {
     if let Err(error) = tcp.set_nodelay(true) {
         tracing::debug!(%error, %from, "TCP_NODELAY is not available");
     }
-    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await {
+    let stream = match tokio::time::timeout(patience.handshake, acceptor.accept(tcp)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return tracing::debug!(%error, %from, "TLS handshake failed"),
         Err(_) => return tracing::debug!(%from, "TLS handshake took too long"),
@@ -88,7 +92,7 @@ async fn serve(
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS_TIMEOUT)
+        .header_read_timeout(patience.headers)
         .max_buf_size(HEADER_BYTES_MAX);
     builder
         .http2()

@@ -30,14 +30,14 @@ fn roots(pki: &Pki) -> RootCertStore {
 }
 
 /// One HTTP/1.1 connection to the server, with or without a client certificate.
-async fn connect(server: &Server, pair: Option<&PemPair>) -> SendRequest<Full<Bytes>> {
+pub(super) async fn connect(server: &Server, pair: Option<&PemPair>) -> SendRequest<Full<Bytes>> {
     let stream = TokioIo::new(secured(server, pair).await);
     let (sender, connection) = hyper::client::conn::http1::handshake(stream).await.unwrap();
     tokio::spawn(connection.with_upgrades());
     sender
 }
 
-async fn secured(server: &Server, pair: Option<&PemPair>) -> TlsStream<TcpStream> {
+pub(super) async fn secured(server: &Server, pair: Option<&PemPair>) -> TlsStream<TcpStream> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

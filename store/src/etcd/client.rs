@@ -4,7 +4,7 @@
 //! the caller's decision.
 
 use std::error::Error as _;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::uri::PathAndQuery;
@@ -15,10 +15,18 @@ use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
 use super::tls::{self, Tls};
-use super::wire::{WatchCreateRequest, WatchRequest, WatchResponse};
+use super::wire::{
+    Headed, Header, StatusRequest, StatusResponse, WatchCreateRequest, WatchRequest, WatchResponse,
+};
 
 /// One attempt. A member that is paused or cut off answers nothing at all; another one may.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
+/// An attempt that takes longer may wait for a leader that has died: its member is asked how things are.
+const DOUBT_AFTER: Duration = Duration::from_millis(400);
+/// And asked again after so long.
+const DOUBT_AGAIN: Duration = Duration::from_millis(200);
+/// How long a member may take to say how it is; that costs it nothing, so one that takes longer is not there.
+const STATUS_TIMEOUT: Duration = Duration::from_millis(700);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// etcd takes pings more often than every five seconds for an attack.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -64,6 +72,8 @@ pub(super) struct Client {
     names: Vec<String>,
     /// The one that calls go to.
     current: AtomicUsize,
+    /// The last election that an answer told of.
+    term: AtomicU64,
 }
 
 impl Client {
@@ -81,6 +91,7 @@ impl Client {
             members,
             names: endpoints.to_vec(),
             current: AtomicUsize::new(0),
+            term: AtomicU64::new(0),
         })
     }
 
@@ -93,7 +104,7 @@ impl Client {
     pub(super) async fn call<Q, R>(&self, path: &'static str, request: Q) -> Result<R, Failure>
     where
         Q: prost::Message + Send + Sync + 'static,
-        R: prost::Message + Default + Send + Sync + 'static,
+        R: prost::Message + Default + Headed + Send + Sync + 'static,
     {
         let at = self.current.load(Ordering::Relaxed);
         let attempt = async {
@@ -103,11 +114,23 @@ impl Client {
             grpc.unary(led(request), PathAndQuery::from_static(path), codec)
                 .await
         };
-        let outcome = tokio::time::timeout(ATTEMPT_TIMEOUT, attempt).await;
+        let term = self.term.load(Ordering::Relaxed);
+        let outcome = tokio::select! {
+            // The first that is done; the attempt is given up with the others, which is what a failure of unknown outcome says.
+            biased;
+            outcome = attempt => outcome.map(tonic::Response::into_inner),
+            why = self.hopeless(at, term) => Err(Status::unavailable(why)),
+            () = tokio::time::sleep(ATTEMPT_TIMEOUT) => {
+                Err(Status::unavailable(format!("{} does not answer", self.names[at])))
+            }
+        };
         let status = match outcome {
-            Ok(Ok(answer)) => return Ok(answer.into_inner()),
-            Ok(Err(status)) => status,
-            Err(_) => Status::unavailable(format!("{} does not answer", self.names[at])),
+            Ok(answer) => {
+                let said: Option<&Header> = R::header(&answer);
+                self.heard_of(said.map_or(0, |header| header.raft_term));
+                return Ok(answer);
+            }
+            Err(status) => status,
         };
         let failure = classify(status);
         if !matches!(failure, Failure::Refused(_)) {
@@ -125,7 +148,7 @@ impl Client {
     ) -> Result<R, Failure>
     where
         Q: prost::Message + Clone + Send + Sync + 'static,
-        R: prost::Message + Default + Send + Sync + 'static,
+        R: prost::Message + Default + Headed + Send + Sync + 'static,
     {
         loop {
             match self.call(path, request.clone()).await {
@@ -140,16 +163,58 @@ impl Client {
         }
     }
 
+    fn heard_of(&self, term: u64) {
+        self.term.fetch_max(term, Ordering::Relaxed);
+    }
+
+    /// Ends when an attempt that was begun in `term` will not be answered: the member is not there, or another leader was elected
+    /// since, and what was on its way to the old one is lost. etcd itself tells that only after seven seconds.
+    async fn hopeless(&self, at: usize, term: u64) -> String {
+        let mut term = term;
+        tokio::time::sleep(DOUBT_AFTER).await;
+        loop {
+            let asked = async {
+                let mut grpc = grpc(self.members[at].clone());
+                grpc.ready().await.map_err(not_ready)?;
+                let codec = ProstCodec::<StatusRequest, StatusResponse>::default();
+                let path = PathAndQuery::from_static("/etcdserverpb.Maintenance/Status");
+                let request = Request::new(StatusRequest {});
+                grpc.unary(request, path, codec).await
+            };
+            let name = &self.names[at];
+            match tokio::time::timeout(STATUS_TIMEOUT, asked).await {
+                Err(_) => return format!("{name} does not even say how it is"),
+                Ok(Err(status)) => {
+                    // Whoever may not ask this has to wait until the attempt's own time is up.
+                    tracing::debug!(%status, member = %name, "Member does not tell how it is");
+                    return std::future::pending().await;
+                }
+                Ok(Ok(answer)) => {
+                    let answer = answer.into_inner();
+                    let now = answer.header.map_or(0, |header| header.raft_term);
+                    if term != 0 && now > term && answer.leader != 0 {
+                        self.heard_of(now);
+                        return format!("{name} has another leader since");
+                    }
+                    if term == 0 {
+                        term = now;
+                    }
+                }
+            }
+            tokio::time::sleep(DOUBT_AGAIN).await;
+        }
+    }
+
     /// Waits before another attempt.
     pub(super) async fn pause(&self) {
         tokio::time::sleep(PAUSE).await;
     }
 
-    /// Opens a watch at the present member. Ends when the member goes, or no longer knows a leader.
+    /// Opens a watch at the present member, and says which one that is. Ends when the member goes, or no longer knows a leader.
     pub(super) async fn watch(
         &self,
         create: WatchCreateRequest,
-    ) -> Result<Streaming<WatchResponse>, Failure> {
+    ) -> Result<(Streaming<WatchResponse>, usize), Failure> {
         let at = self.current.load(Ordering::Relaxed);
         let attempt = async {
             let mut grpc = grpc(self.members[at].clone());
@@ -167,7 +232,7 @@ impl Client {
             grpc.streaming(led(requests), path, codec).await
         };
         match tokio::time::timeout(ATTEMPT_TIMEOUT, attempt).await {
-            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Ok(answer)) => Ok((answer.into_inner(), at)),
             Ok(Err(status)) => {
                 self.leave(at);
                 Err(classify(status))
@@ -182,12 +247,8 @@ impl Client {
         }
     }
 
-    /// Calls go to the next member from now on.
-    pub(super) fn rotate(&self) {
-        self.leave(self.current.load(Ordering::Relaxed));
-    }
-
-    fn leave(&self, at: usize) {
+    /// Calls that go to this member go to the next one from now on.
+    pub(super) fn leave(&self, at: usize) {
         let next = (at + 1) % self.members.len();
         // If somebody else has left it already, nothing is to be done.
         self.current

@@ -117,6 +117,8 @@ impl Write<'_> {
                     failure
                 }
             };
+            // The watch may be with the member that has failed: what the next attempt writes is to be seen soon.
+            self.parts.kick.notify_one();
             if Instant::now() > deadline {
                 let message = failure.message();
                 return Err(if self.doubt {

@@ -115,7 +115,10 @@ mod tests {
             ..RangeResponse::default()
         };
         TxnResponse {
-            header: Some(Header { revision }),
+            header: Some(Header {
+                revision,
+                raft_term: 1,
+            }),
             succeeded,
             responses: vec![ResponseOp {
                 response: Some(Response::Range(range)),

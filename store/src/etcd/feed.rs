@@ -32,11 +32,11 @@ pub(super) async fn run(parts: &Parts) {
     let mut broken = false;
     loop {
         let end = match open(parts).await {
-            Ok(stream) => {
+            Ok((stream, at)) => {
                 if std::mem::take(&mut broken) {
                     tracing::info!("Watch of etcd goes on");
                 }
-                follow(parts, stream).await
+                follow(parts, stream, at).await
             }
             Err(failure) => End::Broken(failure.message()),
         };
@@ -53,7 +53,7 @@ pub(super) async fn run(parts: &Parts) {
     }
 }
 
-async fn open(parts: &Parts) -> Result<Streaming<WatchResponse>, Failure> {
+async fn open(parts: &Parts) -> Result<(Streaming<WatchResponse>, usize), Failure> {
     let next = parts.published.revision().0 + 1;
     let everything = Bytes::from_static(&[0]);
     let create = WatchCreateRequest {
@@ -64,7 +64,7 @@ async fn open(parts: &Parts) -> Result<Streaming<WatchResponse>, Failure> {
     parts.client.watch(create).await
 }
 
-async fn follow(parts: &Parts, mut stream: Streaming<WatchResponse>) -> End {
+async fn follow(parts: &Parts, mut stream: Streaming<WatchResponse>, at: usize) -> End {
     let mut heard = Instant::now();
     loop {
         let message = tokio::select! {
@@ -74,20 +74,20 @@ async fn follow(parts: &Parts, mut stream: Streaming<WatchResponse>) -> End {
                 if heard.elapsed() < SILENT {
                     continue;
                 }
-                parts.client.rotate();
+                parts.client.leave(at);
                 return End::Broken("the member says nothing".to_owned());
             }
         };
         heard = Instant::now();
         match message {
             Err(status) => {
-                parts.client.rotate();
+                parts.client.leave(at);
                 return End::Broken(status.message().to_owned());
             }
             Ok(None) => return End::Broken("the member ended it".to_owned()),
             Ok(Some(response)) if response.compact_revision > 0 => return End::Compacted,
             Ok(Some(response)) if response.canceled => {
-                parts.client.rotate();
+                parts.client.leave(at);
                 return End::Broken(response.cancel_reason);
             }
             Ok(Some(response)) => apply(parts, response.events),

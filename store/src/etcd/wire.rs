@@ -10,6 +10,46 @@ pub(super) struct Header {
     /// Of the whole key space, when the answer was made.
     #[prost(int64, tag = "3")]
     pub(super) revision: i64,
+    /// Counts elections.
+    #[prost(uint64, tag = "4")]
+    pub(super) raft_term: u64,
+}
+
+/// An answer with a header.
+pub(super) trait Headed {
+    /// What it says of the cluster.
+    fn header(&self) -> Option<&Header>;
+}
+
+impl Headed for RangeResponse {
+    fn header(&self) -> Option<&Header> {
+        self.header.as_ref()
+    }
+}
+
+impl Headed for TxnResponse {
+    fn header(&self) -> Option<&Header> {
+        self.header.as_ref()
+    }
+}
+
+impl Headed for CompactionResponse {
+    fn header(&self) -> Option<&Header> {
+        None
+    }
+}
+
+/// How a member is; it answers for itself, without asking others.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub(super) struct StatusRequest {}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct StatusResponse {
+    #[prost(message, optional, tag = "1")]
+    pub(super) header: Option<Header>,
+    /// Zero while nobody leads.
+    #[prost(uint64, tag = "4")]
+    pub(super) leader: u64,
 }
 
 /// One key as etcd has it.

@@ -1,10 +1,14 @@
-//! Compiles the messages of CSI drivers and of plugin registration with the protoc of the crate `protoc-bin-vendored`.
+//! Compiles the messages of CSI drivers, device plugins and plugin registration with the protoc of the crate `protoc-bin-vendored`.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
     let mut prost = tonic_prost_build::Config::new();
     prost.protoc_executable(protoc_bin_vendored::protoc_bin_path()?);
-    let files = ["proto/csi.proto", "proto/registration.proto"];
+    let files = [
+        "proto/csi.proto",
+        "proto/registration.proto",
+        "proto/deviceplugin.proto",
+    ];
     tonic_prost_build::configure().compile_with_config(prost, &files, &["proto"])?;
     Ok(())
 }

@@ -8,6 +8,7 @@
 
 #![warn(missing_docs)]
 
+pub mod attachments;
 mod clock;
 pub mod conditions;
 mod connect;

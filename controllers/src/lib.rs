@@ -236,6 +236,8 @@ fn spawn_workloads(scope: &TaskScope, context: impl Fn(&str, &str) -> Context) {
 fn spawn_volumes(scope: &TaskScope, context: impl Fn(&str, &str) -> Context) {
     let binder = context("persistent-volume-binder", "persistentvolume-controller");
     scope.spawn("persistentvolume-binder", volume::binder::run(binder));
+    let attach = context("attachdetach-controller", "attachdetach-controller");
+    scope.spawn("attach-detach", volume::attach::run(attach));
     let claims = context("pvc-protection-controller", "pvc-protection-controller");
     scope.spawn("pvc-protection", volume::protection::run_claims(claims));
     let volumes = context("pv-protection-controller", "pv-protection-controller");

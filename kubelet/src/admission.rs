@@ -15,6 +15,8 @@ pub struct NodeView {
     pub labels: BTreeMap<String, String>,
     pub taints: Vec<Taint>,
     pub allocatable: Amounts,
+    /// What Pods hold whose spec says something else: their resize waits.
+    pub held: BTreeMap<String, Amounts>,
     pub pods_max: u32,
 }
 
@@ -105,7 +107,11 @@ fn too_much(pod: &Pod, live: &[&Pod], node: &NodeView) -> Option<Refusal> {
         return out_of("pods", 1, pods, pods_max);
     }
     let asked = of_pod(pod);
-    let used: Vec<Amounts> = live.iter().map(|pod| of_pod(pod)).collect();
+    let held = |pod: &&Pod| {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        node.held.get(uid).cloned().unwrap_or_else(|| of_pod(pod))
+    };
+    let used: Vec<Amounts> = live.iter().map(held).collect();
     // What the node does not count (a device of another kubelet's plugin) is the scheduler's matter.
     for (resource, has) in &node.allocatable {
         let asked = asked.get(resource).copied().unwrap_or(0);
@@ -238,6 +244,7 @@ mod tests {
             labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
             taints: Vec::new(),
             allocatable: Amounts::from([("cpu".to_owned(), 2000), ("memory".to_owned(), 1 << 30)]),
+            held: BTreeMap::new(),
             pods_max: 3,
         };
         let asks = |resource: &str, amount: &str| json!({"containers": [{"name": "c", "resources": {"requests": {resource: amount}}}]});

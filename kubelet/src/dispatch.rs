@@ -247,6 +247,22 @@ impl Dispatcher {
         }
     }
 
+    /// Tells Pods whose resize waited that there is room now, until cancelled.
+    pub async fn run_grants(self: Arc<Self>, cancel: CancellationToken) {
+        loop {
+            let granted = tokio::select! {
+                // What was not taken is answered by the next call.
+                granted = self.shared.allocations.granted() => granted,
+                () = cancel.cancelled() => return,
+            };
+            for uid in granted {
+                if let Some(known) = self.lock().get(&PodUid(uid)) {
+                    known.mailbox.put(|mail| mail.room = true);
+                }
+            }
+        }
+    }
+
     fn take(self: &Arc<Self>, change: Change<Pod>) {
         match change {
             Change::Resync => self.resync(),
@@ -271,6 +287,9 @@ impl Dispatcher {
         self.shared.keeper.set_offline(false);
         self.clear_kept(&here);
         self.clear_orphans();
+        let live: HashSet<PodUid> = self.lock().keys().cloned().collect();
+        let is_there = |uid: &str| live.iter().chain(&here).any(|one| one.as_str() == uid);
+        self.shared.devices.keep_only(is_there);
     }
 
     fn deliver(self: &Arc<Self>, pod: Arc<Pod>) {
@@ -338,6 +357,9 @@ impl Dispatcher {
             self.scope.spawn("refuse", refused);
             return;
         }
+        if !is_orphan {
+            self.shared.allocations.admit(&pod);
+        }
         let mailbox = Arc::new(Mailbox::default());
         let (status_tx, status) = watch::channel(None);
         let known = Known {
@@ -366,6 +388,7 @@ impl Dispatcher {
         self.scope.spawn("pod", async move {
             let uid = Box::pin(actor.run(cancel)).await;
             if let Some(dispatcher) = dispatcher.upgrade() {
+                dispatcher.shared.allocations.release(uid.as_str());
                 dispatcher.lock().remove(&uid);
                 dispatcher.left.notify_waiters();
             }

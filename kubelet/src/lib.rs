@@ -6,12 +6,14 @@
 //! only through CRI.
 
 pub mod admission;
+pub mod allocations;
 pub mod cgroups;
 pub mod config;
 pub mod cpus;
 pub mod credentials;
 pub mod cri;
 pub mod csi;
+pub mod devices;
 pub mod dispatch;
 pub mod eviction;
 pub mod gc;

@@ -1,5 +1,6 @@
 //! Puts a kubelet together and runs it: server, runtime events, Pod sources, node, log rotation.
 
+use crate::allocations::Allocations;
 use crate::cgroups::plan::Settings;
 use crate::cgroups::{self, Cgroups};
 use crate::config::{Config, ServingPair};
@@ -9,6 +10,7 @@ use crate::cri::images::Images;
 use crate::cri::sandbox_config::host_resolv_conf;
 use crate::csi::Csi;
 use crate::csi::plugins::Plugins;
+use crate::devices::Devices;
 use crate::dispatch::Dispatcher;
 use crate::eviction::{EvictionKeeper, Pressure};
 use crate::gc::ImageKeeper;
@@ -22,10 +24,11 @@ use crate::server::tls::Serving;
 use crate::server::{Server, ServerError};
 use crate::volumes::Volumes;
 use crate::worker::shared::{ClientHandle, Shared};
-use cox_client::Deps;
 use cox_client::events::{EventType, Recorder};
 use cox_client::tasks::TaskScope;
-use k8s_openapi::api::core::v1::{EventSource, ObjectReference, Pod};
+use cox_client::{Deps, Informer};
+use k8s_openapi::api::core::v1::{EventSource, Node, ObjectReference, Pod};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -111,8 +114,19 @@ pub fn prepare(
     };
     let cgroups = Arc::new(open_cgroups(&config, &machine, allocatable));
     let cpus = open_cpus(&config);
-    let csi = Csi::new(&config.data_dir, &config.node_name);
-    let plugins = Plugins::new(csi.clone(), &config.data_dir, deps.client.clone());
+    let node: Informer<Node> = deps
+        .informers
+        .of_selected(&format!("metadata.name={}", config.node_name));
+    let csi = Csi::new(&config.data_dir, &config.node_name, node.clone());
+    let in_use = csi.in_use();
+    let devices = Devices::open(&config.data_dir);
+    let plugins = Plugins::new(
+        csi.clone(),
+        devices.clone(),
+        &config.data_dir,
+        deps.client.clone(),
+        &cancel,
+    );
     let shared = Arc::new(Shared {
         images: Images::new(
             runtime.clone(),
@@ -130,6 +144,8 @@ pub fn prepare(
             &cancel,
         ),
         cgroups,
+        devices,
+        allocations: Allocations::default(),
         cpus: cpus.as_ref().ok().cloned().flatten(),
         huge_pages: machine.huge_pages.clone(),
         services: deps.informers.of(),
@@ -140,9 +156,7 @@ pub fn prepare(
         runtime_name: OnceLock::new(),
         resolv_conf: host_resolv_conf(Path::new("/etc/resolv.conf")),
         allocatable,
-        node: deps
-            .informers
-            .of_selected(&format!("metadata.name={}", config.node_name)),
+        node,
         probe_metrics: ProbeMetrics::default(),
         keeper: Arc::new(Keeper::open(config.data_dir.join("kept"), &config.node_key)),
         clock: deps.clock.clone(),
@@ -165,6 +179,7 @@ pub fn prepare(
         runtime,
         deps,
         plugins,
+        in_use,
         cpus: cpus.map(drop),
         addr_tx,
     };
@@ -178,6 +193,7 @@ struct Parts {
     runtime: Runtime,
     deps: Deps,
     plugins: Plugins,
+    in_use: watch::Receiver<BTreeSet<String>>,
     cpus: Result<(), CpuError>,
     addr_tx: watch::Sender<Option<std::net::SocketAddr>>,
 }
@@ -191,6 +207,7 @@ async fn run_parts(parts: Parts, cancel: CancellationToken) -> Result<(), RunErr
         runtime,
         deps,
         plugins,
+        in_use,
         cpus,
         addr_tx,
     } = parts;
@@ -220,6 +237,7 @@ async fn run_parts(parts: Parts, cancel: CancellationToken) -> Result<(), RunErr
         "runtime-events",
         dispatcher.clone().run_events(token.clone()),
     );
+    scope.spawn("resizes", dispatcher.clone().run_grants(token.clone()));
     scope.spawn("pod-sources", dispatcher.clone().run_sources(token.clone()));
     if let Some(updates) = config.serving_updates.clone() {
         scope.spawn(
@@ -233,6 +251,7 @@ async fn run_parts(parts: Parts, cancel: CancellationToken) -> Result<(), RunErr
     };
     scope.spawn("kept-pods", shared.keeper.clone().run(token.clone()));
     scope.spawn("plugins", plugins.run(token.clone()));
+    scope.spawn("devices", shared.devices.clone().run(token.clone()));
     scope.spawn("log-rotation", logs.run(token.clone()));
     let images = Arc::new(ImageKeeper::new(shared.clone()));
     scope.spawn("image-gc", images.clone().run(token.clone()));
@@ -246,6 +265,8 @@ async fn run_parts(parts: Parts, cancel: CancellationToken) -> Result<(), RunErr
     scope.spawn("eviction", eviction.run(token.clone()));
     let node = NodeKeeper {
         pressure: pressure_rx,
+        in_use,
+        devices: shared.devices.counts(),
         config: config.clone(),
         client: deps.client.clone(),
         runtime,

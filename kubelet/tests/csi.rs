@@ -18,7 +18,7 @@ use cox_kubelet::csi::registration::{
     InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse,
 };
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
-use k8s_openapi::api::storage::v1::{CSIDriver, CSINode};
+use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, VolumeAttachment};
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
@@ -115,13 +115,25 @@ impl Node for Driver {
         &self,
         _: Request<proto::NodeGetCapabilitiesRequest>,
     ) -> Result<Response<proto::NodeGetCapabilitiesResponse>, Status> {
-        let stages = node_service_capability::Type::Rpc(Rpc {
-            r#type: Type::StageUnstageVolume.into(),
-        });
+        let can = |kind: Type| proto::NodeServiceCapability {
+            r#type: Some(node_service_capability::Type::Rpc(Rpc {
+                r#type: kind.into(),
+            })),
+        };
         Ok(Response::new(proto::NodeGetCapabilitiesResponse {
-            capabilities: vec![proto::NodeServiceCapability {
-                r#type: Some(stages),
-            }],
+            capabilities: vec![can(Type::StageUnstageVolume), can(Type::ExpandVolume)],
+        }))
+    }
+
+    async fn node_expand_volume(
+        &self,
+        request: Request<proto::NodeExpandVolumeRequest>,
+    ) -> Result<Response<proto::NodeExpandVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let bytes = request.capacity_range.unwrap_or_default().required_bytes;
+        self.note(format!("expand {} {bytes}", request.volume_id));
+        Ok(Response::new(proto::NodeExpandVolumeResponse {
+            capacity_bytes: bytes,
         }))
     }
 
@@ -144,7 +156,12 @@ impl Node for Driver {
     ) -> Result<Response<proto::NodeStageVolumeResponse>, Status> {
         let request = request.into_inner();
         std::fs::write(Path::new(&request.staging_target_path).join("disk"), "data")?;
-        self.note(format!("stage {}", request.volume_id));
+        let rack = request.publish_context.get("rack").cloned();
+        self.note(format!(
+            "stage {} {}",
+            request.volume_id,
+            rack.unwrap_or_default()
+        ));
         Ok(Response::new(proto::NodeStageVolumeResponse {}))
     }
 
@@ -174,6 +191,17 @@ impl Node for Driver {
             .volume_context
             .get("csi.storage.k8s.io/pod.name")
             .cloned();
+        let tokens = request
+            .volume_context
+            .get("csi.storage.k8s.io/serviceAccount.tokens");
+        if let Some(tokens) = tokens {
+            let tokens: Value = serde_json::from_str(tokens).unwrap();
+            let audiences = tokens.as_object().unwrap().keys().cloned();
+            self.note(format!(
+                "tokens {}",
+                audiences.collect::<Vec<_>>().join(" ")
+            ));
+        }
         self.note(format!(
             "publish {} {} {}",
             request.volume_id,
@@ -199,11 +227,10 @@ impl Node for Driver {
 }
 
 /// A volume of the driver, and a claim that is bound to it.
-async fn provision(cluster: &Cluster) {
+async fn provision(cluster: &Cluster, driver: Value) {
     let params = PostParams::default();
-    let driver: CSIDriver = serde_json::from_value(json!({"metadata": {"name": DRIVER},
-        "spec": {"attachRequired": false, "podInfoOnMount": true}}))
-    .unwrap();
+    let driver: CSIDriver =
+        serde_json::from_value(json!({"metadata": {"name": DRIVER}, "spec": driver})).unwrap();
     let drivers: Api<CSIDriver> = Api::all(cluster.admin.clone());
     drivers.create(&params, &driver).await.unwrap();
     let claim: PersistentVolumeClaim = serde_json::from_value(json!({"metadata": {"name": "claim"},
@@ -224,6 +251,11 @@ async fn provision(cluster: &Cluster) {
         .patch_status("claim", &PatchParams::default(), &Patch::Merge(bound))
         .await
         .unwrap();
+}
+
+/// What a driver says that attaches nothing.
+fn detached() -> Value {
+    json!({"attachRequired": false, "podInfoOnMount": true})
 }
 
 fn user_of(claim: &str) -> Value {
@@ -256,7 +288,7 @@ async fn a_driver_registers_mounts_for_two_pods_and_lets_go() {
     let labels = nodes.get(NODE).await.unwrap().metadata.labels.unwrap();
     assert_eq!(labels["example.com/rack"], "r1");
 
-    provision(&cluster).await;
+    provision(&cluster, detached()).await;
     *driver.fails.lock().unwrap() = Some(Status::unavailable("the shelf is on fire"));
     let pod = cluster.create("first", user_of("claim")).await;
     cluster.until("first", "ready", is_ready).await;
@@ -339,7 +371,7 @@ async fn a_driver_registers_mounts_for_two_pods_and_lets_go() {
 async fn a_volume_of_a_driver_that_is_not_there_says_so() {
     let cluster = Cluster::start().await;
     let _node = cluster.kubelet();
-    provision(&cluster).await;
+    provision(&cluster, detached()).await;
     cluster.create("p", user_of("claim")).await;
     let events: Api<k8s_openapi::api::core::v1::Event> =
         Api::namespaced(cluster.admin.clone(), "default");
@@ -365,4 +397,101 @@ async fn a_volume_of_a_driver_that_is_not_there_says_so() {
     })
     .await
     .expect("an event names the driver that is missing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_is_attached_used_grown_and_given_back() {
+    let cluster = Cluster::start().await;
+    let data = cluster.dir.path().join("kubelet");
+    std::fs::create_dir_all(data.join("plugins_registry")).unwrap();
+    let _node = cluster.kubelet();
+    let socket = cluster.dir.path().join("csi.sock");
+    let (driver, _tasks) = Driver::serve(&socket, &data.join("plugins_registry/files.sock"));
+    eventually("the driver is registered", || {
+        driver.calls().iter().any(|call| call == "registered true ")
+    })
+    .await;
+    provision(
+        &cluster,
+        json!({"tokenRequests": [{"audience": "vault"}], "requiresRepublish": true}),
+    )
+    .await;
+    cluster.create("p", user_of("claim")).await;
+    let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(cluster.admin.clone());
+    // The test is controller and attacher in one.
+    let name = cox_client::attachments::name("vol-1", DRIVER, NODE);
+    let shown = cox_client::attachments::in_status("vol-1", DRIVER);
+    let attachments: Api<VolumeAttachment> = Api::all(cluster.admin.clone());
+    let attachment = json!({"metadata": {"name": name}, "spec": {"attacher": DRIVER, "nodeName": NODE,
+        "source": {"persistentVolumeName": "pv"}}});
+    let attachment = serde_json::from_value(attachment).unwrap();
+    attachments
+        .create(&PostParams::default(), &attachment)
+        .await
+        .unwrap();
+    assert!(
+        !driver.calls().iter().any(|call| call.starts_with("stage")),
+        "nothing is staged before it is attached"
+    );
+    let params = PatchParams::default();
+    let attached = json!({"status": {"attached": true, "attachmentMetadata": {"rack": "r9"}}});
+    attachments
+        .patch_status(&name, &params, &Patch::Merge(attached))
+        .await
+        .unwrap();
+    let named = json!({"status": {"volumesAttached": [{"name": shown, "devicePath": ""}]}});
+    nodes
+        .patch_status(NODE, &params, &Patch::Merge(named))
+        .await
+        .unwrap();
+    cluster.until("p", "ready", is_ready).await;
+    let calls = driver.calls();
+    assert!(
+        calls.contains(&"stage vol-1 r9".to_owned()) && calls.contains(&"tokens vault".to_owned()),
+        "what the attacher and the API server said is passed on: {calls:?}"
+    );
+    let in_use = || async {
+        let node = nodes.get(NODE).await.unwrap();
+        node.status
+            .and_then(|status| status.volumes_in_use)
+            .unwrap_or_default()
+    };
+    assert_eq!(in_use().await, [shown.clone()]);
+
+    // It grows at the next look, which any change of the Pod brings.
+    let volumes: Api<PersistentVolume> = Api::all(cluster.admin.clone());
+    let larger = json!({"spec": {"capacity": {"storage": "2Gi"}}});
+    volumes
+        .patch("pv", &params, &Patch::Merge(larger))
+        .await
+        .unwrap();
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(cluster.admin.clone(), "default");
+    let pending = json!({"status": {"conditions": [{"type": "FileSystemResizePending", "status": "True",
+        "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+    claims
+        .patch_status("claim", &params, &Patch::Merge(pending))
+        .await
+        .unwrap();
+    cluster.create("q", user_of("claim")).await;
+    cluster.until("q", "ready", is_ready).await;
+    assert!(
+        driver
+            .calls()
+            .contains(&format!("expand vol-1 {}", 2_u64 << 30))
+    );
+    let claim = claims.get("claim").await.unwrap().status.unwrap();
+    assert_eq!(claim.capacity.unwrap()["storage"].0, "2Gi");
+    assert!(claim.conditions.unwrap_or_default().is_empty());
+
+    for pod in ["p", "q"] {
+        cluster.delete(pod).await;
+        cluster.until_gone(pod).await;
+    }
+    tokio::time::timeout(std::time::Duration::from_secs(30), async {
+        while !in_use().await.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("what is not used is not named any more");
 }

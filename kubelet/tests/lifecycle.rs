@@ -174,3 +174,78 @@ async fn the_hosts_file_names_the_pod_and_its_aliases() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resize_that_does_not_fit_waits_for_room() {
+    let cluster = Cluster::start().await;
+    let _node = cluster.kubelet();
+    let nodes: kube::Api<k8s_openapi::api::core::v1::Node> = kube::Api::all(cluster.admin.clone());
+    let node = async {
+        loop {
+            if let Some(node) = nodes.get_opt(support::NODE).await.unwrap() {
+                return node;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let node = node.await;
+    let cores = node.status.unwrap().allocatable.unwrap()["cpu"].0.clone();
+    let millis = cores.strip_suffix('m').map_or_else(
+        || cores.parse::<i64>().unwrap() * 1000,
+        |millis| millis.parse().unwrap(),
+    );
+    let asks = |millis: i64| {
+        let mut spec = one("stay");
+        spec["containers"][0]["resources"] = json!({"requests": {"cpu": format!("{millis}m")}});
+        spec
+    };
+    cluster.create("filler", asks(millis - 300)).await;
+    cluster.until("filler", "ready", is_ready).await;
+    cluster.create("p", asks(100)).await;
+    cluster.until("p", "ready", is_ready).await;
+    let wanted = json!({"spec": {"containers": [{"name": "a", "resources": {"requests": {"cpu": "400m"}}}]}});
+    let params = PatchParams::default();
+    cluster
+        .pods()
+        .patch_subresource("resize", "p", &params, &Patch::Strategic(wanted))
+        .await
+        .unwrap();
+    let waits = |pod: &Pod| condition(pod, "PodResizePending").is_some();
+    let pod = cluster.until("p", "waiting for room", waits).await;
+    let conditions = pod.status.as_ref().unwrap().conditions.clone().unwrap();
+    let pending = conditions
+        .iter()
+        .find(|one| one.type_ == "PodResizePending")
+        .unwrap();
+    assert_eq!(pending.reason.as_deref(), Some("Deferred"));
+    assert_eq!(
+        pending.message.clone().unwrap(),
+        format!(
+            "Node didn't have enough resource: cpu, requested: 400, used: {}, capacity: {millis}",
+            millis - 300
+        )
+    );
+    let allocated = |pod: &Pod| {
+        let status = pod.status.as_ref()?.container_statuses.as_ref()?.first()?;
+        let amount = status.allocated_resources.as_ref()?.get("cpu")?;
+        Some(amount.0.clone())
+    };
+    assert_eq!(
+        allocated(&pod).as_deref(),
+        Some("100m"),
+        "it keeps what it has"
+    );
+    // Others may have what it does not hold yet.
+    cluster.create("small", asks(150)).await;
+    cluster.until("small", "ready", is_ready).await;
+    cluster.delete("filler").await;
+    let done = |pod: &Pod| {
+        condition(pod, "PodResizePending").is_none()
+            && condition(pod, "PodResizeInProgress").is_none()
+            && allocated(pod).as_deref() == Some("400m")
+    };
+    let pod = cluster.until("p", "resized", done).await;
+    let status = pod.status.unwrap().container_statuses.unwrap().remove(0);
+    assert_eq!(status.restart_count, 0);
+    assert_eq!(status.resources.unwrap().requests.unwrap()["cpu"].0, "400m");
+}

@@ -157,3 +157,102 @@ async fn a_finished_pod_is_not_run_again_after_a_power_cut() {
     let calls = cluster.runtime.calls();
     assert!(!calls.contains(&"sandbox job".to_owned()), "{calls:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happened_without_a_link_is_told_late_and_in_order() {
+    let cluster = Cluster::start().await;
+    let _node = cluster.kubelet();
+    let made = cluster.create("p", one("stay")).await;
+    cluster.until("p", "ready", is_ready).await;
+    cluster.set_link(false);
+    cluster.runtime.exit("a", 3);
+    eventually("it runs again", || {
+        let calls = cluster.runtime.calls();
+        calls.contains(&"start a#1".to_owned())
+    })
+    .await;
+    cluster.set_link(true);
+    let pod = cluster
+        .until("p", "reported as restarted once", is_restarted)
+        .await;
+    let status = pod.status.unwrap().container_statuses.unwrap().remove(0);
+    let ended = status.last_state.unwrap().terminated.unwrap();
+    assert_eq!((status.restart_count, ended.exit_code), (1, 3));
+    let events: Api<k8s_openapi::api::core::v1::Event> =
+        Api::namespaced(cluster.admin.clone(), "default");
+    let told = || async {
+        let mut all = events.list(&Default::default()).await.unwrap().items;
+        all.retain(|event| event.involved_object.uid == made.metadata.uid);
+        let revision = |event: &k8s_openapi::api::core::v1::Event| -> u64 {
+            let text = event.metadata.resource_version.as_deref();
+            text.unwrap().parse().unwrap()
+        };
+        all.sort_by_key(revision);
+        all
+    };
+    let both = async {
+        loop {
+            let all = told().await;
+            let started = all
+                .iter()
+                .filter(|event| event.reason.as_deref() == Some("Started"));
+            if started.map(|event| event.count.unwrap_or(1)).sum::<i32>() == 2 {
+                return all;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let all = tokio::time::timeout(std::time::Duration::from_secs(30), both)
+        .await
+        .expect("both starts are told");
+    let times: Vec<_> = all
+        .iter()
+        .map(|event| event.last_timestamp.clone().unwrap().0)
+        .collect();
+    assert!(
+        times.is_sorted(),
+        "late, but in the order in which it happened: {times:?}"
+    );
+}
+
+/// A clock that is off.
+#[derive(Debug)]
+struct Off(i64);
+
+impl cox_client::Clock for Off {
+    fn now(&self) -> jiff::Timestamp {
+        jiff::Timestamp::now() + jiff::SignedDuration::from_hours(self.0)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_clock_is_off_by_a_day_runs_pods_and_asks_for_no_more_tokens() {
+    for hours in [24, -24] {
+        let cluster = Cluster::start().await;
+        let map = json!({"metadata": {"name": "m"}, "data": {"k": "v"}});
+        make::<ConfigMap>(&cluster, map).await;
+        let secret = json!({"metadata": {"name": "s"}, "stringData": {"k": "v"}});
+        make::<Secret>(&cluster, secret).await;
+        let node = cluster.kubelet_by(std::sync::Arc::new(Off(hours)), |_| {});
+        let pod = demanding(&cluster, "p").await;
+        let token = || {
+            let projected = cluster.volumes(&pod).join("kubernetes.io~projected");
+            let volume = std::fs::read_dir(projected).unwrap().next().unwrap();
+            std::fs::read_to_string(volume.unwrap().path().join("token")).unwrap()
+        };
+        let before = token();
+        cluster.runtime.exit("a", 1);
+        cluster.until("p", "restarted", is_restarted).await;
+        // A change of a source brings all files up to date, tokens included.
+        let maps: Api<ConfigMap> = Api::namespaced(cluster.admin.clone(), "default");
+        let patch = kube::api::Patch::Merge(json!({"data": {"k": "w"}}));
+        maps.patch("m", &Default::default(), &patch).await.unwrap();
+        let file = cluster.volumes(&pod).join("kubernetes.io~configmap/v/k");
+        eventually("the change is there", || {
+            std::fs::read_to_string(&file).unwrap() == "w"
+        })
+        .await;
+        assert_eq!(token(), before, "a clock that is off makes no token old");
+        node.quit().await;
+    }
+}

@@ -52,7 +52,13 @@ impl NodeAuthorizer {
     /// Whether the node may do what is asked.
     pub(super) fn authorize(&self, node: &str, asked: &Attributes<'_>) -> Decision {
         let yes = match (asked.group, asked.resource) {
-            ("", "secrets") => return self.read_referred(node, asked, Referred::Secret),
+            ("", "secrets") => {
+                let referred = self.read_referred(node, asked, Referred::Secret);
+                if matches!(referred, Decision::Allow) || !self.mounts_with(node, asked) {
+                    return referred;
+                }
+                true
+            }
             ("", "configmaps") => return self.read_referred(node, asked, Referred::ConfigMap),
             ("", "persistentvolumeclaims") => return self.claim(node, asked),
             ("", "persistentvolumes") => return self.volume(node, asked),
@@ -63,8 +69,9 @@ impl NodeAuthorizer {
             ("", "namespaces") if reads_all(asked) => self.has_network_policies(),
             ("coordination.k8s.io", "leases") => own_lease(node, asked),
             ("storage.k8s.io", "csinodes") => own_csi_node(node, asked),
+            ("storage.k8s.io", "volumeattachments") => self.own_attachment(node, asked),
             // Needs claims to be followed; comes with dynamic resource allocation.
-            ("resource.k8s.io", _) | ("storage.k8s.io", "volumeattachments") => false,
+            ("resource.k8s.io", _) => false,
             _ => policy::builtin()
                 .cluster_role("system:node")
                 .iter()
@@ -119,6 +126,56 @@ impl NodeAuthorizer {
             }
             _ => no_relationship(node),
         }
+    }
+
+    /// An attachment of a volume to this node.
+    fn own_attachment(&self, node: &str, asked: &Attributes<'_>) -> bool {
+        asked.verb == "get"
+            && asked.subresource.is_empty()
+            && self
+                .store
+                .snapshot()
+                .get("volumeattachments", asked.name)
+                .and_then(|object| serde_json::from_slice::<Value>(&object.json).ok())
+                .is_some_and(|attachment| attachment["spec"]["nodeName"] == node)
+    }
+
+    /// Whether a driver's volume that a Pod on the node uses is mounted with this secret.
+    fn mounts_with(&self, node: &str, asked: &Attributes<'_>) -> bool {
+        if asked.verb != "get" || asked.name.is_empty() {
+            return false;
+        }
+        let snapshot = self.store.snapshot();
+        snapshot.range("persistentvolumes", "", None).any(|object| {
+            let Ok(volume) = serde_json::from_slice::<Value>(&object.json) else {
+                return false;
+            };
+            let source = &volume["spec"]["csi"];
+            let uses = [
+                "nodeStageSecretRef",
+                "nodePublishSecretRef",
+                "nodeExpandSecretRef",
+            ]
+            .iter()
+            .any(|field| {
+                source[field]["name"] == asked.name && source[field]["namespace"] == asked.namespace
+            });
+            let claim = &volume["spec"]["claimRef"];
+            let (Some(namespace), Some(name)) =
+                (claim["namespace"].as_str(), claim["name"].as_str())
+            else {
+                return false;
+            };
+            let of_claim = Attributes {
+                namespace,
+                name,
+                ..*asked
+            };
+            uses && matches!(
+                self.related(node, &of_claim, Referred::Claim),
+                Decision::Allow
+            )
+        })
     }
 
     fn service_account(&self, node: &str, asked: &Attributes<'_>) -> Decision {

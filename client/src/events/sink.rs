@@ -19,8 +19,8 @@ use super::correlator::{Correlator, Decision};
 const BURST: u32 = 100;
 const PERIOD: Duration = Duration::from_millis(20);
 
-const ATTEMPTS_MAX: u32 = 12;
-const ATTEMPT_PAUSE: Duration = Duration::from_secs(10);
+/// First and longest wait after the API server did not answer.
+const ATTEMPT_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
 /// Runs until cancelled or until nobody can send any more.
 pub(super) async fn run(
@@ -74,8 +74,10 @@ impl Pace {
     }
 }
 
+/// Writes until the API server has answered: a node that lost its link tells what happened when it is back, in order.
 async fn write(client: &kube::Client, decision: &Decision) {
-    for attempt in 1..=ATTEMPTS_MAX {
+    let mut pause = ATTEMPT_PAUSE.0;
+    loop {
         let result = match decision {
             Decision::Drop => return,
             Decision::Create(event) => create(client, event).await,
@@ -96,8 +98,9 @@ async fn write(client: &kube::Client, decision: &Decision) {
                 return;
             }
             Err(error) => {
-                tracing::debug!(attempt, error = %crate::runner::chain(&error), "Event could not be written");
-                tokio::time::sleep(ATTEMPT_PAUSE).await;
+                tracing::debug!(error = %crate::runner::chain(&error), "Event could not be written");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(ATTEMPT_PAUSE.1);
             }
         }
     }

@@ -2,11 +2,13 @@
 //!
 //! | module | upstream's name |
 //! | --- | --- |
+//! | `attach` | attachdetach-controller |
 //! | `binder` | persistentvolume-binder |
 //! | `local_path` | none: the provisioner of the default StorageClass, `local-path` |
 //! | `protection` | pvc-protection-controller, pv-protection-controller |
 //! | `ephemeral` | ephemeral-volume-controller |
 
+pub(crate) mod attach;
 pub(crate) mod binder;
 pub(crate) mod ephemeral;
 mod local_path;

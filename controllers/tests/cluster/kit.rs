@@ -273,7 +273,8 @@ impl Controllers {
     }
 }
 
-const SERVICE_ACCOUNTS: [&str; 25] = [
+const SERVICE_ACCOUNTS: [&str; 26] = [
+    "attachdetach-controller",
     "cronjob-controller",
     "disruption-controller",
     "resourcequota-controller",

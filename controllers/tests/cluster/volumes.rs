@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::VolumeAttachment;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
@@ -142,5 +143,48 @@ async fn the_default_class_makes_a_folder_on_the_node_of_the_first_pod() {
     cluster
         .wait_for::<PersistentVolumeClaim>("the end of the claim", |all| all.is_empty())
         .await;
+    controllers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drivers_volume_is_attached_for_a_pod_and_detached_after_it() {
+    let cluster = Cluster::start().await;
+    cluster.run_kubelet().await;
+    let controllers = cluster.run_controllers(|_| {});
+    let params = PostParams::default();
+    let volume = json!({"metadata": {"name": "pv"}, "spec": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"},
+        "csi": {"driver": "d.example.com", "volumeHandle": "h"}, "persistentVolumeReclaimPolicy": "Retain"}});
+    let volumes: Api<PersistentVolume> = Api::all(cluster.client.clone());
+    volumes
+        .create(&params, &serde_json::from_value(volume).unwrap())
+        .await
+        .unwrap();
+    cluster
+        .create::<PersistentVolumeClaim>("default", claim("c", Some("")))
+        .await;
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}],
+        "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}});
+    cluster.create::<Pod>("default", pod).await;
+    let name = cox_client::attachments::name("h", "d.example.com", "node-1");
+    let has = |number: usize| move |all: &[Arc<VolumeAttachment>]| all.len() == number;
+    cluster.wait_for("an attachment", has(1)).await;
+    let attachments: Api<VolumeAttachment> = Api::all(cluster.client.clone());
+    let attached = Patch::Merge(json!({"status": {"attached": true}}));
+    attachments
+        .patch_status(&name, &PatchParams::default(), &attached)
+        .await
+        .unwrap();
+    let names = |number: usize| {
+        move |nodes: &[Arc<Node>]| {
+            let status = nodes.first().and_then(|node| node.status.as_ref());
+            let attached = status.and_then(|status| status.volumes_attached.as_ref());
+            attached.map_or(0, Vec::len) == number
+        }
+    };
+    cluster.wait_for("the node names it", names(1)).await;
+    let pods = cluster.api::<Pod>("default");
+    pods.delete("p", &DeleteParams::default()).await.unwrap();
+    cluster.wait_for("no attachment", has(0)).await;
+    cluster.wait_for("the node names none", names(0)).await;
     controllers.stop().await;
 }

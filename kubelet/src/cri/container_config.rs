@@ -16,6 +16,8 @@ pub struct Resolved<'a> {
     pub image: &'a ResolvedImage,
     pub env: Vec<(String, String)>,
     pub mounts: Vec<v1::Mount>,
+    pub devices: Vec<v1::Device>,
+    pub cdi: Vec<v1::CdiDevice>,
     /// The container whose processes this one sees.
     pub target: Option<ContainerId>,
     /// Memory of the node, for the kernel's choice of victims.
@@ -77,6 +79,8 @@ pub fn container_config(
             })
             .collect(),
         mounts: resolved.mounts,
+        devices: resolved.devices,
+        cdi_devices: resolved.cdi,
         labels: container_labels,
         annotations: annotations(pod, container, resolved.attempt),
         log_path: log_path(&container.name, resolved.attempt),
@@ -151,6 +155,8 @@ mod tests {
                 image: &image,
                 env: vec![("WHO".into(), "you".into())],
                 mounts: Vec::new(),
+                devices: Vec::new(),
+                cdi: Vec::new(),
                 target: None,
                 node_memory: 1 << 30,
             },

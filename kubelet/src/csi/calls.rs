@@ -23,10 +23,24 @@ pub(super) struct Driver {
     pub(super) tells_writers: bool,
     /// It gives volumes to the Pod's group itself.
     pub(super) mounts_for_group: bool,
+    /// Volumes that have grown are told to it on the node.
+    pub(super) expands: bool,
 }
 
 /// A channel to a socket; nothing is connected yet.
-pub(super) fn channel(socket: &Path) -> Channel {
+pub(crate) fn channel(socket: &Path) -> Channel {
+    connect(
+        socket,
+        Endpoint::from_static("http://plugin.local").timeout(TIMEOUT),
+    )
+}
+
+/// A channel for a stream that lasts.
+pub(crate) fn stream_channel(socket: &Path) -> Channel {
+    connect(socket, Endpoint::from_static("http://plugin.local"))
+}
+
+fn connect(socket: &Path, endpoint: Endpoint) -> Channel {
     let socket = socket.to_owned();
     let connect = tower::service_fn(move |_: Uri| {
         let socket = socket.clone();
@@ -36,13 +50,11 @@ pub(super) fn channel(socket: &Path) -> Channel {
                 .map(TokioIo::new)
         }
     });
-    Endpoint::from_static("http://plugin.local")
-        .timeout(TIMEOUT)
-        .connect_with_connector_lazy(connect)
+    endpoint.connect_with_connector_lazy(connect)
 }
 
 /// What went wrong, as drivers and upstream print it.
-pub(super) fn text(status: tonic::Status) -> String {
+pub(crate) fn text(status: tonic::Status) -> String {
     format!(
         "rpc error: code = {:?} desc = {}",
         status.code(),
@@ -94,6 +106,7 @@ pub(super) async fn introduce(name: &str, endpoint: &Path) -> Result<Introduced,
         stages: can.contains(&Type::StageUnstageVolume),
         tells_writers: can.contains(&Type::SingleNodeMultiWriter),
         mounts_for_group: can.contains(&Type::VolumeMountGroup),
+        expands: can.contains(&Type::ExpandVolume),
     };
     Ok(Introduced { driver, info })
 }

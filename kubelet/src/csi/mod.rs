@@ -5,9 +5,13 @@
 //! | `plugins` | drivers make themselves known in `plugins_registry`; the Node and its CSINode tell of them |
 //! | `calls` | gRPC over a driver's socket |
 //! | `plan` | what is said to a driver, from the API's objects; pure |
+//! | `attached` | waiting for the attacher, and telling which attached volumes are in use |
+//! | `grow` | volumes that were made larger |
 //! | `mount` | staging and publishing, and the way back from what was written down beside the mount |
 
+mod attached;
 mod calls;
+mod grow;
 mod mount;
 mod plan;
 pub(crate) mod plugins;
@@ -38,10 +42,14 @@ pub mod registration {
     tonic::include_proto!("pluginregistration");
 }
 
+pub(crate) use calls::{channel, stream_channel, text};
+pub(crate) use mount::Occasion;
 pub(crate) use plan::Wanted;
 
 use calls::Driver;
-use std::collections::BTreeMap;
+use cox_client::Informer;
+use k8s_openapi::api::core::v1::Node;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -53,6 +61,10 @@ pub struct Csi {
     /// `<data_dir>/pods`.
     pods: PathBuf,
     node: String,
+    /// The Node object: it names what is attached.
+    node_object: Informer<Node>,
+    /// Attached volumes that are in use here, as the Node names them.
+    in_use: tokio::sync::watch::Sender<BTreeSet<String>>,
     drivers: Mutex<BTreeMap<String, Driver>>,
     /// One volume at a time is staged or unstaged.
     one_at_a_time: tokio::sync::Mutex<()>,
@@ -61,14 +73,18 @@ pub struct Csi {
 impl Csi {
     /// No driver is known yet.
     #[must_use]
-    pub fn new(data_dir: &std::path::Path, node: &str) -> Arc<Self> {
-        Arc::new(Self {
+    pub fn new(data_dir: &std::path::Path, node: &str, node_object: Informer<Node>) -> Arc<Self> {
+        let csi = Self {
+            node_object,
+            in_use: tokio::sync::watch::Sender::new(BTreeSet::new()),
             staging: data_dir.join("plugins/kubernetes.io/csi"),
             pods: data_dir.join("pods"),
             node: node.to_owned(),
             drivers: Mutex::default(),
             one_at_a_time: tokio::sync::Mutex::default(),
-        })
+        };
+        csi.see_what_is_in_use();
+        Arc::new(csi)
     }
 
     fn drivers(&self) -> MutexGuard<'_, BTreeMap<String, Driver>> {

@@ -5,20 +5,23 @@
 
 use super::Csi;
 use super::calls::{Driver, text};
-use super::plan::{Wanted, attachment_name, needs_attachment, stage_name};
+use super::plan::{Wanted, needs_attachment, stage_name, tokens_for};
 use super::proto::{
     NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
     NodeUnstageVolumeRequest,
 };
-use k8s_openapi::api::core::v1::{Pod, Secret, SecretReference};
-use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
+use crate::volumes::tokens::Tokens;
+use cox_client::attachments;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Pod, Secret, SecretReference, ServiceAccountTokenProjection};
+use k8s_openapi::api::storage::v1::CSIDriver;
 use kube::Api;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-const KIND: &str = "kubernetes.io~csi";
+pub(super) const KIND: &str = "kubernetes.io~csi";
 const NOTE: &str = "vol_data.json";
 
 /// A volume that stands.
@@ -27,24 +30,43 @@ pub(crate) struct Mounted {
     pub(crate) path: PathBuf,
     /// The kubelet gives its files to the Pod's group.
     pub(crate) for_group: bool,
+    /// When the driver wants to be asked again.
+    pub(crate) again: Option<Timestamp>,
 }
+
+/// For whom a volume is mounted, and with what.
+#[derive(Clone, Copy)]
+pub(crate) struct Occasion<'a> {
+    pub(crate) client: &'a kube::Client,
+    pub(crate) pod: &'a Pod,
+    /// The Pod's fsGroup.
+    pub(crate) group: Option<u32>,
+    pub(crate) tokens: &'a Tokens,
+    pub(crate) now: Timestamp,
+}
+
+/// How often a driver that wants it is asked to publish a volume again.
+const REPUBLISH: SignedDuration = SignedDuration::from_secs(60);
 
 /// What was written down of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Note {
-    driver: String,
-    handle: String,
+pub(super) struct Note {
+    pub(super) driver: String,
+    pub(super) handle: String,
     is_ephemeral: bool,
+    /// It was attached to the node for this.
+    pub(super) is_attached: bool,
 }
 
 impl Note {
-    fn read(folder: &Path) -> Option<Self> {
+    pub(super) fn read(folder: &Path) -> Option<Self> {
         let text = std::fs::read(folder.join(NOTE)).ok()?;
         let value: Value = serde_json::from_slice(&text).ok()?;
         Some(Self {
             driver: value["driverName"].as_str()?.to_owned(),
             handle: value["volumeHandle"].as_str()?.to_owned(),
             is_ephemeral: value["volumeLifecycleMode"] == "Ephemeral",
+            is_attached: value["attached"] == true,
         })
     }
 }
@@ -54,19 +76,20 @@ impl Csi {
         self.pods.join(uid).join("volumes").join(KIND)
     }
 
-    fn stage_of(&self, driver: &str, handle: &str) -> PathBuf {
+    pub(super) fn stage_of(&self, driver: &str, handle: &str) -> PathBuf {
         let folder = self.staging.join(driver).join(stage_name(handle));
         folder.join("globalmount")
     }
 
-    /// Mounts a volume for a Pod; doing it twice changes nothing. `group`: the Pod's fsGroup.
+    /// Mounts a volume for a Pod; doing it twice changes nothing.
     pub(crate) async fn mount(
         &self,
-        client: &kube::Client,
-        pod: &Pod,
+        occasion: Occasion<'_>,
         wanted: &Wanted,
-        group: Option<u32>,
     ) -> Result<Mounted, String> {
+        let Occasion {
+            client, pod, group, ..
+        } = occasion;
         let driver = self.driver(&wanted.driver)?;
         let drivers: Api<CSIDriver> = Api::all(client.clone());
         let known = drivers
@@ -78,17 +101,28 @@ impl Csi {
             return Err(refusal);
         }
         let attached = self.attached(client, wanted, known).await?;
+        let is_attached = needs_attachment(wanted, known);
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let folder = self.volumes_of(uid).join(&wanted.name);
         let target = folder.join("mount");
-        self.note(&folder, wanted)
+        self.note(&folder, wanted, is_attached)
             .map_err(|error| format!("{}: {error}", folder.display()))?;
+        if is_attached {
+            self.claim_use(wanted).await?;
+        }
         let mut staged = PathBuf::new();
         if driver.stages && !wanted.is_ephemeral {
             staged = self.stage_of(&wanted.driver, &wanted.handle);
             let secrets = secret(client, wanted.stage_secret.as_ref()).await?;
             self.stage(&driver, wanted, &staged, &attached, secrets, group)
                 .await?;
+        }
+        let mut context = wanted.publish_context(pod, known);
+        let mut again = self.tokens(occasion, known, &mut context).await?;
+        if known.and_then(|driver| driver.spec.requires_republish) == Some(true) {
+            let next = occasion.now.saturating_add(REPUBLISH);
+            let next = next.unwrap_or(Timestamp::MAX);
+            again = Some(again.map_or(next, |again| again.min(next)));
         }
         let request = NodePublishVolumeRequest {
             volume_id: wanted.handle.clone(),
@@ -98,7 +132,7 @@ impl Csi {
             volume_capability: Some(wanted.capability(&driver, group)),
             readonly: wanted.read_only,
             secrets: secret(client, wanted.publish_secret.as_ref()).await?,
-            volume_context: wanted.publish_context(pod, known).into_iter().collect(),
+            volume_context: context.into_iter().collect(),
         };
         driver
             .node()
@@ -108,7 +142,40 @@ impl Csi {
         Ok(Mounted {
             path: target,
             for_group: wanted.is_given_to_group(&driver, known) && !wanted.read_only,
+            again,
         })
+    }
+
+    /// The tokens that the driver wants of the Pod, told with the volume's attributes; answers when they are renewed.
+    async fn tokens(
+        &self,
+        occasion: Occasion<'_>,
+        known: Option<&CSIDriver>,
+        context: &mut std::collections::BTreeMap<String, String>,
+    ) -> Result<Option<Timestamp>, String> {
+        let mut told = serde_json::Map::new();
+        let mut renew_at: Option<Timestamp> = None;
+        for (audience, life_secs) in tokens_for(known) {
+            let asked = ServiceAccountTokenProjection {
+                audience: Some(audience.clone()).filter(|audience| !audience.is_empty()),
+                expiration_seconds: life_secs,
+                path: String::new(),
+            };
+            let token = occasion.tokens.token(occasion.pod, &asked).await?;
+            renew_at = Some(renew_at.map_or(token.renew_at, |at| at.min(token.renew_at)));
+            let expires = token.expires_at.to_string();
+            told.insert(
+                audience,
+                json!({ "token": token.text, "expirationTimestamp": expires }),
+            );
+        }
+        if !told.is_empty() {
+            let key = "csi.storage.k8s.io/serviceAccount.tokens".to_owned();
+            context.insert(key, Value::Object(told).to_string());
+        }
+        // Only a driver that is asked again can hear of new ones.
+        let republished = known.and_then(|driver| driver.spec.requires_republish) == Some(true);
+        Ok(renew_at.filter(|_| republished))
     }
 
     async fn stage(
@@ -136,7 +203,7 @@ impl Csi {
     }
 
     /// Makes the folder of a volume and writes down what will be in it, before anything is.
-    fn note(&self, folder: &Path, wanted: &Wanted) -> io::Result<()> {
+    fn note(&self, folder: &Path, wanted: &Wanted, is_attached: bool) -> io::Result<()> {
         std::fs::create_dir_all(folder)?;
         let mode = if wanted.is_ephemeral {
             "Ephemeral"
@@ -145,41 +212,12 @@ impl Csi {
         };
         let note = json!({
             "specVolID": wanted.name, "volumeHandle": wanted.handle, "driverName": wanted.driver,
-            "nodeName": self.node, "attachmentID": attachment_name(wanted, &self.node), "volumeLifecycleMode": mode,
+            "nodeName": self.node, "attachmentID": attachments::name(&wanted.handle, &wanted.driver, &self.node),
+            "volumeLifecycleMode": mode, "attached": is_attached,
         });
         let fresh = folder.join(".vol_data.json");
         std::fs::write(&fresh, note.to_string())?;
         std::fs::rename(fresh, folder.join(NOTE))
-    }
-
-    /// What the attacher tells the node, once the volume is attached where that is needed.
-    async fn attached(
-        &self,
-        client: &kube::Client,
-        wanted: &Wanted,
-        known: Option<&CSIDriver>,
-    ) -> Result<HashMap<String, String>, String> {
-        if !needs_attachment(wanted, known) {
-            return Ok(HashMap::new());
-        }
-        let name = attachment_name(wanted, &self.node);
-        let api: Api<VolumeAttachment> = Api::all(client.clone());
-        let found = api
-            .get_opt(&name)
-            .await
-            .map_err(|error| format!("volume attachment {name} cannot be read: {error}"))?;
-        let status = found.and_then(|attachment| attachment.status);
-        match status {
-            Some(status) if status.attached => Ok(status
-                .attachment_metadata
-                .unwrap_or_default()
-                .into_iter()
-                .collect()),
-            _ => Err(format!(
-                "volume {} is not attached to the node yet (its driver {} attaches, or its CSIDriver says attachRequired: false)",
-                wanted.name, wanted.driver
-            )),
-        }
     }
 
     /// Takes all volumes of drivers out of a Pod's folder. What is still in use elsewhere stays staged.
@@ -198,6 +236,7 @@ impl Csi {
             self.unmount_one(&folder, &note)
                 .await
                 .map_err(|error| io::Error::other(format!("{}: {error}", folder.display())))?;
+            self.see_what_is_in_use();
         }
         Ok(())
     }
@@ -214,7 +253,13 @@ impl Csi {
         let _one = self.one_at_a_time.lock().await;
         let gone = |error: io::Error| error.to_string();
         std::fs::remove_file(folder.join(NOTE)).map_err(gone)?;
-        match std::fs::remove_dir(folder.join("mount")) {
+        let target = folder.join("mount");
+        let removed = match target.symlink_metadata() {
+            Ok(found) if found.is_dir() => std::fs::remove_dir(&target),
+            Ok(_) => std::fs::remove_file(&target),
+            Err(error) => Err(error),
+        };
+        match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(gone(error)),
             _ => {}
         }
@@ -232,7 +277,7 @@ impl Csi {
         let done = driver.node().node_unstage_volume(request).await;
         if let Err(status) = done {
             // So that the next attempt comes here again.
-            let wanted = json!({ "volumeHandle": note.handle, "driverName": note.driver });
+            let wanted = json!({ "volumeHandle": note.handle, "driverName": note.driver, "attached": note.is_attached });
             std::fs::write(folder.join(NOTE), wanted.to_string()).map_err(gone)?;
             return Err(text(status));
         }
@@ -260,7 +305,7 @@ impl Csi {
     }
 }
 
-async fn secret(
+pub(super) async fn secret(
     client: &kube::Client,
     reference: Option<&SecretReference>,
 ) -> Result<HashMap<String, String>, String> {

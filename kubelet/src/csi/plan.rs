@@ -3,7 +3,7 @@
 use super::calls::Driver;
 use super::proto::VolumeCapability;
 use super::proto::volume_capability::access_mode::Mode;
-use super::proto::volume_capability::{AccessMode, AccessType, MountVolume};
+use super::proto::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
 use k8s_openapi::api::core::v1::{CSIVolumeSource, PersistentVolume, Pod, SecretReference, Volume};
 use k8s_openapi::api::storage::v1::CSIDriver;
 use sha2::{Digest, Sha256};
@@ -24,8 +24,11 @@ pub(crate) struct Wanted {
     pub(super) context: BTreeMap<String, String>,
     pub(super) stage_secret: Option<SecretReference>,
     pub(super) publish_secret: Option<SecretReference>,
+    pub(super) expand_secret: Option<SecretReference>,
     /// It lives and dies with the Pod.
     pub(super) is_ephemeral: bool,
+    /// Containers get the device itself, not files.
+    pub(crate) is_block: bool,
 }
 
 fn hex(digest: &[u8]) -> String {
@@ -38,12 +41,6 @@ fn hex(digest: &[u8]) -> String {
 /// The folder of a staged volume: drivers' handles hold anything.
 pub(super) fn stage_name(handle: &str) -> String {
     hex(&Sha256::digest(handle))
-}
-
-/// The name of the VolumeAttachment that attaches a volume to a node, as upstream computes it.
-pub(super) fn attachment_name(wanted: &Wanted, node: &str) -> String {
-    let text = format!("{}{}{node}", wanted.handle, wanted.driver);
-    format!("csi-{}", hex(&Sha256::digest(text)))
 }
 
 impl Wanted {
@@ -69,24 +66,18 @@ impl Wanted {
                     name: Some(secret.name.clone()),
                     namespace,
                 }),
+            expand_secret: None,
             is_ephemeral: true,
+            is_block: false,
         }
     }
 
-    /// A persistent volume; `None`: it is of another kind. An error: it is one that this node cannot mount.
-    pub(crate) fn of_volume(
-        volume: &PersistentVolume,
-        read_only: bool,
-    ) -> Option<Result<Self, String>> {
+    /// A persistent volume; `None`: it is of another kind.
+    pub(crate) fn of_volume(volume: &PersistentVolume, read_only: bool) -> Option<Self> {
         let spec = volume.spec.as_ref()?;
         let source = spec.csi.as_ref()?;
         let name = volume.metadata.name.clone().unwrap_or_default();
-        if spec.volume_mode.as_deref() == Some("Block") {
-            return Some(Err(format!(
-                "persistent volume {name} is a block device, which this node does not support"
-            )));
-        }
-        Some(Ok(Self {
+        Some(Self {
             driver: source.driver.clone(),
             handle: source.volume_handle.clone(),
             name,
@@ -101,8 +92,10 @@ impl Wanted {
             context: source.volume_attributes.clone().unwrap_or_default(),
             stage_secret: source.node_stage_secret_ref.clone(),
             publish_secret: source.node_publish_secret_ref.clone(),
+            expand_secret: source.node_expand_secret_ref.clone(),
             is_ephemeral: false,
-        }))
+            is_block: spec.volume_mode.as_deref() == Some("Block"),
+        })
     }
 
     /// How the volume is used. `group`: the Pod's group, for a driver that sees to it itself.
@@ -120,8 +113,13 @@ impl Wanted {
             (_, true) => Mode::SingleNodeMultiWriter,
             (_, false) => Mode::SingleNodeWriter,
         };
+        let access = if self.is_block {
+            AccessType::Block(BlockVolume {})
+        } else {
+            AccessType::Mount(mount)
+        };
         VolumeCapability {
-            access_type: Some(AccessType::Mount(mount)),
+            access_type: Some(access),
             access_mode: Some(AccessMode { mode: mode.into() }),
         }
     }
@@ -178,7 +176,7 @@ impl Wanted {
 
     /// Whether the kubelet gives the files to the Pod's group.
     pub(super) fn is_given_to_group(&self, driver: &Driver, known: Option<&CSIDriver>) -> bool {
-        if driver.mounts_for_group {
+        if driver.mounts_for_group || self.is_block {
             return false;
         }
         match known.and_then(|driver| driver.spec.fs_group_policy.as_deref()) {
@@ -195,6 +193,15 @@ impl Wanted {
     }
 }
 
+/// The audiences and lives of the tokens that a driver wants of each Pod.
+pub(super) fn tokens_for(known: Option<&CSIDriver>) -> Vec<(String, Option<i64>)> {
+    let asked = known.and_then(|driver| driver.spec.token_requests.as_ref());
+    let asked = asked.into_iter().flatten();
+    asked
+        .map(|one| (one.audience.clone(), one.expiration_seconds))
+        .collect()
+}
+
 /// Whether a volume of the driver has to be attached to the node first; drivers that are not known need it, as upstream.
 pub(super) fn needs_attachment(wanted: &Wanted, known: Option<&CSIDriver>) -> bool {
     !wanted.is_ephemeral && known.is_none_or(|driver| driver.spec.attach_required.unwrap_or(true))
@@ -209,7 +216,7 @@ mod tests {
     fn volume(spec: Value) -> Wanted {
         let volume: PersistentVolume =
             serde_json::from_value(json!({"metadata": {"name": "pv"}, "spec": spec})).unwrap();
-        Wanted::of_volume(&volume, false).unwrap().unwrap()
+        Wanted::of_volume(&volume, false).unwrap()
     }
 
     fn driver(tells_writers: bool, mounts_for_group: bool) -> Driver {
@@ -218,6 +225,7 @@ mod tests {
             stages: true,
             tells_writers,
             mounts_for_group,
+            expands: false,
         }
     }
 
@@ -241,6 +249,19 @@ mod tests {
             let capability = wanted.capability(&driver(tells_writers, false), None);
             assert_eq!(capability.access_mode.unwrap().mode(), expected, "{mode}");
         }
+    }
+
+    #[test]
+    fn a_block_volume_is_asked_for_as_such() {
+        let wanted =
+            volume(json!({"csi": {"driver": "d", "volumeHandle": "h"}, "volumeMode": "Block"}));
+        let capability = wanted.capability(&driver(false, false), None);
+        assert!(matches!(
+            capability.access_type,
+            Some(AccessType::Block(BlockVolume {}))
+        ));
+        let file = known(json!({"fsGroupPolicy": "File"}));
+        assert!(!wanted.is_given_to_group(&driver(false, false), Some(&file)));
     }
 
     #[test]

@@ -7,7 +7,11 @@ use super::calls::{Introduced, channel, introduce, text};
 use super::registration::registration_client::RegistrationClient;
 use super::registration::{InfoRequest, PluginInfo, RegistrationStatus};
 use super::{Csi, proto};
+use crate::devices::Devices;
+use crate::devices::proto::Empty;
+use crate::devices::proto::device_plugin_client::DevicePluginClient;
 use crate::logs::read::FolderWatch;
+use cox_client::tasks::TaskScope;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::storage::v1::{CSINode, CSINodeDriver, CSINodeSpec, VolumeNodeResources};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -30,6 +34,8 @@ const VERSIONS: [&str; 2] = ["1.0.0", "v1"];
 /// Follows the folder.
 pub(crate) struct Plugins {
     csi: Arc<Csi>,
+    devices: Arc<Devices>,
+    scope: TaskScope,
     folder: PathBuf,
     client: kube::Client,
     /// Drivers by the socket that they registered with.
@@ -45,9 +51,17 @@ impl std::fmt::Debug for Plugins {
 }
 
 impl Plugins {
-    pub(crate) fn new(csi: Arc<Csi>, data_dir: &Path, client: kube::Client) -> Self {
+    pub(crate) fn new(
+        csi: Arc<Csi>,
+        devices: Arc<Devices>,
+        data_dir: &Path,
+        client: kube::Client,
+        cancel: &CancellationToken,
+    ) -> Self {
         Self {
             csi,
+            devices,
+            scope: TaskScope::new("registered-device-plugins", cancel),
             folder: data_dir.join("plugins_registry"),
             client,
             taken: BTreeMap::new(),
@@ -108,7 +122,11 @@ impl Plugins {
             let Some(name) = self.taken.get(&socket).cloned() else {
                 continue;
             };
-            self.csi.drivers().remove(&name);
+            if self.csi.drivers().remove(&name).is_none() {
+                // A device plugin is followed by its stream, which ends with it.
+                self.taken.remove(&socket);
+                continue;
+            }
             match self.tell(&name, None).await {
                 Ok(()) => {
                     tracing::info!(driver = name, "CSI driver is gone");
@@ -130,7 +148,7 @@ impl Plugins {
             }
             match self.take(&socket).await {
                 Ok(name) => {
-                    tracing::info!(driver = name, "CSI driver registered");
+                    tracing::info!(plugin = name, "Plugin registered");
                     self.taken.insert(socket, name);
                 }
                 Err(error) => {
@@ -162,6 +180,17 @@ impl Plugins {
     }
 
     async fn introduce(&self, info: &PluginInfo) -> Result<(), String> {
+        if info.r#type == "DevicePlugin" {
+            let (devices, socket) = (self.devices.clone(), PathBuf::from(&info.endpoint));
+            let mut plugin = DevicePluginClient::new(channel(&socket));
+            let options = plugin
+                .get_device_plugin_options(Empty {})
+                .await
+                .map_err(text)?
+                .into_inner();
+            let versions = &info.supported_versions;
+            return devices.take(&info.name, versions, socket, Some(options), &self.scope);
+        }
         if info.r#type != "CSIPlugin" {
             return Err(format!(
                 "plugins of type {} are not supported by this node",

@@ -9,6 +9,7 @@ pub mod status;
 
 use crate::config::Config;
 use crate::cri::client::Runtime;
+use crate::devices::Counts;
 use crate::eviction::Pressure;
 use cox_client::Clock;
 use jiff::Timestamp;
@@ -18,6 +19,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, Owne
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -38,6 +40,10 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 pub struct NodeKeeper {
     /// What runs out.
     pub pressure: watch::Receiver<Pressure>,
+    /// Attached volumes that are in use.
+    pub in_use: watch::Receiver<BTreeSet<String>>,
+    /// Devices of plugins.
+    pub(crate) devices: watch::Receiver<Counts>,
     pub config: Config,
     pub client: kube::Client,
     pub runtime: Runtime,
@@ -90,6 +96,8 @@ impl NodeKeeper {
         let mut facts = self.runtime_facts(up, RuntimeFacts::default(), true).await;
         let mut node = self.register(&facts).await;
         let mut pressure = self.pressure.clone();
+        let mut in_use = self.in_use.clone();
+        let mut devices = self.devices.clone();
         tracing::info!(node = self.config.node_name, "Node registered");
         let mut written_at = self.clock.now();
         let mut beats: u32 = 0;
@@ -114,6 +122,8 @@ impl NodeKeeper {
             tokio::select! {
                 // All only wait; a change that is missed here is seen by the next call.
                 turned = pressure.changed() => if turned.is_err() { return },
+                counted = devices.changed() => if counted.is_err() { return },
+                used = in_use.changed() => if used.is_err() { return },
                 changed = runtime_up.changed() => if changed.is_err() { return },
                 () = self.clock.sleep(wait) => beats = beats.wrapping_add(1),
             }
@@ -183,15 +193,21 @@ impl NodeKeeper {
         previous: Option<&NodeStatus>,
         now: Timestamp,
     ) -> NodeStatus {
-        status::build(
-            &self.config,
-            &self.machine,
-            *self.pressure.borrow(),
-            facts,
-            self.port,
-            previous,
-            now,
-        )
+        let in_use = self.in_use.borrow().iter().cloned().collect();
+        let mut status = NodeStatus {
+            volumes_in_use: Some(in_use),
+            ..status::build(
+                &self.config,
+                &self.machine,
+                *self.pressure.borrow(),
+                facts,
+                self.port,
+                previous,
+                now,
+            )
+        };
+        status::add_devices(&mut status, &self.devices.borrow());
+        status
     }
 
     /// Creates the Node, or takes over the one that is there.

@@ -3,6 +3,7 @@
 use super::RuntimeFacts;
 use super::capacity::Machine;
 use crate::config::Config;
+use crate::devices::Counts;
 use crate::eviction::Pressure;
 use cox_cri::v1;
 use jiff::Timestamp;
@@ -178,6 +179,17 @@ pub fn build(
     }
 }
 
+/// Adds the devices of plugins: all of them to the capacity, those that are well to what Pods may have.
+pub(crate) fn add_devices(status: &mut NodeStatus, devices: &Counts) {
+    for (resource, (all, well)) in devices {
+        let amounts = [(&mut status.capacity, all), (&mut status.allocatable, well)];
+        for (amounts, number) in amounts {
+            let amounts = amounts.get_or_insert_default();
+            amounts.insert(resource.clone(), Quantity(number.to_string()));
+        }
+    }
+}
+
 /// Whole cores without a suffix, as quantities are written.
 fn millis(millis: i64) -> Quantity {
     Quantity(if millis % 1000 == 0 {
@@ -304,6 +316,14 @@ pub fn diff(
         let known = current.get(key);
         let differs = if key == "conditions" {
             is_due || conditions_differ(known, value)
+        } else if matches!(key.as_str(), "capacity" | "allocatable") {
+            // An operator may have told the node of more resources.
+            let wanted = value.as_object().into_iter().flatten();
+            let mut wanted = wanted.map(|(name, amount)| (known.map(|known| &known[name]), amount));
+            wanted.any(|(known, amount)| known != Some(amount))
+        } else if known.is_none() && value.as_array().is_some_and(Vec::is_empty) {
+            // An empty list is written as none.
+            false
         } else {
             known != Some(value)
         };

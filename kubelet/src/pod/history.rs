@@ -23,10 +23,29 @@ pub struct History {
     pub probes: BTreeMap<(String, ProbeKind), ProbeState>,
     /// Since when this kubelet has the Pod: what ran before was started by another.
     pub since: Option<Timestamp>,
-    /// The generation whose resources this node cannot give, and why.
-    pub resize_refused: Option<(Option<i64>, String)>,
+    /// Resources that this node does not give.
+    pub resize_refused: Option<ResizeRefused>,
     /// Set once the Pod has to end; it never goes back.
     pub ending: Option<Ending>,
+}
+
+/// Why a Pod keeps the resources that it has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResizeRefused {
+    /// The generation that asks for others.
+    pub generation: Option<i64>,
+    /// It waits for room; otherwise the node is too small.
+    pub is_deferred: bool,
+    pub why: String,
+}
+
+impl History {
+    /// Whether what this generation asks for was refused, or waits.
+    #[must_use]
+    pub fn resize_refused(&self, generation: Option<i64>) -> Option<&ResizeRefused> {
+        let refused = self.resize_refused.as_ref();
+        refused.filter(|refused| refused.generation == generation)
+    }
 }
 
 /// Memory of one container.

@@ -14,13 +14,13 @@ pub(super) fn claim_of(pod: &Pod, volume: &Volume) -> Option<(String, bool)> {
     Some((format!("{name}-{}", volume.name), false))
 }
 
-/// The persistent volume that a claim of the Pod is bound to.
+/// A claim of the Pod, and the persistent volume that it is bound to.
 pub(super) async fn bound(
     client: kube::Client,
     pod: &Pod,
     volume: &Volume,
     name: &str,
-) -> Result<PersistentVolume, String> {
+) -> Result<(PersistentVolumeClaim, PersistentVolume), String> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let failed = |error: kube::Error| {
         format!("failed to fetch PVC \"{namespace}/{name}\" from API server: {error}")
@@ -34,12 +34,41 @@ pub(super) async fn bound(
     })?;
     let back = found.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref());
     if back.and_then(|back| back.uid.as_ref()) == claim.metadata.uid.as_ref() {
-        Ok(found)
+        Ok((claim, found))
     } else {
         Err(format!(
             "PVC {namespace}/{name} is bound to {volume_name}, which is bound to another claim"
         ))
     }
+}
+
+/// A volume of files is mounted, a device is not; a container that mixes them up is told so. Pure.
+pub(super) fn check_mode(
+    pod: &Pod,
+    volume: &Volume,
+    bound: &PersistentVolume,
+) -> Result<(), String> {
+    let mode = bound
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.volume_mode.as_deref());
+    let is_block = mode == Some("Block");
+    let name = &volume.name;
+    for container in crate::pod::containers::all(pod) {
+        let mut mounts = container.volume_mounts.iter().flatten();
+        let mut devices = container.volume_devices.iter().flatten();
+        if is_block && mounts.any(|mount| mount.name == *name) {
+            return Err(format!(
+                "volume {name} has volumeMode Block, but is specified in volumeMounts"
+            ));
+        }
+        if !is_block && devices.any(|device| device.name == *name) {
+            return Err(format!(
+                "volume {name} has volumeMode Filesystem, but is specified in volumeDevices"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The volume's name, if the claim may be used. Pure.
@@ -74,6 +103,29 @@ fn bound_to(pod: &Pod, volume: &Volume, claim: &PersistentVolumeClaim) -> Result
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_device_is_no_mount() {
+        let pod = |field: &str, used: serde_json::Value| -> Pod {
+            let container = json!({"name": "c", field: [used]});
+            serde_json::from_value(json!({"metadata": {}, "spec": {"containers": [container]}}))
+                .unwrap()
+        };
+        let mounts = pod("volumeMounts", json!({"name": "v", "mountPath": "/v"}));
+        let devices = pod(
+            "volumeDevices",
+            json!({"name": "v", "devicePath": "/dev/v"}),
+        );
+        let volume: Volume = serde_json::from_value(json!({"name": "v"})).unwrap();
+        let bound = |mode: &str| -> PersistentVolume {
+            serde_json::from_value(json!({"spec": {"volumeMode": mode}})).unwrap()
+        };
+        assert_eq!(check_mode(&devices, &volume, &bound("Block")), Ok(()));
+        assert_eq!(check_mode(&mounts, &volume, &bound("Filesystem")), Ok(()));
+        let mixed = check_mode(&mounts, &volume, &bound("Block")).unwrap_err();
+        assert!(mixed.contains("has volumeMode Block, but is specified in volumeMounts"));
+        assert!(check_mode(&devices, &volume, &bound("Filesystem")).is_err());
+    }
 
     #[test]
     fn claims_table() {

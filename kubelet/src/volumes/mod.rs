@@ -60,6 +60,8 @@ pub struct Volumes {
     client: kube::Client,
     /// The volumes that stand, by the Pod's uid and their names.
     placed: Mutex<HashMap<String, HashMap<String, Placed>>>,
+    /// When drivers want to be asked again for a Pod's volume.
+    republish: Mutex<HashMap<(String, String), Timestamp>>,
 }
 
 /// One volume could not be made; the text goes into the FailedMount event.
@@ -77,6 +79,8 @@ pub(crate) enum Placed {
     At { path: PathBuf, read_only: bool },
     /// The content of an image, which the runtime mounts.
     Image { reference: String },
+    /// A device, which containers get as such.
+    Device { path: PathBuf, read_only: bool },
 }
 
 impl std::fmt::Debug for Volumes {
@@ -109,6 +113,7 @@ impl Volumes {
             csi,
             client,
             placed: Mutex::default(),
+            republish: Mutex::default(),
         }
     }
 
@@ -137,6 +142,12 @@ impl Volumes {
             .expect("no panic happens while this lock is held")
     }
 
+    fn republish(&self) -> MutexGuard<'_, HashMap<(String, String), Timestamp>> {
+        self.republish
+            .lock()
+            .expect("no panic happens while this lock is held")
+    }
+
     /// Makes all volumes, or brings their files up to date. The answer is when a token wants to be renewed.
     pub async fn sync(
         &self,
@@ -153,7 +164,9 @@ impl Volumes {
         let mut wanted = Vec::new();
         let mut renew_at: Option<Timestamp> = None;
         for volume in spec(pod).volumes.iter().flatten() {
-            let source = self.source(pod, volume, addresses, &mut renew_at).await;
+            let source = self
+                .source(pod, volume, addresses, now, &mut renew_at)
+                .await;
             let (content, placed) = source.map_err(|reason| MountError {
                 volume: volume.name.clone(),
                 reason,
@@ -191,6 +204,7 @@ impl Volumes {
     pub async fn remove(&self, uid: &str) -> io::Result<()> {
         self.tokens.forget(uid);
         self.placed().remove(uid);
+        self.republish().retain(|(pod, _), _| pod != uid);
         // Drivers take their own mounts away; they know what else hangs on them.
         self.csi.unmount(uid).await?;
         let dir = self.pod_dir(uid);

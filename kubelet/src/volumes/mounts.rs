@@ -3,7 +3,7 @@
 use super::{Placed, Volumes, sub_path, system};
 use crate::cri::env::expand;
 use cox_cri::v1;
-use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
+use k8s_openapi::api::core::v1::{Container, Pod, VolumeDevice, VolumeMount};
 use std::path::PathBuf;
 
 /// Who looks at a sub path after the kubelet.
@@ -40,6 +40,28 @@ impl Volumes {
         done.await.unwrap_or_else(|error| Err(error.to_string()))
     }
 
+    /// The devices of a container.
+    pub fn devices(&self, pod: &Pod, container: &Container) -> Result<Vec<v1::Device>, String> {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let all = self.placed();
+        let wanted = container.volume_devices.iter().flatten();
+        let device = |asked: &VolumeDevice| {
+            let placed = all.get(uid).and_then(|placed| placed.get(&asked.name));
+            let Some(Placed::Device { path, read_only }) = placed else {
+                return Err(format!(
+                    "cannot find device \"{}\" for container \"{}\"",
+                    asked.name, container.name
+                ));
+            };
+            Ok(v1::Device {
+                container_path: asked.device_path.clone(),
+                host_path: path.to_string_lossy().into_owned(),
+                permissions: if *read_only { "r" } else { "mrw" }.to_owned(),
+            })
+        };
+        wanted.map(device).collect()
+    }
+
     fn plan_mounts(
         &self,
         pod: &Pod,
@@ -71,6 +93,12 @@ impl Volumes {
                     },
                     sub_path: None,
                 },
+                Placed::Device { .. } => {
+                    return Err(format!(
+                        "volume {} has volumeMode Block, but is specified in volumeMounts",
+                        mount.name
+                    ));
+                }
                 Placed::At { path, read_only } => Planned {
                     mount: v1::Mount {
                         host_path: path.to_string_lossy().into_owned(),

@@ -5,7 +5,7 @@ use super::payload::Payload;
 use super::{atomic, host_path, system};
 use jiff::Timestamp;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Group and others may read what the group may read of files that the kubelet writes.
@@ -22,6 +22,8 @@ pub(super) enum Content {
     Host { path: PathBuf, kind: String },
     /// A folder of the host's that belongs to a persistent volume.
     Local { path: PathBuf },
+    /// A device of the host's that belongs to a persistent volume.
+    Device { path: PathBuf },
     /// A folder that this node keeps for a persistent volume.
     Own { path: PathBuf },
     /// Nothing: the runtime brings it.
@@ -82,6 +84,15 @@ pub(super) fn put(
             ownership::apply(&path, ownership).map_err(text)
         }
         Content::Local { .. } => Ok(()),
+        Content::Device { path } => {
+            let found = std::fs::metadata(&path)
+                .map_err(|error| format!("path \"{}\" cannot be used: {error}", path.display()))?;
+            if found.file_type().is_block_device() {
+                Ok(())
+            } else {
+                Err(format!("path \"{}\" is not a block device", path.display()))
+            }
+        }
         Content::Own { path } => {
             if !path.exists() {
                 // For containers of any user, as other provisioners of this kind do.
@@ -168,5 +179,9 @@ mod tests {
                 .unwrap_err()
                 .contains("cannot be used")
         );
+        let device = put(Content::Device {
+            path: dir.path().to_owned(),
+        });
+        assert!(device.unwrap_err().contains("is not a block device"));
     }
 }

@@ -5,12 +5,12 @@ use super::payload::{self, DEFAULT_MODE, File, Payload};
 use super::put::{Content, Medium};
 use super::{Placed, Volumes, claims, trust};
 use crate::cri::resources::value;
-use crate::csi::Wanted;
+use crate::csi::{Occasion, Wanted};
 use crate::pod::containers::{all, spec};
 use crate::pod::fields::PodAddresses;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{
-    EmptyDirVolumeSource, PersistentVolume, Pod, ProjectedVolumeSource,
+    EmptyDirVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod, ProjectedVolumeSource,
     ServiceAccountTokenProjection, Volume, VolumeProjection,
 };
 use std::path::{Path, PathBuf};
@@ -24,6 +24,7 @@ impl Volumes {
         pod: &Pod,
         volume: &Volume,
         addresses: &PodAddresses,
+        now: Timestamp,
         renew_at: &mut Option<Timestamp>,
     ) -> Made {
         if let Some(source) = &volume.empty_dir {
@@ -48,15 +49,21 @@ impl Volumes {
             return Ok((Content::Nothing, Placed::Image { reference }));
         }
         if let Some((claim, read_only)) = claims::claim_of(pod, volume) {
-            let bound = claims::bound(self.client.clone(), pod, volume, &claim).await?;
-            if let Some(wanted) = Wanted::of_volume(&bound, read_only) {
-                return self.of_driver(pod, volume, &wanted?).await;
+            let (claim, bound) = claims::bound(self.client.clone(), pod, volume, &claim).await?;
+            claims::check_mode(pod, volume, &bound)?;
+            let Some(wanted) = Wanted::of_volume(&bound, read_only) else {
+                return persistent(&bound, read_only, &self.local);
+            };
+            let made = self.of_driver(pod, volume, &wanted, now, renew_at).await?;
+            if self.csi.expands(&wanted) {
+                self.grow(pod, &wanted, &made.1, &claim, &bound).await?;
+                come_again(renew_at, now);
             }
-            return persistent(&bound, read_only, &self.local);
+            return Ok(made);
         }
         if let Some(source) = &volume.csi {
             let wanted = Wanted::of_pod(pod, volume, source);
-            return self.of_driver(pod, volume, &wanted).await;
+            return self.of_driver(pod, volume, &wanted, now, renew_at).await;
         }
         let (kind, payload) = self.files(pod, volume, addresses, renew_at).await?;
         let folder = self.folder(pod, kind, &volume.name);
@@ -68,21 +75,47 @@ impl Volumes {
         Ok((Content::Files { folder, payload }, placed))
     }
 
-    /// A volume that a driver mounts; one that stands is left as it is.
-    async fn of_driver(&self, pod: &Pod, volume: &Volume, wanted: &Wanted) -> Made {
+    /// A volume that a driver mounts; one that stands is left as it is, unless its driver wants to be asked again.
+    async fn of_driver(
+        &self,
+        pod: &Pod,
+        volume: &Volume,
+        wanted: &Wanted,
+        now: Timestamp,
+        renew_at: &mut Option<Timestamp>,
+    ) -> Made {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let key = (uid.to_owned(), volume.name.clone());
         let stands = self
             .placed()
             .get(uid)
             .and_then(|placed| placed.get(&volume.name).cloned());
-        if let Some(placed) = stands {
+        let due = self.republish().get(&key).copied();
+        if let Some(placed) = stands
+            && due.is_none_or(|due| now < due)
+        {
+            if let Some(due) = due {
+                *renew_at = Some(renew_at.map_or(due, |known| known.min(due)));
+            }
             return Ok((Content::Nothing, placed));
         }
-        let group = Ownership::of(pod).gid;
-        let mounted = self.csi.mount(&self.client, pod, wanted, group).await?;
-        let placed = Placed::At {
-            path: mounted.path.clone(),
-            read_only: wanted.read_only,
+        let occasion = Occasion {
+            client: &self.client,
+            pod,
+            group: Ownership::of(pod).gid,
+            tokens: &self.tokens,
+            now,
+        };
+        let mounted = self.csi.mount(occasion, wanted).await?;
+        if let Some(again) = mounted.again {
+            self.republish().insert(key, again);
+            *renew_at = Some(renew_at.map_or(again, |known| known.min(again)));
+        }
+        let (path, read_only) = (mounted.path.clone(), wanted.read_only);
+        let placed = if wanted.is_block {
+            Placed::Device { path, read_only }
+        } else {
+            Placed::At { path, read_only }
         };
         let content = if mounted.for_group {
             Content::Local { path: mounted.path }
@@ -90,6 +123,30 @@ impl Volumes {
             Content::Nothing
         };
         Ok((content, placed))
+    }
+
+    /// Has a volume grown to what it has become.
+    async fn grow(
+        &self,
+        pod: &Pod,
+        wanted: &Wanted,
+        placed: &Placed,
+        claim: &PersistentVolumeClaim,
+        volume: &PersistentVolume,
+    ) -> Result<(), String> {
+        let (Placed::At { path, .. } | Placed::Device { path, .. }) = placed else {
+            return Ok(());
+        };
+        let name = volume.metadata.name.as_deref().unwrap_or_default();
+        if self
+            .csi
+            .grow(&self.client, wanted, path, claim, volume)
+            .await?
+        {
+            let pod = crate::pod::containers::display(pod);
+            tracing::info!(volume = name, pod, "Volume has grown");
+        }
+        Ok(())
     }
 
     /// The files of a volume that the kubelet writes, and what its folder is called.
@@ -219,6 +276,14 @@ impl Volumes {
     }
 }
 
+/// Volumes that may grow are looked at so often: nobody tells a node that one did.
+const GROWTH: SignedDuration = SignedDuration::from_secs(60);
+
+fn come_again(renew_at: &mut Option<Timestamp>, now: Timestamp) {
+    let next = now.saturating_add(GROWTH).unwrap_or(Timestamp::MAX);
+    *renew_at = Some(renew_at.map_or(next, |known| known.min(next)));
+}
+
 fn at(path: PathBuf) -> Placed {
     Placed::At {
         path,
@@ -294,6 +359,10 @@ fn persistent(volume: &PersistentVolume, read_only: bool, local: &Path) -> Made 
     }
     if let Some(source) = spec.local {
         let path = PathBuf::from(source.path);
+        if spec.volume_mode.as_deref() == Some("Block") {
+            let content = Content::Device { path: path.clone() };
+            return Ok((content, Placed::Device { path, read_only }));
+        }
         let content = Content::Local { path: path.clone() };
         return Ok((content, Placed::At { path, read_only }));
     }

@@ -9,6 +9,17 @@ use kube::api::PostParams;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+/// How long a token lives. The two ends of its life come from two clocks: where they disagree by more than the life that was asked
+/// for, that counts.
+fn plausible(life: SignedDuration, asked_secs: i64) -> SignedDuration {
+    let asked = SignedDuration::from_secs(asked_secs);
+    if life.is_positive() && life <= asked * 2 {
+        life
+    } else {
+        asked
+    }
+}
+
 /// Life of a token whose volume names none.
 const DEFAULT_LIFE_SECS: i64 = 3600;
 /// A token older than this is renewed however long it lives.
@@ -28,6 +39,7 @@ struct Key {
 struct Token {
     text: String,
     renew_at: Timestamp,
+    expires_at: Timestamp,
 }
 
 /// A token as it is kept over a restart of the node.
@@ -67,6 +79,8 @@ impl std::fmt::Debug for Tokens {
 pub struct Issued {
     pub text: String,
     pub renew_at: Timestamp,
+    /// At the earliest.
+    pub expires_at: Timestamp,
 }
 
 impl std::fmt::Debug for Issued {
@@ -114,6 +128,7 @@ impl Tokens {
             return Ok(Issued {
                 text: token.text.clone(),
                 renew_at: token.renew_at,
+                expires_at: token.expires_at,
             });
         }
         let asked = self.request(pod, &key, now);
@@ -133,15 +148,21 @@ impl Tokens {
                 Ok(Issued {
                     text: token.text,
                     renew_at: token.renew_at,
+                    expires_at: token.expires_at,
                 })
             }
             // The old one may still be good: better than none while the API server is away.
             Err(_) if known.is_some() => {
+                let expires_at = known.as_ref().map_or(now, |token| token.expires_at);
                 let text = known.map(|token| token.text).unwrap_or_default();
                 let renew_at = now
                     .saturating_add(SignedDuration::from_secs(30))
                     .unwrap_or(Timestamp::MAX);
-                Ok(Issued { text, renew_at })
+                Ok(Issued {
+                    text,
+                    renew_at,
+                    expires_at,
+                })
             }
             Err(error) => Err(error),
         }
@@ -184,6 +205,8 @@ impl Tokens {
             known.entry(key).or_insert_with(|| Token {
                 text: token.text.clone(),
                 renew_at: token.renew_at,
+                // It lives longer; how long was not kept.
+                expires_at: token.renew_at,
             });
         }
     }
@@ -219,13 +242,14 @@ impl Tokens {
         let (Some(expires), Some(text)) = (status.expiration_timestamp, status.token) else {
             return Err("failed to fetch token: the answer holds none".to_owned());
         };
-        let life = expires.0.duration_since(now);
+        let life = plausible(expires.0.duration_since(now), key.life_secs);
         let wait = (life * 4 / 5)
             .min(AGE_MAX)
             .max(SignedDuration::from_secs(10));
         Ok(Token {
             text,
             renew_at: now.saturating_add(wait).unwrap_or(Timestamp::MAX),
+            expires_at: expires.0,
         })
     }
 

@@ -10,9 +10,10 @@ use crate::cri::hosts_file;
 use crate::cri::images::{Found, Missing};
 use crate::cri::sandbox_config::{domain, hostname, log_dir, sandbox_config};
 use crate::cri::{env, observe, security};
+use crate::devices::ForContainer;
 use crate::pod::containers::{any_named, spec, spec_hash, target_of};
 use crate::pod::fields::PodAddresses;
-use crate::pod::history::{ImageState, ResolvedImage};
+use crate::pod::history::{ImageKind, ImageState, ResolvedImage};
 use crate::pod::plan::PodNetwork;
 use crate::pod::probe::ProbeKind;
 use crate::pod::view::{ContainerPhase, ContainerView, SandboxView};
@@ -30,6 +31,8 @@ use std::time::Duration;
 #[derive(Debug)]
 pub enum Outcome {
     Volumes(Result<Option<Timestamp>, String>),
+    /// The node cannot give what the Pod needs, found out only now.
+    Refused(String),
     Image {
         container: String,
         result: Result<Found, Missing>,
@@ -103,6 +106,8 @@ pub enum NotResized {
     NeedsRestart,
     /// The node is too small for it.
     Infeasible(String),
+    /// Others hold what it needs.
+    Deferred(String),
     /// The runtime could not do it now.
     Failed(String),
 }
@@ -121,6 +126,9 @@ pub struct Subject {
 impl Subject {
     /// Makes or refreshes the volumes.
     pub async fn volumes(self) -> Outcome {
+        if let Err(why) = self.shared.devices.allocate(&self.pod).await {
+            return Outcome::Refused(why);
+        }
         if let Err(error) = self.shared.cgroups.take_over(&self.pod) {
             tracing::warn!(%error, "Cgroup of a Pod cannot be taken over");
         }
@@ -202,6 +210,22 @@ impl Subject {
             .mounts(&self.pod, container, variables, viewer)
             .await
             .map_err(|message| failed("CreateContainerConfigError", message))
+    }
+
+    /// What a container gets of plugins' devices, and the devices of its volumes.
+    async fn plugged(
+        &self,
+        container: &Container,
+        kind: ImageKind,
+    ) -> Result<ForContainer, String> {
+        let devices = &self.shared.devices;
+        let mut plugged = devices.for_container(&self.pod, &container.name).await?;
+        let volumes = self.shared.volumes.devices(&self.pod, container)?;
+        plugged.devices.extend(volumes);
+        if kind == ImageKind::Wasm && !(plugged.devices.is_empty() && plugged.cdi.is_empty()) {
+            return Err("a Wasm container cannot have devices: use an OCI image, or a volume with volumeMode Filesystem".to_owned());
+        }
+        Ok(plugged)
     }
 
     /// Gets the images that a container mounts as volumes onto the node.
@@ -396,15 +420,22 @@ impl Subject {
         tokio::fs::create_dir_all(&logs)
             .await
             .map_err(|error| config_error(format!("log folder {}: {error}", logs.display())))?;
+        let plugged = self.plugged(container, image.kind).await;
+        let plugged = plugged.map_err(config_error)?;
+        mounts.extend(plugged.mounts);
         let resolved = Resolved {
             attempt,
             image: &image,
-            env: variables,
+            // What the Pod says itself wins.
+            env: plugged.env.into_iter().chain(variables).collect(),
             mounts,
+            devices: plugged.devices,
+            cdi: plugged.cdi,
             target: self.target_of(name),
             node_memory: self.shared.allocatable.memory_bytes,
         };
         let mut config = container_config(&self.pod, container, resolved);
+        config.annotations.extend(plugged.annotations);
         if let (Some(cpus), PodNetwork::Namespace) = (&self.shared.cpus, network) {
             let uid = self.pod.metadata.uid.as_deref().unwrap_or_default();
             let own = cpus.of(uid, name).to_string();
@@ -599,6 +630,8 @@ impl Subject {
     pub async fn unmount(self) -> Outcome {
         let uid = self.pod.metadata.uid.clone().unwrap_or_default();
         let removed = self.shared.volumes.remove(&uid).await;
+        self.shared.devices.release(&uid);
+        self.shared.allocations.release(&uid);
         if let Some(cpus) = &self.shared.cpus
             && cpus.release(&uid)
         {

@@ -93,11 +93,11 @@ impl Subject {
     pub(super) async fn resize(self, id: ContainerId, name: String, restart: bool) -> Outcome {
         let container = named(&self.pod, &name);
         let resources = container.and_then(|container| container.resources.clone());
-        let result = match (container, self.infeasible()) {
+        let result = match (container, self.allowed()) {
             (None, _) => Ok(()),
-            (Some(_), Some(why)) => Err(NotResized::Infeasible(why)),
-            (Some(_), None) if restart => Err(NotResized::NeedsRestart),
-            (Some(container), None) => {
+            (Some(_), Err(refused)) => Err(refused),
+            (Some(_), Ok(())) if restart => Err(NotResized::NeedsRestart),
+            (Some(container), Ok(())) => {
                 let memory = self.shared.allocatable.memory_bytes;
                 let wanted = crate::cri::resources::linux(&self.pod, container, memory);
                 self.resize_within_pod(&id, wanted)
@@ -112,6 +112,19 @@ impl Subject {
             generation: self.pod.metadata.generation,
             result,
         }
+    }
+
+    /// Takes what the Pod asks for from the node, if it has it.
+    fn allowed(&self) -> Result<(), NotResized> {
+        let allocations = &self.shared.allocations;
+        if let Some(why) = self.infeasible() {
+            allocations.refuse(self.pod.metadata.uid.as_deref().unwrap_or_default());
+            return Err(NotResized::Infeasible(why));
+        }
+        let node = self.shared.node_view().allocatable;
+        allocations
+            .resize(&self.pod, &node, self.shared.clock.now())
+            .map_err(NotResized::Deferred)
     }
 
     /// Why the node could never give what the Pod asks for.

@@ -23,6 +23,8 @@ pub struct Mail {
     pub node_stops: Option<i64>,
     /// The Pod has to fail: the node takes it away.
     pub fails: Option<Failing>,
+    /// There is room for the resize that waited.
+    pub room: bool,
     /// News of the runtime, merged.
     pub news: PodView,
     /// Containers that the runtime removed.

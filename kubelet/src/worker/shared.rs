@@ -1,11 +1,13 @@
 //! What all Pod workers of a node share.
 
 use crate::admission::NodeView;
+use crate::allocations::Allocations;
 use crate::cgroups::Cgroups;
 use crate::config::Config;
 use crate::cpus::CpuManager;
 use crate::cri::client::Runtime;
 use crate::cri::images::Images;
+use crate::devices::Devices;
 use crate::keep::Keeper;
 use crate::pod::fields::NodeAllocatable;
 use crate::pod::status::NodeFacts;
@@ -32,6 +34,10 @@ pub struct Shared {
     pub images: Images,
     pub volumes: Volumes,
     pub cgroups: Arc<Cgroups>,
+    /// What Pods hold of the node.
+    pub allocations: Allocations,
+    /// Devices of plugins.
+    pub devices: Arc<Devices>,
     /// Cores that belong to single containers, where the node gives such.
     pub cpus: Option<Arc<CpuManager>>,
     /// Pages of each size that Pods may have.
@@ -96,6 +102,12 @@ impl Shared {
             ),
         ]);
         allocatable.extend(self.huge_pages.clone());
+        let devices = self.devices.counts();
+        let devices = devices.borrow();
+        let well = devices
+            .iter()
+            .map(|(name, (_, well))| (name.clone(), *well));
+        allocatable.extend(well);
         NodeView {
             name: self.config.node_name.clone(),
             labels: labels.unwrap_or_else(|| self.config.labels.clone()),
@@ -103,6 +115,7 @@ impl Shared {
                 .and_then(|spec| spec.taints.clone())
                 .unwrap_or_default(),
             allocatable,
+            held: self.allocations.pending(),
             pods_max: self.config.max_pods,
         }
     }

@@ -128,6 +128,15 @@ impl Cluster {
     }
 
     pub(crate) fn kubelet_with(&self, change: impl FnOnce(&mut Config)) -> Node {
+        self.kubelet_by(Arc::new(SystemClock), change)
+    }
+
+    /// A kubelet that goes by a clock of its own.
+    pub(crate) fn kubelet_by(
+        &self,
+        clock: Arc<dyn cox_client::Clock>,
+        change: impl FnOnce(&mut Config),
+    ) -> Node {
         let data = self.dir.path().join("kubelet");
         let ip = Ipv4Addr::LOCALHOST.into();
         let mut config = Config::new(NODE, ip, data, self.dir.path().join("cri.sock"));
@@ -164,7 +173,7 @@ impl Cluster {
         let deps = Deps {
             client,
             informers,
-            clock: Arc::new(SystemClock),
+            clock,
         };
         let (handle, running) = cox_kubelet::prepare(config, deps, &cancel);
         let task = tokio::spawn(async move { running.await.unwrap() });

@@ -55,8 +55,8 @@ fn verdict(input: PlanInput<'_>, container: &Container, running: &ContainerView)
             stop(&message, own_grace, false)
         };
     }
-    let refused = input.history.resize_refused.as_ref();
-    if refused.is_some_and(|(generation, _)| *generation == input.pod.metadata.generation) {
+    let generation = input.pod.metadata.generation;
+    if input.history.resize_refused(generation).is_some() {
         return None;
     }
     if history.is_some_and(|known| known.resize_restart.as_ref() == Some(&running.id)) {

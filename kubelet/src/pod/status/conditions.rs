@@ -85,10 +85,16 @@ fn resizing(input: PlanInput<'_>) -> Option<PodCondition> {
     if !resize::in_progress(input) {
         return None;
     }
-    let refused = input.history.resize_refused.as_ref();
-    let refused = refused.filter(|(generation, _)| *generation == input.pod.metadata.generation);
-    let (kind, reason, message) = match refused {
-        Some((_, why)) => (PASSING[0], Some("Infeasible"), Some(why.clone())),
+    let generation = input.pod.metadata.generation;
+    let (kind, reason, message) = match input.history.resize_refused(generation) {
+        Some(refused) => {
+            let reason = if refused.is_deferred {
+                "Deferred"
+            } else {
+                "Infeasible"
+            };
+            (PASSING[0], Some(reason), Some(refused.why.clone()))
+        }
         None => (PASSING[1], None, None),
     };
     let verdict = Verdict {

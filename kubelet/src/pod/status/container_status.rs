@@ -10,7 +10,9 @@ use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated,
     ContainerStateWaiting, ContainerStatus, ResourceRequirements, VolumeMountStatus,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use std::collections::BTreeMap;
 
 /// Computes the status of one container.
 pub(super) fn of(
@@ -67,10 +69,7 @@ pub(super) fn of(
         restart_count,
         state: Some(state),
         last_state: Some(last_state.unwrap_or_default()),
-        allocated_resources: container
-            .resources
-            .as_ref()
-            .and_then(|resources| resources.requests.clone()),
+        allocated_resources: allocated(input, container, latest.copied()),
         resources: latest
             .filter(|latest| latest.is_running())
             .map_or(container.resources.as_ref(), |latest| {
@@ -83,6 +82,34 @@ pub(super) fn of(
         user: latest.and_then(|latest| latest.user.clone()),
         ..ContainerStatus::default()
     }
+}
+
+/// What the container was given: what it runs with as long as a resize is under way or waits, else what it asks for.
+fn allocated(
+    input: PlanInput<'_>,
+    container: &Container,
+    latest: Option<&ContainerView>,
+) -> Option<BTreeMap<String, Quantity>> {
+    let requests = |resources: Option<&ResourceRequirements>| {
+        resources.and_then(|resources| resources.requests.clone())
+    };
+    let asked = requests(container.resources.as_ref());
+    if let Some(latest) = latest.filter(|latest| latest.is_running()) {
+        let actual = resize::actual(input, container, latest);
+        return match resize::change(actual, container) {
+            Some(_) => requests(actual),
+            None => asked,
+        };
+    }
+    let generation = input.pod.metadata.generation;
+    if input.history.resize_refused(generation).is_none() {
+        return asked;
+    }
+    let before = input
+        .previous
+        .and_then(|status| previous_container(status, &container.name))
+        .and_then(|known| known.allocated_resources.clone());
+    before.or(asked)
 }
 
 /// Whether a container is ready, and whether it has started. An init container is ready when it has done its work.

@@ -4,7 +4,10 @@ use super::{Actor, Done, Target, WRITE_RETRY_MAX};
 use crate::cri::images::{Found, Missing};
 use crate::pod::ContainerId;
 use crate::pod::containers::named;
-use crate::pod::history::{ImageState, PostStart, Retry, StartFailure, Volumes};
+use crate::pod::history::{
+    EndingCause, ImageState, PostStart, ResizeRefused, Retry, StartFailure, Volumes,
+};
+use crate::pod::plan::REJECTED;
 use crate::pod::probe::{ProbeKind, ProbeState};
 use crate::pod::view::ContainerView;
 use crate::worker::effects::{MadeSandbox, NotResized, NotStarted, Outcome};
@@ -89,6 +92,7 @@ impl Actor {
     fn fold_step(&mut self, outcome: Outcome, now: Timestamp) -> Option<String> {
         match outcome {
             Outcome::Volumes(result) => self.fold_volumes(result, now),
+            Outcome::Refused(why) => self.refused(&why),
             Outcome::Image { container, result } => self.fold_image(&container, result, now),
             Outcome::Sandbox(result) => self.fold_sandbox(result, now),
             Outcome::Started {
@@ -187,14 +191,29 @@ impl Actor {
         match result {
             Ok(()) => history.resources = Some((id, resources)),
             Err(NotResized::NeedsRestart) => history.resize_restart = Some(id),
-            Err(NotResized::Infeasible(why)) => {
-                self.events
-                    .pod(EventType::Warning, "ResizeInfeasible", why.clone());
-                self.history.resize_refused = Some((generation, why));
-            }
+            Err(NotResized::Infeasible(why)) => self.resize_refused(generation, false, why),
+            Err(NotResized::Deferred(why)) => self.resize_refused(generation, true, why),
             Err(NotResized::Failed(error)) => return Some(error),
         }
         None
+    }
+
+    fn resize_refused(&mut self, generation: Option<i64>, is_deferred: bool, why: String) {
+        let refused = Some(ResizeRefused {
+            generation,
+            is_deferred,
+            why: why.clone(),
+        });
+        // Each container of the Pod asks; it is told once.
+        if self.history.resize_refused != refused {
+            let reason = if is_deferred {
+                "ResizeDeferred"
+            } else {
+                "ResizeInfeasible"
+            };
+            self.events.pod(EventType::Warning, reason, why);
+            self.history.resize_refused = refused;
+        }
     }
 
     fn fold_probe(
@@ -218,6 +237,22 @@ impl Actor {
                 self.history.probes.insert(key, state);
             }
         }
+    }
+
+    /// The Pod fails before anything of it has started. One that runs already goes on.
+    fn refused(&mut self, why: &str) {
+        if self.history.ending.is_some() || self.history.volumes == Volumes::Mounted {
+            return;
+        }
+        let message = format!("Allocate failed due to {why}, which is unexpected");
+        let reason = "UnexpectedAdmissionError";
+        self.events.pod(EventType::Warning, reason, message.clone());
+        let cause = EndingCause::Failed {
+            reason: reason.to_owned(),
+            message: format!("{REJECTED}{message}"),
+            disruption: None,
+        };
+        self.end(cause, 0);
     }
 
     fn fold_volumes(&mut self, result: Result<Option<Timestamp>, String>, now: Timestamp) {

@@ -101,6 +101,10 @@ impl Actor {
             };
             self.end(cause, grace_secs);
         }
+        let waits = self.history.resize_refused.as_ref();
+        if mail.room && waits.is_some_and(|refused| refused.is_deferred) {
+            self.history.resize_refused = None;
+        }
         if let Some(limit_secs) = mail.node_stops {
             let grace_secs = grace_of(&self.pod).min(limit_secs);
             self.end(EndingCause::NodeStops, grace_secs);

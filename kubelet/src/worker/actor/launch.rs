@@ -2,6 +2,7 @@
 //! being made.
 
 use super::{Actor, Busy, Done, Target};
+use crate::allocations;
 use crate::pod::ContainerId;
 use crate::pod::containers::{named, spec};
 use crate::pod::fields::PodAddresses;
@@ -12,6 +13,8 @@ use crate::worker::effects::{Outcome, Subject};
 use cox_client::events::EventType;
 use futures::future::{AbortHandle, Abortable};
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
+use std::sync::Arc;
 
 /// What a stop needs to know.
 struct Stop {
@@ -278,11 +281,36 @@ impl Actor {
         };
         let image = history.image.clone();
         let network = self.network;
+        let subject = Subject {
+            pod: self.as_given(),
+            ..subject
+        };
         self.step(
             Target::Start,
             None,
             subject.start(sandbox, network, container, attempt, image),
         );
+    }
+
+    /// The Pod with the resources that it was given: while a resize waits, a container that starts gets no more than before.
+    fn as_given(&self) -> Arc<Pod> {
+        let pending = self.shared.allocations.is_pending(self.uid().as_str());
+        if !pending {
+            return self.pod.clone();
+        }
+        let mut pod = Pod::clone(&self.pod);
+        pod.status.clone_from(&self.previous);
+        let mut given = allocations::as_given(&pod);
+        if let Some(spec) = &mut given.spec {
+            let all = spec.containers.iter_mut();
+            for container in all.chain(spec.init_containers.iter_mut().flatten()) {
+                let history = self.history.containers.get(&container.name);
+                if let Some((_, had)) = history.and_then(|history| history.resources.as_ref()) {
+                    container.resources.clone_from(had);
+                }
+            }
+        }
+        Arc::new(given)
     }
 
     fn stop(

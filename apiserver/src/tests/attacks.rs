@@ -3,7 +3,11 @@
 //!
 //! `credentials`: who pretends to be somebody. `rights`: who wants more than they may. `bombs`: what is cheap to send and dear to
 //! answer. `wire`: what is no proper HTTP, too large or too slow.
-#![allow(clippy::too_many_lines, reason = "the tables are the tests")]
+#![allow(
+    clippy::too_many_lines,
+    clippy::type_complexity,
+    reason = "the tables are the tests"
+)]
 
 mod bombs;
 mod credentials;

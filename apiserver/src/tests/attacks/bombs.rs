@@ -391,11 +391,6 @@ async fn queries_are_bounded_too() {
             &[200, 400, 410],
         ),
         (
-            "a watch that never ends",
-            format!("{PODS}?watch=true&timeoutSeconds=-1"),
-            &[400, 422],
-        ),
-        (
             "a path without end",
             format!("/api/v1/{}", "a/".repeat(20_000)),
             &[404],
@@ -458,14 +453,9 @@ async fn a_flood_of_watches_drowns_nobody() {
             .await
             .ok(200);
     }
-    println!(
-        "300 writes of 20 kB under 800 watches that nobody reads: {:?}",
-        begun.elapsed()
-    );
     assert!(begun.elapsed() < Duration::from_secs(60));
     // Had every watch its own copy of every event, it would be 4.8 GB.
     let grown = peak_bytes() - before;
-    println!("{} MB more", grown >> 20);
     assert!(grown < GROWTH_BYTES_MAX, "{grown} bytes");
     drop(bodies);
 }

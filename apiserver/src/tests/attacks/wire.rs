@@ -277,7 +277,6 @@ async fn streams_opened_and_reset_cost_their_sender() {
             tokio::task::yield_now().await;
         }
     }
-    println!("{sent} streams, {} MB more", (peak_bytes() - before) >> 20);
     assert!(peak_bytes() - before < GROWTH_BYTES_MAX);
     assert_eq!(
         Client::new(&server, None)

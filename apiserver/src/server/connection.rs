@@ -32,6 +32,8 @@ const HEADER_BYTES_MAX: usize = 1024 * 1024;
 const STREAMS_MAX: u32 = 250;
 const FLOW_WINDOW_BYTES: u32 = 1024 * 1024;
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// What TLS holds of an answer that the client does not take: one record, while the next is made from shared bytes.
+const TLS_BUFFER_BYTES: usize = 16 * 1024;
 /// Pause after a failed accept: out of file descriptors, mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -76,11 +78,12 @@ async fn serve(
     if let Err(error) = tcp.set_nodelay(true) {
         tracing::debug!(%error, %from, "TCP_NODELAY is not available");
     }
-    let stream = match tokio::time::timeout(patience.handshake, acceptor.accept(tcp)).await {
+    let mut stream = match tokio::time::timeout(patience.handshake, acceptor.accept(tcp)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return tracing::debug!(%error, %from, "TLS handshake failed"),
         Err(_) => return tracing::debug!(%from, "TLS handshake took too long"),
     };
+    stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER_BYTES));
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let peer: Arc<Peer> = Arc::new(api.authn.peer(chain));
     let service = service_fn(move |mut request: http::Request<Incoming>| {

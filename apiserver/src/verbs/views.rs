@@ -2,8 +2,10 @@
 //!
 //! A thousand watchers of one kind are mostly one view: same resource, namespace, selectors and encoding. Whoever of them looks
 //! first takes the events from the store and makes a [`Batch`] of them; the others are handed the same bytes. Where many watch,
-//! they look at common ticks instead of at every event ([`Views::next_tick`]): then their positions meet, and one record and one
-//! system call carry several events. A watcher that is behind is brought to where the others are, with bytes of its own.
+//! they look at ticks instead of at every event ([`Views::next_tick`]): then their positions meet, and one record and one system
+//! call carry several events. Those who tick together are few ([`LANE_WATCHERS_MAX`]), for the last of them waits for all the
+//! others; the ticks of the lanes are spread over time. A watcher that is behind is brought to where the others are, with bytes of
+//! its own.
 //!
 //! Batches go once everyone has them; a few at most are kept, and nothing at all for a view with one watcher.
 
@@ -21,10 +23,14 @@ use crate::verbs::frames;
 
 /// Batches kept for watchers that have not looked yet.
 const BATCHES_MAX: usize = 8;
-/// A tick is as many milliseconds long as there are hundreds of watchers: waking one costs about ten microseconds.
-const WATCHERS_PER_MILLISECOND: usize = 100;
+/// Watchers of a view that tick together.
+const LANE_WATCHERS_MAX: usize = 64;
+/// A tick is this long for each watcher: what it costs to wake one and to send it a few events.
+const TICK_PER_WATCHER: Duration = Duration::from_micros(14);
+/// Shorter ticks are none: that few watchers may look at each event.
+const TICK_MIN: Duration = Duration::from_millis(1);
 /// The longest tick. An event waits for half of it on average, and only under a stream of events.
-const TICK_MAX: Duration = Duration::from_millis(10);
+const TICK_MAX: Duration = Duration::from_millis(14);
 /// Objects from this size on are sent as they are; smaller ones are copied together.
 const COPIED_BYTES_MAX: usize = 8 * 1024;
 /// Parts of a batch end when they are this long.
@@ -41,16 +47,18 @@ pub(crate) struct ViewKey {
     pub(crate) selectors: [String; 3],
 }
 
-/// The views that are watched.
+/// The views that are watched, each in one lane or more.
 #[derive(Debug)]
 pub(crate) struct Views {
-    open: Mutex<HashMap<ViewKey, Weak<View>>>,
+    open: Mutex<HashMap<ViewKey, Vec<Weak<View>>>>,
     began: Instant,
 }
 
-/// One view; each of its watchers holds it.
+/// One lane of a view; each of its watchers holds it.
 #[derive(Debug, Default)]
 pub(crate) struct View {
+    /// The how manieth lane of its view.
+    lane: u32,
     batches: Mutex<VecDeque<Shared>>,
 }
 
@@ -97,36 +105,52 @@ impl Default for Views {
 }
 
 impl Views {
-    /// The view of a new watcher.
+    /// The view of a new watcher, and of it the first lane that has room.
     pub(crate) fn enter(&self, key: ViewKey) -> Arc<View> {
         let mut open = self.open.lock();
-        if let Some(view) = open.get(&key).and_then(Weak::upgrade) {
-            return view;
-        }
         // Those that nobody watches any more are swept when the map would grow.
         if open.len() == open.capacity() {
-            open.retain(|_, view| view.strong_count() > 0);
+            open.retain(|_, lanes| lanes.iter().any(|lane| lane.strong_count() > 0));
         }
-        let view = Arc::new(View::default());
-        open.insert(key, Arc::downgrade(&view));
-        view
+        let lanes = open.entry(key).or_default();
+        for (number, lane) in (0..).zip(lanes.iter_mut()) {
+            match lane.upgrade() {
+                Some(view) if Arc::strong_count(&view) <= LANE_WATCHERS_MAX => return view,
+                Some(_) => {}
+                None => return View::new(number, lane),
+            }
+        }
+        lanes.push(Weak::new());
+        let number = u32::try_from(lanes.len() - 1).unwrap_or(0);
+        let last = lanes.last_mut();
+        last.map_or_else(Arc::default, |lane| View::new(number, lane))
     }
 
     /// When a watcher that has just been given events looks again; none where so few watch that it may look at each.
-    pub(crate) fn next_tick(&self, watchers: usize) -> Option<Instant> {
-        let millis = u64::try_from(watchers / WATCHERS_PER_MILLISECOND).ok()?;
-        let tick = Duration::from_millis(millis).min(TICK_MAX);
-        let passed = self
-            .began
-            .elapsed()
-            .as_nanos()
-            .checked_div(tick.as_nanos())?;
-        let next = u64::try_from((passed + 1) * tick.as_nanos()).ok()?;
-        Some(self.began + Duration::from_nanos(next))
+    pub(crate) fn next_tick(&self, view: &View, watchers: usize) -> Option<Instant> {
+        let watchers = u32::try_from(watchers).unwrap_or(u32::MAX);
+        let tick = TICK_PER_WATCHER.saturating_mul(watchers).min(TICK_MAX);
+        if tick < TICK_MIN {
+            return None;
+        }
+        // Steps of the golden ratio spread any number of lanes evenly.
+        let phase = tick.mul_f64((f64::from(view.lane) * 0.618_034).fract());
+        let passed = (self.began.elapsed() + tick - phase).as_nanos() / tick.as_nanos();
+        let next = u64::try_from(passed * tick.as_nanos()).ok()?;
+        Some(self.began + Duration::from_nanos(next) + phase)
     }
 }
 
 impl View {
+    fn new(lane: u32, place: &mut Weak<View>) -> Arc<Self> {
+        let view = Arc::new(View {
+            lane,
+            ..View::default()
+        });
+        *place = Arc::downgrade(&view);
+        view
+    }
+
     /// Takes what comes next for a watcher: what another one has made of it, or what `make` makes of it.
     pub(crate) fn next(
         self: &Arc<Self>,

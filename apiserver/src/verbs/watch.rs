@@ -246,7 +246,7 @@ impl Watcher {
                 if Instant::now() >= self.ends || self.cancel.is_cancelled() {
                     return;
                 }
-                let next_tick = newest.then(|| self.views.next_tick(watch.watchers()));
+                let next_tick = newest.then(|| self.views.next_tick(&self.view, watch.watchers()));
                 if let Some(at) = next_tick.flatten() {
                     tick.as_mut().reset(at);
                     tick.as_mut().await;

@@ -167,15 +167,36 @@ async fn watchers_in_any_order_see_every_event_once_and_in_order() {
 }
 
 #[test]
-fn few_watchers_look_at_each_event_and_many_at_common_ticks() {
+fn few_watchers_look_at_each_event_and_many_at_ticks() {
     let views = Views::default();
-    assert_eq!(views.next_tick(1), None);
-    assert_eq!(views.next_tick(99), None);
-    for watchers in [100, 1_000, 100_000] {
+    let view = views.enter(key(""));
+    assert_eq!(views.next_tick(&view, 1), None);
+    assert_eq!(views.next_tick(&view, 70), None);
+    for watchers in [100, 1_000, usize::MAX] {
         let before = Instant::now();
-        let tick = views.next_tick(watchers).unwrap();
+        let tick = views.next_tick(&view, watchers).unwrap();
         assert!(tick > before && tick <= Instant::now() + TICK_MAX);
     }
+}
+
+#[test]
+fn many_watchers_of_a_view_tick_in_lanes_at_different_times() {
+    let views = Views::default();
+    let enter = || views.enter(key(""));
+    let mut watchers: Vec<Arc<View>> = (0..LANE_WATCHERS_MAX * 3).map(|_| enter()).collect();
+    let lanes: Vec<u32> = watchers.iter().map(|view| view.lane).collect();
+    let expected: Vec<u32> = (0..3).flat_map(|lane| [lane; LANE_WATCHERS_MAX]).collect();
+    assert_eq!(lanes, expected);
+    let tick = |view| views.next_tick(view, 1_000).unwrap();
+    let nearest = |a: Instant, b: Instant| a.max(b) - a.min(b);
+    let apart = nearest(tick(&watchers[0]), tick(&watchers[LANE_WATCHERS_MAX]));
+    assert!(apart > TICK_MAX / 4, "{apart:?}");
+    // Who goes makes room where it was, and a lane that all have left begins anew.
+    watchers.drain(LANE_WATCHERS_MAX - 1..LANE_WATCHERS_MAX * 2);
+    let lanes: Vec<u32> = (0..3).map(|_| enter()).map(|view| view.lane).collect();
+    assert_eq!(lanes, [0, 0, 0]);
+    watchers.push(enter());
+    assert_eq!(enter().lane, 1);
 }
 
 #[test]

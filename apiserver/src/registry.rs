@@ -6,6 +6,7 @@
 mod adopt;
 pub mod catalog;
 pub mod customs;
+mod decoded;
 pub(crate) mod prepare;
 mod version;
 mod webhook;
@@ -23,6 +24,7 @@ use serde_json::Value;
 
 pub use catalog::{BuiltinIndexer, Catalog, Entry, EntryRef};
 use customs::CustomCatalog;
+use decoded::Decoded;
 
 use crate::encryption::Encryption;
 use crate::outside::Outside;
@@ -40,6 +42,7 @@ pub struct Registry {
     customs: Arc<CustomCatalog>,
     outside: Outside,
     services: Arc<Services>,
+    decoded: Arc<Decoded>,
     encryption: Option<Arc<Encryption>>,
     clock: Clock,
 }
@@ -68,6 +71,7 @@ impl Registry {
             customs: Arc::default(),
             outside: Outside::default(),
             services: Arc::default(),
+            decoded: Arc::default(),
             encryption: None,
             clock,
         }

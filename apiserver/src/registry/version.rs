@@ -12,18 +12,43 @@ use cox_store::{Attrs, Object};
 use serde_json::Value;
 
 use super::customs::{Custom, encode};
-use super::{Entry, Registry, decode_stored};
+use super::{Entry, Registry, decode_stored, prepare};
 
 impl Registry {
     /// A stored object as writes see it: decoded, in the version that the entry works on.
-    pub(crate) async fn current(&self, entry: &Entry, object: &Object) -> Result<Value, ApiStatus> {
-        match &entry.custom {
-            None => decode_stored(&object.json),
-            Some(custom) => {
-                let value = decode_stored(&object.json)?;
-                self.to_version(custom, &entry.api_version, value).await
-            }
+    pub(crate) async fn current(
+        &self,
+        entry: &Entry,
+        object: &Arc<Object>,
+    ) -> Result<Arc<Value>, ApiStatus> {
+        if let Some(custom) = &entry.custom {
+            let value = decode_stored(&object.json)?;
+            let value = self.to_version(custom, &entry.api_version, value).await?;
+            return Ok(Arc::new(value));
         }
+        if let Some(value) = self.decoded.find(object) {
+            return Ok(value);
+        }
+        let value = Arc::new(decode_stored(&object.json)?);
+        self.decoded.keep(object, &value);
+        Ok(value)
+    }
+
+    /// Remembers what was stored for whoever writes it next.
+    pub(crate) fn keep_decoded(&self, entry: &Entry, object: &Arc<Object>, mut value: Value) {
+        if entry.custom.is_some() {
+            return;
+        }
+        let metadata = prepare::metadata(&mut value);
+        metadata.remove("selfLink");
+        let revision = Value::from(object.revision.0.to_string());
+        metadata.insert("resourceVersion".to_owned(), revision);
+        debug_assert_eq!(
+            Some(&value),
+            serde_json::from_slice(&object.json).ok().as_ref(),
+            "what was stored is not what was to be stored"
+        );
+        self.decoded.keep(object, &Arc::new(value));
     }
 
     /// An object of the version that the entry works on, as it is stored.

@@ -1,5 +1,7 @@
 //! `scale`: an autoscaling/v1 Scale read out of and written into an object's replicas.
 
+use std::sync::Arc;
+
 use cox_api::codec;
 use cox_api::schema::TypeId;
 use cox_api::status::ApiStatus;
@@ -21,7 +23,8 @@ const API_VERSION: &str = "autoscaling/v1";
 /// GET of the scale.
 pub(crate) async fn get(call: &Call<'_>) -> Result<Response<Body>, ApiStatus> {
     let object = read::find(call, &call.api.registry.store().snapshot())?;
-    let scale = scale_of(call, &call.api.registry.current(call.entry, &object).await?)?;
+    let current = call.api.registry.current(call.entry, &object).await?;
+    let scale = scale_of(call, &current)?;
     Ok(render::value(call, StatusCode::OK, &scale))
 }
 
@@ -116,7 +119,7 @@ where
                     Outcome::Stored(object) => {
                         call.api.registry.current(call.entry, &object).await?
                     }
-                    Outcome::Dry(value) => value,
+                    Outcome::Dry(value) => Arc::new(value),
                 };
                 return Ok(render::value(
                     call,

@@ -41,7 +41,7 @@ pub(crate) async fn patch(call: &mut Call<'_>) -> Result<Response<Body>, ApiStat
         let patched = if entry.as_stored {
             body.on(call, &old_value, validation)?
         } else {
-            let served = entry.from_storage(old_value.clone());
+            let served = entry.from_storage(Value::clone(&old_value));
             Patched::changed(body.on(call, &served, validation)?, &served)
         };
         let (new, ownership) = match patched {
@@ -50,7 +50,7 @@ pub(crate) async fn patch(call: &mut Call<'_>) -> Result<Response<Body>, ApiStat
                 if let Some(outcome) = unchanged(call, &old, &old_value, dry_run).await? {
                     return write::respond(call, StatusCode::OK, outcome).await;
                 }
-                (old_value.clone(), Ownership::Settled)
+                (Value::clone(&old_value), Ownership::Settled)
             }
         };
         let wanted = new["metadata"]["resourceVersion"]

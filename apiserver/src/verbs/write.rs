@@ -453,7 +453,12 @@ async fn commit_change(
             .await
     };
     match committed {
-        Ok(object) => Ok(Outcome::Stored(object)),
+        Ok(object) => {
+            if !goes {
+                registry.keep_decoded(entry, &object, new);
+            }
+            Ok(Outcome::Stored(object))
+        }
         Err(CommitError::Conflict(_) | CommitError::NotFound(_)) => Err(WriteError::Raced),
         Err(error) => Err(refuse::commit(entry, &name, error).into()),
     }

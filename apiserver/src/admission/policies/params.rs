@@ -1,5 +1,7 @@
 //! The parameters that a binding gives to its policy.
 
+use std::sync::Arc;
+
 use cox_api::selector::LabelSelector;
 use cox_api::{convert, meta};
 use serde_json::Value;
@@ -68,10 +70,11 @@ pub(super) async fn of(
     };
     let mut params = Vec::with_capacity(objects.len());
     for object in objects {
-        let mut value = registry
+        let value = registry
             .current(&entry, &object)
             .await
             .map_err(|status| status.message)?;
+        let mut value = Arc::unwrap_or_clone(value);
         if entry.custom.is_none() {
             convert::from_storage(&entry.resource, &mut value);
         }

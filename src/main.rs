@@ -28,6 +28,10 @@ use clap::Parser;
 use cli::{Cli, Command};
 use tracing_subscriber::EnvFilter;
 
+/// Objects are trees of many small parts: glibc's allocator takes a third more of an apply's time, and keeps more of the memory.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Threads that serve the API, the components and the kubelet; guests run in another process.
 const WORKER_THREADS_MAX: usize = 4;
 

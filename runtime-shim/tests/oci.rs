@@ -524,6 +524,51 @@ async fn an_image_is_a_volume_that_is_read_only() {
     shim.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ephemeral_container_sees_the_processes_of_its_target() {
+    if !can_run_oci("an_ephemeral_container_sees_the_processes_of_its_target") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let containerd = Containerd::start(dir.path()).await;
+    let mut shim = Shim::with_containerd(dir.path(), &containerd).await;
+    shim.load_busybox("busybox").await;
+    let pod = shim.host_sandbox("pod").await;
+    let target = shim
+        .launch(
+            &pod,
+            shell(
+                "app",
+                "busybox",
+                "while ! [ -e /tmp/end ]; do sleep 0.1; done; exit 4 # the target",
+            ),
+        )
+        .await;
+    let mut debugger = shell(
+        "debugger",
+        "busybox",
+        "cat /proc/1/cmdline; echo; head -n 1 /proc/1/root/etc/passwd; touch /proc/1/root/tmp/end",
+    );
+    let security = debugger.linux.as_mut().unwrap().security_context.as_mut();
+    let options = security.unwrap().namespace_options.as_mut().unwrap();
+    options.set_pid(NamespaceMode::Target);
+    options.target_id.clone_from(&target);
+    let id = shim.launch(&pod, debugger.clone()).await;
+    shim.exit(&id).await;
+    let log = pod.log("debugger").join("\n");
+    assert!(log.contains("# the target"), "{log}");
+    assert!(log.contains("root:x:0:0"), "{log}");
+    assert_eq!(
+        shim.exit(&target).await.exit_code,
+        4,
+        "its files are reached, too"
+    );
+    let gone = shim.create(&pod, debugger).await.map(drop);
+    assert!(gone.is_err(), "a target that has ended has no processes");
+    remove_pod(&mut shim, &pod).await;
+    shim.stop().await;
+}
+
 /// A runc that does what criu does below it, in a machine whose kernel criu knows; `refuse` beside it makes it fail as criu does.
 fn runc_with_criu(dir: &std::path::Path) -> std::path::PathBuf {
     use std::os::unix::fs::PermissionsExt;

@@ -12,6 +12,7 @@
 mod support;
 
 use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
 
 use cox_cri::v1::*;
 use support::{Shim, container, guests, wait_until};
@@ -288,5 +289,51 @@ async fn an_image_has_one_id_under_all_its_names_and_goes_with_the_id() {
     for name in ["cox.local/one:1", "cox.local/two", &first.id] {
         assert!(status(&mut shim, name).await.is_none(), "{name}");
     }
+    shim.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_falls_behind_the_events_is_told_and_lists_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut shim = Shim::start(dir.path()).await;
+    let events = shim.runtime.get_container_events(GetEventsRequest {}).await;
+    let mut events = events.unwrap().into_inner();
+    // Nobody reads them; more than are kept for one who is behind, and than fit into the connection.
+    for index in 0..1200 {
+        let mut config = shim.sandbox_config(&format!("pod{index}"));
+        let long = ("note".to_owned(), "n".repeat(8 << 10));
+        config.annotations.extend([long]);
+        let pod = shim.run_sandbox(config).await.unwrap();
+        let request = RemovePodSandboxRequest {
+            pod_sandbox_id: pod.id,
+        };
+        shim.runtime.remove_pod_sandbox(request).await.unwrap();
+    }
+    let stays = shim.sandbox("stays").await;
+    let (mut read, mut end) = (0, None);
+    while end.is_none() {
+        let next = tokio::time::timeout(Duration::from_secs(20), events.message());
+        match next.await.expect("an event or the end") {
+            Ok(Some(_)) => read += 1,
+            Ok(None) => panic!("it ended after {read} events without a word"),
+            Err(status) => end = Some(status),
+        }
+    }
+    let end = end.unwrap();
+    assert_eq!(end.code(), tonic::Code::DataLoss, "{end}");
+    assert!(end.message().contains("list again"), "{end}");
+    let mut again = shim.runtime.get_container_events(GetEventsRequest {}).await;
+    let list = ListPodSandboxRequest::default();
+    let list = shim
+        .runtime
+        .list_pod_sandbox(list)
+        .await
+        .unwrap()
+        .into_inner();
+    let ids: Vec<&str> = list.items.iter().map(|item| item.id.as_str()).collect();
+    assert_eq!(ids, [&stays.id]);
+    let next = shim.sandbox("next").await;
+    let event = again.as_mut().unwrap().get_mut().message().await.unwrap();
+    assert_eq!(event.unwrap().container_id, next.id);
     shim.stop().await;
 }

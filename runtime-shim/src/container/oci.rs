@@ -7,7 +7,7 @@ use cox_cri::v1::{ContainerConfig, ContainerEventType, ExecSyncResponse, Namespa
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 
-use super::start::CANNOT_RUN;
+use super::start::{CANNOT_RUN, START_ERROR};
 use super::streams::not_running;
 use super::{Container, Exit, Record};
 use crate::clock::now_nanos;
@@ -337,7 +337,7 @@ pub(super) fn start_exit(message: &str) -> Exit {
     };
     Exit {
         code,
-        reason: "StartError".into(),
+        reason: START_ERROR.into(),
         message: message.to_owned(),
     }
 }

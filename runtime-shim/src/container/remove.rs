@@ -5,8 +5,22 @@ use std::time::Duration;
 
 use cox_cri::v1::ContainerEventType;
 
+use super::start::START_ERROR;
+use super::{Container, Phase};
 use crate::error::VerbError;
+use crate::oci::UNKNOWN;
 use crate::shim::Shim;
+
+impl Container {
+    /// Whether its start went wrong, or nobody saw its end: containerd may have died over it.
+    fn may_have_left_something(&self) -> bool {
+        match &self.record().phase {
+            Phase::Starting => true,
+            Phase::Exited { exit, .. } => [START_ERROR, UNKNOWN].contains(&&*exit.reason),
+            Phase::Created | Phase::Running { .. } | Phase::Stopping { .. } => false,
+        }
+    }
+}
 
 impl Shim {
     pub(crate) async fn remove_container(self: &Arc<Self>, id: &str) -> Result<(), VerbError> {
@@ -15,10 +29,11 @@ impl Shim {
         };
         self.end_container(&container, Duration::ZERO).await?;
         if let Some(oci) = &container.oci {
-            self.images
-                .oci()
-                .delete_container(container.id.as_str(), oci)
-                .await?;
+            let (backend, id) = (self.images.oci(), container.id.as_str());
+            match container.may_have_left_something() {
+                true => backend.delete_thoroughly(id, oci.snapshotter()).await?,
+                false => backend.delete_container(id, oci).await?,
+            }
         }
         self.container_state.remove(container.id.as_str())?;
         if !self.forget_container(&container) {

@@ -15,6 +15,8 @@ use crate::error::VerbError;
 use crate::logs::{ContainerLog, LogStream, Stream};
 use crate::shim::Shim;
 
+/// Why a container has ended that never ran.
+pub(super) const START_ERROR: &str = "StartError";
 /// As if by SIGKILL, SIGTERM.
 pub(super) const KILLED: i32 = 137;
 pub(super) const TERMINATED: i32 = 143;
@@ -47,7 +49,7 @@ impl Shim {
                     }
                     None => Exit {
                         code: CANNOT_RUN,
-                        reason: "StartError".into(),
+                        reason: START_ERROR.into(),
                         message: message.clone(),
                     },
                 };
@@ -207,7 +209,7 @@ pub(super) fn exit_of(outcome: Outcome) -> Exit {
         Outcome::Trapped(text) => (TRAPPED, "Error", first_line(&text)),
         Outcome::OutOfMemory(text) => (KILLED, "OOMKilled", first_line(&text)),
         Outcome::Killed => (KILLED, "Error", String::new()),
-        Outcome::Failed(text) => (CANNOT_RUN, "StartError", text),
+        Outcome::Failed(text) => (CANNOT_RUN, START_ERROR, text),
     };
     Exit {
         code,

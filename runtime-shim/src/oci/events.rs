@@ -21,6 +21,8 @@ use super::task::TaskState;
 use crate::container::{Container, Exit};
 use crate::shim::Shim;
 
+/// Why a container has ended whose process went while nobody looked.
+pub(crate) const UNKNOWN: &str = "Unknown";
 /// The first event of each subscription is our own: it shows that the subscription stands.
 const HELLO: &str = "/coxswain/hello";
 const HELLO_PAUSE: Duration = Duration::from_millis(20);
@@ -245,7 +247,7 @@ impl Backend {
                 }
                 let exit = Exit {
                     code: 255,
-                    reason: "Unknown".into(),
+                    reason: UNKNOWN.into(),
                     message: "the process was gone when the container runtime came back".into(),
                 };
                 shim.finish(container, exit).await;
@@ -278,7 +280,10 @@ impl Backend {
                 container = record.id,
                 "A container that nobody knows is removed"
             );
-            if let Err(err) = self.delete(&record.id, &record.snapshotter).await {
+            if let Err(err) = self
+                .delete_thoroughly(&record.id, &record.snapshotter)
+                .await
+            {
                 tracing::warn!(error = %err, container = record.id, "A container that nobody knows could not be removed");
                 let delete = DeleteContainerRequest { id: record.id };
                 if let Err(err) = self.containerd.containers().delete(request(delete)).await {

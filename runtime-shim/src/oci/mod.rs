@@ -9,6 +9,7 @@
 //! | `volumes` | images as volumes |
 //! | `checkpoint` | what criu writes of a running container, as an archive |
 //! | `events` | ends and out-of-memory kills as containerd tells them, and finding everything again after either side restarted |
+//! | `leftovers` | what a containerd that died left of a start that it does not remember |
 //! | `cgroup` | figures of running containers |
 //!
 //! Nothing here decides about Pods. What belongs to this shim carries its label in containerd; nothing else is ever touched.
@@ -21,6 +22,7 @@ mod events;
 mod exec;
 mod images;
 mod io;
+mod leftovers;
 mod load;
 mod pull;
 mod spec;
@@ -39,7 +41,7 @@ use tokio::sync::OnceCell;
 pub(crate) use cgroup::{Cgroups, Usage};
 pub(crate) use checkpoint::Checkpoint;
 pub(crate) use client::OciError;
-pub(crate) use events::watch;
+pub(crate) use events::{UNKNOWN, watch};
 pub(crate) use exec::{Exec, ExecIo};
 pub(crate) use images::OciImage;
 pub(crate) use load::is_archive;

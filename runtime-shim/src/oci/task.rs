@@ -509,6 +509,17 @@ impl Backend {
         self.delete(id, &container.record.snapshotter).await
     }
 
+    /// The same for one whose start went wrong, perhaps because containerd died over it: what it does not remember goes as well.
+    pub(crate) async fn delete_thoroughly(
+        &self,
+        id: &str,
+        snapshotter: &str,
+    ) -> Result<(), OciError> {
+        self.delete_task(id).await?;
+        self.sweep(id).await?;
+        self.delete(id, snapshotter).await
+    }
+
     /// What runc was told of a container; nothing when containerd does not answer.
     pub(crate) async fn specification(&self, id: &str) -> Option<Spec> {
         let (_, spec) = self.spec_of(id).await.ok()?;

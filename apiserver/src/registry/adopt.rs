@@ -1,7 +1,9 @@
 //! Objects that another server wrote to the store: upstream's JSON and protobuf, in any version, into the form in which this server
 //! keeps them. Knows which keys are objects and which are other things that upstream keeps beside them.
 
-use cox_api::{codec, schema};
+mod definitions;
+
+use cox_api::{codec, defaults, schema};
 use cox_store::{NewObject, ObjectKey};
 use serde_json::Value;
 
@@ -34,9 +36,15 @@ pub(super) fn adopt(catalog: &Catalog, key: &ObjectKey, bytes: &[u8]) -> Result<
         return Ok(finish(labels_only(&value), &value));
     };
     let value = if bytes.starts_with(PROTOBUF) {
-        protobuf(catalog, key, stored, bytes)?
+        let mut value = protobuf(catalog, key, stored, bytes)?;
+        // Upstream sets these anew with each reading, and some of them have no place in the messages.
+        defaults::apply(&stored.resource, &mut value);
+        value
     } else {
-        let value = json(bytes)?;
+        let mut value = json(bytes)?;
+        if value["apiVersion"] == definitions::OLD && value["kind"] == "CustomResourceDefinition" {
+            value = definitions::of_json(value);
+        }
         let version = value["apiVersion"].as_str().unwrap_or_default();
         let entry = catalog.in_version(&key.resource, version).unwrap_or(stored);
         let decoded = codec::canonicalize(schema::builtin(), entry.resource.type_id, value)
@@ -179,6 +187,106 @@ mod tests {
         let key = ObjectKey::new("configmaps", "default/x");
         let attrs = adopt(builtin(), &key, &protobuf).unwrap().attrs;
         assert_eq!(attrs.labels[0], ("app".into(), "web".into()));
+    }
+
+    /// Values of upstream's own server, in both of its media types; CustomResourceDefinitions it keeps in `v1beta1`.
+    #[test]
+    fn what_upstream_wrote_is_read_in_both_media_types() {
+        use base64::Engine as _;
+        let mut read: std::collections::BTreeMap<&str, Vec<Value>> =
+            std::collections::BTreeMap::new();
+        for line in include_str!("adopt/upstream.tsv").lines() {
+            let Some((key, value)) = line.split_once('\t').filter(|_| !line.starts_with('#'))
+            else {
+                continue;
+            };
+            let bytes = if value.starts_with('{') {
+                value.as_bytes().to_vec()
+            } else {
+                let bytes = base64::engine::general_purpose::STANDARD
+                    .decode(value)
+                    .unwrap();
+                assert!(bytes.starts_with(PROTOBUF), "{key}");
+                bytes
+            };
+            let (resource, _) = split(builtin(), key).unwrap();
+            let mut object = adopted(resource, &bytes).unwrap_or_else(|why| panic!("{key}: {why}"));
+            // What the server chose by chance, and when.
+            for field in ["uid", "creationTimestamp", "managedFields"] {
+                object["metadata"].as_object_mut().unwrap().remove(field);
+            }
+            for field in ["clusterIP", "clusterIPs"] {
+                if let Some(spec) = object["spec"].as_object_mut() {
+                    spec.remove(field);
+                }
+            }
+            if resource == "services/specs" {
+                assert!(object["spec"]["ports"][0]["nodePort"].take().is_u64());
+            }
+            read.entry(key).or_default().push(object);
+        }
+        for (key, forms) in &read {
+            if !key.starts_with("apiextensions") {
+                assert_eq!(forms.len(), 2, "{key}");
+                assert_eq!(forms[0], forms[1], "{key}");
+            }
+        }
+        let pod = &read["pods/ns-a/pod"][0]["spec"];
+        assert_eq!(
+            pod["containers"][0]["resources"]["requests"],
+            json!({"cpu": "100m", "memory": "64Mi"})
+        );
+        assert_eq!(read["secrets/ns-a/sec"][0]["data"]["bin"], "//79AAEC");
+        assert_eq!(
+            read["leases/ns-a/lease"][0]["spec"]["renewTime"],
+            "2026-01-02T03:04:05.678901Z"
+        );
+        let definition = &read["apiextensions.k8s.io/customresourcedefinitions/widgets.ex.io"][0];
+        assert_eq!(definition["apiVersion"], "apiextensions.k8s.io/v1");
+        let version = &definition["spec"]["versions"][0];
+        assert_eq!(
+            version["schema"]["openAPIV3Schema"]["properties"]["spec"]["type"],
+            "object"
+        );
+        assert_eq!(version["subresources"], json!({"status": {}}));
+        assert!(definition["spec"].get("validation").is_none());
+    }
+
+    #[test]
+    fn definitions_of_the_old_version_lose_nothing() {
+        let old = json!({"kind": "CustomResourceDefinition", "apiVersion": "apiextensions.k8s.io/v1beta1", "metadata": {"name": "x"},
+            "spec": {"group": "g", "version": "v1", "names": {"plural": "xs", "kind": "X"}, "scope": "Cluster",
+                "validation": {"openAPIV3Schema": {"type": "object"}}, "selectableFields": [{"jsonPath": ".spec.a"}],
+                "additionalPrinterColumns": [{"name": "A", "type": "string", "JSONPath": ".spec.a"}],
+                "conversion": {"strategy": "Webhook", "conversionReviewVersions": ["v1"], "webhookClientConfig": {"url": "https://x"}},
+                "versions": [{"name": "v1", "served": true, "storage": true},
+                    {"name": "v2", "served": true, "storage": false, "schema": {"openAPIV3Schema": {"type": "object", "description": "own"}}}]}});
+        let prefix = "apiextensions.k8s.io/customresourcedefinitions";
+        let new = adopted(prefix, old.to_string().as_bytes()).unwrap();
+        let spec = &new["spec"];
+        assert_eq!(
+            spec["conversion"],
+            json!({"strategy": "Webhook", "webhook": {"clientConfig": {"url": "https://x"}, "conversionReviewVersions": ["v1"]}})
+        );
+        assert_eq!(
+            spec["versions"][1]["schema"]["openAPIV3Schema"]["description"],
+            "own"
+        );
+        for version in spec["versions"].as_array().unwrap() {
+            assert_eq!(
+                version["additionalPrinterColumns"][0]["jsonPath"],
+                ".spec.a"
+            );
+            assert_eq!(
+                version["selectableFields"],
+                json!([{"jsonPath": ".spec.a"}])
+            );
+        }
+        let mut single = old;
+        single["spec"].as_object_mut().unwrap().remove("versions");
+        let new = adopted(prefix, single.to_string().as_bytes()).unwrap();
+        assert_eq!(new["spec"]["versions"][0]["name"], "v1");
+        assert_eq!(new["spec"]["versions"][0]["storage"], true);
     }
 
     #[test]

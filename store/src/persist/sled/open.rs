@@ -55,6 +55,9 @@ impl Opened {
 /// Opens or makes the folder.
 pub(super) fn open(dir: &Path) -> Result<Opened, OpenError> {
     std::fs::create_dir_all(dir).map_err(access(dir))?;
+    // Secrets are in it, whoever else may look into the folder around it.
+    let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    std::fs::set_permissions(dir, private).map_err(access(dir))?;
     let lock = lock(dir)?;
     let used = check_format(dir)?;
     let file_path = dir.join(DATABASE_FILE);

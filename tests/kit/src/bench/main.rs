@@ -3,6 +3,7 @@
 
 mod api;
 mod apply;
+mod etcd;
 mod fanout;
 mod growth;
 mod isolation;
@@ -46,7 +47,7 @@ struct Args {
     other_pid: Vec<u32>,
     /// Measure only these: start, memory, create, get, list, pod, pods, apply, fanout, growth, wasm-start, wasm-idle, wasm-http,
     /// wasm-isolation;
-    /// and, as root and only when named: oci-start (beside containerd's own CRI plugin), oci-pod, oci-pods
+    /// and only when named: etcd (beside etcd itself, which must be installed), and as root: oci-start (beside containerd's own CRI plugin), oci-pod, oci-pods
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// ConfigMaps to create
@@ -78,7 +79,11 @@ struct Args {
 impl Args {
     /// Whether anything but the runtime's own figures is wanted.
     fn wants_cluster(&self) -> bool {
-        self.only.is_empty() || self.only.iter().any(|name| !name.starts_with("wasm-"))
+        self.only.is_empty()
+            || self
+                .only
+                .iter()
+                .any(|name| !name.starts_with("wasm-") && name != "etcd")
     }
 
     fn wants(&self, figure: &str) -> bool {
@@ -113,6 +118,9 @@ async fn main() -> Result<()> {
         return print(&Box::pin(oci::measure(&args)).await?);
     }
     let mut figures = Vec::new();
+    if args.only.iter().any(|name| name == "etcd") {
+        figures.extend(Box::pin(etcd::measure(&args.binary)).await?);
+    }
     if args.wants("start") {
         figures.push(start_to_ready(&binary));
     }

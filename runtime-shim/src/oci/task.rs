@@ -40,6 +40,9 @@ const RESOURCES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/
 pub(super) const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 /// How long an ended container's execs may take to be told their end.
 const EXEC_PATIENCE: Duration = Duration::from_secs(2);
+/// How often, and how far apart, a killed process is looked at until its task can go.
+const DELETE_LOOKS: u32 = 100;
+const DELETE_PAUSE: Duration = Duration::from_millis(20);
 /// The writable layer's size is read again after this.
 const WRITABLE_AGE_MAX: Duration = Duration::from_secs(10);
 
@@ -416,22 +419,39 @@ impl Backend {
 
     /// Ends a task's entry in containerd; `None` when there was none.
     async fn delete_task(&self, id: &str) -> Result<Option<i32>, OciError> {
-        let delete = || DeleteTaskRequest {
-            container_id: id.to_owned(),
-        };
-        let gone = is_gone;
-        match self.containerd.tasks().delete(request(delete())).await {
-            Ok(deleted) => return Ok(Some(exit_code(deleted.into_inner().exit_status))),
-            Err(status) if gone(&status) => return Ok(None),
+        match self.try_delete_task(id).await? {
+            Deleted::Gone => return Ok(None),
+            Deleted::Ended(code) => return Ok(Some(code)),
             // It was made and never ran, or runs still.
-            Err(status) if status.code() == Code::FailedPrecondition => {}
-            Err(status) => return Err(self.containerd.failed("end the container's task")(status)),
+            Deleted::NotYet => {}
         }
         self.signal(id, libc::SIGKILL.unsigned_abs(), true).await?;
         self.wait(id).await?;
-        match self.containerd.tasks().delete(request(delete())).await {
-            Ok(deleted) => Ok(Some(exit_code(deleted.into_inner().exit_status))),
-            Err(status) if gone(&status) => Ok(None),
+        let mut looks = 0;
+        loop {
+            match self.try_delete_task(id).await? {
+                Deleted::Gone => return Ok(None),
+                Deleted::Ended(code) => return Ok(Some(code)),
+                // containerd's shim tells the end before it counts the process as ended.
+                Deleted::NotYet if looks < DELETE_LOOKS => looks += 1,
+                Deleted::NotYet => {
+                    return Err(OciError::Refused(format!(
+                        "container {id} was killed and does not end"
+                    )));
+                }
+            }
+            tokio::time::sleep(DELETE_PAUSE).await;
+        }
+    }
+
+    async fn try_delete_task(&self, id: &str) -> Result<Deleted, OciError> {
+        let delete = DeleteTaskRequest {
+            container_id: id.to_owned(),
+        };
+        match self.containerd.tasks().delete(request(delete)).await {
+            Ok(deleted) => Ok(Deleted::Ended(exit_code(deleted.into_inner().exit_status))),
+            Err(status) if is_gone(&status) => Ok(Deleted::Gone),
+            Err(status) if still_runs(&status) => Ok(Deleted::NotYet),
             Err(status) => Err(self.containerd.failed("end the container's task")(status)),
         }
     }
@@ -615,6 +635,19 @@ impl Backend {
             }
         }
     }
+}
+
+/// What came of deleting a task.
+enum Deleted {
+    Gone,
+    Ended(i32),
+    NotYet,
+}
+
+/// containerd says it by the code, its shim by a sentence alone.
+fn still_runs(status: &tonic::Status) -> bool {
+    status.code() == Code::FailedPrecondition
+        || status.message().contains("cannot delete a running process")
 }
 
 /// There is no such task, or its shim is just leaving: the connection to it closes between its last answer and its end.

@@ -382,10 +382,10 @@ fn streams_of_a_linux_container() {
         let mut forward = kubectl(cluster, websockets, &["port-forward", "pod/web", ":8080"]);
         let child = forward.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = Ends(child.spawn().unwrap());
+        // Kept open: kubectl writes a line for each connection, and ends when nobody reads it.
+        let mut lines = BufReader::new(child.0.stdout.take().unwrap());
         let mut line = String::new();
-        BufReader::new(child.0.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
+        lines.read_line(&mut line).unwrap();
         let port = line.split(" -> ").next().unwrap_or_default();
         let port = port.rsplit(':').next().unwrap_or_default();
         // The forwarded port is on the loopback of the node's own network.
@@ -393,7 +393,7 @@ fn streams_of_a_linux_container() {
         let mut get = cluster.inside("busybox".as_ref());
         let served = Output::of(get.args(["wget", "-q", "-O", "-", &url])).ok();
         assert_eq!(served, "served\n", "{protocol}");
-        drop(child);
+        drop((child, lines));
         cluster.wait("condition=Ready", "pod/typed");
         let attach = kubectl(cluster, websockets, &["attach", "-i", "typed"]);
         let (_, out, err) = talk(attach, b"typed\n");

@@ -247,22 +247,6 @@ impl Dispatcher {
         }
     }
 
-    /// Tells Pods whose resize waited that there is room now, until cancelled.
-    pub async fn run_grants(self: Arc<Self>, cancel: CancellationToken) {
-        loop {
-            let granted = tokio::select! {
-                // What was not taken is answered by the next call.
-                granted = self.shared.allocations.granted() => granted,
-                () = cancel.cancelled() => return,
-            };
-            for uid in granted {
-                if let Some(known) = self.lock().get(&PodUid(uid)) {
-                    known.mailbox.put(|mail| mail.room = true);
-                }
-            }
-        }
-    }
-
     fn take(self: &Arc<Self>, change: Change<Pod>) {
         match change {
             Change::Resync => self.resync(),

@@ -456,7 +456,7 @@ async fn a_volume_is_attached_used_grown_and_given_back() {
             .and_then(|status| status.volumes_in_use)
             .unwrap_or_default()
     };
-    assert_eq!(in_use().await, [shown.clone()]);
+    assert_eq!(in_use().await, std::slice::from_ref(&shown));
 
     // It grows at the next look, which any change of the Pod brings.
     let volumes: Api<PersistentVolume> = Api::all(cluster.admin.clone());

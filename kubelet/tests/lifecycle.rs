@@ -249,3 +249,25 @@ async fn a_resize_that_does_not_fit_waits_for_room() {
     assert_eq!(status.restart_count, 0);
     assert_eq!(status.resources.unwrap().requests.unwrap()["cpu"].0, "400m");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_with_users_of_its_own_fails_with_the_reason_and_nothing_is_made() {
+    let cluster = Cluster::start().await;
+    let _node = cluster.kubelet();
+    let mut spec = one("stay");
+    spec["hostUsers"] = json!(false);
+    cluster.create("p", spec).await;
+    let pod = cluster
+        .until("p", "refused", |pod| phase(pod) == "Failed")
+        .await;
+    let status = pod.status.unwrap();
+    assert_eq!(status.reason.as_deref(), Some("PodFeatureUnsupported"));
+    assert!(status.message.unwrap().contains("no ID-mapped mounts"));
+    assert!(
+        !cluster
+            .runtime
+            .calls()
+            .iter()
+            .any(|call| call.starts_with("sandbox"))
+    );
+}

@@ -253,7 +253,8 @@ fn start(plan: &mut Plan, cron: &CronJob, schedule: &Schedule, now: Timestamp) {
 
 /// Adds a job that was started.
 pub(super) fn started(status: &mut CronJobStatus, job: &Job, at: Timestamp) {
-    if !lists(Some(status), uid(job)) {
+    // One of a former start may be over already.
+    if !lists(Some(status), uid(job)) && end_of(job).is_none() {
         let meta = &job.metadata;
         status.active.get_or_insert_default().push(ObjectReference {
             api_version: Some("batch/v1".to_owned()),

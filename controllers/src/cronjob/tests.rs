@@ -77,6 +77,7 @@ fn words(plan: &Plan) -> String {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn jobs_are_started_kept_and_forgotten() {
     let none = || json!({});
     let day = "2026-06-02T12:00:30Z";

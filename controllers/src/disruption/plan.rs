@@ -248,6 +248,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::too_many_lines, reason = "a table")]
     fn a_budget_allows_what_is_healthy_beyond_what_must_be() {
         let cases = [
             (

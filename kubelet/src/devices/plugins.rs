@@ -39,7 +39,7 @@ impl Registration for Door {
         let socket = self.devices.folder.join(&asked.endpoint);
         let taken = self.devices.clone().take(
             &asked.resource_name,
-            &[asked.version.clone()],
+            std::slice::from_ref(&asked.version),
             socket,
             asked.options,
             &self.scope,
@@ -97,7 +97,7 @@ impl Devices {
         std::fs::create_dir_all(&self.folder)?;
         let socket = self.folder.join(SOCKET);
         match std::fs::remove_file(&socket) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => UnixListener::bind(&socket),
         }
     }

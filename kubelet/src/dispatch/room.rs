@@ -1,4 +1,5 @@
-//! Makes room: others end for critical Pods, which start when that is done, and others leave cores that are given away.
+//! Makes room: others end for critical Pods, which start when that is done, and others leave cores that are given away. Tells Pods
+//! whose resize waited that there is room.
 
 use super::{Dispatcher, uid};
 use crate::admission::{self, Refusal};
@@ -10,6 +11,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 /// How long those who make room may take; then the Pod is looked at anew.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -67,6 +69,22 @@ impl Dispatcher {
                 cpus.move_others(&shared.runtime).await;
             }
         });
+    }
+
+    /// Tells Pods whose resize waited that there is room now, until cancelled.
+    pub async fn run_grants(self: Arc<Self>, cancel: CancellationToken) {
+        loop {
+            let granted = tokio::select! {
+                // What was not taken is answered by the next call.
+                granted = self.shared.allocations.granted() => granted,
+                () = cancel.cancelled() => return,
+            };
+            for uid in granted {
+                if let Some(known) = self.lock().get(&PodUid(uid)) {
+                    known.mailbox.put(|mail| mail.room = true);
+                }
+            }
+        }
     }
 
     /// Ends the victims, waits for them and starts the Pod.

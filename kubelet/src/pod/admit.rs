@@ -34,7 +34,8 @@ pub fn refusal(pod: &Pod) -> Option<Refusal> {
         // Running it as if it had not asked would take a wall away that its owner counts on.
         return Some(Refusal {
             reason: "PodFeatureUnsupported",
-            message: "user namespaces (hostUsers: false) are not supported on this node".to_owned(),
+            message: "user namespaces (hostUsers: false) are not supported on this node: its runtime has no ID-mapped mounts (runc has them from 1.2 on)"
+                .to_owned(),
         });
     }
     let context = spec.security_context.as_ref();

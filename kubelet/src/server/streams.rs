@@ -43,6 +43,7 @@ pub(super) struct Named<'a> {
 }
 
 /// An answer that is no session.
+#[derive(Debug)]
 pub(super) struct Refused(pub(super) StatusCode, pub(super) String);
 
 impl From<CriError> for Refused {

@@ -10,15 +10,13 @@ use crate::cri::hosts_file;
 use crate::cri::images::{Found, Missing};
 use crate::cri::sandbox_config::{domain, hostname, log_dir, sandbox_config};
 use crate::cri::{env, observe, security};
-use crate::devices::ForContainer;
 use crate::pod::containers::{any_named, spec, spec_hash, target_of};
 use crate::pod::fields::PodAddresses;
-use crate::pod::history::{ImageKind, ImageState, ResolvedImage};
+use crate::pod::history::{ImageState, ResolvedImage};
 use crate::pod::plan::PodNetwork;
 use crate::pod::probe::ProbeKind;
 use crate::pod::view::{ContainerPhase, ContainerView, SandboxView};
 use crate::pod::{ContainerId, SandboxId};
-use crate::volumes::Viewer;
 use cox_client::events::EventType;
 use cox_cri::v1;
 use jiff::Timestamp;
@@ -186,81 +184,6 @@ impl Subject {
             .await
     }
 
-    /// The mounts of a container's volumes; the images among them are on the node then.
-    async fn mounts_of(
-        &self,
-        container: &Container,
-        network: PodNetwork,
-        variables: &[(String, String)],
-    ) -> Result<Vec<v1::Mount>, NotStarted> {
-        let failed = |reason, message| NotStarted {
-            reason,
-            message,
-            made: None,
-        };
-        self.volume_images(container, network)
-            .await
-            .map_err(|missing| failed(missing.reason, missing.message))?;
-        let viewer = match network {
-            PodNetwork::Namespace => Viewer::Mounts,
-            PodNetwork::Virtual => Viewer::Opens,
-        };
-        let volumes = &self.shared.volumes;
-        volumes
-            .mounts(&self.pod, container, variables, viewer)
-            .await
-            .map_err(|message| failed("CreateContainerConfigError", message))
-    }
-
-    /// What a container gets of plugins' devices, and the devices of its volumes.
-    async fn plugged(
-        &self,
-        container: &Container,
-        kind: ImageKind,
-    ) -> Result<ForContainer, String> {
-        let devices = &self.shared.devices;
-        let mut plugged = devices.for_container(&self.pod, &container.name).await?;
-        let volumes = self.shared.volumes.devices(&self.pod, container)?;
-        plugged.devices.extend(volumes);
-        if kind == ImageKind::Wasm && !(plugged.devices.is_empty() && plugged.cdi.is_empty()) {
-            return Err("a Wasm container cannot have devices: use an OCI image, or a volume with volumeMode Filesystem".to_owned());
-        }
-        Ok(plugged)
-    }
-
-    /// Gets the images that a container mounts as volumes onto the node.
-    async fn volume_images(
-        &self,
-        container: &Container,
-        network: PodNetwork,
-    ) -> Result<(), Missing> {
-        let volumes = spec(&self.pod).volumes.as_deref().unwrap_or_default();
-        for mount in container.volume_mounts.iter().flatten() {
-            let volume = volumes.iter().find(|volume| volume.name == mount.name);
-            let Some(source) = volume.and_then(|volume| volume.image.as_ref()) else {
-                continue;
-            };
-            let image = Container {
-                image: source.reference.clone(),
-                image_pull_policy: source.pull_policy.clone(),
-                ..Container::default()
-            };
-            let secrets = self.shared.pull_secrets(&self.pod).await;
-            let sandbox = self.sandbox_message(0, network);
-            let name = source.reference.clone().unwrap_or_default();
-            let pulling = || {
-                let message = format!("Pulling image \"{name}\"");
-                self.events
-                    .container(&container.name, EventType::Normal, "Pulling", message);
-            };
-            self.shared
-                .images
-                .resolve(&image, "", &secrets, sandbox, pulling)
-                .await?;
-        }
-        Ok(())
-    }
-
     fn image_name(&self, container: &str) -> String {
         any_named(&self.pod, container)
             .and_then(|container| container.image.clone())
@@ -302,7 +225,11 @@ impl Subject {
         warn("Failed", format!("Error: {}", missing.reason));
     }
 
-    fn sandbox_message(&self, attempt: u32, network: PodNetwork) -> v1::PodSandboxConfig {
+    pub(super) fn sandbox_message(
+        &self,
+        attempt: u32,
+        network: PodNetwork,
+    ) -> v1::PodSandboxConfig {
         let mut message = sandbox_config(
             &self.shared.config,
             &self.pod,

@@ -8,6 +8,7 @@
 //! number of effects at the same time, never two on the same thing.
 
 pub mod actor;
+mod attachments;
 mod cgroup;
 pub mod effects;
 pub mod events;

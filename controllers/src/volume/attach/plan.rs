@@ -286,6 +286,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::too_many_lines, reason = "a table")]
     fn volumes_come_and_go_with_their_pods() {
         let attached = || attachment("n", json!({ "attached": true }));
         let free = node(false, true, None);

@@ -24,7 +24,7 @@ use serde_json::{Map, Value, json};
 
 const SEED: u64 = 36;
 /// Passes over all operations. The first fills the store and the server's tables, the second finds what is left of it.
-const PASSES: u64 = 4;
+const PASSES: usize = 4;
 /// How long an answer may take. Watches are asked to end after a second.
 const PATIENCE: Duration = Duration::from_secs(60);
 const AT_ONCE: usize = 8;
@@ -79,7 +79,7 @@ async fn no_request_that_the_documents_allow_or_nearly_allow_fails_in_the_server
         let answers: Vec<Result<StatusCode, String>> =
             futures::stream::iter(operations.iter().enumerate())
                 .map(|(number, operation)| {
-                    let seed = SEED + pass * 1_000_000 + number as u64;
+                    let seed = SEED + (pass * 1_000_000 + number) as u64;
                     ask(&client, operation, Dice::new(seed))
                 })
                 .buffer_unordered(AT_ONCE)
@@ -103,7 +103,7 @@ async fn no_request_that_the_documents_allow_or_nearly_allow_fails_in_the_server
         );
         resident.push(resident_mb());
     }
-    let grown = resident[PASSES as usize - 1].saturating_sub(resident[1]);
+    let grown = resident[PASSES - 1].saturating_sub(resident[1]);
     assert!(
         grown <= GROWTH_MB_MAX,
         "MB after each pass of the same operations: {resident:?}"

@@ -13,7 +13,6 @@
 
 mod support;
 
-use std::io::Write;
 use std::time::{Duration, Instant};
 
 use cox_cri::v1::*;
@@ -158,12 +157,10 @@ async fn tell(node: Node, containerd: Option<Containerd>) {
     .await;
     assert_eq!(after, before, "{}", node.shim_log());
     census::remove_cgroup_parent();
-    writeln!(
-        std::io::stderr(),
+    eprintln!(
         "{cycles} cycles (seed {seed:#x}) in {took:?}: {counts:?}; namespaces, mounts, interfaces, addresses, processes, \
          descriptors and cgroups as before"
-    )
-    .unwrap();
+    );
 }
 
 impl Story {

@@ -129,7 +129,7 @@ impl Images {
         }
         let progress = self.pulls.begin(name);
         let incoming = self.incoming.read().await;
-        let pulled = self.pull_from_any(name, credentials, &progress);
+        let pulled = Box::pin(self.pull_from_any(name, credentials, &progress));
         let pulled = progress.told_during(pulled).await;
         drop(incoming);
         self.sweep();

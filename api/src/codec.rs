@@ -17,6 +17,8 @@ mod walk;
 pub use encode::{Encoded, encode_stored};
 pub use error::{DecodeError, FieldProblem, ProblemKind, TypeError};
 pub use proto::{decode_proto, encode_proto, proto_body, proto_header, proto_message};
+pub(crate) use scalar::duration_nanos;
+pub use scalar::go_duration;
 pub use settle::settle;
 
 use crate::schema::{Schema, TypeId};

@@ -1,5 +1,7 @@
 //! Scalars with a format of their own: times, durations and base64, in their canonical text.
 
+use std::time::Duration;
+
 use base64::Engine;
 use jiff::Timestamp;
 
@@ -96,8 +98,15 @@ pub(super) fn duration(text: &str) -> Result<String, String> {
     Ok(format_duration(nanos))
 }
 
+/// A length of time as Go writes it, such as `1h30m`, without a sign.
+#[must_use]
+pub fn go_duration(text: &str) -> Option<Duration> {
+    let nanos = duration_nanos(text).filter(|_| !text.starts_with(['+', '-']))?;
+    u64::try_from(nanos).ok().map(Duration::from_nanos)
+}
+
 /// A Go duration in nanoseconds.
-pub(super) fn duration_nanos(text: &str) -> Option<i64> {
+pub(crate) fn duration_nanos(text: &str) -> Option<i64> {
     let (negative, mut rest) = match text.strip_prefix('-') {
         Some(rest) => (true, rest),
         None => (false, text.strip_prefix('+').unwrap_or(text)),

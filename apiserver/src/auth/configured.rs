@@ -41,38 +41,8 @@ pub(super) struct GoDuration(pub(super) Duration);
 /// # Errors
 /// What is not in it.
 pub fn go_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no duration such as 30s or 5m");
-    if text == "0" {
-        return Ok(Duration::ZERO);
-    }
-    let (mut rest, mut total) = (text, 0.0);
-    if rest.is_empty() {
-        return Err(wrong());
-    }
-    while !rest.is_empty() {
-        let digits = rest
-            .find(|one: char| !one.is_ascii_digit() && one != '.')
-            .ok_or_else(wrong)?;
-        let number: f64 = rest[..digits].parse().map_err(|_| wrong())?;
-        rest = &rest[digits..];
-        let units = [
-            ("ns", 1e-9),
-            ("us", 1e-6),
-            ("µs", 1e-6),
-            ("ms", 1e-3),
-            ("s", 1.0),
-            ("m", 60.0),
-            ("h", 3600.0),
-        ];
-        let unit = units.iter().find(|(unit, _)| {
-            rest.strip_prefix(unit)
-                .is_some_and(|after| !after.starts_with(|one: char| one.is_alphabetic()))
-        });
-        let (unit, secs) = unit.ok_or_else(wrong)?;
-        total += number * secs;
-        rest = &rest[unit.len()..];
-    }
-    Duration::try_from_secs_f64(total).map_err(|_| wrong())
+    cox_api::codec::go_duration(text)
+        .ok_or_else(|| format!("{text:?} is no duration such as 30s or 5m"))
 }
 
 impl<'de> Deserialize<'de> for GoDuration {

@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::process::Stdio;
 use std::time::Duration;
 
+use cox_api::codec::go_duration;
 use cox_cri::v1::AuthConfig;
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::Instant;
 
-use super::provider_config::{Provider, duration_of};
+use super::provider_config::Provider;
 use super::{Keyring, matching};
 
 /// Upstream's; a plugin that takes longer is of no use to a pull.
@@ -135,7 +136,7 @@ impl Plugin {
         };
         let duration = match answer.cache_duration {
             None => Some(self.provider.cache),
-            Some(text) => duration_of(&text),
+            Some(text) => go_duration(&text),
         };
         (auths.collect(), duration.map(|duration| (key, duration)))
     }

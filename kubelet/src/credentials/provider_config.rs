@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use cox_api::codec::go_duration;
 use serde::Deserialize;
 
 use super::CredentialSources;
@@ -185,7 +186,7 @@ fn provider(entry: Entry, bin_dir: &Path, names: &mut HashSet<String>) -> Result
     let duration = entry
         .default_cache_duration
         .ok_or("defaultCacheDuration is required")?;
-    let cache = duration_of(&duration)
+    let cache = go_duration(&duration)
         .ok_or_else(|| format!("defaultCacheDuration \"{duration}\" is not a duration"))?;
     let program = bin_dir.join(&name);
     if !program.is_file() {
@@ -205,38 +206,6 @@ fn provider(entry: Entry, bin_dir: &Path, names: &mut HashSet<String>) -> Result
             .map(|env| (env.name, env.value))
             .collect(),
     })
-}
-
-/// A duration as Go writes it: `1h30m`, `0s`, `1.5s`.
-pub(super) fn duration_of(text: &str) -> Option<Duration> {
-    if text == "0" {
-        return Some(Duration::ZERO);
-    }
-    let mut rest = text;
-    let mut seconds = 0.0;
-    while !rest.is_empty() {
-        let digits = rest.find(|letter: char| !letter.is_ascii_digit() && letter != '.')?;
-        let (number, tail) = rest.split_at(digits);
-        let units = [
-            ("ns", 1e-9),
-            ("us", 1e-6),
-            ("µs", 1e-6),
-            ("ms", 1e-3),
-            ("s", 1.0),
-            ("m", 60.0),
-            ("h", 3600.0),
-        ];
-        let (unit, scale) = units.iter().find(|(unit, _)| {
-            tail.strip_prefix(unit).is_some_and(|next| {
-                next.chars()
-                    .next()
-                    .is_none_or(|letter| letter.is_ascii_digit())
-            })
-        })?;
-        seconds += number.parse::<f64>().ok()? * scale;
-        rest = &tail[unit.len()..];
-    }
-    (!text.is_empty()).then(|| Duration::try_from_secs_f64(seconds).ok())?
 }
 
 #[cfg(test)]
@@ -331,7 +300,7 @@ mod tests {
             ("1x", None),
         ] {
             assert_eq!(
-                duration_of(text),
+                go_duration(text),
                 millis.map(Duration::from_millis),
                 "{text:?}"
             );

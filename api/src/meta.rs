@@ -1,4 +1,4 @@
-//! Reading and writing the metadata of objects that are value trees, and the two time formats.
+//! Reading and writing the metadata of objects that are value trees, their lists of texts, and the two time formats.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -19,6 +19,13 @@ pub fn metadata_mut(object: &mut Value) -> Option<&mut Map<String, Value>> {
         *metadata = Value::Object(Map::new());
     }
     metadata.as_object_mut()
+}
+
+/// The texts of a list; anything else in it is left out.
+pub fn strings(list: &Value) -> Vec<String> {
+    let all = list.as_array().into_iter().flatten();
+    all.filter_map(|one| one.as_str().map(str::to_owned))
+        .collect()
 }
 
 fn text<'v>(object: &'v Value, field: &str) -> &'v str {

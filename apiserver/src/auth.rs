@@ -17,6 +17,7 @@ mod impersonate;
 mod node;
 pub mod oidc;
 pub mod rbac;
+mod remembered;
 mod remote;
 pub mod reviews;
 #[cfg(test)]

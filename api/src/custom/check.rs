@@ -10,7 +10,8 @@ use serde_json::Value;
 
 pub(super) use schema::structural_errors;
 
-use super::structural::{Structural, Type, strings};
+use super::structural::{Structural, Type};
+use crate::meta::strings;
 use crate::names;
 use crate::validation::FieldError;
 

@@ -3,6 +3,7 @@
 //! Input: the `openAPIV3Schema` of a definition's version, as JSON. Output: [`Structural`]. Parsing never fails: what is not
 //! understood is judged by [`super::check`] and here simply left out.
 
+use crate::meta::strings;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -278,11 +279,4 @@ impl Rule {
             optional_old_self: rule["optionalOldSelf"].as_bool(),
         }
     }
-}
-
-/// A list of strings; anything else in it is left out.
-pub(super) fn strings(list: &Value) -> Vec<String> {
-    let all = list.as_array().into_iter().flatten();
-    all.filter_map(|one| one.as_str().map(str::to_owned))
-        .collect()
 }

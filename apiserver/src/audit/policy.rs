@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use cox_api::codec;
+use cox_api::meta::strings;
 use serde_json::Value;
 
 use crate::auth::Attributes;
@@ -164,8 +165,8 @@ impl Rule {
         let level = rule["level"].as_str().and_then(Level::parse);
         let resources = list(&rule["resources"]).map(|one| GroupResources {
             group: one["group"].as_str().unwrap_or_default().to_owned(),
-            resources: texts(&one["resources"]),
-            names: texts(&one["resourceNames"]),
+            resources: strings(&one["resources"]),
+            names: strings(&one["resourceNames"]),
         });
         let rule = Self {
             wanted: Wanted {
@@ -175,12 +176,12 @@ impl Rule {
                     .as_bool()
                     .unwrap_or(omit_managed_fields),
             },
-            users: texts(&rule["users"]),
-            groups: texts(&rule["userGroups"]),
-            verbs: texts(&rule["verbs"]),
+            users: strings(&rule["users"]),
+            groups: strings(&rule["userGroups"]),
+            verbs: strings(&rule["verbs"]),
             resources: resources.collect(),
-            namespaces: texts(&rule["namespaces"]),
-            paths: texts(&rule["nonResourceURLs"]),
+            namespaces: strings(&rule["namespaces"]),
+            paths: strings(&rule["nonResourceURLs"]),
         };
         let of_resources = !rule.resources.is_empty() || !rule.namespaces.is_empty();
         if of_resources && !rule.paths.is_empty() {
@@ -252,7 +253,7 @@ fn is_path(pattern: &str, path: &str) -> bool {
 
 fn stages(value: &Value, place: &str) -> Result<u8, String> {
     let mut bits = 0;
-    for name in texts(value) {
+    for name in strings(value) {
         let stage = Stage::ALL.iter().find(|stage| stage.name() == name);
         bits |= stage
             .ok_or_else(|| format!("{place}: {name:?} is no stage"))?
@@ -263,11 +264,6 @@ fn stages(value: &Value, place: &str) -> Result<u8, String> {
 
 fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
-}
-
-fn texts(value: &Value) -> Vec<String> {
-    let texts = list(value).filter_map(Value::as_str);
-    texts.map(str::to_owned).collect()
 }
 
 #[cfg(test)]

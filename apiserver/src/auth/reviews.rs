@@ -1,5 +1,6 @@
 //! The reviews: questions about tokens, oneself and permissions, answered as objects and stored nowhere.
 
+use cox_api::meta::strings;
 use cox_api::status::ApiStatus;
 use cox_api::validation::FieldError;
 use serde_json::{Map, Value, json};
@@ -41,16 +42,6 @@ pub async fn create(
     Ok(review)
 }
 
-fn texts(value: &Value) -> Vec<String> {
-    value
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .map(str::to_owned)
-        .collect()
-}
-
 fn user_value(user: &UserInfo) -> Value {
     let mut value = json!({"username": user.name});
     if !user.uid.is_empty() {
@@ -72,7 +63,7 @@ async fn token_review(authenticator: &Authenticator, review: &Value) -> Result<V
             "token is required for TokenReview in authentication",
         ));
     }
-    let asked = texts(&review["spec"]["audiences"]);
+    let asked = strings(&review["spec"]["audiences"]);
     let audiences = if asked.is_empty() {
         authenticator.audiences()
     } else {
@@ -132,13 +123,13 @@ async fn access_review(
     let of_spec = UserInfo {
         name: spec["user"].as_str().unwrap_or_default().to_owned(),
         uid: spec["uid"].as_str().unwrap_or_default().to_owned(),
-        groups: texts(&spec["groups"]),
+        groups: strings(&spec["groups"]),
         extra: spec["extra"]
             .as_object()
             .map(|extra| {
                 extra
                     .iter()
-                    .map(|(key, values)| (key.to_lowercase(), texts(values)))
+                    .map(|(key, values)| (key.to_lowercase(), strings(values)))
                     .collect()
             })
             .unwrap_or_default(),
@@ -182,7 +173,7 @@ impl Selectors {
             let all = selector["requirements"].as_array();
             let terms = all.into_iter().flatten().filter_map(|one| {
                 let key = one["key"].as_str()?;
-                let values = texts(&one["values"]);
+                let values = strings(&one["values"]);
                 match (one["operator"].as_str()?, values.as_slice()) {
                     ("In", [value]) => Some(format!("{key}={value}")),
                     ("NotIn", [value]) => Some(format!("{key}!={value}")),

@@ -1,6 +1,7 @@
 //! TokenRequest: issues a service account's token, bound to the account and, where asked, to a Pod, Secret or Node.
 
 use cox_api::meta;
+use cox_api::meta::strings;
 use cox_api::status::ApiStatus;
 use cox_api::validation::FieldError;
 use cox_store::Snapshot;
@@ -47,7 +48,7 @@ pub fn create(
         .as_i64()
         .unwrap_or(DEFAULT_SECS);
     check_bounds(secs)?;
-    let mut audiences = texts(&request["spec"]["audiences"]);
+    let mut audiences = strings(&request["spec"]["audiences"]);
     if audiences.is_empty() {
         audiences = authenticator.audiences().to_vec();
     }
@@ -81,16 +82,6 @@ pub fn create(
     request["spec"]["expirationSeconds"] = secs.into();
     request["status"] = json!({"token": token, "expirationTimestamp": meta::format_time(expires)});
     Ok(request)
-}
-
-fn texts(value: &Value) -> Vec<String> {
-    value
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .map(str::to_owned)
-        .collect()
 }
 
 fn check_bounds(secs: i64) -> Result<(), ApiStatus> {

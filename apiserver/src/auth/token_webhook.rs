@@ -1,21 +1,22 @@
 //! Webhook token authentication: a server outside is asked whose a token is, with a TokenReview, and its answers are remembered for
 //! a while.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::Mutex;
+use cox_api::meta::strings;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::UserInfo;
 use super::configured::AuthConfigError;
+use super::remembered::Remembered;
 use super::remote::Remote;
 use super::user::AUTHENTICATED;
 use super::webhook::ReviewVersion;
 
-/// Answers remembered; above that the memory starts anew.
+/// Answers remembered.
 const CACHE_LEN_MAX: usize = 4096;
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -41,7 +42,7 @@ pub(super) struct TokenWebhook {
     remote: Remote,
     version: ReviewVersion,
     ttl: Duration,
-    cache: Mutex<HashMap<Asked, (Instant, Answered)>>,
+    known: Remembered<Asked, Answered>,
 }
 
 impl TokenWebhook {
@@ -58,7 +59,7 @@ impl TokenWebhook {
             remote,
             version,
             ttl: config.ttl,
-            cache: Mutex::default(),
+            known: Remembered::new(CACHE_LEN_MAX),
         })
     }
 
@@ -70,10 +71,8 @@ impl TokenWebhook {
         own: &[String],
     ) -> Result<Answered, String> {
         let key = (Sha256::digest(token).into(), wanted.to_vec());
-        if let Some((until, known)) = self.cache.lock().get(&key)
-            && *until > Instant::now()
-        {
-            return Ok(known.clone());
+        if let Some(known) = self.known.get(&key) {
+            return Ok(known);
         }
         let review = json!({
             "kind": "TokenReview", "apiVersion": self.version.of_group("authentication.k8s.io"), "metadata": {},
@@ -87,11 +86,7 @@ impl TokenWebhook {
                 tracing::warn!(%why, "The token webhook could not be asked");
             })?;
         let answered = read(&answer, wanted, own)?;
-        let mut cache = self.cache.lock();
-        if cache.len() >= CACHE_LEN_MAX {
-            cache.clear();
-        }
-        cache.insert(key, (Instant::now() + self.ttl, answered.clone()));
+        self.known.put(key, answered.clone(), self.ttl);
         Ok(answered)
     }
 }
@@ -104,7 +99,7 @@ fn read(answer: &Value, wanted: &[String], own: &[String]) -> Result<Answered, S
     if status["authenticated"] != true {
         return Ok(None);
     }
-    let given = texts(&status["audiences"]);
+    let given = strings(&status["audiences"]);
     let given = if given.is_empty() { own } else { &given };
     let shared = wanted.iter().filter(|one| given.contains(one));
     let shared: Vec<String> = shared.cloned().collect();
@@ -118,21 +113,16 @@ fn read(answer: &Value, wanted: &[String], own: &[String]) -> Result<Answered, S
     }
     let extra = user["extra"].as_object().into_iter().flatten();
     let extra: BTreeMap<_, _> = extra
-        .map(|(key, values)| (key.clone(), texts(values)))
+        .map(|(key, values)| (key.clone(), strings(values)))
         .collect();
     let mut user = UserInfo {
         name: text("username"),
         uid: text("uid"),
-        groups: texts(&user["groups"]),
+        groups: strings(&user["groups"]),
         extra,
     };
     if !user.in_group(AUTHENTICATED) {
         user.groups.push(AUTHENTICATED.to_owned());
     }
     Ok(Some((user, shared)))
-}
-
-fn texts(value: &Value) -> Vec<String> {
-    let items = value.as_array().into_iter().flatten();
-    items.filter_map(Value::as_str).map(str::to_owned).collect()
 }

@@ -3,21 +3,20 @@
 //! Input: a question. Output: an opinion. Conditions (CEL over the review's spec) say which questions go there at all. What a
 //! server that cannot be asked means is for the configuration to say.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cox_api::cel::admission::{Gives, compile};
 use cox_api::cel::{Budget, CALL_COST_MAX, Cel, Expression, Type, builtin};
 use cox_api::selector::{FieldSelector, LabelSelector, Operator};
-use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
 use super::Attributes;
 use super::authorizer::Opinion;
+use super::remembered::Remembered;
 use super::remote::{Remote, RemoteError};
 
-/// Answers remembered; above that what has ended goes, and then everything.
+/// Answers remembered.
 const CACHE_LEN_MAX: usize = 8192;
 /// Questions whose parts are longer than this together are not remembered: their sender chose them.
 const CACHED_BYTES_MAX: usize = 10_000;
@@ -96,7 +95,7 @@ pub(super) struct Webhook {
     settings: Settings,
     remote: Remote,
     conditions: Vec<Expression>,
-    cache: Mutex<HashMap<String, (Instant, Opinion)>>,
+    known: Remembered<String, Opinion>,
 }
 
 impl Webhook {
@@ -114,7 +113,7 @@ impl Webhook {
                 .map_err(WebhookError::Condition)?,
             remote,
             settings,
-            cache: Mutex::default(),
+            known: Remembered::new(CACHE_LEN_MAX),
         })
     }
 
@@ -127,7 +126,7 @@ impl Webhook {
             Err(why) => return self.failed(why),
         }
         let key = spec.to_string();
-        if let Some(known) = self.remembered(&key) {
+        if let Some(known) = self.known.get(&key) {
             return known;
         }
         let review = review(self.settings.version, spec);
@@ -179,30 +178,14 @@ impl Webhook {
         }
     }
 
-    fn remembered(&self, key: &str) -> Option<Opinion> {
-        let cache = self.cache.lock();
-        let (until, opinion) = cache.get(key)?;
-        (*until > Instant::now()).then(|| opinion.clone())
-    }
-
     fn remember(&self, key: String, opinion: &Opinion) {
         let ttl = if matches!(opinion, Opinion::Allow) {
             self.settings.authorized_ttl
         } else {
             self.settings.unauthorized_ttl
         };
-        let Some(ttl) = ttl.filter(|ttl| !ttl.is_zero()) else {
-            return;
-        };
-        let now = Instant::now();
-        let mut cache = self.cache.lock();
-        if cache.len() >= CACHE_LEN_MAX {
-            cache.retain(|_, (until, _)| *until > now);
-        }
-        if cache.len() >= CACHE_LEN_MAX {
-            cache.clear();
-        }
-        cache.insert(key, (now + ttl, opinion.clone()));
+        self.known
+            .put(key, opinion.clone(), ttl.unwrap_or_default());
     }
 }
 

@@ -1,5 +1,6 @@
 //! FlowSchemas: which requests they mean. Pure, and without allocations where requests are matched.
 
+use cox_api::meta::strings;
 use serde_json::Value;
 
 use crate::auth::Attributes;
@@ -91,17 +92,17 @@ impl Rule {
             subjects: list(&rule["subjects"]).filter_map(Subject::read).collect(),
             resources: list(&rule["resourceRules"])
                 .map(|rule| ResourceRule {
-                    verbs: texts(&rule["verbs"]),
-                    groups: texts(&rule["apiGroups"]),
-                    resources: texts(&rule["resources"]),
-                    namespaces: texts(&rule["namespaces"]),
+                    verbs: strings(&rule["verbs"]),
+                    groups: strings(&rule["apiGroups"]),
+                    resources: strings(&rule["resources"]),
+                    namespaces: strings(&rule["namespaces"]),
                     cluster_scope: rule["clusterScope"] == true,
                 })
                 .collect(),
             paths: list(&rule["nonResourceRules"])
                 .map(|rule| PathRule {
-                    verbs: texts(&rule["verbs"]),
-                    paths: texts(&rule["nonResourceURLs"]),
+                    verbs: strings(&rule["verbs"]),
+                    paths: strings(&rule["nonResourceURLs"]),
                 })
                 .collect(),
         }
@@ -183,13 +184,6 @@ fn has(list: &[String], wanted: &str) -> bool {
 
 fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
-}
-
-fn texts(value: &Value) -> Vec<String> {
-    list(value)
-        .filter_map(Value::as_str)
-        .map(str::to_owned)
-        .collect()
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@ use serde_json::Value;
 use super::{Errors, text};
 use crate::cel::{most_entries, most_items};
 use crate::custom::rules::{Complaint, check as check_rules};
-use crate::custom::structural::{Structural, strings};
+use crate::custom::structural::Structural;
+use crate::meta::strings;
 use crate::validation::FieldError;
 
 const TYPES: [&str; 6] = ["array", "boolean", "integer", "number", "object", "string"];

@@ -16,6 +16,7 @@ pub mod csi;
 pub mod devices;
 pub mod dispatch;
 pub mod eviction;
+mod files;
 pub mod gc;
 pub mod hooks;
 pub mod keep;

@@ -9,6 +9,7 @@ mod set;
 
 use crate::cri::client::Runtime;
 use crate::cri::observe;
+use crate::files;
 use crate::pod::containers::{inits, is_sidecar, mains};
 use cox_cri::v1::LinuxContainerResources;
 use k8s_openapi::api::core::v1::{Container, Pod};
@@ -124,12 +125,8 @@ impl CpuManager {
         self.state().of(uid, container)
     }
 
-    /// Written first, renamed then: a power cut leaves the old or the new.
     fn write(&self, state: &State) {
-        let fresh = self.file.with_extension("new");
-        let written =
-            std::fs::write(&fresh, state.text()).and_then(|()| std::fs::rename(&fresh, &self.file));
-        if let Err(error) = written {
+        if let Err(error) = files::replace(&self.file, state.text()) {
             tracing::error!(file = %self.file.display(), %error, "Cores that were given away cannot be written down");
         }
     }

@@ -26,6 +26,7 @@ pub mod proto {
 }
 
 use crate::csi::channel;
+use crate::files;
 use crate::pod::containers::{inits, is_sidecar, mains};
 use cox_cri::v1;
 use k8s_openapi::api::core::v1::{Container, Pod};
@@ -120,10 +121,8 @@ impl Devices {
             differs
         });
         let file = self.folder.join(FILE);
-        let fresh = file.with_extension("new");
         let written = std::fs::create_dir_all(&self.folder)
-            .and_then(|()| std::fs::write(&fresh, state.text()))
-            .and_then(|()| std::fs::rename(&fresh, &file));
+            .and_then(|()| files::replace(&file, state.text()));
         if let Err(error) = written {
             tracing::error!(file = %file.display(), %error, "Devices that were given cannot be written down");
         }

@@ -55,7 +55,7 @@ pub(crate) struct Views {
 }
 
 /// One lane of a view; each of its watchers holds it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct View {
     /// The how manieth lane of its view.
     lane: u32,
@@ -117,13 +117,16 @@ impl Views {
             match lane.upgrade() {
                 Some(view) if Arc::strong_count(&view) <= LANE_WATCHERS_MAX => return view,
                 Some(_) => {}
-                None => return View::new(number, lane),
+                None => {
+                    let view = View::new(number);
+                    *lane = Arc::downgrade(&view);
+                    return view;
+                }
             }
         }
-        lanes.push(Weak::new());
-        let number = u32::try_from(lanes.len() - 1).unwrap_or(0);
-        let last = lanes.last_mut();
-        last.map_or_else(Arc::default, |lane| View::new(number, lane))
+        let view = View::new(u32::try_from(lanes.len()).unwrap_or(u32::MAX));
+        lanes.push(Arc::downgrade(&view));
+        view
     }
 
     /// When a watcher that has just been given events looks again; none where so few watch that it may look at each.
@@ -142,13 +145,11 @@ impl Views {
 }
 
 impl View {
-    fn new(lane: u32, place: &mut Weak<View>) -> Arc<Self> {
-        let view = Arc::new(View {
+    fn new(lane: u32) -> Arc<Self> {
+        Arc::new(View {
             lane,
-            ..View::default()
-        });
-        *place = Arc::downgrade(&view);
-        view
+            batches: Mutex::default(),
+        })
     }
 
     /// Takes what comes next for a watcher: what another one has made of it, or what `make` makes of it.

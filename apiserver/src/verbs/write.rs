@@ -391,7 +391,7 @@ pub(crate) async fn change(
     match &changed {
         Err(_) => services::release(registry, &held).await,
         Ok(Outcome::Stored(object)) if is_service => {
-            if let Ok(new) = crate::registry::decode_stored(&object.json) {
+            if let Ok(new) = registry.current(entry, object).await {
                 services::settle(registry, old_value, Some(&new)).await;
             }
         }

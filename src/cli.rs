@@ -277,6 +277,17 @@ pub(crate) struct NodeArgs {
     /// loopback addresses that need no root; 10.64.0.0/18 for root where there is a containerd]
     #[arg(long, value_name = "CIDR[,CIDR]")]
     pub(crate) pod_cidr: Option<String>,
+    /// Addresses of the Pods of all nodes: between these, packets keep their source
+    #[arg(
+        long,
+        value_name = "CIDR",
+        value_delimiter = ',',
+        default_value = "10.64.0.0/10"
+    )]
+    pub(crate) cluster_cidr: Vec<String>,
+    /// How Pods reach Pods of other nodes, where these have addresses of their own
+    #[arg(long, value_enum, default_value_t = NodeNetwork::Auto, value_name = "MODE")]
+    pub(crate) node_network: NodeNetwork,
     /// Unix socket of containerd, which runs OCI containers; without one the node runs Wasm alone
     #[arg(
         long,
@@ -385,6 +396,30 @@ impl From<Proxy> for cox_network::ProxyMode {
             Proxy::Nftables => Self::Nftables,
             Proxy::Userspace => Self::Userspace,
             Proxy::None => Self::None,
+        }
+    }
+}
+
+/// How Pods reach Pods of other nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum NodeNetwork {
+    /// By routes where nodes share a link, else through VXLAN
+    Auto,
+    /// By routes alone
+    Routes,
+    /// Always through VXLAN
+    Vxlan,
+    /// By somebody else
+    None,
+}
+
+impl From<NodeNetwork> for cox_network::NodeNetwork {
+    fn from(mode: NodeNetwork) -> Self {
+        match mode {
+            NodeNetwork::Auto => Self::Auto,
+            NodeNetwork::Routes => Self::Routes,
+            NodeNetwork::Vxlan => Self::Vxlan,
+            NodeNetwork::None => Self::None,
         }
     }
 }

@@ -9,7 +9,11 @@
 
 mod dns;
 mod health;
+#[cfg(test)]
+mod lab;
+mod net;
 mod nft;
+mod nodes;
 mod plan;
 mod policy;
 mod proxy;
@@ -32,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use dns::forward::Forwarder;
 use dns::server::{Dns, Listeners};
 use health::HealthPorts;
+pub use nodes::NodeNetwork;
 use plan::Rule;
 use proxy::nftables::{self, Nftables};
 use proxy::userspace::Userspace;
@@ -81,6 +86,8 @@ pub struct Config {
     pub cluster_domain: String,
     /// Names whom to ask for other names.
     pub resolv_conf: PathBuf,
+    /// How Pods reach Pods of other nodes.
+    pub node_network: NodeNetwork,
 }
 
 impl Config {
@@ -98,6 +105,7 @@ impl Config {
             dns: true,
             cluster_domain: "cluster.local".into(),
             resolv_conf: "/etc/resolv.conf".into(),
+            node_network: NodeNetwork::None,
         }
     }
 }
@@ -149,6 +157,7 @@ async fn serve(config: Config, deps: Deps) {
     let proxy = Proxy::start(&config, &ranges).await;
     let (dns_addr, dns) = start_dns(&config, dns_ip, Arc::clone(&view)).await;
     let policies = keep_policies(&config, &deps, dns_addr);
+    let nodes = keep_nodes(&config, &deps);
     let syncing = Syncing {
         table: TableFile::new(config.table_file.clone()),
         config,
@@ -158,7 +167,21 @@ async fn serve(config: Config, deps: Deps) {
         dns_addr,
         health: HealthPorts::default(),
     };
-    tokio::join!(syncing.run(), dns, policies);
+    tokio::join!(syncing.run(), dns, policies, nodes);
+}
+
+/// Keeps routes to the Pods of other nodes, where this node may.
+fn keep_nodes(config: &Config, deps: &Deps) -> impl Future<Output = ()> + use<> {
+    let able = rights() && nft::has_program("ip") && nft::has_program("bridge");
+    let mode = config.node_network;
+    let (node, bridge) = (config.node_name.clone(), config.bridge.clone());
+    let informers = deps.informers.clone();
+    async move {
+        if able && mode != NodeNetwork::None {
+            nodes::run(node, bridge, mode, informers).await;
+        }
+        std::future::pending().await
+    }
 }
 
 /// Holds NetworkPolicies, where this node is to.

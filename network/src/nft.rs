@@ -115,23 +115,61 @@ pub(crate) fn has_program(name: &str) -> bool {
 
 /// Runs a program with `input`.
 pub(crate) async fn run(program: &'static str, args: &[&str], input: &str) -> Result<(), NftError> {
-    let failed = |error| NftError::Run(program, error);
-    let mut child = Command::new(program)
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(failed)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(input.as_bytes()).await.map_err(failed)?;
-    }
-    let output = child.wait_with_output().await.map_err(failed)?;
+    output(program, args, input).await.map(drop)
+}
+
+/// Runs a program with `input` and answers what it prints.
+pub(crate) async fn output(
+    program: &'static str,
+    args: &[&str],
+    input: &str,
+) -> Result<String, NftError> {
+    let output = finish(program, args, input).await?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let said: String = said.trim().chars().take(1000).collect();
     Err(NftError::Refused(program, said))
+}
+
+/// What a program prints, whether or not it could do all that it was asked.
+pub(crate) async fn partial_output(
+    program: &'static str,
+    args: &[&str],
+    input: &str,
+) -> Result<String, NftError> {
+    let output = finish(program, args, input).await?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+async fn finish(
+    program: &'static str,
+    args: &[&str],
+    input: &str,
+) -> Result<std::process::Output, NftError> {
+    let failed = |error| NftError::Run(program, error);
+    let mut child = Command::new(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(failed)?;
+    let stdin = child.stdin.take();
+    // Both at once: a program that prints while it reads must not wait for us.
+    let feed = async move {
+        match stdin {
+            Some(mut stdin) => stdin.write_all(input.as_bytes()).await,
+            None => Ok(()),
+        }
+    };
+    let (fed, output) = tokio::join!(feed, child.wait_with_output());
+    let output = output.map_err(failed)?;
+    match fed {
+        // It ended before it had read everything: its own words say why.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(failed(error)),
+        Err(_) | Ok(()) => Ok(output),
+    }
 }

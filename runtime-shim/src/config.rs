@@ -31,7 +31,8 @@ pub struct Config {
     /// Addresses of Pods in the virtual network.
     #[serde(default = "default_pod_cidr")]
     pub pod_cidr: String,
-    /// The ranges of all nodes of the cluster: loopback addresses in there are Pods, all others belong to the host.
+    /// The ranges of all nodes of the cluster, of both kinds: loopback addresses in there are Pods, all others belong to the host, and
+    /// what goes there keeps its source.
     #[serde(default = "default_cluster_pod_cidrs")]
     pub cluster_pod_cidrs: Vec<String>,
     /// Addresses on the host's own loopback that Pods may connect to all the same, such as the API server's.

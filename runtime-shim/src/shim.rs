@@ -63,15 +63,18 @@ impl Shim {
         let config = Arc::new(config);
         let cidr: Cidr = config.pod_cidr.parse()?;
         let (_, bridge) = crate::sandbox::ranges(&config)?;
-        let cluster = config
+        let (cluster6, cluster): (Vec<&String>, Vec<&String>) = config
             .cluster_pod_cidrs
             .iter()
-            .map(|text| text.parse())
-            .collect::<Result<Vec<Cidr>, _>>()?;
+            .partition(|text| text.contains(':'));
+        let cluster = cluster.into_iter().map(|text| text.parse());
+        let cluster = cluster.collect::<Result<Vec<Cidr>, _>>()?;
+        let cluster6 = cluster6.into_iter().map(|text| text.parse());
+        let cluster6 = cluster6.collect::<Result<Vec<Cidr6>, _>>()?;
         let cluster: Vec<Cidr> = cluster.into_iter().chain([cidr, bridge]).collect();
         let ipv6 = config.network.bridge_cidr_v6.as_deref();
         let ipv6 = ipv6.map(str::parse::<Cidr6>).transpose()?;
-        let networks = Networks::open(&config, ipv6, &cluster)?;
+        let networks = Networks::open(&config, ipv6, (&cluster, &cluster6))?;
         let policy = Policy {
             cluster,
             host_services: config.host_services.clone(),

@@ -64,7 +64,8 @@ impl NodeAuthorizer {
             ("", "persistentvolumes") => return self.volume(node, asked),
             ("", "serviceaccounts") => return self.service_account(node, asked),
             ("", "pods") => return self.pod(node, asked),
-            ("", "nodes") => own_node(node, asked),
+            // The way to other nodes' Pods is in their Node objects.
+            ("", "nodes") => own_node(node, asked) || lists_all(asked),
             ("networking.k8s.io", "networkpolicies") => reads_all(asked),
             ("", "namespaces") if reads_all(asked) => self.has_network_policies(),
             ("coordination.k8s.io", "leases") => own_lease(node, asked),
@@ -258,6 +259,10 @@ impl NodeAuthorizer {
 
 fn reads_all(asked: &Attributes<'_>) -> bool {
     matches!(asked.verb, "get" | "list" | "watch") && asked.subresource.is_empty()
+}
+
+fn lists_all(asked: &Attributes<'_>) -> bool {
+    matches!(asked.verb, "list" | "watch") && asked.subresource.is_empty() && asked.name.is_empty()
 }
 
 fn no_relationship(node: &str) -> Decision {

@@ -40,6 +40,7 @@ pub(crate) struct BridgeNetwork {
     gateway: Ipv4Addr,
     /// Where Pods' own addresses are understood: the cluster's Pods, and this bridge.
     inside: Vec<Cidr>,
+    inside6: Vec<Cidr6>,
     /// A second address for each Pod.
     range6: Option<Cidr6>,
     addresses: AddressPool,
@@ -48,15 +49,27 @@ pub(crate) struct BridgeNetwork {
 }
 
 impl BridgeNetwork {
-    pub(crate) fn new(name: &str, range: Cidr, range6: Option<Cidr6>, cluster: &[Cidr]) -> Self {
+    pub(crate) fn new(
+        name: &str,
+        range: Cidr,
+        range6: Option<Cidr6>,
+        (cluster, cluster6): (&[Cidr], &[Cidr6]),
+    ) -> Self {
         let addresses = AddressPool::new(range);
         let gateway = addresses.take().unwrap_or_else(|| range.base());
         let multicast = MULTICAST.parse().expect("a range");
+        let multicast6 = MULTICAST_IPV6.parse().expect("a range");
         Self {
             name: name.to_owned(),
             range,
             gateway,
             inside: cluster.iter().copied().chain([range, multicast]).collect(),
+            inside6: cluster6
+                .iter()
+                .copied()
+                .chain(range6)
+                .chain([multicast6])
+                .collect(),
             range6,
             addresses,
             ready: Mutex::new(false),
@@ -144,8 +157,7 @@ impl BridgeNetwork {
         let Some(range) = self.range6 else {
             return Ok(());
         };
-        let multicast: Cidr6 = MULTICAST_IPV6.parse().expect("a range");
-        let inside: [Range; 2] = [range.into(), multicast.into()];
+        let inside: Vec<Range> = self.inside6.iter().map(|range| (*range).into()).collect();
         ensure_masquerade(&self.table(), Family::V6, &range.into(), &inside)
     }
 

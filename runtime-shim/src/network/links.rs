@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 
 use super::addresses::{Cidr, Cidr6};
-use super::netlink::{CREATE, EXCLUSIVE, Message, REPLACE, Socket};
+use super::netlink::{CREATE, EXCLUSIVE, IFLA_IFNAME, IFLA_MTU, Message, REPLACE, Socket};
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
@@ -16,7 +16,6 @@ const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 
 const IFLA_ADDRESS: u16 = 1;
-const IFLA_IFNAME: u16 = 3;
 const IFLA_MASTER: u16 = 10;
 const IFLA_PROTINFO: u16 = 12;
 const IFLA_LINKINFO: u16 = 18;
@@ -87,19 +86,23 @@ impl Links {
         self.up(index)
     }
 
-    /// A pair of interfaces: `name` here, a port of `bridge`, and `eth0` in the namespace `pod`.
+    /// A pair of interfaces: `name` here, a port of `bridge`, and `eth0` in the namespace `pod`. Their packets are as large as the
+    /// bridge's: whoever knows the way to other nodes says so there.
     pub(crate) fn add_veth(&mut self, name: &str, bridge: &str, pod: &File) -> io::Result<()> {
         let master = self.socket.index(bridge)?;
         let pod = pod.as_raw_fd().to_ne_bytes();
+        let mtu = self.socket.mtu(bridge)?.to_ne_bytes();
         let message = Message::new(RTM_NEWLINK, CREATE | EXCLUSIVE, &link(0, IFF_UP, IFF_UP))
             .text(IFLA_IFNAME, name)
             .attribute(IFLA_MASTER, &master.to_ne_bytes())
+            .attribute(IFLA_MTU, &mtu)
             .nest(IFLA_LINKINFO, |info| {
                 info.text(IFLA_INFO_KIND, "veth")
                     .nest(IFLA_INFO_DATA, |data| {
                         data.nest(VETH_INFO_PEER, |peer| {
                             peer.raw(&link(0, 0, 0))
                                 .text(IFLA_IFNAME, POD_INTERFACE)
+                                .attribute(IFLA_MTU, &mtu)
                                 .attribute(IFLA_NET_NS_FD, &pod)
                         })
                     })

@@ -13,6 +13,11 @@ const HEADER_BYTES: usize = 16;
 const REPLY_BYTES_MAX: usize = 32 << 10;
 /// The kernel's answer: an error number, zero for success.
 const NLMSG_ERROR: u16 = 2;
+const RTM_GETLINK: u16 = 18;
+pub(super) const IFLA_IFNAME: u16 = 3;
+pub(super) const IFLA_MTU: u16 = 4;
+/// `struct ifinfomsg`.
+const LINK_BYTES: usize = 16;
 /// In the type of an attribute: it holds attributes.
 const NESTED: u16 = 0x8000;
 
@@ -184,6 +189,35 @@ impl Socket {
     pub(super) fn index(&self, name: &str) -> io::Result<u32> {
         Ok(rustix::net::netdevice::name_to_index(&self.fd, name)?)
     }
+
+    /// The largest packet of an interface in this socket's namespace.
+    pub(super) fn mtu(&mut self, name: &str) -> io::Result<u32> {
+        self.sequence += 1;
+        let message = Message::new(RTM_GETLINK, 0, &[0; LINK_BYTES]).text(IFLA_IFNAME, name);
+        self.send(&message.finish(self.sequence, false))?;
+        let mut buffer = vec![0_u8; REPLY_BYTES_MAX];
+        let (len, _) = recv(&self.fd, &mut *buffer, RecvFlags::empty())?;
+        if len < HEADER_BYTES + 4 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if u16::from_ne_bytes([buffer[4], buffer[5]]) == NLMSG_ERROR {
+            let code = read_u32(&buffer, HEADER_BYTES).cast_signed();
+            return Err(io::Error::from_raw_os_error(-code));
+        }
+        let mut rest = buffer
+            .get(HEADER_BYTES + LINK_BYTES..len)
+            .unwrap_or_default();
+        while rest.len() >= 8 {
+            let size = usize::from(u16::from_ne_bytes([rest[0], rest[1]]));
+            if u16::from_ne_bytes([rest[2], rest[3]]) == IFLA_MTU {
+                return Ok(read_u32(rest, 4));
+            }
+            rest = rest
+                .get(size.next_multiple_of(4).max(4)..)
+                .unwrap_or_default();
+        }
+        Err(io::ErrorKind::InvalidData.into())
+    }
 }
 
 fn read_u32(bytes: &[u8], at: usize) -> u32 {
@@ -211,8 +245,10 @@ mod tests {
 
     #[test]
     fn the_kernel_answers() {
-        let socket = Socket::route().unwrap();
+        let mut socket = Socket::route().unwrap();
         assert_eq!(socket.index("lo").unwrap(), 1);
+        assert_eq!(socket.mtu("lo").unwrap(), 65_536);
+        assert!(socket.mtu("no-such-link").is_err());
         assert!(socket.index("no-such-link").is_err());
     }
 }

@@ -35,7 +35,7 @@ impl Networks {
     pub(crate) fn open(
         config: &Config,
         ipv6: Option<Cidr6>,
-        cluster: &[Cidr],
+        cluster: (&[Cidr], &[Cidr6]),
     ) -> Result<Self, CidrError> {
         let (local, bridge) = ranges(config)?;
         Ok(Self {

@@ -128,6 +128,7 @@ async fn a_node_reads_what_its_pods_need_and_keeps_its_own() {
         ("patch", "/nodes/status", "/n1", "", true),
         ("patch", "/nodes/status", "/n2", "", false),
         ("get", "/nodes", "/n2", "", false),
+        ("watch", "/nodes", "/", "", true),
         ("delete", "/nodes", "/n1", "", false),
         (
             "update",

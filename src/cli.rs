@@ -262,6 +262,8 @@ pub(crate) enum Part {
     Dns,
     /// Node addresses for Services of type LoadBalancer
     ServiceLb,
+    /// Routes from outside: Ingresses
+    Ingress,
 }
 
 /// How the node presents itself and what it may run.
@@ -301,6 +303,13 @@ pub(crate) struct NodeArgs {
     /// How Services are brought to their Pods
     #[arg(long, value_enum, default_value_t = Proxy::Auto, value_name = "MODE")]
     pub(crate) proxy_mode: Proxy,
+    /// Port of the node for Ingresses, opened with the first of them; 0 picks a free one [default: 80, where that cannot be had
+    /// 8080, else a free one]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) ingress_http_port: Option<u16>,
+    /// The same with TLS [default: 443, 8443, or a free one]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) ingress_https_port: Option<u16>,
     /// Leave NetworkPolicies to somebody else
     #[arg(long)]
     pub(crate) no_network_policy: bool,

@@ -115,6 +115,11 @@ impl ControlPlane {
         self.client_as(internal("cox:admin"), "cox")
     }
 
+    /// The client of the gateway.
+    pub(crate) fn gateway(&self) -> kube::Client {
+        self.client_as(internal("cox:gateway"), "coxswain-ingress")
+    }
+
     /// The informers that all components of the process share.
     pub(crate) fn informers(&self) -> Informers {
         self.informers.clone()

@@ -237,6 +237,34 @@ pub(crate) fn run_network(
     Ok(())
 }
 
+/// Starts the gateway for requests from outside as one of `components`.
+pub(crate) fn run_gateway(
+    node: &NodeArgs,
+    client: kube::Client,
+    informers: Informers,
+    components: &mut Components,
+) {
+    let choice = |port: Option<u16>| {
+        let chosen = port.map(cox_gateway::Choice::Exactly);
+        chosen.unwrap_or(cox_gateway::Choice::Usual)
+    };
+    let config = cox_gateway::Config {
+        node_ip: node.node_ip,
+        http: choice(node.ingress_http_port),
+        https: choice(node.ingress_https_port),
+    };
+    let deps = cox_gateway::Deps {
+        client,
+        informers,
+        clock: Arc::new(SystemClock),
+    };
+    let run = cox_gateway::run(config, deps, components.cancellation());
+    components.spawn("gateway", async move {
+        run.await;
+        Ok(())
+    });
+}
+
 /// The name under which the node registers.
 pub(crate) fn node_name(node: &NodeArgs) -> Result<String> {
     if let Some(name) = &node.node_name {

@@ -20,6 +20,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("controllers", &["cox-api", "cox-client"]),
     ("kubelet", &["cox-api", "cox-client", "cox-cri"]),
     ("network", &["cox-api", "cox-client"]),
+    ("gateway", &["cox-client"]),
     ("runtime-shim", &["cox-cri"]),
 ];
 

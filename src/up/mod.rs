@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 
-use crate::cli::UpArgs;
+use crate::cli::{Part, UpArgs};
 use crate::components::Components;
 use crate::console::Console;
 use crate::control_plane::ControlPlane;
@@ -64,6 +64,14 @@ pub(crate) async fn run(args: UpArgs) -> Result<()> {
     let identity = identity(&plane, &name, &args)?;
     let cluster_dns = cox_network::cluster_dns(&identity.client).await?;
     node::run_network(&paths, &args.node, &identity, &mut components)?;
+    if !args.listen.disable.contains(&Part::Ingress) {
+        node::run_gateway(
+            &args.node,
+            plane.gateway(),
+            plane.informers(),
+            &mut components,
+        );
+    }
     let kubelet = node::run_kubelet(&paths, &args.node, identity, cluster_dns, &mut components)?;
 
     let work = serve(

@@ -1,0 +1,42 @@
+//! The data plane: listeners, requests, connections to backends. It knows tables and backends, and nothing of Kubernetes' objects.
+
+pub(crate) mod activation;
+mod body;
+mod forward;
+mod headers;
+pub(crate) mod ports;
+#[cfg(test)]
+mod tests;
+pub(crate) mod tls;
+mod upstream;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+use crate::table::{Port, Table};
+use activation::Wake;
+use upstream::Upstreams;
+
+/// What all connections share.
+#[derive(Debug)]
+pub(crate) struct Plane {
+    pub(crate) table: ArcSwap<Table>,
+    /// Where each port is open.
+    pub(crate) open: watch::Sender<BTreeMap<Port, SocketAddr>>,
+    upstreams: Upstreams,
+    wake: Wake,
+}
+
+impl Plane {
+    pub(crate) fn new(wake: Wake) -> Self {
+        Self {
+            table: ArcSwap::default(),
+            open: watch::Sender::default(),
+            upstreams: Upstreams::new(),
+            wake,
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! The one task that brings everything to the present state: objects to a table, the table to open ports, both to status and Events.
+//!
+//! Watched: Ingresses and their classes; Services, EndpointSlices and Secrets from the first Ingress on. A change of endpoints makes
+//! no new table.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cox_client::events::{EventType, Recorder};
+use cox_client::{Cached, Change, Informer, Subscription};
+use k8s_openapi::api::core::v1::{Secret, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use parking_lot::Mutex;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::backend::{Registry, ServiceKey};
+use crate::data::Plane;
+use crate::data::activation::Wake;
+use crate::data::ports::{self, Ports};
+use crate::ingress::{class, compile, status};
+use crate::resolve::{Certificates, Named, Problem, Resolver};
+use crate::table::{Port, Table};
+use crate::{Config, Deps};
+
+/// Changes that come together are one sync.
+const SYNC_PAUSE: Duration = Duration::from_millis(5);
+/// After something could not be written or opened.
+const RETRY_PAUSE: Duration = Duration::from_secs(5);
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// What is watched from the start.
+#[derive(Debug)]
+struct Always {
+    ingresses: Informer<Ingress>,
+    classes: Informer<IngressClass>,
+}
+
+/// What is watched once something is served.
+#[derive(Debug)]
+struct Serving {
+    services: Informer<Service>,
+    slices: Informer<EndpointSlice>,
+    secrets: Informer<Secret>,
+    service_changes: Subscription<Service>,
+    slice_changes: Subscription<EndpointSlice>,
+    secret_changes: Subscription<Secret>,
+}
+
+impl Serving {
+    async fn start(informers: &cox_client::Informers) -> Self {
+        let services = informers.of::<Service>();
+        let slices = informers.of::<EndpointSlice>();
+        let secrets = informers.of_selected::<Secret>("type=kubernetes.io/tls");
+        tokio::join!(services.synced(), slices.synced(), secrets.synced());
+        Self {
+            service_changes: services.subscribe(),
+            slice_changes: slices.subscribe(),
+            secret_changes: secrets.subscribe(),
+            services,
+            slices,
+            secrets,
+        }
+    }
+}
+
+/// What has to be done after a change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Due {
+    table: bool,
+    endpoints: bool,
+}
+
+pub(crate) struct Syncing {
+    deps: Deps,
+    config: Config,
+    plane: Arc<Plane>,
+    ports: Ports,
+    registry: Registry,
+    certificates: Certificates,
+    events: Recorder,
+    always: Always,
+    serving: Option<Serving>,
+    named: Named,
+    /// What was said already, by object and sentence.
+    said: HashSet<(Option<String>, String)>,
+}
+
+impl Syncing {
+    pub(crate) fn new(
+        config: Config,
+        deps: Deps,
+        events: Recorder,
+        cancel: &CancellationToken,
+    ) -> Self {
+        let (wake, _wanted) = Wake::new();
+        let plane = Arc::new(Plane::new(wake));
+        let told = ports::Config {
+            ip: config.node_ip,
+            http: config.http,
+            https: config.https,
+        };
+        Self {
+            always: Always {
+                ingresses: deps.informers.of(),
+                classes: deps.informers.of(),
+            },
+            ports: Ports::new(told, Arc::clone(&plane), cancel),
+            deps,
+            config,
+            plane,
+            registry: Registry::default(),
+            certificates: Certificates::default(),
+            events,
+            serving: None,
+            named: Named::default(),
+            said: HashSet::new(),
+        }
+    }
+
+    pub(crate) async fn run(mut self) {
+        while let Err(error) = class::ensure(&self.deps.client).await {
+            tracing::debug!(%error, "The class of Ingresses cannot be made yet");
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+        let mut ingresses = self.always.ingresses.subscribe();
+        let mut classes = self.always.classes.subscribe();
+        let mut retry = false;
+        loop {
+            let mut due = Due::default();
+            // Each arm only waits: a change is taken when it is returned.
+            tokio::select! {
+                change = ingresses.next() => match change {
+                    Some(_) => due.table = true,
+                    // Informers end only when everything does.
+                    None => return std::future::pending().await,
+                },
+                Some(_) = classes.next() => due.table = true,
+                more = further(self.serving.as_mut(), &self.named) => due = more,
+                () = tokio::time::sleep(RETRY_PAUSE), if retry => due.table = true,
+            }
+            while ingresses.try_next().is_some() || classes.try_next().is_some() {
+                due.table = true;
+            }
+            self.drain(&mut due);
+            if due.table {
+                retry = self.sync().await;
+            } else if due.endpoints {
+                self.refresh();
+            }
+            tokio::time::sleep(SYNC_PAUSE).await;
+        }
+    }
+
+    /// Takes what else has changed meanwhile.
+    fn drain(&mut self, due: &mut Due) {
+        let Some(serving) = &mut self.serving else {
+            return;
+        };
+        while let Some(change) = serving.service_changes.try_next() {
+            due.table |= concerns(&change, &self.named);
+        }
+        while serving.slice_changes.try_next().is_some() {
+            due.endpoints = true;
+        }
+        while serving.secret_changes.try_next().is_some() {
+            due.table |= self.named.secrets;
+        }
+    }
+
+    /// A new table, and what follows from it. Whether something is to be tried again.
+    async fn sync(&mut self) -> bool {
+        let classes = self.always.classes.list();
+        let mut ingresses = self.always.ingresses.list();
+        ingresses.retain(|ingress| class::is_ours(ingress, &classes));
+        let mut failed = false;
+        if class::has_rival(&classes) {
+            failed |= class::yield_default(&self.deps.client).await.is_err();
+        }
+        if ingresses.is_empty() && self.serving.is_none() {
+            return failed;
+        }
+        if self.serving.is_none() {
+            self.serving = Some(Serving::start(&self.deps.informers).await);
+        }
+        ingresses.sort_by_cached_key(|ingress| {
+            let meta = &ingress.metadata;
+            let created = meta.creation_timestamp.as_ref().map(|at| at.0.to_string());
+            (created, meta.namespace.clone(), meta.name.clone())
+        });
+        let (table, problems) = self.compile(&ingresses);
+        let wanted: BTreeSet<Port> = table.ports.keys().copied().collect();
+        self.refresh();
+        self.plane.table.store(Arc::new(table));
+        let closed = self.ports.sync(&wanted).await;
+        for (port, error) in &closed {
+            tracing::debug!(?port, error, "A port is not open");
+        }
+        let closed_reasons = closed.iter().flat_map(|(_, error)| {
+            ingresses.iter().map(move |ingress| Problem {
+                object: cox_client::events::reference(&**ingress),
+                reason: "PortNotOpen",
+                message: format!("Requests cannot be taken: {error}."),
+            })
+        });
+        self.say(problems.into_iter().chain(closed_reasons).collect());
+        failed |= !closed.is_empty();
+        failed |= self.write_status(&ingresses).await;
+        failed
+    }
+
+    fn compile(&mut self, ingresses: &[Arc<Ingress>]) -> (Table, Vec<Problem>) {
+        let Some(serving) = &self.serving else {
+            return (Table::default(), Vec::new());
+        };
+        let services = |namespace: &str, name: &str| serving.services.get(Some(namespace), name);
+        let secrets = |namespace: &str, name: &str| serving.secrets.get(Some(namespace), name);
+        let resolver = Resolver {
+            services: &services,
+            secrets: &secrets,
+            registry: &self.registry,
+            certificates: &self.certificates,
+            named: Mutex::default(),
+        };
+        let mut table = Table::default();
+        let mut problems = Vec::new();
+        let mut tls = false;
+        for ingress in ingresses {
+            tls |= compile::has_tls(ingress);
+            problems.extend(compile::add(&mut table, ingress, &resolver));
+        }
+        if tls {
+            let https = table.ports.entry(Port::Https).or_default();
+            https.default_certificate = self.certificates.fallback();
+        } else {
+            table.ports.remove(&Port::Https);
+        }
+        for port in table.ports.values_mut() {
+            port.settle();
+        }
+        self.named = resolver.named.into_inner();
+        self.certificates
+            .retain(|namespace, name| secrets(namespace, name).is_some());
+        (table, problems)
+    }
+
+    fn refresh(&self) {
+        let Some(serving) = &self.serving else {
+            return;
+        };
+        let mut by_service: HashMap<ServiceKey, Vec<Arc<EndpointSlice>>> = HashMap::new();
+        for slice in serving.slices.list() {
+            let labels = slice.metadata.labels.as_ref();
+            let Some(name) = labels.and_then(|labels| labels.get(SERVICE_NAME)) else {
+                continue;
+            };
+            let key = ServiceKey::new(
+                slice.metadata.namespace.as_deref().unwrap_or_default(),
+                name,
+            );
+            if self.named.services.contains(&key) {
+                by_service.entry(key).or_default().push(slice);
+            }
+        }
+        self.registry
+            .refresh(|key| by_service.get(key).cloned().unwrap_or_default());
+    }
+
+    /// Tells owners what is wrong, once for as long as it is.
+    fn say(&mut self, problems: Vec<Problem>) {
+        let mut now = HashSet::new();
+        for problem in problems {
+            let key = (problem.object.uid.clone(), problem.message.clone());
+            if !now.insert(key.clone()) || self.said.contains(&key) {
+                continue;
+            }
+            self.events.event(
+                &problem.object,
+                EventType::Warning,
+                problem.reason,
+                problem.message,
+            );
+        }
+        self.said = now;
+    }
+
+    /// Whether a status could not be written.
+    async fn write_status(&self, ingresses: &[Arc<Ingress>]) -> bool {
+        let open = self.plane.open.borrow().clone();
+        let mut failed = false;
+        for ingress in ingresses {
+            let wished = status::wished(self.config.node_ip, &open, compile::has_tls(ingress));
+            if wished == status::present(ingress) {
+                continue;
+            }
+            let meta = &ingress.metadata;
+            let (Some(namespace), Some(name)) = (&meta.namespace, &meta.name) else {
+                continue;
+            };
+            let api: Api<Ingress> = Api::namespaced(self.deps.client.clone(), namespace);
+            let patch = Patch::Merge(json!({"status": {"loadBalancer": {"ingress": wished}}}));
+            match api
+                .patch_status(name, &PatchParams::default(), &patch)
+                .await
+            {
+                Ok(_) => {}
+                Err(error) if cox_client::is_not_found(&error) => {}
+                Err(error) => {
+                    tracing::debug!(namespace, name, %error, "The status of an Ingress was not written");
+                    failed = true;
+                }
+            }
+        }
+        failed
+    }
+}
+
+/// Waits for a change of what is watched once something is served.
+///
+/// # Cancel safety
+/// A change is taken only when it is returned.
+async fn further(serving: Option<&mut Serving>, named: &Named) -> Due {
+    let Some(serving) = serving else {
+        return std::future::pending().await;
+    };
+    let nothing = Due::default();
+    tokio::select! {
+        Some(change) = serving.service_changes.next() => Due { table: concerns(&change, named), ..nothing },
+        Some(_) = serving.slice_changes.next() => Due { endpoints: true, ..nothing },
+        Some(_) = serving.secret_changes.next() => Due { table: named.secrets, ..nothing },
+        else => std::future::pending().await,
+    }
+}
+
+/// Whether a change of a Service is one that the table depends on.
+fn concerns(change: &Change<Service>, named: &Named) -> bool {
+    let is_named = |service: &Service| named.services.contains(&key_of(service));
+    match change {
+        Change::Resync => true,
+        Change::Applied { old, new } => {
+            let same = old.as_ref().is_some_and(|old| {
+                old.spec == new.spec && old.metadata.annotations == new.metadata.annotations
+            });
+            !same && is_named(new)
+        }
+        Change::Deleted(service) => is_named(service),
+    }
+}
+
+fn key_of<K: Cached>(object: &K) -> ServiceKey {
+    let meta = object.meta();
+    ServiceKey::new(
+        meta.namespace.as_deref().unwrap_or_default(),
+        meta.name.as_deref().unwrap_or_default(),
+    )
+}

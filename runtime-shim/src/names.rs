@@ -1,6 +1,6 @@
 //! Names that may be in use once: CRI wants a second sandbox or container of the same name and attempt refused.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use parking_lot::Mutex;
 
@@ -37,6 +37,11 @@ impl Names {
             names: self,
             name: Some(name.to_owned()),
         })
+    }
+
+    /// Whoever holds a name now: what stands, and what is being made.
+    pub(crate) fn holders(&self) -> HashSet<String> {
+        self.taken.lock().values().cloned().collect()
     }
 
     /// Gives `name` back if `id` holds it.

@@ -111,14 +111,12 @@ impl Shim {
         }
     }
 
-    /// Starts the process. When this returns it runs, or has run.
+    /// Starts the process, in the container's turn. When this returns it runs, or has run.
     pub(super) async fn launch_oci(
         self: &Arc<Self>,
         container: &Arc<Container>,
         oci: &OciContainer,
     ) -> Result<(), String> {
-        // The end waits for its turn: a process that ends at once is seen to have run.
-        let turn = oci.turn.lock().await;
         let log = self.open_log(container)?;
         container.live.lock().log = Some(Arc::clone(&log));
         let id = container.id.as_str();
@@ -134,7 +132,6 @@ impl Shim {
         if let Err(err) = self.container_state.save(id, &started) {
             tracing::warn!(error = %err, container = id, "The start could not be written down");
         }
-        drop(turn);
         self.emit(
             ContainerEventType::ContainerStartedEvent,
             id,

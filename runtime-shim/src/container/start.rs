@@ -33,11 +33,18 @@ impl Shim {
                 container.sandbox_id().to_string(),
             ));
         }
-        let record = container.advance(super::Phase::begin_start)?;
-        self.container_state.save(container.id.as_str(), &record)?;
         let launched = match &container.oci {
-            Some(oci) => self.launch_oci(&container, oci).await,
-            None => self.launch(&container),
+            Some(oci) => {
+                // Held from before it is "starting": whoever finds that without it held finds what a dead shim left. The end waits,
+                // too, so that a process that ends at once is seen to have run.
+                let _turn = oci.turn.lock().await;
+                self.begin_start(&container)?;
+                self.launch_oci(&container, oci).await
+            }
+            None => {
+                self.begin_start(&container)?;
+                self.launch(&container)
+            }
         };
         match launched {
             Ok(()) => Ok(()),
@@ -57,6 +64,11 @@ impl Shim {
                 Err(VerbError::Start(message))
             }
         }
+    }
+
+    fn begin_start(&self, container: &Container) -> Result<(), VerbError> {
+        let record = container.advance(super::Phase::begin_start)?;
+        self.container_state.save(container.id.as_str(), &record)
     }
 
     fn launch(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), String> {

@@ -1,7 +1,6 @@
 //! What containerd tells: ends of processes and changes of images. After every gap (a start of this shim, a restart of containerd)
 //! everything is compared once, so nothing that happened meanwhile is missed.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -193,20 +192,15 @@ impl Backend {
 
     /// Brings every container of this shim in line with what containerd has.
     async fn compare(self: &Arc<Self>, shim: &Arc<Shim>) -> Result<(), OciError> {
-        let known: HashMap<String, Arc<Container>> = shim
-            .oci_containers()
-            .into_iter()
-            .map(|container| (container.id.to_string(), container))
-            .collect();
-        for container in known.values() {
-            if let Err(err) = self.compare_one(shim, container).await {
+        for container in shim.oci_containers() {
+            if let Err(err) = self.compare_one(shim, &container).await {
                 if matches!(err, OciError::Unavailable { .. }) {
                     return Err(err);
                 }
                 tracing::warn!(error = %err, container = %container.id, "A container could not be taken over");
             }
         }
-        self.remove_orphans(&known).await
+        self.remove_orphans(shim).await
     }
 
     async fn compare_one(
@@ -257,10 +251,7 @@ impl Backend {
     }
 
     /// Removes what an earlier shim began to make and did not live to write down.
-    async fn remove_orphans(
-        &self,
-        known: &HashMap<String, Arc<Container>>,
-    ) -> Result<(), OciError> {
+    async fn remove_orphans(&self, shim: &Shim) -> Result<(), OciError> {
         let list = ListContainersRequest {
             filters: vec![format!("labels.\"{OWNER}\"==\"{}\"", self.owner)],
         };
@@ -272,8 +263,10 @@ impl Backend {
             .map_err(self.containerd.failed("list containers"))?
             .into_inner()
             .containers;
+        // Asked for after the list: whatever is in it and being made holds its name from before.
+        let holders = shim.names.holders();
         for record in records {
-            if known.contains_key(&record.id) {
+            if holders.contains(&record.id) || shim.oci_container(&record.id).is_some() {
                 continue;
             }
             tracing::info!(

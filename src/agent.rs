@@ -18,6 +18,7 @@ use crate::console::Console;
 use crate::join::{self, JoinToken, Wanted};
 use crate::node::{self, Identity, Runtime};
 use crate::paths::Paths;
+use crate::pod_range;
 use crate::renewal::{self, Access, Replaceable};
 use crate::signals;
 
@@ -25,7 +26,7 @@ use crate::signals;
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs until Ctrl-C, or until a component fails.
-pub(crate) async fn run(args: AgentArgs) -> Result<()> {
+pub(crate) async fn run(mut args: AgentArgs) -> Result<()> {
     let paths = Paths::resolve(&args.common)?;
     let _lock = paths.take()?;
     let name = node::node_name(&args.node)?;
@@ -34,6 +35,7 @@ pub(crate) async fn run(args: AgentArgs) -> Result<()> {
     access.keep(&kept)?;
     let replaceable = Replaceable::new(cox_client::from_kubeconfig(&kept).await?);
     let client = replaceable.client();
+    pod_range::ensure(&client, &mut args.node).await?;
     let runtime = Runtime::start(&paths, &args.node).await?;
     let mut components = Components::new();
     let cancel = components.cancellation();

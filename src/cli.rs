@@ -266,6 +266,39 @@ pub(crate) enum Part {
     Ingress,
 }
 
+/// Which addresses Pods have.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct RangeArgs {
+    /// Addresses of the Pods of all nodes, one range or one of each kind: nodes that say nothing of their own get a part, and
+    /// packets between these addresses keep their source
+    #[arg(
+        long,
+        value_name = "CIDR[,CIDR]",
+        value_delimiter = ',',
+        default_value = "10.64.0.0/10"
+    )]
+    pub(crate) cluster_cidr: Vec<String>,
+    /// How large a node's part is; half of it is for Wasm Pods, half for those with a network namespace
+    #[arg(long, default_value_t = 20, value_name = "BITS")]
+    pub(crate) node_cidr_mask_size: u8,
+    /// The same for IPv6
+    #[arg(long, default_value_t = 64, value_name = "BITS")]
+    pub(crate) node_cidr_mask_size_ipv6: u8,
+}
+
+impl RangeArgs {
+    /// What nodes get.
+    pub(crate) fn for_nodes(
+        &self,
+    ) -> Result<cox_controllers::NodeRanges, cox_controllers::NodeRangesError> {
+        cox_controllers::NodeRanges::new(
+            &self.cluster_cidr,
+            self.node_cidr_mask_size,
+            self.node_cidr_mask_size_ipv6,
+        )
+    }
+}
+
 /// How the node presents itself and what it may run.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct NodeArgs {
@@ -279,14 +312,8 @@ pub(crate) struct NodeArgs {
     /// loopback addresses that need no root; 10.64.0.0/18 for root where there is a containerd]
     #[arg(long, value_name = "CIDR[,CIDR]")]
     pub(crate) pod_cidr: Option<String>,
-    /// Addresses of the Pods of all nodes: between these, packets keep their source
-    #[arg(
-        long,
-        value_name = "CIDR",
-        value_delimiter = ',',
-        default_value = "10.64.0.0/10"
-    )]
-    pub(crate) cluster_cidr: Vec<String>,
+    #[command(flatten)]
+    pub(crate) ranges: RangeArgs,
     /// How Pods reach Pods of other nodes, where these have addresses of their own
     #[arg(long, value_enum, default_value_t = NodeNetwork::Auto, value_name = "MODE")]
     pub(crate) node_network: NodeNetwork,
@@ -477,6 +504,8 @@ pub(crate) struct ServerArgs {
     pub(crate) common: CommonArgs,
     #[command(flatten)]
     pub(crate) listen: ListenArgs,
+    #[command(flatten)]
+    pub(crate) ranges: RangeArgs,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -9,11 +9,12 @@ use cox_apiserver::encryption::Encryption;
 use cox_apiserver::pki::{Pki, SignRequest};
 use cox_apiserver::{ApiServer, StartError};
 use cox_client::{Informers, SystemClock, leader};
+use cox_controllers::NodeRanges;
 use cox_store::{Backend, EtcdConfig, Store};
 use http::HeaderValue;
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::{AuditArgs, AuthArgs, ListenArgs, OidcArgs, Part, StorageArgs};
+use crate::cli::{AuditArgs, AuthArgs, ListenArgs, OidcArgs, Part, RangeArgs, StorageArgs};
 use crate::components::Components;
 use crate::paths::{Paths, write_private};
 
@@ -26,6 +27,7 @@ pub(crate) struct ControlPlane {
     informers: Informers,
     api_cancel: CancellationToken,
     service_lb: bool,
+    node_ranges: NodeRanges,
     /// Other servers may work on the same store: of each component one is active.
     shared: bool,
 }
@@ -35,10 +37,11 @@ impl ControlPlane {
     /// `service_cidr` is the range of Service addresses where the flags say none; `node_ip` the address of the node in this process.
     pub(crate) async fn start(
         paths: &Paths,
-        listen: &ListenArgs,
+        (listen, ranges): (&ListenArgs, &RangeArgs),
         service_cidr: &str,
         node_ip: Option<IpAddr>,
     ) -> Result<Self> {
+        let node_ranges = ranges.for_nodes()?;
         let pki = Arc::new(Pki::load_or_create(&paths.pki())?);
         let backend = backend(paths, &listen.storage);
         let shared = matches!(backend, Backend::Etcd(_));
@@ -101,6 +104,7 @@ impl ControlPlane {
             informers,
             api_cancel,
             service_lb: !listen.disable.contains(&Part::ServiceLb),
+            node_ranges,
             shared,
         })
     }
@@ -156,6 +160,7 @@ impl ControlPlane {
         let informers = self.informers();
         let ca_pem = self.pki.ca_pem().to_owned();
         let service_lb = self.service_lb;
+        let node_ranges = self.node_ranges.clone();
         let signer = signer(&self.pki);
         let run = move |cancel| {
             let api = Arc::clone(&api);
@@ -172,6 +177,7 @@ impl ControlPlane {
             };
             let mut config = cox_controllers::Config::new(ca_pem.as_str());
             config.service_lb = service_lb;
+            config.node_ranges = node_ranges.clone();
             config.signer = Some(Arc::clone(&signer));
             async move { Ok(cox_controllers::run(config, deps, cancel).await?) }
         };

@@ -12,6 +12,7 @@ mod kubeconfig;
 mod manifests;
 mod node;
 mod paths;
+mod pod_range;
 mod renewal;
 mod server;
 mod shim_process;

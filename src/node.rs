@@ -164,6 +164,19 @@ fn credentials(paths: &Paths, node: &NodeArgs) -> Result<NodeCredentials> {
     Ok(NodeCredentials::open(&sources)?)
 }
 
+/// The Node object as the kubelet would make it, but for what only the runtime knows.
+pub(crate) fn early_node(node: &NodeArgs) -> Result<k8s_openapi::api::core::v1::Node> {
+    let mut config =
+        cox_kubelet::Config::new(&node_name(node)?, node.node_ip, "/".into(), "/".into());
+    set_up(&mut config, node)?;
+    let machine = cox_kubelet::node::capacity::Machine::read(std::path::Path::new("/"));
+    Ok(cox_kubelet::node::status::node(
+        &config,
+        &machine,
+        &cox_kubelet::node::RuntimeFacts::default(),
+    ))
+}
+
 /// What the flags say of the node as Pods see it.
 fn set_up(config: &mut cox_kubelet::Config, node: &NodeArgs) -> Result<()> {
     let pair = |text: &String| {

@@ -13,8 +13,8 @@ use crate::signals;
 pub(crate) async fn run(args: ServerArgs) -> Result<()> {
     let paths = Paths::resolve(&args.common)?;
     let _lock = paths.take()?;
-    let plane =
-        ControlPlane::start(&paths, &args.listen, cox_apiserver::SERVICE_CIDR, None).await?;
+    let flags = (&args.listen, &args.ranges);
+    let plane = ControlPlane::start(&paths, flags, cox_apiserver::SERVICE_CIDR, None).await?;
     let mut components = Components::new();
     plane.run_components(&mut components);
     Console::stdout().line(&format!(

@@ -48,7 +48,7 @@ pub(crate) fn config(paths: &Paths, node: &NodeArgs) -> Result<Config> {
     let ranges = PodRanges::of(node)?;
     config.pod_cidr = ranges.ipv4;
     config.network.bridge_cidr_v6 = ranges.ipv6;
-    let cluster = node.cluster_cidr.iter().cloned();
+    let cluster = node.ranges.cluster_cidr.iter().cloned();
     config.cluster_pod_cidrs.extend(cluster);
     config.services_file = Some(paths.services_file());
     config.policies_file = Some(paths.policies_file());

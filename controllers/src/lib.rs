@@ -20,6 +20,7 @@ mod expectations;
 mod garbage_collector;
 mod job;
 mod namespace;
+mod node_ipam;
 mod node_lifecycle;
 mod owned_pods;
 mod pod;
@@ -47,6 +48,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use certificates::Signer;
 use context::Context;
+pub use node_ipam::{NodeRanges, NodeRangesError};
 
 /// How long controllers may take to stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
@@ -64,6 +66,8 @@ pub struct Config {
     pub orphaned_pod_quarantine: Duration,
     /// Whether Services of type LoadBalancer get the addresses of the nodes; otherwise a provider outside is waited for.
     pub service_lb: bool,
+    /// Ranges of Pod addresses for nodes that bring none; empty: somebody else gives them.
+    pub node_ranges: NodeRanges,
     /// Signs with the cluster's authority; without it, certificate signing requests wait for somebody else.
     pub signer: Option<Signer>,
 }
@@ -87,6 +91,7 @@ impl Config {
             terminated_pods_max: 12_500,
             orphaned_pod_quarantine: Duration::from_secs(40),
             service_lb: true,
+            node_ranges: NodeRanges::default(),
             signer: None,
         }
     }
@@ -149,6 +154,13 @@ fn spawn_networking(scope: &TaskScope, config: &Config, context: impl Fn(&str, &
     );
     let cidrs = context("service-cidrs-controller", "service-cidrs-controller");
     scope.spawn("service-cidr", service_cidr::run(cidrs));
+    if !config.node_ranges.is_empty() {
+        let nodes = context("node-controller", "cidrAllocator");
+        scope.spawn(
+            "node-ipam",
+            node_ipam::run(nodes, config.node_ranges.clone()),
+        );
+    }
     if config.service_lb {
         let balancer = context("service-controller", "service-controller");
         scope.spawn("service-lb", service_lb::run(balancer));

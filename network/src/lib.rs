@@ -2,8 +2,8 @@
 //!
 //! Inputs: [`Config`], [`Deps`] (services, endpoint slices, nodes, this node's Pods). Outputs: the proxy's rules in the kernel or
 //! listeners in this process, cluster DNS on its well-known address, and the file from which the runtime shim knows Services (for
-//! Pods that have no network of the kernel's). Tasks: one that syncs, one for DNS. It writes nothing to the API server, and leaves
-//! the kernel's rules in place when it ends: Pods go on without it.
+//! Pods that have no network of the kernel's). Tasks: one that syncs, one for DNS, one for policies, one for routes to other nodes. It
+//! writes nothing to the API server but events, and leaves the kernel's rules in place when it ends: Pods go on without it.
 
 #![warn(missing_docs)]
 
@@ -25,8 +25,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cox_client::{Informer, Informers, Subscription};
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use cox_client::events::{EventType, Recorder};
+use cox_client::{Informer, Informers, Subscription, SystemClock};
+use k8s_openapi::api::core::v1::{EventSource, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::api::ListParams;
@@ -36,10 +37,11 @@ use tokio_util::sync::CancellationToken;
 use dns::forward::Forwarder;
 use dns::server::{Dns, Listeners};
 use health::HealthPorts;
+use net::Net;
 pub use nodes::NodeNetwork;
 use plan::Rule;
 use proxy::nftables::{self, Nftables};
-use proxy::userspace::Userspace;
+use proxy::userspace::{Problem, Userspace};
 use table::TableFile;
 use view::View;
 
@@ -137,10 +139,18 @@ pub async fn cluster_dns(client: &kube::Client) -> Result<Option<IpAddr>, kube::
 
 /// Runs until `cancel` is cancelled.
 pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) {
-    cancel.run_until_cancelled(serve(config, deps)).await;
+    let source = EventSource {
+        component: Some("kube-proxy".to_owned()),
+        host: Some(config.node_name.clone()),
+    };
+    let clock = Arc::new(SystemClock);
+    let events = Recorder::on_host(deps.client.clone(), source, clock, &cancel);
+    cancel
+        .run_until_cancelled(serve(config, deps, events))
+        .await;
 }
 
-async fn serve(config: Config, deps: Deps) {
+async fn serve(config: Config, deps: Deps, events: Recorder) {
     let ranges = ranges(&deps.client).await;
     let dns_ip = loop {
         match cluster_dns(&deps.client).await {
@@ -166,6 +176,7 @@ async fn serve(config: Config, deps: Deps) {
         view,
         dns_addr,
         health: HealthPorts::default(),
+        events,
     };
     tokio::join!(syncing.run(), dns, policies, nodes);
 }
@@ -274,10 +285,10 @@ enum Proxy {
 
 impl Proxy {
     async fn start(config: &Config, ranges: &[String]) -> Self {
-        let is_loopback = |range: &&String| range.starts_with("127.");
-        let routed: Vec<&String> = ranges
+        let routed: Vec<Net> = ranges
             .iter()
-            .filter(|range| !is_loopback(range) && !range.contains(':'))
+            .filter_map(|range| range.parse().ok())
+            .filter(|range: &Net| !range.base().is_loopback())
             .collect();
         let able = config.linux_containers && rights() && nft::has_program("nft");
         let mode = match config.mode {
@@ -291,7 +302,7 @@ impl Proxy {
         {
             for range in routed {
                 if let Err(error) = nftables::make_local(range).await {
-                    tracing::warn!(%error, range, "Service addresses cannot be made local to the node");
+                    tracing::warn!(%error, %range, "Service addresses cannot be made local to the node");
                 }
             }
         }
@@ -303,16 +314,20 @@ impl Proxy {
         }
     }
 
-    async fn sync(&mut self, rules: &[Rule], node_ip: IpAddr) -> Result<(), nft::NftError> {
+    async fn sync(
+        &mut self,
+        rules: &[Rule],
+        node_ip: IpAddr,
+    ) -> Result<Vec<Problem>, nft::NftError> {
         match self {
             Self::Nftables(proxy) => {
                 proxy.sync(rules).await?;
                 proxy.prepare_bridge();
             }
-            Self::Userspace(proxy) => proxy.sync(rules, node_ip),
+            Self::Userspace(proxy) => return Ok(proxy.sync(rules, node_ip)),
             Self::None => {}
         }
-        Ok(())
+        Ok(Vec::new())
     }
 }
 
@@ -363,6 +378,7 @@ struct Syncing {
     view: Arc<RwLock<Arc<View>>>,
     dns_addr: Option<SocketAddr>,
     health: HealthPorts,
+    events: Recorder,
 }
 
 impl Syncing {
@@ -422,9 +438,28 @@ impl Syncing {
             .into_iter()
             .filter(|rule| !(served && table::is_dns(rule) && rule.endpoints.is_empty()))
             .collect();
-        self.proxy.sync(&passed, self.config.node_ip).await?;
+        for problem in self.proxy.sync(&passed, self.config.node_ip).await? {
+            self.say(&view, &problem);
+        }
         tracing::debug!(rules = passed.len(), "Services are up to date");
         Ok(())
+    }
+}
+
+impl Syncing {
+    /// Tells the users of a Service.
+    fn say(&self, view: &View, problem: &Problem) {
+        let name = problem.rule.split(':').next().unwrap_or_default();
+        let key = name
+            .split_once('/')
+            .map(|(namespace, name)| (namespace.to_owned(), name.to_owned()));
+        let Some(service) = key.and_then(|key| view.services.get(&key)) else {
+            return;
+        };
+        let node = &self.config.node_name;
+        let message = format!("On node {node}: {}", problem.message);
+        self.events
+            .event_on(&**service, EventType::Warning, "CannotServe", message);
     }
 }
 

@@ -118,6 +118,21 @@ pub(crate) async fn run(program: &'static str, args: &[&str], input: &str) -> Re
     output(program, args, input).await.map(drop)
 }
 
+/// The same in a network namespace of that name, where there is one.
+pub(crate) async fn run_in(
+    netns: Option<&str>,
+    program: &'static str,
+    args: &[&str],
+    input: &str,
+) -> Result<(), NftError> {
+    let Some(name) = netns else {
+        return run(program, args, input).await;
+    };
+    let mut all = vec!["netns", "exec", name, program];
+    all.extend(args);
+    run("ip", &all, input).await
+}
+
 /// Runs a program with `input` and answers what it prints.
 pub(crate) async fn output(
     program: &'static str,

@@ -1,4 +1,5 @@
 //! Takes what comes to Services and brings it to their endpoints: in the kernel ([`nftables`]) or in this process ([`userspace`]).
 
 pub(crate) mod nftables;
+mod sockets;
 pub(crate) mod userspace;

@@ -40,7 +40,7 @@ pub(crate) async fn run(args: UpArgs) -> Result<()> {
         Runtime::start(&paths, &args.node),
         ControlPlane::start(
             &paths,
-            &args.listen,
+            (&args.listen, &args.node.ranges),
             service_cidr(&args),
             Some(args.node.node_ip)
         )

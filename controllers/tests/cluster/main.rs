@@ -7,6 +7,7 @@
 )]
 
 mod kit;
+mod node_ipam;
 mod quotas;
 mod volumes;
 mod workloads;

@@ -1,5 +1,5 @@
-//! The proxy in the kernel: one table of nftables with maps from Service addresses and node ports to chains, changed by one
-//! transaction per sync that names only what is different. IPv4.
+//! The proxy in the kernel: a table of nftables for each kind of address, with maps from Service addresses and node ports to chains,
+//! changed by one transaction per sync that names only what is different.
 //!
 //! [`render`] and [`difference`] are pure; [`Nftables`] runs `nft`. Service addresses are local to the node (one route), so what no
 //! rule takes is refused at once instead of leaving by the default route, and a node without one reaches Services too.
@@ -10,148 +10,106 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
-use crate::nft::{NftError, Ruleset, difference, line, run, short};
+use crate::net::Net;
+use crate::nft::{NftError, Ruleset, difference, line, run, run_in, short};
 use crate::plan::{Protocol, Rule};
 
-const TABLE: &str = "ip coxswain-services";
 /// Marks packets whose source is to be replaced by the node's, as upstream's proxy does.
 const MARK: &str = "0x4000";
 
-/// Keeps the kernel's table.
+/// Both kinds of address, each with a table of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub(crate) const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    pub(crate) fn of(ip: IpAddr) -> Self {
+        if ip.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// The protocol's name in rules, and the family of tables.
+    fn ip(self) -> &'static str {
+        match self {
+            Self::V4 => "ip",
+            Self::V6 => "ip6",
+        }
+    }
+
+    fn addr(self) -> &'static str {
+        match self {
+            Self::V4 => "ipv4_addr",
+            Self::V6 => "ipv6_addr",
+        }
+    }
+
+    fn table(self) -> String {
+        format!("{} coxswain-services", self.ip())
+    }
+
+    fn has(self, addr: &SocketAddr) -> bool {
+        Self::of(addr.ip()) == self
+    }
+}
+
+/// Keeps the kernel's tables.
 #[derive(Debug)]
 pub(crate) struct Nftables {
     bridge: String,
+    netns: Option<String>,
+    tables: [Table; 2],
+    rules: Vec<Rule>,
+}
+
+#[derive(Debug)]
+struct Table {
+    family: Family,
     /// What is in the kernel; none before the first sync and after a failed one.
     applied: Option<Ruleset>,
-    rules: Vec<Rule>,
 }
 
 impl Nftables {
     pub(crate) fn new(bridge: &str) -> Self {
+        let table = |family| Table {
+            family,
+            applied: None,
+        };
         Self {
             bridge: bridge.to_owned(),
-            applied: None,
+            netns: None,
+            tables: Family::BOTH.map(table),
             rules: Vec::new(),
         }
     }
 
+    /// The same for a network namespace of that name.
+    #[cfg(test)]
+    pub(crate) fn in_netns(mut self, name: &str) -> Self {
+        self.netns = Some(name.to_owned());
+        self
+    }
+
     /// Brings the kernel to what `rules` say.
     pub(crate) async fn sync(&mut self, rules: &[Rule]) -> Result<(), NftError> {
-        let next = render(rules);
-        let script = match &self.applied {
-            None => format!(
-                "{}{}",
-                self.frame(),
-                difference(TABLE, &Ruleset::default(), &next)
-            ),
-            Some(applied) => difference(TABLE, applied, &next),
-        };
-        if !script.is_empty() {
-            self.applied = None;
-            run("nft", &["-f", "-"], &script).await?;
+        for table in &mut self.tables {
+            let script = table.next(rules, &self.bridge);
+            let (script, next) = match script {
+                Some(script) => script,
+                None => continue,
+            };
+            table.applied = None;
+            run_in(self.netns.as_deref(), "nft", &["-f", "-"], &script).await?;
+            table.applied = Some(next);
         }
-        self.applied = Some(next);
         let gone = abandoned(&self.rules, rules);
         self.rules = rules.to_vec();
-        for (addr, endpoint) in gone {
-            forget_flow(addr, endpoint).await;
+        for flow in gone {
+            forget_flow(self.netns.as_deref(), &flow).await;
         }
         Ok(())
-    }
-
-    /// What does not depend on Services.
-    fn frame(&self) -> String {
-        let mut text = format!("add table {TABLE}\ndelete table {TABLE}\nadd table {TABLE}\n");
-        for (name, kind) in [
-            (
-                "service-ips",
-                "ipv4_addr . inet_proto . inet_service : verdict",
-            ),
-            (
-                "no-endpoints",
-                "ipv4_addr . inet_proto . inet_service : verdict",
-            ),
-            ("node-ports", "inet_proto . inet_service : verdict"),
-        ] {
-            line(
-                &mut text,
-                &format!("add map {TABLE} {name} {{ type {kind}; }}"),
-            );
-        }
-        line(
-            &mut text,
-            &format!("add set {TABLE} hairpin {{ type ipv4_addr . ipv4_addr; }}"),
-        );
-        let bases = [
-            ("guard", "filter hook prerouting priority -300"),
-            ("prerouting", "nat hook prerouting priority -100"),
-            ("output", "nat hook output priority -100"),
-            ("postrouting", "nat hook postrouting priority 90"),
-            ("filter-input", "filter hook input priority -110"),
-            ("filter-forward", "filter hook forward priority -110"),
-            ("filter-output", "filter hook output priority -110"),
-        ];
-        for (name, hook) in bases {
-            line(
-                &mut text,
-                &format!("add chain {TABLE} {name} {{ type {hook}; }}"),
-            );
-        }
-        for name in ["services", "refuse"] {
-            line(&mut text, &format!("add chain {TABLE} {name}"));
-        }
-        for (chain, rule) in self.rules() {
-            line(&mut text, &format!("add rule {TABLE} {chain} {rule}"));
-        }
-        text
-    }
-
-    /// The rules of the frame, by their chains.
-    fn rules(&self) -> Vec<(&'static str, String)> {
-        let refused = "ct state new ip daddr . meta l4proto . th dport vmap @no-endpoints";
-        let mut rules = vec![
-            (
-                "guard",
-                "iifname != \"lo\" ip daddr 127.0.0.0/8 drop".to_owned(),
-            ),
-            (
-                "services",
-                "ip daddr . meta l4proto . th dport vmap @service-ips".to_owned(),
-            ),
-            (
-                "services",
-                "fib daddr type local meta l4proto . th dport vmap @node-ports".to_owned(),
-            ),
-            ("prerouting", "jump services".to_owned()),
-            ("output", "jump services".to_owned()),
-            ("refuse", "reject".to_owned()),
-            ("filter-input", refused.to_owned()),
-            ("filter-forward", refused.to_owned()),
-            ("filter-output", refused.to_owned()),
-            (
-                "postrouting",
-                format!("oifname != \"lo\" meta mark & {MARK} == {MARK} masquerade"),
-            ),
-            (
-                "postrouting",
-                "oifname != \"lo\" ct status dnat ip saddr . ip daddr @hairpin masquerade"
-                    .to_owned(),
-            ),
-            // The node's own connections: they may have a Service's address as their source, or a loopback one.
-            (
-                "postrouting",
-                "ct status dnat fib saddr type local oifname != \"lo\" masquerade".to_owned(),
-            ),
-        ];
-        if !bridged_packets_are_filtered() {
-            // Answers between two Pods of the bridge would not come by here again.
-            let bridge = &self.bridge;
-            rules.push((
-                "postrouting",
-                format!("ct status dnat iifname \"{bridge}\" oifname \"{bridge}\" masquerade"),
-            ));
-        }
-        rules
     }
 
     /// Lets packets of Pods reach loopback addresses that a rule gave them; called whenever the bridge may be new.
@@ -174,19 +132,141 @@ impl Nftables {
     }
 }
 
+impl Table {
+    /// The script that brings the table to what the rules say, and what is there then; none when it is as it should be.
+    fn next(&self, rules: &[Rule], bridge: &str) -> Option<(String, Ruleset)> {
+        let family = self.family;
+        let next = render(rules, family);
+        let table = family.table();
+        let is_empty = next == Ruleset::default();
+        let script = match &self.applied {
+            Some(applied) if *applied == next => return None,
+            // No table for a kind of address that no Service has; an earlier run may have left one.
+            _ if is_empty && family == Family::V6 => {
+                format!("add table {table}\ndelete table {table}\n")
+            }
+            Some(applied) if family == Family::V4 || *applied != Ruleset::default() => {
+                difference(&table, applied, &next)
+            }
+            _ => format!(
+                "{}{}",
+                frame(family, bridge),
+                difference(&table, &Ruleset::default(), &next)
+            ),
+        };
+        Some((script, next))
+    }
+}
+
+/// What does not depend on Services.
+fn frame(family: Family, bridge: &str) -> String {
+    let (table, addr) = (family.table(), family.addr());
+    let mut text = format!("add table {table}\ndelete table {table}\nadd table {table}\n");
+    for (name, kind) in [
+        ("service-ips", "inet_proto . inet_service : verdict"),
+        ("no-endpoints", "inet_proto . inet_service : verdict"),
+    ] {
+        line(
+            &mut text,
+            &format!("add map {table} {name} {{ type {addr} . {kind}; }}"),
+        );
+    }
+    for declared in [
+        format!("map {table} node-ports {{ type inet_proto . inet_service : verdict; }}"),
+        format!("set {table} hairpin {{ type {addr} . {addr}; }}"),
+    ] {
+        line(&mut text, &format!("add {declared}"));
+    }
+    let bases = [
+        ("guard", "filter hook prerouting priority -300"),
+        ("prerouting", "nat hook prerouting priority -100"),
+        ("output", "nat hook output priority -100"),
+        ("postrouting", "nat hook postrouting priority 90"),
+        ("filter-input", "filter hook input priority -110"),
+        ("filter-forward", "filter hook forward priority -110"),
+        ("filter-output", "filter hook output priority -110"),
+    ];
+    for (name, hook) in bases {
+        line(
+            &mut text,
+            &format!("add chain {table} {name} {{ type {hook}; }}"),
+        );
+    }
+    for name in ["services", "refuse"] {
+        line(&mut text, &format!("add chain {table} {name}"));
+    }
+    for (chain, rule) in frame_rules(family, bridge) {
+        line(&mut text, &format!("add rule {table} {chain} {rule}"));
+    }
+    text
+}
+
+/// The rules of the frame, by their chains.
+fn frame_rules(family: Family, bridge: &str) -> Vec<(&'static str, String)> {
+    let ip = family.ip();
+    let refused = format!("ct state new {ip} daddr . meta l4proto . th dport vmap @no-endpoints");
+    let mut rules = Vec::new();
+    if family == Family::V4 {
+        rules.push((
+            "guard",
+            "iifname != \"lo\" ip daddr 127.0.0.0/8 drop".to_owned(),
+        ));
+    }
+    rules.extend([
+        (
+            "services",
+            format!("{ip} daddr . meta l4proto . th dport vmap @service-ips"),
+        ),
+        (
+            "services",
+            "fib daddr type local meta l4proto . th dport vmap @node-ports".to_owned(),
+        ),
+        ("prerouting", "jump services".to_owned()),
+        ("output", "jump services".to_owned()),
+        ("refuse", "reject".to_owned()),
+        ("filter-input", refused.clone()),
+        ("filter-forward", refused.clone()),
+        ("filter-output", refused),
+        (
+            "postrouting",
+            format!("oifname != \"lo\" meta mark & {MARK} == {MARK} masquerade"),
+        ),
+        (
+            "postrouting",
+            format!("oifname != \"lo\" ct status dnat {ip} saddr . {ip} daddr @hairpin masquerade"),
+        ),
+        // The node's own connections: they may have a Service's address as their source, or a loopback one.
+        (
+            "postrouting",
+            "ct status dnat fib saddr type local oifname != \"lo\" masquerade".to_owned(),
+        ),
+    ]);
+    if !bridged_packets_are_filtered(family) {
+        // Answers between two Pods of the bridge would not come by here again.
+        rules.push((
+            "postrouting",
+            format!("ct status dnat iifname \"{bridge}\" oifname \"{bridge}\" masquerade"),
+        ));
+    }
+    rules
+}
+
 /// Turns the switch on where the kernel has it.
-fn bridged_packets_are_filtered() -> bool {
-    const SWITCH: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
-    match std::fs::read_to_string(SWITCH) {
+fn bridged_packets_are_filtered(family: Family) -> bool {
+    let switch = match family {
+        Family::V4 => "/proc/sys/net/bridge/bridge-nf-call-iptables",
+        Family::V6 => "/proc/sys/net/bridge/bridge-nf-call-ip6tables",
+    };
+    match std::fs::read_to_string(switch) {
         Ok(text) if text.trim() == "1" => true,
-        Ok(_) => std::fs::write(SWITCH, "1").is_ok(),
+        Ok(_) => std::fs::write(switch, "1").is_ok(),
         Err(_) => false,
     }
 }
 
-fn render(rules: &[Rule]) -> Ruleset {
+fn render(rules: &[Rule], family: Family) -> Ruleset {
     let mut set = Ruleset::default();
-    for rule in rules.iter().filter(|rule| rule.cluster[0].is_ipv4()) {
+    for rule in rules.iter().filter(|rule| family.has(&rule.cluster[0])) {
         let id = short((&rule.name, rule.protocol));
         let inside = format!("svc-{id}");
         let key = |addr: &SocketAddr| {
@@ -204,7 +284,7 @@ fn render(rules: &[Rule]) -> Ruleset {
             }
         }
         let outside = format!("ext-{id}");
-        for addr in rule.external.iter().filter(|addr| addr.is_ipv4()) {
+        for addr in rule.external.iter().filter(|addr| family.has(addr)) {
             if rule.external_endpoints.is_empty() {
                 point("no-endpoints", key(addr), "refuse");
             } else {
@@ -223,7 +303,7 @@ fn render(rules: &[Rule]) -> Ruleset {
             );
         }
         if !rule.endpoints.is_empty() {
-            let rules = dispatch(rule, &id, &rule.endpoints, &mut set);
+            let rules = dispatch((rule, family), &id, &rule.endpoints, &mut set);
             set.chains.insert(inside, rules);
         }
         if is_external && !rule.external_endpoints.is_empty() {
@@ -232,15 +312,24 @@ fn render(rules: &[Rule]) -> Ruleset {
                 .source_ranges
                 .iter()
                 .map(String::as_str)
-                .filter(|range| !range.contains(':'))
+                .filter(|range| range.contains(':') == (family == Family::V6))
                 .collect();
             if !ranges.is_empty() {
-                chain.push(format!("ip saddr != {{ {} }} drop", ranges.join(", ")));
+                chain.push(format!(
+                    "{} saddr != {{ {} }} drop",
+                    family.ip(),
+                    ranges.join(", ")
+                ));
             }
             if !rule.external_local {
                 chain.push(format!("meta mark set meta mark | {MARK}"));
             }
-            chain.extend(dispatch(rule, &id, &rule.external_endpoints, &mut set));
+            chain.extend(dispatch(
+                (rule, family),
+                &id,
+                &rule.external_endpoints,
+                &mut set,
+            ));
             set.chains.insert(outside, chain);
         }
     }
@@ -248,13 +337,19 @@ fn render(rules: &[Rule]) -> Ruleset {
 }
 
 /// The rules that spread connections over endpoints.
-fn dispatch(rule: &Rule, id: &str, endpoints: &[SocketAddr], set: &mut Ruleset) -> Vec<String> {
+fn dispatch(
+    (rule, family): (&Rule, Family),
+    id: &str,
+    endpoints: &[SocketAddr],
+    set: &mut Ruleset,
+) -> Vec<String> {
     let proto = rule.protocol.name();
-    let endpoints: Vec<&SocketAddr> = endpoints.iter().filter(|one| one.is_ipv4()).collect();
+    let ip = family.ip();
+    let endpoints: Vec<&SocketAddr> = endpoints.iter().filter(|one| family.has(one)).collect();
     for endpoint in &endpoints {
-        let ip = endpoint.ip();
+        let own = endpoint.ip();
         set.elements
-            .insert(("hairpin".into(), format!("{ip} . {ip}")), String::new());
+            .insert(("hairpin".into(), format!("{own} . {own}")), String::new());
     }
     let count = endpoints.len();
     let Some(secs) = rule.affinity_secs else {
@@ -268,19 +363,22 @@ fn dispatch(rule: &Rule, id: &str, endpoints: &[SocketAddr], set: &mut Ruleset) 
                 .expect("a text takes everything");
         }
         return vec![format!(
-            "meta l4proto {proto} dnat ip to numgen random mod {count} map {{ {map} }}"
+            "meta l4proto {proto} dnat {ip} to numgen random mod {count} map {{ {map} }}"
         )];
     };
     let (mut known, mut map) = (Vec::new(), Vec::new());
     for (at, endpoint) in endpoints.iter().enumerate() {
         let own = short(endpoint);
         let (chain, clients) = (format!("ep-{id}-{own}"), format!("aff-{id}-{own}"));
-        let declared = format!("{{ type ipv4_addr; flags dynamic,timeout; timeout {secs}s; }}");
+        let declared = format!(
+            "{{ type {}; flags dynamic,timeout; timeout {secs}s; }}",
+            family.addr()
+        );
         set.sets.insert(clients.clone(), declared);
-        known.push(format!("ip saddr @{clients} goto {chain}"));
+        known.push(format!("{ip} saddr @{clients} goto {chain}"));
         map.push(format!("{at} : goto {chain}"));
         let rules = vec![
-            format!("update @{clients} {{ ip saddr }}"),
+            format!("update @{clients} {{ {ip} saddr }}"),
             format!("meta l4proto {proto} dnat to {endpoint}"),
         ];
         set.chains.insert(chain, rules);
@@ -292,13 +390,19 @@ fn dispatch(rule: &Rule, id: &str, endpoints: &[SocketAddr], set: &mut Ruleset) 
     known
 }
 
-/// UDP ways in, and the endpoints behind them that are gone: the kernel would go on sending there.
-fn abandoned(old: &[Rule], new: &[Rule]) -> Vec<(Way, IpAddr)> {
+/// Ways in whose protocol knows no end of a connection, and the endpoints behind them that are gone: the kernel would go on sending
+/// there. A way that is new may have flows too, of datagrams that came before it and met nobody.
+fn abandoned(old: &[Rule], new: &[Rule]) -> Vec<Flow> {
+    let known: std::collections::HashMap<(&str, Protocol), &Rule> = new
+        .iter()
+        .map(|rule| ((rule.name.as_str(), rule.protocol), rule))
+        .collect();
     let mut gone = Vec::new();
-    for rule in old.iter().filter(|rule| rule.protocol == Protocol::Udp) {
-        let kept = new
-            .iter()
-            .find(|one| one.name == rule.name && one.protocol == rule.protocol);
+    for rule in old.iter().filter(|rule| rule.protocol != Protocol::Tcp) {
+        let kept = known.get(&(rule.name.as_str(), rule.protocol));
+        if kept.is_some_and(|kept| **kept == *rule) {
+            continue;
+        }
         let all = rule.endpoints.iter().chain(&rule.external_endpoints);
         let mut lost: Vec<IpAddr> = all
             .filter(|endpoint| {
@@ -311,25 +415,45 @@ fn abandoned(old: &[Rule], new: &[Rule]) -> Vec<(Way, IpAddr)> {
             .collect();
         lost.sort_unstable();
         lost.dedup();
-        for ip in lost {
+        for endpoint in lost {
+            let flow = |way| Flow {
+                protocol: rule.protocol,
+                way,
+                endpoint,
+            };
             let addrs = rule.cluster.iter().chain(&rule.external);
-            gone.extend(addrs.map(|addr| (Way::Addr(*addr), ip)));
-            gone.extend(rule.node_port.map(|port| (Way::NodePort(port), ip)));
+            gone.extend(addrs.map(|addr| flow(Way::Addr(*addr))));
+            gone.extend(rule.node_port.map(|port| flow(Way::NodePort(port))));
         }
     }
     gone
 }
 
-/// How datagrams come in.
+/// What the kernel remembers of a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Flow {
+    protocol: Protocol,
+    way: Way,
+    endpoint: IpAddr,
+}
+
+/// How packets come in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Addr(SocketAddr),
     NodePort(u16),
 }
 
-async fn forget_flow(way: Way, endpoint: IpAddr) {
-    let mut args = vec!["-D".to_owned(), "-p".to_owned(), "udp".to_owned()];
-    let port = match way {
+async fn forget_flow(netns: Option<&str>, flow: &Flow) {
+    let family = if flow.endpoint.is_ipv4() {
+        "ipv4"
+    } else {
+        "ipv6"
+    };
+    let mut args = ["-D", "-f", family, "-p", flow.protocol.name()]
+        .map(str::to_owned)
+        .to_vec();
+    let port = match flow.way {
         Way::Addr(addr) => {
             args.extend(["--orig-dst".to_owned(), addr.ip().to_string()]);
             addr.port()
@@ -337,22 +461,36 @@ async fn forget_flow(way: Way, endpoint: IpAddr) {
         Way::NodePort(port) => port,
     };
     args.extend(["--orig-port-dst".to_owned(), port.to_string()]);
-    args.extend(["--reply-src".to_owned(), endpoint.to_string()]);
+    args.extend(["--reply-src".to_owned(), flow.endpoint.to_string()]);
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     // It fails when there is no such flow, which is as good.
-    if let Err(error) = run("conntrack", &args, "").await {
+    if let Err(error) = run_in(netns, "conntrack", &args, "").await {
         tracing::debug!(%error, "No flow of a gone endpoint was removed");
     }
 }
 
 /// Makes Service addresses local to the node.
-pub(crate) async fn make_local(range: &str) -> Result<(), NftError> {
-    run("ip", &["route", "replace", "local", range, "dev", "lo"], "").await
+pub(crate) async fn make_local(range: Net) -> Result<(), NftError> {
+    let range = range.to_string();
+    // The kind of address follows from the range.
+    run(
+        "ip",
+        &["route", "replace", "local", &range, "dev", "lo"],
+        "",
+    )
+    .await
 }
+
+#[cfg(test)]
+mod packets;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn render_v4(rules: &[Rule]) -> Ruleset {
+        render(rules, Family::V4)
+    }
 
     fn rule(name: &str, endpoints: &[&str], affinity: Option<u32>) -> Rule {
         let endpoints: Vec<SocketAddr> = endpoints.iter().map(|one| one.parse().unwrap()).collect();
@@ -372,8 +510,8 @@ mod tests {
 
     #[test]
     fn a_sync_names_only_what_changed() {
-        let one = render(&[rule("a/x:", &["10.0.0.1:80", "10.0.0.2:80"], None)]);
-        let script = difference(TABLE, &Ruleset::default(), &one);
+        let one = render_v4(&[rule("a/x:", &["10.0.0.1:80", "10.0.0.2:80"], None)]);
+        let script = difference(&Family::V4.table(), &Ruleset::default(), &one);
         assert!(
             script.contains("numgen random mod 2 map { 0 : 10.0.0.1 . 80, 1 : 10.0.0.2 . 80 }"),
             "{script}"
@@ -383,17 +521,21 @@ mod tests {
                 .contains("add element ip coxswain-services node-ports { tcp . 30080 : goto ext-"),
             "{script}"
         );
-        assert_eq!(difference(TABLE, &one, &one), "", "settled");
-        let two = render(&[rule("a/x:", &["10.0.0.1:80"], None)]);
-        let script = difference(TABLE, &one, &two);
+        assert_eq!(difference(&Family::V4.table(), &one, &one), "", "settled");
+        let two = render_v4(&[rule("a/x:", &["10.0.0.1:80"], None)]);
+        let script = difference(&Family::V4.table(), &one, &two);
         assert!(
             !script.contains("service-ips"),
             "its address is as it was: {script}"
         );
         assert!(script.contains("dnat to 10.0.0.1:80"), "{script}");
-        let none = difference(TABLE, &two, &render(&[rule("a/x:", &[], None)]));
+        let none = difference(
+            &Family::V4.table(),
+            &two,
+            &render_v4(&[rule("a/x:", &[], None)]),
+        );
         assert!(none.contains("add element ip coxswain-services no-endpoints { 10.96.0.7 . tcp . 80 : goto refuse }"), "{none}");
-        let gone = difference(TABLE, &two, &Ruleset::default());
+        let gone = difference(&Family::V4.table(), &two, &Ruleset::default());
         assert!(
             gone.contains("delete chain") && !gone.contains("add "),
             "{gone}"
@@ -402,10 +544,10 @@ mod tests {
 
     #[test]
     fn clients_keep_their_endpoint() {
-        let one = render(&[rule("a/x:", &["10.0.0.1:80", "10.0.0.2:80"], Some(60))]);
+        let one = render_v4(&[rule("a/x:", &["10.0.0.1:80", "10.0.0.2:80"], Some(60))]);
         assert_eq!(one.sets.len(), 2);
-        let fewer = render(&[rule("a/x:", &["10.0.0.1:80"], Some(60))]);
-        let script = difference(TABLE, &one, &fewer);
+        let fewer = render_v4(&[rule("a/x:", &["10.0.0.1:80"], Some(60))]);
+        let script = difference(&Family::V4.table(), &one, &fewer);
         assert_eq!(
             script.matches("delete set").count(),
             1,
@@ -424,12 +566,16 @@ mod tests {
             &[udp(&["10.0.0.1:53", "10.0.0.2:53"])],
             &[udp(&["10.0.0.2:53"])],
         );
-        let ip: IpAddr = "10.0.0.1".parse().unwrap();
+        let flow = |way| Flow {
+            protocol: Protocol::Udp,
+            way,
+            endpoint: "10.0.0.1".parse().unwrap(),
+        };
         assert_eq!(
             gone,
             [
-                (Way::Addr("10.96.0.7:80".parse().unwrap()), ip),
-                (Way::NodePort(30_080), ip)
+                flow(Way::Addr("10.96.0.7:80".parse().unwrap())),
+                flow(Way::NodePort(30_080))
             ]
         );
         assert!(

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::sockets;
 use crate::plan::{Protocol, Rule};
 
 /// Connections through one listener at the same time; more wait in its backlog.
@@ -54,6 +55,8 @@ struct Backends {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Target {
+    /// The Service's port.
+    name: String,
     endpoints: Vec<SocketAddr>,
     affinity: Option<Duration>,
 }
@@ -92,24 +95,34 @@ impl Backends {
     }
 }
 
-/// Which listeners there should be, and where their traffic goes. Pure. `node` is where node ports are open.
+/// Where node ports of one kind of address are open: on a loopback node nothing is opened to the outside.
+fn node_ports(node: IpAddr, is_ipv4: bool) -> IpAddr {
+    match (node.is_loopback(), is_ipv4) {
+        (true, _) if node.is_ipv4() == is_ipv4 => node,
+        (true, true) => Ipv4Addr::LOCALHOST.into(),
+        (true, false) => Ipv6Addr::LOCALHOST.into(),
+        (false, true) => Ipv4Addr::UNSPECIFIED.into(),
+        (false, false) => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+/// Which listeners there should be, and where their traffic goes. Pure. `node` is the node's address.
 fn wanted(rules: &[Rule], node: IpAddr) -> HashMap<Place, Target> {
     let mut all = HashMap::new();
-    for rule in rules.iter().filter(|rule| rule.protocol != Protocol::Sctp) {
+    for rule in rules {
         let affinity = rule
             .affinity_secs
             .map(|secs| Duration::from_secs(secs.into()));
         let target = |endpoints: &[SocketAddr]| Target {
+            name: rule.name.clone(),
             endpoints: endpoints.to_vec(),
             affinity,
         };
         for addr in &rule.cluster {
             all.insert((rule.protocol, *addr), target(&rule.endpoints));
         }
-        let node_port = rule
-            .node_port
-            .map(|port| SocketAddr::new(node, port))
-            .filter(|addr| addr.is_ipv4() == rule.cluster[0].is_ipv4());
+        let everywhere = node_ports(node, rule.cluster[0].is_ipv4());
+        let node_port = rule.node_port.map(|port| SocketAddr::new(everywhere, port));
         for addr in rule.external.iter().copied().chain(node_port) {
             all.insert((rule.protocol, addr), target(&rule.external_endpoints));
         }
@@ -118,14 +131,10 @@ fn wanted(rules: &[Rule], node: IpAddr) -> HashMap<Place, Target> {
 }
 
 impl Userspace {
-    /// Brings the listeners to what the rules say; connections that are there go on.
-    pub(crate) fn sync(&mut self, rules: &[Rule], node_ip: IpAddr) {
-        // On a loopback node nothing is opened to the outside.
-        let node = if node_ip.is_loopback() {
-            node_ip
-        } else {
-            Ipv4Addr::UNSPECIFIED.into()
-        };
+    /// Brings the listeners to what the rules say; connections that are there go on. Answers what its users should hear, each
+    /// once.
+    pub(crate) fn sync(&mut self, rules: &[Rule], node: IpAddr) -> Vec<Problem> {
+        let mut problems = Vec::new();
         // A listener without endpoints would accept what it cannot serve: closed, it refuses.
         let mut wanted = wanted(rules, node);
         wanted.retain(|_, target| !target.endpoints.is_empty());
@@ -136,22 +145,39 @@ impl Userspace {
                 *listener.backends.now.write() = target;
                 continue;
             }
+            let name = target.name.clone();
             match open(place, target) {
                 Ok(listener) => {
                     self.refused.remove(&place);
                     self.open.insert(place, listener);
                 }
                 Err(error) if self.refused.insert(place, error.kind()) != Some(error.kind()) => {
-                    say_refused(place, &error);
+                    problems.extend(refused(name, place, &error));
                 }
                 Err(_) => {}
             }
         }
+        problems
     }
 }
 
-fn say_refused((protocol, addr): Place, error: &io::Error) {
+/// Why a port of a Service is not served on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Problem {
+    /// The port, as in its rule.
+    pub(crate) rule: String,
+    pub(crate) message: String,
+}
+
+fn refused(rule: String, (protocol, addr): Place, error: &io::Error) -> Option<Problem> {
     let protocol = protocol.name();
+    if sockets::is_unknown(error) {
+        let message = format!(
+            "{addr} is not served: the kernel of this node has no {}",
+            protocol.to_uppercase()
+        );
+        return Some(Problem { rule, message });
+    }
     let kinds = [
         io::ErrorKind::PermissionDenied,
         io::ErrorKind::AddrNotAvailable,
@@ -161,7 +187,12 @@ fn say_refused((protocol, addr): Place, error: &io::Error) {
         tracing::debug!(%addr, protocol, %error, "Programs of this machine cannot reach a Service");
     } else {
         tracing::warn!(%addr, protocol, %error, "A Service's address cannot be listened on");
+        if error.kind() == io::ErrorKind::AddrInUse {
+            let message = format!("{addr} is not served: another program listens there");
+            return Some(Problem { rule, message });
+        }
     }
+    None
 }
 
 fn open(place: Place, target: Target) -> io::Result<Listener> {
@@ -172,17 +203,13 @@ fn open(place: Place, target: Target) -> io::Result<Listener> {
     let end = cancel.clone().drop_guard();
     match protocol {
         Protocol::Udp => {
-            let socket = std::net::UdpSocket::bind(addr)?;
-            socket.set_nonblocking(true)?;
-            let socket = UdpSocket::from_std(socket)?;
+            let socket = sockets::receive(addr)?;
             let run = pass_datagrams(socket, Arc::clone(&backends), cancel.clone());
             tokio::spawn(cancel.run_until_cancelled_owned(run));
         }
         Protocol::Tcp | Protocol::Sctp => {
-            let listener = std::net::TcpListener::bind(addr)?;
-            listener.set_nonblocking(true)?;
-            let listener = TcpListener::from_std(listener)?;
-            let run = pass_connections(listener, Arc::clone(&backends));
+            let listener = sockets::listen(protocol, addr)?;
+            let run = pass_connections(protocol, listener, Arc::clone(&backends));
             tokio::spawn(cancel.run_until_cancelled_owned(run));
         }
     }
@@ -193,7 +220,7 @@ fn open(place: Place, target: Target) -> io::Result<Listener> {
 }
 
 /// Ends with its listener; the connections it took go on until they end themselves.
-async fn pass_connections(listener: TcpListener, backends: Arc<Backends>) {
+async fn pass_connections(protocol: Protocol, listener: TcpListener, backends: Arc<Backends>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
@@ -203,7 +230,9 @@ async fn pass_connections(listener: TcpListener, backends: Arc<Backends>) {
             Ok((stream, from)) => {
                 let backends = Arc::clone(&backends);
                 tokio::spawn(async move {
-                    if let Err(error) = pass_connection(stream, from.ip(), &backends).await {
+                    if let Err(error) =
+                        pass_connection(protocol, stream, from.ip(), &backends).await
+                    {
                         tracing::debug!(%error, %from, "A connection to a Service broke");
                     }
                     drop(place);
@@ -219,18 +248,22 @@ async fn pass_connections(listener: TcpListener, backends: Arc<Backends>) {
 }
 
 async fn pass_connection(
+    protocol: Protocol,
     mut client: TcpStream,
     from: IpAddr,
     backends: &Backends,
 ) -> io::Result<()> {
     let mut last = io::Error::from(io::ErrorKind::ConnectionRefused);
     for endpoint in backends.order(from) {
-        let connected = tokio::time::timeout(CONNECT_PATIENCE, TcpStream::connect(endpoint)).await;
+        let connecting = sockets::connect(protocol, endpoint);
+        let connected = tokio::time::timeout(CONNECT_PATIENCE, connecting).await;
         match connected {
             Ok(Ok(mut stream)) => {
                 backends.remember(from, endpoint);
-                client.set_nodelay(true)?;
-                stream.set_nodelay(true)?;
+                if protocol == Protocol::Tcp {
+                    client.set_nodelay(true)?;
+                    stream.set_nodelay(true)?;
+                }
                 tokio::io::copy_bidirectional(&mut client, &mut stream).await?;
                 return Ok(());
             }
@@ -296,7 +329,7 @@ async fn new_way(
     let any: SocketAddr = if endpoint.is_ipv4() {
         (Ipv4Addr::UNSPECIFIED, 0).into()
     } else {
-        (std::net::Ipv6Addr::UNSPECIFIED, 0).into()
+        (Ipv6Addr::UNSPECIFIED, 0).into()
     };
     let way = Arc::new(UdpSocket::bind(any).await?);
     way.connect(endpoint).await?;
@@ -418,6 +451,62 @@ mod tests {
             io::ErrorKind::ConnectionRefused,
             "no endpoint, no listener"
         );
+    }
+
+    #[tokio::test]
+    async fn both_kinds_of_address_share_a_port() {
+        let backend = backend().await;
+        let listener = TcpListener::bind("[::1]:0").await.unwrap();
+        let endpoint6 = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                stream.write_all(b"six").await.ok();
+            }
+        });
+        let port = free().await.port();
+        let rule = |addr: &str, endpoint| Rule {
+            node_port: Some(port),
+            ..rule(Protocol::Tcp, addr.parse().unwrap(), &[endpoint], None)
+        };
+        let mut proxy = Userspace::default();
+        let service = free().await.to_string();
+        let service6 = format!("[::1]:{}", free().await.port());
+        let rules = [rule(&service, backend), rule(&service6, endpoint6)];
+        assert_eq!(proxy.sync(&rules, "192.0.2.1".parse().unwrap()), []);
+        let four = ask(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port)).await;
+        assert_eq!(four.unwrap(), backend.to_string());
+        let six = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port);
+        assert_eq!(ask(six).await.unwrap(), "six");
+        assert_eq!(ask(service6.parse().unwrap()).await.unwrap(), "six");
+    }
+
+    #[tokio::test]
+    async fn sctp_is_served_where_the_kernel_has_it_and_else_refused_once() {
+        let addr = free().await;
+        let endpoint = free().await;
+        let backend = sockets::listen(Protocol::Sctp, endpoint);
+        let mut proxy = Userspace::default();
+        let rules = [rule(Protocol::Sctp, addr, &[endpoint], None)];
+        let problems = proxy.sync(&rules, Ipv4Addr::LOCALHOST.into());
+        let Ok(backend) = backend else {
+            let message = format!("{addr} is not served: the kernel of this node has no SCTP");
+            let rule = "ns/x:".to_owned();
+            assert_eq!(problems, [Problem { rule, message }]);
+            assert_eq!(proxy.sync(&rules, Ipv4Addr::LOCALHOST.into()), []);
+            return;
+        };
+        assert_eq!(problems, []);
+        tokio::spawn(async move {
+            let (mut stream, _) = backend.accept().await.unwrap();
+            let mut buffer = [0; 16];
+            let len = stream.read(&mut buffer).await.unwrap();
+            stream.write_all(&buffer[..len]).await.unwrap();
+        });
+        let mut client = sockets::connect(Protocol::Sctp, addr).await.unwrap();
+        client.write_all(b"over sctp").await.unwrap();
+        let mut buffer = [0; 9];
+        client.read_exact(&mut buffer).await.unwrap();
+        assert_eq!(&buffer, b"over sctp");
     }
 
     #[tokio::test]

@@ -1,0 +1,384 @@
+//! Real packets through the kernel's rules: a node with two Pods and a client outside, all of them network namespaces.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+
+use super::*;
+use crate::lab::Lab;
+
+/// Says its name and who asks: over TCP on 8080, over UDP on 8081; both kinds of address.
+const SERVER: &str = r#"
+import socket, sys, threading
+name = sys.argv[1]
+def plain(ip): return ip[7:] if ip.startswith('::ffff:') else ip
+tcp = socket.create_server(('::', 8080), family=socket.AF_INET6, dualstack_ipv6=True, backlog=512)
+udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+udp.bind(('::', 8081))
+def datagrams():
+    while True:
+        _, a = udp.recvfrom(100)
+        udp.sendto(f'{name} {plain(a[0])}'.encode(), a)
+threading.Thread(target=datagrams, daemon=True).start()
+print('up', flush=True)
+while True:
+    c, a = tcp.accept()
+    c.sendall(f'{name} {plain(a[0])}\n'.encode())
+    c.close()
+"#;
+
+/// Asks `sys.argv[3]` times and prints the answers.
+const CLIENT: &str = r#"
+import socket, sys
+for _ in range(int(sys.argv[3])):
+    s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 3)
+    print(s.makefile().readline().strip())
+    s.close()
+"#;
+
+/// What is killed when the test is over.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+struct Node {
+    lab: Lab,
+    servers: Vec<Killed>,
+    proxy: Nftables,
+}
+
+fn node(test: &str) -> Option<Node> {
+    if !crate::nft::has_program("nft") {
+        return None;
+    }
+    let mut lab = Lab::new(test)?;
+    for host in ["node", "out", "p1", "p2"] {
+        lab.host(host);
+    }
+    lab.cable(
+        ("node", "eth0", "192.0.2.1/24 fd01::1/64"),
+        ("out", "eth0", "192.0.2.9/24 fd01::9/64"),
+    );
+    lab.ip("out", "route add default via 192.0.2.1");
+    lab.ip("out", "route add default via fd01::1");
+    lab.ip("node", "link add cox0 type bridge");
+    lab.ip("node", "address add 10.64.32.1/19 dev cox0");
+    lab.ip("node", "address add fd64::1/64 dev cox0 nodad");
+    lab.ip("node", "link set cox0 up");
+    let mut servers = Vec::new();
+    for (pod, last) in [("p1", 7), ("p2", 8)] {
+        let port = format!("veth{last}");
+        let address = format!("10.64.32.{last}/19");
+        lab.cable((pod, "eth0", &address), ("node", &port, ""));
+        lab.ip(pod, &format!("address add fd64::{last}/64 dev eth0 nodad"));
+        lab.ip("node", &format!("link set {port} master cox0"));
+        // As the runtime does it: a Pod that reaches itself comes back by the port it left through.
+        lab.ip(
+            "node",
+            &format!("link set {port} type bridge_slave hairpin on"),
+        );
+        lab.ip(pod, "route add default via 10.64.32.1");
+        lab.ip(pod, "route add default via fd64::1");
+        servers.push(serve(&lab, pod));
+    }
+    for range in ["10.96.0.0/16", "fd96::/112"] {
+        lab.ip("node", &format!("route add local {range} dev lo"));
+    }
+    let proxy = Nftables::new("cox0").in_netns(&lab.netns("node"));
+    Some(Node {
+        lab,
+        servers,
+        proxy,
+    })
+}
+
+fn serve(lab: &Lab, pod: &str) -> Killed {
+    let mut server = lab
+        .command(pod, &format!("exec python3 -c \"$SERVER\" {pod}"))
+        .env("SERVER", SERVER)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    BufReader::new(server.stdout.take().unwrap())
+        .read_line(&mut said)
+        .unwrap();
+    assert_eq!(said, "up\n");
+    Killed(server)
+}
+
+impl Node {
+    /// Answers to connections, and whether all were answered.
+    fn ask(&self, host: &str, addr: &str, times: usize) -> (bool, Vec<String>) {
+        let addr: SocketAddr = addr.parse().unwrap();
+        let script = format!(
+            "python3 -c '{CLIENT}' {} {} {times}",
+            addr.ip(),
+            addr.port()
+        );
+        // The client's words have no quotes of that kind.
+        let (ok, said) = self.lab.try_inside(host, &script);
+        (ok, said.lines().map(str::to_owned).collect())
+    }
+
+    fn answers(&self, host: &str, addr: &str, times: usize) -> std::collections::BTreeSet<String> {
+        let (ok, said) = self.ask(host, addr, times);
+        assert!(ok, "{host} to {addr}: {said:?}");
+        said.into_iter().collect()
+    }
+
+    fn rules(&self) -> String {
+        self.lab.inside("node", "nft list ruleset")
+    }
+}
+
+fn addrs(all: &[&str]) -> Vec<SocketAddr> {
+    all.iter().map(|addr| addr.parse().unwrap()).collect()
+}
+
+/// The same Service for both kinds of address.
+fn both(protocol: Protocol, port: u16, pods: &[u8]) -> [Rule; 2] {
+    let target = if protocol == Protocol::Udp {
+        8081
+    } else {
+        8080
+    };
+    let of = |v6: bool| {
+        let own = |text: String| -> SocketAddr { text.parse().unwrap() };
+        let (cluster, external) = if v6 {
+            (format!("[fd96::7]:{port}"), format!("[fd99::9]:{port}"))
+        } else {
+            (format!("10.96.0.7:{port}"), format!("203.0.113.9:{port}"))
+        };
+        let endpoints: Vec<SocketAddr> = pods
+            .iter()
+            .map(|pod| {
+                own(if v6 {
+                    format!("[fd64::{pod}]:{target}")
+                } else {
+                    format!("10.64.32.{pod}:{target}")
+                })
+            })
+            .collect();
+        Rule {
+            name: format!("ns/web:{port}{}", if v6 { "/v6" } else { "" }),
+            protocol,
+            cluster: vec![own(cluster)],
+            external: vec![own(external)],
+            node_port: Some(30_000 + port),
+            affinity_secs: None,
+            source_ranges: Vec::new(),
+            external_endpoints: endpoints.clone(),
+            endpoints,
+            external_local: false,
+        }
+    };
+    [of(false), of(true)]
+}
+
+fn set(all: &[&str]) -> std::collections::BTreeSet<String> {
+    all.iter().map(|&text| text.to_owned()).collect()
+}
+
+#[tokio::test]
+async fn both_kinds_of_address_lead_to_pods_from_everywhere() {
+    let Some(mut node) = node("both_kinds_of_address_lead_to_pods_from_everywhere") else {
+        return;
+    };
+    node.proxy
+        .sync(&both(Protocol::Tcp, 80, &[7, 8]))
+        .await
+        .unwrap();
+    for (service, external, node_ip, p1, p2, own, outside) in [
+        (
+            "10.96.0.7:80",
+            "203.0.113.9:80",
+            "192.0.2.1:30080",
+            "10.64.32.7",
+            "10.64.32.8",
+            "10.64.32.1",
+            "192.0.2.9",
+        ),
+        (
+            "[fd96::7]:80",
+            "[fd99::9]:80",
+            "[fd01::1]:30080",
+            "fd64::7",
+            "fd64::8",
+            "fd64::1",
+            "fd01::9",
+        ),
+    ] {
+        let of =
+            |first: &str, second: &str| set(&[&format!("p1 {first}"), &format!("p2 {second}")]);
+        // A Pod that reaches itself sees the node; others see it.
+        assert_eq!(
+            node.answers("p1", service, 40),
+            of(own, p1),
+            "Pod to Service"
+        );
+        assert_eq!(node.answers("p2", service, 40), of(p2, own));
+        assert_eq!(
+            node.answers("node", service, 40),
+            of(own, own),
+            "node to Service"
+        );
+        assert_eq!(
+            node.answers("out", node_ip, 40),
+            of(own, own),
+            "outside to the node port"
+        );
+        assert_eq!(
+            node.answers("out", external, 40),
+            of(own, own),
+            "outside to the external address"
+        );
+        let mut local = both(Protocol::Tcp, 80, &[7, 8]);
+        for rule in &mut local {
+            rule.external_local = true;
+            rule.external_endpoints.truncate(1);
+        }
+        node.proxy.sync(&local).await.unwrap();
+        assert_eq!(
+            node.answers("out", node_ip, 10),
+            set(&[&format!("p1 {outside}")]),
+            "the client's own address"
+        );
+        for rule in &mut local {
+            rule.source_ranges = vec!["198.51.100.0/24".to_owned(), "fd02::/64".to_owned()];
+        }
+        node.proxy.sync(&local).await.unwrap();
+        assert!(!node.ask("out", external, 1).0, "not from there");
+        node.proxy
+            .sync(&both(Protocol::Tcp, 80, &[7, 8]))
+            .await
+            .unwrap();
+    }
+    let mut sticky = both(Protocol::Tcp, 80, &[7, 8]);
+    for rule in &mut sticky {
+        rule.affinity_secs = Some(60);
+    }
+    node.proxy.sync(&sticky).await.unwrap();
+    for (host, addr) in [
+        ("p1", "10.96.0.7:80"),
+        ("p2", "[fd96::7]:80"),
+        ("out", "[fd01::1]:30080"),
+    ] {
+        assert_eq!(
+            node.answers(host, addr, 20).len(),
+            1,
+            "{host} keeps its endpoint of {addr}"
+        );
+    }
+    node.proxy
+        .sync(&both(Protocol::Tcp, 80, &[]))
+        .await
+        .unwrap();
+    for addr in ["10.96.0.7:80", "[fd96::7]:80"] {
+        let (ok, said) = node.ask("p1", addr, 1);
+        assert!(!ok && said.concat().contains("refused"), "{said:?}");
+    }
+    let old = node.rules();
+    node.proxy.sync(&[]).await.unwrap();
+    let left = node.rules();
+    assert!(
+        old.contains("table ip6") && !left.contains("table ip6"),
+        "{left}"
+    );
+    assert!(
+        !left.contains("svc-") && !left.contains("10.96.0.7"),
+        "{left}"
+    );
+    drop(node.servers);
+}
+
+#[tokio::test]
+async fn datagrams_do_not_go_to_an_endpoint_that_is_gone() {
+    if !crate::nft::has_program("conntrack") {
+        return;
+    }
+    let Some(mut node) = node("datagrams_do_not_go_to_an_endpoint_that_is_gone") else {
+        return;
+    };
+    // One socket all the time: the kernel sees one flow.
+    let script = r#"
+import socket, sys
+ip = sys.argv[1]
+s = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(3)
+for _ in sys.stdin:
+    s.sendto(b"x", (ip, 53))
+    print(s.recv(100).decode().split()[0], flush=True)
+"#;
+    for ip in ["10.96.0.7", "fd96::7"] {
+        node.proxy
+            .sync(&both(Protocol::Udp, 53, &[7]))
+            .await
+            .unwrap();
+        let mut client = node
+            .lab
+            .command("out", &format!("exec python3 -c '{script}' {ip}"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ask = client.stdin.take().unwrap();
+        let mut answers = BufReader::new(client.stdout.take().unwrap()).lines();
+        let _client = Killed(client);
+        let mut next = || {
+            std::io::Write::write_all(&mut ask, b"\n").unwrap();
+            answers.next().unwrap().unwrap()
+        };
+        assert_eq!((next(), next()), ("p1".to_owned(), "p1".to_owned()));
+        node.proxy
+            .sync(&both(Protocol::Udp, 53, &[8]))
+            .await
+            .unwrap();
+        assert_eq!(next(), "p2", "the old flow is forgotten");
+    }
+}
+
+/// Sends the first packet of an SCTP association to a Service and prints where it arrives; this kernel may have no such sockets.
+#[tokio::test]
+async fn sctp_packets_go_to_the_endpoint() {
+    let Some(mut node) = node("sctp_packets_go_to_the_endpoint") else {
+        return;
+    };
+    let [mut rule, _] = both(Protocol::Sctp, 80, &[8]);
+    rule.endpoints = addrs(&["10.64.32.8:7000"]);
+    node.proxy.sync(&[rule]).await.unwrap();
+    let receive = "import socket,struct\ns=socket.socket(socket.AF_INET,socket.SOCK_RAW,132)\nprint(1,flush=True)\n\
+        s.settimeout(5)\np=s.recv(200)\nprint(*struct.unpack(\">HH\",p[20:24]))";
+    let mut server = node
+        .lab
+        .command("p2", &format!("exec python3 -c '{receive}'"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(server.stdout.take().unwrap()).lines();
+    let _server = Killed(server);
+    assert_eq!(lines.next().unwrap().unwrap(), "1");
+    let send = r#"
+import socket, struct
+def crc32c(data):
+    crc = 0xffffffff
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82f63b78 if crc & 1 else 0)
+    return crc ^ 0xffffffff
+init = struct.pack(">BBHIIHHI", 1, 0, 20, 1, 65536, 1, 1, 1)
+head = struct.pack(">HHII", 5000, 80, 0, 0)
+head = head[:8] + struct.pack("<I", crc32c(head + init))
+s = socket.socket(socket.AF_INET, socket.SOCK_RAW, 132)
+s.sendto(head + init, ("10.96.0.7", 0))
+"#;
+    node.lab.inside("p1", &format!("python3 -c '{send}'"));
+    let arrived = lines.next().expect("a packet within its time").unwrap();
+    assert_eq!(arrived, "5000 7000");
+}

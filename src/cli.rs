@@ -262,8 +262,10 @@ pub(crate) enum Part {
     Dns,
     /// Node addresses for Services of type LoadBalancer
     ServiceLb,
-    /// Routes from outside: Ingresses
+    /// Requests from outside: Ingresses, Gateways, and Services that sleep
     Ingress,
+    /// The Gateway API's definitions, and what serves them
+    GatewayApi,
 }
 
 /// Which addresses Pods have.

@@ -253,16 +253,23 @@ pub(crate) fn run_network(
 /// Starts the gateway for requests from outside as one of `components`.
 pub(crate) fn run_gateway(
     node: &NodeArgs,
+    gateway_api: bool,
     client: kube::Client,
     informers: Informers,
     components: &mut Components,
-) {
+) -> Result<()> {
     let choice = |port: Option<u16>| {
         let chosen = port.map(cox_gateway::Choice::Exactly);
         chosen.unwrap_or(cox_gateway::Choice::Usual)
     };
+    // Endpoints may not have loopback addresses but those of Pods: the first of their range, which no Pod gets.
+    let base = PodRanges::of(node)?.ipv4;
+    let base = base.split('/').next().and_then(|ip| ip.parse().ok());
     let config = cox_gateway::Config {
+        node_name: node_name(node)?,
         node_ip: node.node_ip,
+        gateway_api,
+        activator_ip: Some(node.node_ip).filter(|ip| !ip.is_loopback()).or(base),
         http: choice(node.ingress_http_port),
         https: choice(node.ingress_https_port),
     };
@@ -276,6 +283,7 @@ pub(crate) fn run_gateway(
         run.await;
         Ok(())
     });
+    Ok(())
 }
 
 /// The name under which the node registers.

@@ -78,7 +78,6 @@ pub(crate) struct BackendKey {
 /// What is known of a Service as a whole.
 #[derive(Debug)]
 pub(crate) struct ServiceState {
-    pub(crate) key: ServiceKey,
     in_flight: AtomicUsize,
     /// Milliseconds since [`ServiceState::born`].
     last_active: AtomicU64,
@@ -88,9 +87,8 @@ pub(crate) struct ServiceState {
 }
 
 impl ServiceState {
-    fn new(key: ServiceKey) -> Self {
+    fn new() -> Self {
         Self {
-            key,
             in_flight: AtomicUsize::new(0),
             last_active: AtomicU64::new(0),
             born: Instant::now(),
@@ -212,9 +210,14 @@ impl Registry {
         if let Some(known) = services.get(key).and_then(Weak::upgrade) {
             return known;
         }
-        let service = Arc::new(ServiceState::new(key.clone()));
+        let service = Arc::new(ServiceState::new());
         services.insert(key.clone(), Arc::downgrade(&service));
         service
+    }
+
+    /// Whether any backend is of this Service.
+    pub(crate) fn knows(&self, key: &ServiceKey) -> bool {
+        self.services.lock().contains_key(key)
     }
 
     /// Tells every backend its endpoints, and forgets those that no table names any more.
@@ -226,7 +229,8 @@ impl Registry {
         };
         for backend in alive {
             let slices = slices_of(&backend.key.service);
-            let found: Arc<[SocketAddr]> = endpoints(&slices, &backend.key.port).into();
+            let found: Arc<[SocketAddr]> =
+                endpoints(&slices, &backend.key.port, !backend.service.may_sleep()).into();
             backend.endpoints.send_if_modified(|known| {
                 let changed = **known != *found;
                 if changed {
@@ -245,8 +249,13 @@ impl Registry {
 pub(crate) const ACTIVATOR: &str = "activator.coxswain.dev";
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 
-/// Who answers on a named port: endpoints that are ready; when none is, those that end but still serve. Pure.
-pub(crate) fn endpoints(slices: &[Arc<EndpointSlice>], port: &str) -> Vec<SocketAddr> {
+/// Who answers on a named port: endpoints that are ready; when none is, those that end but still serve, unless somebody else can be
+/// started. Pure.
+pub(crate) fn endpoints(
+    slices: &[Arc<EndpointSlice>],
+    port: &str,
+    or_draining: bool,
+) -> Vec<SocketAddr> {
     let of = |family: &str, fits: &dyn Fn(&Endpoint) -> bool| -> Vec<SocketAddr> {
         let mut all = Vec::new();
         for slice in slices
@@ -278,9 +287,9 @@ pub(crate) fn endpoints(slices: &[Arc<EndpointSlice>], port: &str) -> Vec<Socket
         conditions.is_some_and(|all| all.serving == Some(true) && all.terminating == Some(true))
     };
     let choices: [&dyn Fn(&Endpoint) -> bool; 2] = [&ready, &draining];
-    for fits in choices {
+    for fits in &choices[..1 + usize::from(or_draining)] {
         for family in ["IPv4", "IPv6"] {
-            let found = of(family, fits);
+            let found = of(family, *fits);
             if !found.is_empty() {
                 return found;
             }
@@ -358,12 +367,19 @@ mod tests {
                 "[fd00::1]:8080",
             ),
         ] {
-            let found: Vec<String> = endpoints(slices, port)
+            let found: Vec<String> = endpoints(slices, port, true)
                 .iter()
                 .map(ToString::to_string)
                 .collect();
             assert_eq!(found.join(" "), expected, "{case}");
         }
+    }
+
+    #[test]
+    fn one_that_ends_is_not_asked_where_another_can_be_started() {
+        let ending = json!([{"addresses": ["10.0.0.4"],
+            "conditions": {"ready": false, "serving": true, "terminating": true}}]);
+        assert!(endpoints(&[slice("IPv4", "c", ending)], "web", false).is_empty());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The way in: requests over HTTP from outside to Services, as Ingresses and Gateways say.
 //!
-//! Inputs: [`Config`], [`Deps`]. Two compilers ([`ingress`], [`gateway`]) make one routing table ([`table`]) of the cluster's
+//! Inputs: [`Config`], [`Deps`]. Two compilers ([`ingress`], [`gateway_api`]) make one routing table ([`table`]) of the cluster's
 //! objects; the data plane ([`data`]) serves it on ports of the node, which are opened when the first object needs them. Written
 //! to the API server: the IngressClass `coxswain`, the status of what is served here, Events, and for Services that sleep when
 //! nobody asks ([`activator`]) the scale of their Deployments. It never routes around the Pods of a Service, and never looks into
@@ -8,8 +8,10 @@
 
 #![warn(missing_docs)]
 
+mod activator;
 mod backend;
 mod data;
+mod gateway_api;
 mod ingress;
 mod resolve;
 mod sync;
@@ -25,14 +27,20 @@ use tokio_util::sync::CancellationToken;
 pub use data::ports::Choice;
 
 /// What the gateway of a node is told.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Config {
+    /// Name of the node.
+    pub node_name: String,
     /// The node's address: requests are taken there, and on loopback.
     pub node_ip: IpAddr,
     /// The port without TLS.
     pub http: Choice,
     /// The port with TLS.
     pub https: Choice,
+    /// Whether the Gateway API is served: its definitions are made where the cluster has none.
+    pub gateway_api: bool,
+    /// Where connections to the addresses of Services that sleep are taken; Pods have to reach it, and EndpointSlices may hold it.
+    pub activator_ip: Option<IpAddr>,
 }
 
 /// What it works with.

@@ -16,14 +16,17 @@ use kube::Api;
 use kube::api::{Patch, PatchParams};
 use parking_lot::Mutex;
 use serde_json::json;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::activator::{Activator, Place};
 use crate::backend::{Registry, ServiceKey};
 use crate::data::Plane;
 use crate::data::activation::Wake;
 use crate::data::ports::{self, Ports};
+use crate::gateway_api::{GatewayApi, Served};
 use crate::ingress::{class, compile, status};
-use crate::resolve::{Certificates, Named, Problem, Resolver};
+use crate::resolve::{Certificates, Named, Problem, Resolver, sleeps_after};
 use crate::table::{Port, Table};
 use crate::{Config, Deps};
 
@@ -38,30 +41,26 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 struct Always {
     ingresses: Informer<Ingress>,
     classes: Informer<IngressClass>,
+    services: Informer<Service>,
 }
 
 /// What is watched once something is served.
 #[derive(Debug)]
 struct Serving {
-    services: Informer<Service>,
     slices: Informer<EndpointSlice>,
     secrets: Informer<Secret>,
-    service_changes: Subscription<Service>,
     slice_changes: Subscription<EndpointSlice>,
     secret_changes: Subscription<Secret>,
 }
 
 impl Serving {
     async fn start(informers: &cox_client::Informers) -> Self {
-        let services = informers.of::<Service>();
         let slices = informers.of::<EndpointSlice>();
         let secrets = informers.of_selected::<Secret>("type=kubernetes.io/tls");
-        tokio::join!(services.synced(), slices.synced(), secrets.synced());
+        tokio::join!(slices.synced(), secrets.synced());
         Self {
-            service_changes: services.subscribe(),
             slice_changes: slices.subscribe(),
             secret_changes: secrets.subscribe(),
-            services,
             slices,
             secrets,
         }
@@ -73,6 +72,7 @@ impl Serving {
 struct Due {
     table: bool,
     endpoints: bool,
+    sleepers: bool,
 }
 
 pub(crate) struct Syncing {
@@ -85,6 +85,10 @@ pub(crate) struct Syncing {
     events: Recorder,
     always: Always,
     serving: Option<Serving>,
+    gateways: Option<GatewayApi>,
+    activator: Option<Activator>,
+    wanted: Option<mpsc::Receiver<ServiceKey>>,
+    cancel: CancellationToken,
     named: Named,
     /// What was said already, by object and sentence.
     said: HashSet<(Option<String>, String)>,
@@ -97,7 +101,7 @@ impl Syncing {
         events: Recorder,
         cancel: &CancellationToken,
     ) -> Self {
-        let (wake, _wanted) = Wake::new();
+        let (wake, wanted) = Wake::new();
         let plane = Arc::new(Plane::new(wake));
         let told = ports::Config {
             ip: config.node_ip,
@@ -108,6 +112,7 @@ impl Syncing {
             always: Always {
                 ingresses: deps.informers.of(),
                 classes: deps.informers.of(),
+                services: deps.informers.of(),
             },
             ports: Ports::new(told, Arc::clone(&plane), cancel),
             deps,
@@ -117,6 +122,10 @@ impl Syncing {
             certificates: Certificates::default(),
             events,
             serving: None,
+            gateways: None,
+            activator: None,
+            wanted: Some(wanted),
+            cancel: cancel.clone(),
             named: Named::default(),
             said: HashSet::new(),
         }
@@ -129,7 +138,11 @@ impl Syncing {
         }
         let mut ingresses = self.always.ingresses.subscribe();
         let mut classes = self.always.classes.subscribe();
+        let mut services = self.always.services.subscribe();
         let mut retry = false;
+        let (client, clock) = (self.deps.client.clone(), Arc::clone(&self.deps.clock));
+        let starting = GatewayApi::start(client, self.deps.informers.clone(), clock);
+        tokio::pin!(starting);
         loop {
             let mut due = Due::default();
             // Each arm only waits: a change is taken when it is returned.
@@ -140,17 +153,34 @@ impl Syncing {
                     None => return std::future::pending().await,
                 },
                 Some(_) = classes.next() => due.table = true,
+                Some(change) = services.next() => due = self.after_service(&change),
+                started = &mut starting, if self.config.gateway_api && self.gateways.is_none() => {
+                    self.gateways = Some(started);
+                }
+                () = of_gateways(self.gateways.as_mut()) => due.table = true,
                 more = further(self.serving.as_mut(), &self.named) => due = more,
                 () = tokio::time::sleep(RETRY_PAUSE), if retry => due.table = true,
             }
             while ingresses.try_next().is_some() || classes.try_next().is_some() {
                 due.table = true;
             }
+            while let Some(change) = services.try_next() {
+                let more = self.after_service(&change);
+                due.table |= more.table;
+                due.sleepers |= more.sleepers;
+            }
             self.drain(&mut due);
             if due.table {
                 retry = self.sync().await;
-            } else if due.endpoints {
+            }
+            if due.sleepers {
+                self.sync_sleepers().await;
+            }
+            if due.endpoints || due.sleepers {
                 self.refresh();
+            }
+            if due.endpoints || due.sleepers || due.table {
+                retry |= self.publish().await;
             }
             tokio::time::sleep(SYNC_PAUSE).await;
         }
@@ -161,9 +191,6 @@ impl Syncing {
         let Some(serving) = &mut self.serving else {
             return;
         };
-        while let Some(change) = serving.service_changes.try_next() {
-            due.table |= concerns(&change, &self.named);
-        }
         while serving.slice_changes.try_next().is_some() {
             due.endpoints = true;
         }
@@ -181,12 +208,14 @@ impl Syncing {
         if class::has_rival(&classes) {
             failed |= class::yield_default(&self.deps.client).await.is_err();
         }
-        if ingresses.is_empty() && self.serving.is_none() {
-            return failed;
+        let gateways_used = self.gateways.as_ref().is_some_and(GatewayApi::is_used);
+        if ingresses.is_empty() && !gateways_used && self.serving.is_none() {
+            return failed | self.write_gateways().await;
         }
-        if self.serving.is_none() {
-            self.serving = Some(Serving::start(&self.deps.informers).await);
+        if let Some(gateways) = &mut self.gateways {
+            gateways.watch_more().await;
         }
+        self.start_serving().await;
         ingresses.sort_by_cached_key(|ingress| {
             let meta = &ingress.metadata;
             let created = meta.creation_timestamp.as_ref().map(|at| at.0.to_string());
@@ -210,14 +239,76 @@ impl Syncing {
         self.say(problems.into_iter().chain(closed_reasons).collect());
         failed |= !closed.is_empty();
         failed |= self.write_status(&ingresses).await;
+        failed |= self.write_gateways().await;
         failed
+    }
+
+    async fn start_serving(&mut self) {
+        if self.serving.is_none() {
+            self.always.services.synced().await;
+            self.serving = Some(Serving::start(&self.deps.informers).await);
+        }
+    }
+
+    /// What a change of a Service asks for.
+    fn after_service(&self, change: &Change<Service>) -> Due {
+        let wishes = |service: &Service| sleeps_after(service).is_some();
+        let sleepers = match change {
+            Change::Resync => {
+                self.activator.is_some()
+                    || self.always.services.list().iter().any(|one| wishes(one))
+            }
+            Change::Applied { old, new } => wishes(new) || old.as_deref().is_some_and(wishes),
+            Change::Deleted(service) => wishes(service),
+        };
+        Due {
+            table: concerns(change, &self.named),
+            sleepers,
+            endpoints: false,
+        }
+    }
+
+    /// Brings what sleeps to what the Services ask for.
+    async fn sync_sleepers(&mut self) {
+        self.start_serving().await;
+        if let Some(wanted) = self.wanted.take() {
+            let place = Place {
+                ip: self.config.activator_ip,
+                node: self.config.node_name.clone(),
+            };
+            let (client, events) = (self.deps.client.clone(), self.events.clone());
+            let plane = Arc::clone(&self.plane);
+            let started = Activator::start(
+                client,
+                &self.deps.informers,
+                events,
+                place,
+                plane,
+                wanted,
+                &self.cancel,
+            );
+            self.activator = Some(started.await);
+        }
+        if let Some(activator) = &mut self.activator {
+            activator
+                .sync(&self.always.services.list(), &self.registry)
+                .await;
+        }
+    }
+
+    async fn publish(&mut self) -> bool {
+        match &mut self.activator {
+            Some(activator) => activator.publish().await,
+            None => false,
+        }
     }
 
     fn compile(&mut self, ingresses: &[Arc<Ingress>]) -> (Table, Vec<Problem>) {
         let Some(serving) = &self.serving else {
             return (Table::default(), Vec::new());
         };
-        let services = |namespace: &str, name: &str| serving.services.get(Some(namespace), name);
+        let known = &self.always.services;
+        let services = |namespace: &str, name: &str| known.get(Some(namespace), name);
         let secrets = |namespace: &str, name: &str| serving.secrets.get(Some(namespace), name);
         let resolver = Resolver {
             services: &services,
@@ -239,6 +330,9 @@ impl Syncing {
         } else {
             table.ports.remove(&Port::Https);
         }
+        if let Some(gateways) = &mut self.gateways {
+            gateways.compile(&mut table, &resolver);
+        }
         for port in table.ports.values_mut() {
             port.settle();
         }
@@ -246,6 +340,18 @@ impl Syncing {
         self.certificates
             .retain(|namespace, name| secrets(namespace, name).is_some());
         (table, problems)
+    }
+
+    async fn write_gateways(&self) -> bool {
+        let Some(gateways) = &self.gateways else {
+            return false;
+        };
+        let open = self.plane.open.borrow().clone();
+        let served = Served {
+            ip: self.config.node_ip,
+            open: &open,
+        };
+        gateways.write_status(&served).await
     }
 
     fn refresh(&self) {
@@ -262,7 +368,7 @@ impl Syncing {
                 slice.metadata.namespace.as_deref().unwrap_or_default(),
                 name,
             );
-            if self.named.services.contains(&key) {
+            if self.registry.knows(&key) {
                 by_service.entry(key).or_default().push(slice);
             }
         }
@@ -319,6 +425,17 @@ impl Syncing {
     }
 }
 
+/// Waits for a change of the Gateway API's kinds.
+///
+/// # Cancel safety
+/// A change is taken only when it is returned.
+async fn of_gateways(gateways: Option<&mut GatewayApi>) {
+    match gateways {
+        Some(gateways) => gateways.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Waits for a change of what is watched once something is served.
 ///
 /// # Cancel safety
@@ -329,7 +446,6 @@ async fn further(serving: Option<&mut Serving>, named: &Named) -> Due {
     };
     let nothing = Due::default();
     tokio::select! {
-        Some(change) = serving.service_changes.next() => Due { table: concerns(&change, named), ..nothing },
         Some(_) = serving.slice_changes.next() => Due { endpoints: true, ..nothing },
         Some(_) = serving.secret_changes.next() => Due { table: named.secrets, ..nothing },
         else => std::future::pending().await,

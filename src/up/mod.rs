@@ -67,10 +67,11 @@ pub(crate) async fn run(args: UpArgs) -> Result<()> {
     if !args.listen.disable.contains(&Part::Ingress) {
         node::run_gateway(
             &args.node,
+            !args.listen.disable.contains(&Part::GatewayApi),
             plane.gateway(),
             plane.informers(),
             &mut components,
-        );
+        )?;
     }
     let kubelet = node::run_kubelet(&paths, &args.node, identity, cluster_dns, &mut components)?;
 

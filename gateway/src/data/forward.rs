@@ -62,7 +62,6 @@ pub(crate) async fn answer(
     );
     let hop = Hop {
         plane,
-        port,
         peer,
         asked,
         route: &route,
@@ -116,7 +115,6 @@ fn refusal(status: StatusCode, why: &str) -> Response<Answer> {
 /// What is known of a request that has its route.
 struct Hop<'a> {
     plane: &'a Arc<Plane>,
-    port: Port,
     peer: Peer,
     /// The host as the client wrote it.
     asked: String,
@@ -134,7 +132,7 @@ impl Hop<'_> {
             };
             return self.redirect(&to_https, &request);
         }
-        let mut response = match &self.route.action {
+        let mut response = match &*self.route.action {
             Action::Redirect(redirect) => self.redirect(redirect, &request),
             Action::Refuse(status, why) => refusal(*status, why),
             Action::Forward(targets) => match choose(targets) {
@@ -213,7 +211,7 @@ impl Hop<'_> {
     ) -> Response<Answer> {
         let backend = match &weighted.target {
             Target::Backend(backend) => backend,
-            Target::Missing(why) => return refusal(StatusCode::SERVICE_UNAVAILABLE, why),
+            Target::Missing(status, why) => return refusal(*status, why),
         };
         let max = self.route.limits.body_bytes_max;
         if max.is_some_and(|max| declared(&request).is_some_and(|len| len > max)) {
@@ -327,7 +325,7 @@ impl Hop<'_> {
         let mut last = None;
         for _ in 0..ATTEMPTS {
             let Some(to) = backend.pick(&tried) else {
-                if self.plane.wake.hold(backend).await {
+                if self.plane.hold(backend).await {
                     continue;
                 }
                 break;

@@ -13,9 +13,12 @@ mod upstream;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use std::sync::Arc;
+
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
+use crate::backend::Backend;
 use crate::table::{Port, Table};
 use activation::Wake;
 use upstream::Upstreams;
@@ -38,5 +41,10 @@ impl Plane {
             upstreams: Upstreams::new(),
             wake,
         }
+    }
+
+    /// Holds somebody who wants a Service until it has an endpoint; whether it has one.
+    pub(crate) async fn hold(&self, backend: &Arc<Backend>) -> bool {
+        self.wake.hold(backend).await
     }
 }

@@ -205,7 +205,7 @@ impl Compiling<'_> {
                 .backend(self.namespace, &service.name, &port, self.wishes.protocol);
         let target = found.unwrap_or_else(|message| {
             self.problems.push(("BackendNotFound", message.clone()));
-            Target::Missing(message.into())
+            Target::Missing(StatusCode::SERVICE_UNAVAILABLE, message.into())
         });
         Action::Forward(vec![Weighted {
             weight: 1,
@@ -231,7 +231,7 @@ impl Compiling<'_> {
                 rule: self.rules,
             },
             edits,
-            action,
+            action: Arc::new(action),
             https_only,
             limits: self.wishes.limits,
         })

@@ -93,7 +93,8 @@ pub(crate) struct Route {
     pub(crate) matches: Vec<Match>,
     pub(crate) age: Age,
     pub(crate) edits: Edits,
-    pub(crate) action: Action,
+    /// Shared by the matches of one rule.
+    pub(crate) action: Arc<Action>,
     /// A client that came without TLS is sent to where there is some.
     pub(crate) https_only: bool,
     pub(crate) limits: Limits,
@@ -174,8 +175,8 @@ pub(crate) struct Weighted {
 #[derive(Debug)]
 pub(crate) enum Target {
     Backend(Arc<Backend>),
-    /// Named, but not there: why.
-    Missing(Arc<str>),
+    /// Named, but not there: what the client is told.
+    Missing(StatusCode, Arc<str>),
 }
 
 /// A client is sent elsewhere. What is not said stays as it was asked.

@@ -10,7 +10,7 @@ fn route(name: &str, one: Match) -> Arc<Route> {
             ..Age::default()
         },
         edits: Edits::default(),
-        action: Action::Refuse(StatusCode::NOT_FOUND, "".into()),
+        action: Arc::new(Action::Refuse(StatusCode::NOT_FOUND, "".into())),
         https_only: false,
         limits: Limits::default(),
     })

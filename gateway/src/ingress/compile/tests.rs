@@ -87,13 +87,13 @@ fn fate(table: &Table, host: &str, path: &str) -> String {
         let taken_by = route.matches.iter().find(|one| one.holds(&facts)).unwrap();
         format!(" as {}", rewrite.apply(path, &taken_by.path))
     });
-    let action = match &route.action {
+    let action = match &*route.action {
         Action::Forward(targets) => match &targets[0].target {
             Target::Backend(backend) => format!(
                 "{}:{} {:?}",
                 backend.key.service, backend.key.port, backend.key.protocol
             ),
-            Target::Missing(why) => why.to_string(),
+            Target::Missing(_, why) => why.to_string(),
         },
         Action::Redirect(redirect) => format!("{} elsewhere", redirect.status.as_u16()),
         Action::Refuse(status, why) => format!("{status} {why}"),

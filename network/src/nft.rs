@@ -133,6 +133,23 @@ pub(crate) async fn run_in(
     run("ip", &all, input).await
 }
 
+/// What a program prints in a network namespace of that name, where there is one.
+pub(crate) async fn output_in(
+    netns: Option<&str>,
+    program: &'static str,
+    args: &[&str],
+) -> Result<String, NftError> {
+    let Some(name) = netns else {
+        return output(program, args, "").await;
+    };
+    output(
+        "ip",
+        &[&["netns", "exec", name, program], args].concat(),
+        "",
+    )
+    .await
+}
+
 /// Runs a program with `input` and answers what it prints.
 pub(crate) async fn output(
     program: &'static str,

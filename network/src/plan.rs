@@ -64,6 +64,9 @@ pub(crate) fn rules(view: &View) -> Vec<Rule> {
     let mut rules = Vec::new();
     for (key, service) in &view.services {
         let Some(spec) = &service.spec else { continue };
+        if is_others(service) {
+            continue;
+        }
         let ips = cluster_ips(service);
         if ips.is_empty() {
             continue;
@@ -76,6 +79,17 @@ pub(crate) fn rules(view: &View) -> Vec<Rule> {
     }
     rules.sort_by(|a, b| a.name.cmp(&b.name));
     rules
+}
+
+/// Labels by which a Service asks to be left to another proxy, or to none.
+const LEFT_ALONE: [&str; 2] = [
+    "service.kubernetes.io/service-proxy-name",
+    "service.kubernetes.io/headless",
+];
+
+fn is_others(service: &Service) -> bool {
+    let labels = service.metadata.labels.as_ref();
+    labels.is_some_and(|labels| LEFT_ALONE.iter().any(|name| labels.contains_key(*name)))
 }
 
 fn rule(
@@ -389,6 +403,19 @@ mod tests {
         );
         assert_eq!(rule.endpoints.len(), 1);
         assert!(rule.external_endpoints.is_empty(), "none on this node");
+    }
+
+    #[test]
+    fn services_of_other_proxies_have_no_rule() {
+        for label in LEFT_ALONE {
+            let view = view(json!({}), json!([]));
+            assert_eq!(rules(&view).len(), 1);
+            let key = ("ns".to_owned(), "web".to_owned());
+            let mut service = (*view.services[&key]).clone();
+            service.metadata.labels = Some([(label.to_owned(), String::new())].into());
+            let other = View::new(vec![service.into()], Vec::new(), NodeFacts::default());
+            assert_eq!(rules(&other), [], "{label}");
+        }
     }
 
     #[test]

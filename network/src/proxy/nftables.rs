@@ -7,11 +7,12 @@
 //! `route_localnet` on the Pods' bridge lets the kernel bring packets of Pods to virtual Pods and to the node's own services on
 //! loopback addresses; the chain `guard` drops whatever asks for such an address itself.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::net::Net;
-use crate::nft::{NftError, Ruleset, difference, line, run, run_in, short};
+use crate::nft::{NftError, Ruleset, difference, line, output_in, run, run_in, short};
 use crate::plan::{Protocol, Rule};
 
 /// Marks packets whose source is to be replaced by the node's, as upstream's proxy does.
@@ -106,9 +107,7 @@ impl Nftables {
         }
         let gone = abandoned(&self.rules, rules);
         self.rules = rules.to_vec();
-        for flow in gone {
-            forget_flow(self.netns.as_deref(), &flow).await;
-        }
+        forget(self.netns.as_deref(), &gone).await;
         Ok(())
     }
 
@@ -393,7 +392,7 @@ fn dispatch(
 /// Ways in whose protocol knows no end of a connection, and the endpoints behind them that are gone: the kernel would go on sending
 /// there. A way that is new may have flows too, of datagrams that came before it and met nobody.
 fn abandoned(old: &[Rule], new: &[Rule]) -> Vec<Flow> {
-    let known: std::collections::HashMap<(&str, Protocol), &Rule> = new
+    let known: HashMap<(&str, Protocol), &Rule> = new
         .iter()
         .map(|rule| ((rule.name.as_str(), rule.protocol), rule))
         .collect();
@@ -437,6 +436,16 @@ struct Flow {
     endpoint: IpAddr,
 }
 
+impl Flow {
+    /// What it was sent to (any address for node ports), and who answers.
+    fn key(&self) -> (Option<IpAddr>, u16, IpAddr) {
+        match self.way {
+            Way::Addr(addr) => (Some(addr.ip()), addr.port(), self.endpoint),
+            Way::NodePort(port) => (None, port, self.endpoint),
+        }
+    }
+}
+
 /// How packets come in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
@@ -444,28 +453,83 @@ enum Way {
     NodePort(u16),
 }
 
-async fn forget_flow(netns: Option<&str>, flow: &Flow) {
-    let family = if flow.endpoint.is_ipv4() {
-        "ipv4"
-    } else {
-        "ipv6"
-    };
-    let mut args = ["-D", "-f", family, "-p", flow.protocol.name()]
-        .map(str::to_owned)
-        .to_vec();
-    let port = match flow.way {
-        Way::Addr(addr) => {
-            args.extend(["--orig-dst".to_owned(), addr.ip().to_string()]);
-            addr.port()
+/// Removes what the kernel remembers of these ways: one look at all it remembers, then each by itself.
+async fn forget(netns: Option<&str>, gone: &[Flow]) {
+    for family in Family::BOTH {
+        for protocol in [Protocol::Udp, Protocol::Sctp] {
+            let own = gone
+                .iter()
+                .filter(|flow| flow.protocol == protocol && Family::of(flow.endpoint) == family);
+            let own: HashSet<(Option<IpAddr>, u16, IpAddr)> = own.map(Flow::key).collect();
+            if !own.is_empty()
+                && let Err(error) = forget_of(netns, (family, protocol), &own).await
+            {
+                tracing::debug!(%error, "Flows of a gone endpoint were not removed");
+            }
         }
-        Way::NodePort(port) => port,
+    }
+}
+
+async fn forget_of(
+    netns: Option<&str>,
+    (family, protocol): (Family, Protocol),
+    gone: &HashSet<(Option<IpAddr>, u16, IpAddr)>,
+) -> Result<(), NftError> {
+    let name = match family {
+        Family::V4 => "ipv4",
+        Family::V6 => "ipv6",
     };
-    args.extend(["--orig-port-dst".to_owned(), port.to_string()]);
-    args.extend(["--reply-src".to_owned(), flow.endpoint.to_string()]);
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    // It fails when there is no such flow, which is as good.
-    if let Err(error) = run_in(netns, "conntrack", &args, "").await {
-        tracing::debug!(%error, "No flow of a gone endpoint was removed");
+    let of = ["-f", name, "-p", protocol.name()];
+    let listed = output_in(netns, "conntrack", &[&["-L"], &of[..]].concat()).await?;
+    for tuple in listed.lines().filter_map(Tuple::parse) {
+        let by_address = (Some(tuple.dst), tuple.dport, tuple.reply_src);
+        if !gone.contains(&by_address) && !gone.contains(&(None, tuple.dport, tuple.reply_src)) {
+            continue;
+        }
+        let words = [
+            ("--orig-src", tuple.src.to_string()),
+            ("--orig-dst", tuple.dst.to_string()),
+            ("--orig-port-src", tuple.sport.to_string()),
+            ("--orig-port-dst", tuple.dport.to_string()),
+        ];
+        let words: Vec<&str> = words
+            .iter()
+            .flat_map(|(word, value)| [*word, value.as_str()])
+            .collect();
+        // It fails when the flow has just ended by itself, which is as good.
+        let args = [&["-D"], &of[..], &words[..]].concat();
+        if let Err(error) = run_in(netns, "conntrack", &args, "").await {
+            tracing::debug!(%error, "A flow of a gone endpoint was not removed");
+        }
+    }
+    Ok(())
+}
+
+/// A line of `conntrack -L`.
+#[derive(Debug, PartialEq, Eq)]
+struct Tuple {
+    src: IpAddr,
+    dst: IpAddr,
+    sport: u16,
+    dport: u16,
+    reply_src: IpAddr,
+}
+
+impl Tuple {
+    fn parse(line: &str) -> Option<Self> {
+        // Each name comes twice: as the client sent it, and as the answer comes.
+        let value = |name: &str, nth: usize| {
+            let words = line.split_whitespace();
+            let mut found = words.filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+            found.nth(nth)
+        };
+        Some(Self {
+            src: value("src", 0)?.parse().ok()?,
+            dst: value("dst", 0)?.parse().ok()?,
+            sport: value("sport", 0)?.parse().ok()?,
+            dport: value("dport", 0)?.parse().ok()?,
+            reply_src: value("src", 1)?.parse().ok()?,
+        })
     }
 }
 
@@ -552,6 +616,23 @@ mod tests {
             script.matches("delete set").count(),
             1,
             "the other one's clients stay: {script}"
+        );
+    }
+
+    #[test]
+    fn a_flow_is_read_from_its_line() {
+        let line = "udp      17 29 src=10.64.32.7 dst=10.96.0.7 sport=40000 dport=53 [UNREPLIED] src=10.64.32.8 dst=10.64.32.7 sport=8081 dport=40000 mark=0 use=1";
+        let expected = Tuple {
+            src: "10.64.32.7".parse().unwrap(),
+            dst: "10.96.0.7".parse().unwrap(),
+            sport: 40_000,
+            dport: 53,
+            reply_src: "10.64.32.8".parse().unwrap(),
+        };
+        assert_eq!(Tuple::parse(line), Some(expected));
+        assert_eq!(
+            Tuple::parse("conntrack v1.4.7 (conntrack-tools): 1 flow entries"),
+            None
         );
     }
 

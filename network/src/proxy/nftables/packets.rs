@@ -382,3 +382,166 @@ s.sendto(head + init, ("10.96.0.7", 0))
     let arrived = lines.next().expect("a packet within its time").unwrap();
     assert_eq!(arrived, "5000 7000");
 }
+
+/// Asks again and again and prints when it began and the answer, or what went wrong; ends when its input does.
+const LOAD: &str = r#"
+import socket, sys, threading, time
+stop = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+print("0 up", flush=True)
+while not stop.is_set():
+    begun = time.time()
+    try:
+        s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)
+        said = s.makefile().readline().split()[0]
+        s.close()
+    except Exception as e:
+        said = f"failed: {e}"
+    print(begun, said, flush=True)
+"#;
+
+/// Connections to a Service, one after the other, until it is told to end.
+struct Load {
+    client: Child,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+}
+
+impl Load {
+    fn start(lab: &Lab, host: &str, ip: &str, port: u16) -> Self {
+        let mut client = lab
+            .command(host, &format!("exec python3 -c '{LOAD}' {ip} {port}"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
+        assert_eq!(lines.next().unwrap().unwrap(), "0 up");
+        Self { client, lines }
+    }
+
+    /// When the next question began, and its answer.
+    fn next_with_time(&mut self) -> (f64, String) {
+        let line = self.lines.next().unwrap().unwrap();
+        let (time, said) = line.split_once(' ').unwrap();
+        (time.parse().unwrap(), said.to_owned())
+    }
+
+    /// The next answer.
+    fn next(&mut self) -> String {
+        self.next_with_time().1
+    }
+
+    /// The answers that had not been read, each with the time at which the question began.
+    fn stop(mut self) -> Vec<(f64, String)> {
+        drop(self.client.stdin.take());
+        let rest = self.lines.by_ref().map(|line| {
+            let line = line.unwrap();
+            let (time, said) = line.split_once(' ').unwrap();
+            (time.parse().unwrap(), said.to_owned())
+        });
+        let rest = rest.collect();
+        self.client.wait().unwrap();
+        rest
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.client.kill().ok();
+        self.client.wait().ok();
+    }
+}
+
+#[tokio::test]
+async fn a_dead_endpoint_gets_no_connection_once_it_is_out_of_the_rules() {
+    let Some(mut node) = node("a_dead_endpoint_gets_no_connection_once_it_is_out_of_the_rules")
+    else {
+        return;
+    };
+    node.proxy
+        .sync(&both(Protocol::Tcp, 80, &[7, 8]))
+        .await
+        .unwrap();
+    let mut load = Load::start(&node.lab, "out", "10.96.0.7", 80);
+    node.lab
+        .ip("out", "route replace 10.96.0.0/16 via 192.0.2.1");
+    let mut seen = std::collections::BTreeSet::new();
+    while seen.len() < 2 {
+        seen.insert(load.next());
+    }
+    assert_eq!(seen, set(&["p1", "p2"]));
+    // The process dies under load; the proxy learns of it as the endpoint goes.
+    drop(node.servers.remove(0));
+    while !load.next().starts_with("failed") {}
+    node.proxy
+        .sync(&both(Protocol::Tcp, 80, &[8]))
+        .await
+        .unwrap();
+    let synced: f64 = node
+        .lab
+        .inside("node", "date +%s.%N")
+        .trim()
+        .parse()
+        .unwrap();
+    let mut good = 0;
+    while good < 200 {
+        let (begun, said) = load.next_with_time();
+        if begun > synced {
+            assert_eq!(said, "p2", "after {good} good ones");
+            good += 1;
+        }
+    }
+    assert!(load.stop().iter().all(|(_, said)| said == "p2"));
+}
+
+#[tokio::test]
+async fn a_proxy_that_starts_anew_drops_no_connection() {
+    let Some(mut node) = node("a_proxy_that_starts_anew_drops_no_connection") else {
+        return;
+    };
+    let rules = both(Protocol::Tcp, 80, &[7, 8]);
+    node.proxy.sync(&rules).await.unwrap();
+    let mut load = Load::start(&node.lab, "p1", "10.96.0.7", 80);
+    for _ in 0..20 {
+        // It knows nothing of what its predecessor left, and replaces it as a whole, in one transaction.
+        let mut proxy = Nftables::new("cox0").in_netns(&node.lab.netns("node"));
+        proxy.sync(&rules).await.unwrap();
+        for _ in 0..5 {
+            load.next();
+        }
+    }
+    let said = load.stop();
+    assert!(
+        said.iter().all(|(_, said)| said == "p1" || said == "p2"),
+        "{said:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_thousand_services_come_and_go_and_leave_nothing() {
+    let Some(mut node) = node("a_thousand_services_come_and_go_and_leave_nothing") else {
+        return;
+    };
+    let state = |node: &Node| {
+        let addresses = "ip -o address; ip route show table all; ss -Hltun | wc -l";
+        (node.rules(), node.lab.inside("node", addresses))
+    };
+    node.proxy.sync(&[]).await.unwrap();
+    let before = state(&node);
+    let service = |at: usize| {
+        let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp][at % 3];
+        let mut rules = both(protocol, u16::try_from(at).unwrap() + 1, &[7, 8]);
+        for rule in &mut rules {
+            rule.affinity_secs = (at % 2 == 0).then_some(60);
+        }
+        rules
+    };
+    for first in (0..1000).step_by(10) {
+        // Half of them stay for another round.
+        let rules: Vec<Rule> = (first..first + 15).flat_map(service).collect();
+        node.proxy.sync(&rules).await.unwrap();
+    }
+    assert!(node.rules().contains("svc-"));
+    node.proxy.sync(&[]).await.unwrap();
+    assert_eq!(state(&node), before);
+}

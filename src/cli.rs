@@ -339,6 +339,10 @@ pub(crate) struct NodeArgs {
     /// The same with TLS [default: 443, 8443, or a free one]
     #[arg(long, value_name = "PORT")]
     pub(crate) ingress_https_port: Option<u16>,
+    /// Names that end in a domain are asked of servers of its own, as example.org=10.0.0.1 or corp.internal=10.0.0.1:5353,10.0.0.2;
+    /// may be repeated
+    #[arg(long = "stub-domain", value_name = "DOMAIN=SERVER[,SERVER]")]
+    pub(crate) stub_domains: Vec<cox_network::StubDomain>,
     /// Leave NetworkPolicies to somebody else
     #[arg(long)]
     pub(crate) no_network_policy: bool,

@@ -237,6 +237,7 @@ pub(crate) fn run_network(
     config.mode = node.proxy_mode.into();
     config.policy_file = (!node.no_network_policy).then(|| paths.policies_file());
     config.linux_containers = node.containerd_socket.exists();
+    config.stub_domains.clone_from(&node.stub_domains);
     config.node_network = node.node_network.into();
     let deps = cox_network::Deps {
         client: identity.client.clone(),

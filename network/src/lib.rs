@@ -35,6 +35,7 @@ use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 
 use dns::forward::Forwarder;
+pub use dns::forward::{StubDomain, StubDomainError};
 use dns::server::{Dns, Listeners};
 use health::HealthPorts;
 use net::Net;
@@ -88,6 +89,8 @@ pub struct Config {
     pub cluster_domain: String,
     /// Names whom to ask for other names.
     pub resolv_conf: PathBuf,
+    /// Domains that others know.
+    pub stub_domains: Vec<StubDomain>,
     /// How Pods reach Pods of other nodes.
     pub node_network: NodeNetwork,
 }
@@ -107,6 +110,7 @@ impl Config {
             dns: true,
             cluster_domain: "cluster.local".into(),
             resolv_conf: "/etc/resolv.conf".into(),
+            stub_domains: Vec::new(),
             node_network: NodeNetwork::None,
         }
     }
@@ -264,7 +268,7 @@ async fn start_dns(
     let dns = Arc::new(Dns {
         view,
         domain: config.cluster_domain.clone(),
-        forwarder: Forwarder::new(config.resolv_conf.clone()),
+        forwarder: Forwarder::new(config.resolv_conf.clone(), config.stub_domains.clone()),
     });
     let run = async move {
         match listeners {

@@ -298,7 +298,7 @@ mod tests {
         let dns = Arc::new(Dns {
             view: Arc::new(RwLock::new(Arc::new(view))),
             domain: "cluster.local".into(),
-            forwarder: Forwarder::new("/nonexistent".into()),
+            forwarder: Forwarder::new("/nonexistent".into(), Vec::new()),
         });
         let listeners = Listeners::open("127.0.0.1:0".parse().unwrap())
             .await

@@ -425,6 +425,8 @@ pub(crate) enum Proxy {
     Auto,
     /// By the kernel, through `nft` (needs root)
     Nftables,
+    /// By the kernel, through `iptables-restore` (needs root)
+    Iptables,
     /// By this process
     Userspace,
     /// By somebody else
@@ -436,6 +438,7 @@ impl From<Proxy> for cox_network::ProxyMode {
         match proxy {
             Proxy::Auto => Self::Auto,
             Proxy::Nftables => Self::Nftables,
+            Proxy::Iptables => Self::Iptables,
             Proxy::Userspace => Self::Userspace,
             Proxy::None => Self::None,
         }

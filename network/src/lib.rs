@@ -41,6 +41,7 @@ use health::HealthPorts;
 use net::Net;
 pub use nodes::NodeNetwork;
 use plan::Rule;
+use proxy::iptables::{self, Iptables};
 use proxy::nftables::{self, Nftables};
 use proxy::userspace::{Problem, Userspace};
 use table::TableFile;
@@ -60,6 +61,8 @@ pub enum ProxyMode {
     Auto,
     /// By the kernel's nftables, through the program `nft`.
     Nftables,
+    /// By the kernel, through `iptables-restore`.
+    Iptables,
     /// By listeners of this process.
     Userspace,
     /// By somebody else; the shim still learns of Services.
@@ -150,7 +153,7 @@ pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) {
     let clock = Arc::new(SystemClock);
     let events = Recorder::on_host(deps.client.clone(), source, clock, &cancel);
     cancel
-        .run_until_cancelled(serve(config, deps, events))
+        .run_until_cancelled(Box::pin(serve(config, deps, events)))
         .await;
 }
 
@@ -283,6 +286,7 @@ async fn start_dns(
 #[derive(Debug)]
 enum Proxy {
     Nftables(Nftables),
+    Iptables(Iptables),
     Userspace(Userspace),
     None,
 }
@@ -301,7 +305,7 @@ impl Proxy {
             mode => mode,
         };
         // Without need nothing of the node's network is touched: Wasm Pods reach Services all the same.
-        if mode == ProxyMode::Nftables
+        if matches!(mode, ProxyMode::Nftables | ProxyMode::Iptables)
             || mode == config.mode && mode == ProxyMode::Userspace && rights()
         {
             for range in routed {
@@ -310,9 +314,11 @@ impl Proxy {
                 }
             }
         }
+        went_over(&config.table_file.with_file_name("proxy-mode"), mode).await;
         tracing::info!(?mode, ?ranges, "Services are served");
         match mode {
             ProxyMode::Nftables => Self::Nftables(Nftables::new(&config.bridge)),
+            ProxyMode::Iptables => Self::Iptables(Iptables::new(None)),
             ProxyMode::Userspace => Self::Userspace(Userspace::default()),
             ProxyMode::None | ProxyMode::Auto => Self::None,
         }
@@ -321,17 +327,42 @@ impl Proxy {
     async fn sync(
         &mut self,
         rules: &[Rule],
-        node_ip: IpAddr,
+        (node_ip, bridge): (IpAddr, &str),
     ) -> Result<Vec<Problem>, nft::NftError> {
         match self {
             Self::Nftables(proxy) => {
                 proxy.sync(rules).await?;
-                proxy.prepare_bridge();
+                nftables::prepare_bridge(bridge);
+            }
+            Self::Iptables(proxy) => {
+                proxy.sync(rules).await?;
+                nftables::prepare_bridge(bridge);
             }
             Self::Userspace(proxy) => return Ok(proxy.sync(rules, node_ip)),
             Self::None => {}
         }
         Ok(Vec::new())
+    }
+}
+
+/// Removes what another mode of an earlier run left in the kernel: two that translate the same packets are one too many. `file` says
+/// which one that was.
+async fn went_over(file: &std::path::Path, mode: ProxyMode) {
+    let name = format!("{mode:?}");
+    let last = std::fs::read_to_string(file).unwrap_or_default();
+    if last == name {
+        return;
+    }
+    let removed = match last.as_str() {
+        "Iptables" => iptables::remove(None).await,
+        "Nftables" => nftables::remove().await,
+        _ => Ok(()),
+    };
+    if let Err(error) = removed {
+        tracing::warn!(%error, last, "What the last mode of the proxy left in the kernel was not removed");
+    }
+    if let Err(error) = std::fs::write(file, name) {
+        tracing::debug!(%error, "The proxy's mode is not remembered");
     }
 }
 
@@ -399,8 +430,8 @@ impl Syncing {
                 change = nodes.next() => change.is_some(),
                 change = pods.next() => {
                     // The first Pod with a namespace brings the bridge.
-                    if let Proxy::Nftables(proxy) = &self.proxy {
-                        proxy.prepare_bridge();
+                    if matches!(self.proxy, Proxy::Nftables(_) | Proxy::Iptables(_)) {
+                        nftables::prepare_bridge(&self.config.bridge);
                     }
                     if change.is_some() {
                         continue;
@@ -442,7 +473,8 @@ impl Syncing {
             .into_iter()
             .filter(|rule| !(served && table::is_dns(rule) && rule.endpoints.is_empty()))
             .collect();
-        for problem in self.proxy.sync(&passed, self.config.node_ip).await? {
+        let place = (self.config.node_ip, self.config.bridge.as_str());
+        for problem in self.proxy.sync(&passed, place).await? {
             self.say(&view, &problem);
         }
         tracing::debug!(rules = passed.len(), "Services are up to date");

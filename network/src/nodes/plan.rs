@@ -15,7 +15,7 @@ use crate::net::Net;
 /// The tunnel's interface.
 pub(crate) const TUNNEL: &str = "cox-vxlan";
 /// Which of a link's tunnels is ours.
-pub(crate) const TUNNEL_ID: u32 = 10_64;
+pub(crate) const TUNNEL_ID: u32 = 1064;
 /// The port that Linux has had for VXLAN from the start, and that firewalls of clusters know.
 pub(crate) const TUNNEL_PORT: u16 = 8472;
 /// What the tunnel adds to a packet: Ethernet, VXLAN, UDP and IP.

@@ -7,13 +7,13 @@
 //! `route_localnet` on the Pods' bridge lets the kernel bring packets of Pods to virtual Pods and to the node's own services on
 //! loopback addresses; the chain `guard` drops whatever asks for such an address itself.
 
-use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
+use super::flows::Flows;
 use crate::net::Net;
-use crate::nft::{NftError, Ruleset, difference, line, output_in, run, run_in, short};
-use crate::plan::{Protocol, Rule};
+use crate::nft::{NftError, Ruleset, difference, line, run, run_in, short};
+use crate::plan::Rule;
 
 /// Marks packets whose source is to be replaced by the node's, as upstream's proxy does.
 const MARK: &str = "0x4000";
@@ -51,7 +51,7 @@ impl Family {
         format!("{} coxswain-services", self.ip())
     }
 
-    fn has(self, addr: &SocketAddr) -> bool {
+    pub(crate) fn has(self, addr: &SocketAddr) -> bool {
         Self::of(addr.ip()) == self
     }
 }
@@ -62,7 +62,7 @@ pub(crate) struct Nftables {
     bridge: String,
     netns: Option<String>,
     tables: [Table; 2],
-    rules: Vec<Rule>,
+    flows: Flows,
 }
 
 #[derive(Debug)]
@@ -82,7 +82,7 @@ impl Nftables {
             bridge: bridge.to_owned(),
             netns: None,
             tables: Family::BOTH.map(table),
-            rules: Vec::new(),
+            flows: Flows::default(),
         }
     }
 
@@ -105,30 +105,35 @@ impl Nftables {
             run_in(self.netns.as_deref(), "nft", &["-f", "-"], &script).await?;
             table.applied = Some(next);
         }
-        let gone = abandoned(&self.rules, rules);
-        self.rules = rules.to_vec();
-        forget(self.netns.as_deref(), &gone).await;
+        self.flows.follow(self.netns.as_deref(), rules).await;
         Ok(())
     }
+}
 
-    /// Lets packets of Pods reach loopback addresses that a rule gave them; called whenever the bridge may be new.
-    pub(crate) fn prepare_bridge(&self) {
-        let switch = format!("/proc/sys/net/ipv4/conf/{}/route_localnet", self.bridge);
-        match std::fs::read_to_string(&switch) {
-            Ok(text) if text.trim() == "1" => {}
-            Ok(_) => match std::fs::write(&switch, "1") {
-                Ok(()) => tracing::debug!(
-                    bridge = self.bridge,
-                    "Pods of the bridge reach Services of virtual Pods"
-                ),
-                Err(error) => {
-                    tracing::warn!(%error, "Pods with a namespace cannot reach Services of virtual Pods")
-                }
-            },
-            // No bridge yet.
-            Err(_) => {}
-        }
+/// Lets packets of Pods reach loopback addresses that a rule gave them; called whenever the bridge may be new.
+pub(crate) fn prepare_bridge(bridge: &str) {
+    let switch = format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet");
+    match std::fs::read_to_string(&switch) {
+        Ok(text) if text.trim() == "1" => {}
+        Ok(_) => match std::fs::write(&switch, "1") {
+            Ok(()) => tracing::debug!(bridge, "Pods of the bridge reach Services of virtual Pods"),
+            Err(error) => {
+                tracing::warn!(%error, "Pods with a namespace cannot reach Services of virtual Pods")
+            }
+        },
+        // No bridge yet.
+        Err(_) => {}
     }
+}
+
+/// Removes both tables; none there is fine.
+pub(crate) async fn remove() -> Result<(), NftError> {
+    let tables = Family::BOTH.map(Family::table);
+    let script: Vec<String> = tables
+        .iter()
+        .map(|table| format!("add table {table}\ndelete table {table}\n"))
+        .collect();
+    run("nft", &["-f", "-"], &script.concat()).await
 }
 
 impl Table {
@@ -389,150 +394,6 @@ fn dispatch(
     known
 }
 
-/// Ways in whose protocol knows no end of a connection, and the endpoints behind them that are gone: the kernel would go on sending
-/// there. A way that is new may have flows too, of datagrams that came before it and met nobody.
-fn abandoned(old: &[Rule], new: &[Rule]) -> Vec<Flow> {
-    let known: HashMap<(&str, Protocol), &Rule> = new
-        .iter()
-        .map(|rule| ((rule.name.as_str(), rule.protocol), rule))
-        .collect();
-    let mut gone = Vec::new();
-    for rule in old.iter().filter(|rule| rule.protocol != Protocol::Tcp) {
-        let kept = known.get(&(rule.name.as_str(), rule.protocol));
-        if kept.is_some_and(|kept| **kept == *rule) {
-            continue;
-        }
-        let all = rule.endpoints.iter().chain(&rule.external_endpoints);
-        let mut lost: Vec<IpAddr> = all
-            .filter(|endpoint| {
-                kept.is_none_or(|kept| {
-                    !kept.endpoints.contains(endpoint)
-                        && !kept.external_endpoints.contains(endpoint)
-                })
-            })
-            .map(SocketAddr::ip)
-            .collect();
-        lost.sort_unstable();
-        lost.dedup();
-        for endpoint in lost {
-            let flow = |way| Flow {
-                protocol: rule.protocol,
-                way,
-                endpoint,
-            };
-            let addrs = rule.cluster.iter().chain(&rule.external);
-            gone.extend(addrs.map(|addr| flow(Way::Addr(*addr))));
-            gone.extend(rule.node_port.map(|port| flow(Way::NodePort(port))));
-        }
-    }
-    gone
-}
-
-/// What the kernel remembers of a client.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Flow {
-    protocol: Protocol,
-    way: Way,
-    endpoint: IpAddr,
-}
-
-impl Flow {
-    /// What it was sent to (any address for node ports), and who answers.
-    fn key(&self) -> (Option<IpAddr>, u16, IpAddr) {
-        match self.way {
-            Way::Addr(addr) => (Some(addr.ip()), addr.port(), self.endpoint),
-            Way::NodePort(port) => (None, port, self.endpoint),
-        }
-    }
-}
-
-/// How packets come in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    Addr(SocketAddr),
-    NodePort(u16),
-}
-
-/// Removes what the kernel remembers of these ways: one look at all it remembers, then each by itself.
-async fn forget(netns: Option<&str>, gone: &[Flow]) {
-    for family in Family::BOTH {
-        for protocol in [Protocol::Udp, Protocol::Sctp] {
-            let own = gone
-                .iter()
-                .filter(|flow| flow.protocol == protocol && Family::of(flow.endpoint) == family);
-            let own: HashSet<(Option<IpAddr>, u16, IpAddr)> = own.map(Flow::key).collect();
-            if !own.is_empty()
-                && let Err(error) = forget_of(netns, (family, protocol), &own).await
-            {
-                tracing::debug!(%error, "Flows of a gone endpoint were not removed");
-            }
-        }
-    }
-}
-
-async fn forget_of(
-    netns: Option<&str>,
-    (family, protocol): (Family, Protocol),
-    gone: &HashSet<(Option<IpAddr>, u16, IpAddr)>,
-) -> Result<(), NftError> {
-    let name = match family {
-        Family::V4 => "ipv4",
-        Family::V6 => "ipv6",
-    };
-    let of = ["-f", name, "-p", protocol.name()];
-    let listed = output_in(netns, "conntrack", &[&["-L"], &of[..]].concat()).await?;
-    for tuple in listed.lines().filter_map(Tuple::parse) {
-        let by_address = (Some(tuple.dst), tuple.dport, tuple.reply_src);
-        if !gone.contains(&by_address) && !gone.contains(&(None, tuple.dport, tuple.reply_src)) {
-            continue;
-        }
-        let words = [
-            ("--orig-src", tuple.src.to_string()),
-            ("--orig-dst", tuple.dst.to_string()),
-            ("--orig-port-src", tuple.sport.to_string()),
-            ("--orig-port-dst", tuple.dport.to_string()),
-        ];
-        let words: Vec<&str> = words
-            .iter()
-            .flat_map(|(word, value)| [*word, value.as_str()])
-            .collect();
-        // It fails when the flow has just ended by itself, which is as good.
-        let args = [&["-D"], &of[..], &words[..]].concat();
-        if let Err(error) = run_in(netns, "conntrack", &args, "").await {
-            tracing::debug!(%error, "A flow of a gone endpoint was not removed");
-        }
-    }
-    Ok(())
-}
-
-/// A line of `conntrack -L`.
-#[derive(Debug, PartialEq, Eq)]
-struct Tuple {
-    src: IpAddr,
-    dst: IpAddr,
-    sport: u16,
-    dport: u16,
-    reply_src: IpAddr,
-}
-
-impl Tuple {
-    fn parse(line: &str) -> Option<Self> {
-        // Each name comes twice: as the client sent it, and as the answer comes.
-        let value = |name: &str, nth: usize| {
-            let words = line.split_whitespace();
-            let mut found = words.filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));
-            found.nth(nth)
-        };
-        Some(Self {
-            src: value("src", 0)?.parse().ok()?,
-            dst: value("dst", 0)?.parse().ok()?,
-            sport: value("sport", 0)?.parse().ok()?,
-            dport: value("dport", 0)?.parse().ok()?,
-            reply_src: value("src", 1)?.parse().ok()?,
-        })
-    }
-}
-
 /// Makes Service addresses local to the node.
 pub(crate) async fn make_local(range: Net) -> Result<(), NftError> {
     let range = range.to_string();
@@ -551,6 +412,7 @@ mod packets;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::Protocol;
 
     fn render_v4(rules: &[Rule]) -> Ruleset {
         render(rules, Family::V4)
@@ -616,52 +478,6 @@ mod tests {
             script.matches("delete set").count(),
             1,
             "the other one's clients stay: {script}"
-        );
-    }
-
-    #[test]
-    fn a_flow_is_read_from_its_line() {
-        let line = "udp      17 29 src=10.64.32.7 dst=10.96.0.7 sport=40000 dport=53 [UNREPLIED] src=10.64.32.8 dst=10.64.32.7 sport=8081 dport=40000 mark=0 use=1";
-        let expected = Tuple {
-            src: "10.64.32.7".parse().unwrap(),
-            dst: "10.96.0.7".parse().unwrap(),
-            sport: 40_000,
-            dport: 53,
-            reply_src: "10.64.32.8".parse().unwrap(),
-        };
-        assert_eq!(Tuple::parse(line), Some(expected));
-        assert_eq!(
-            Tuple::parse("conntrack v1.4.7 (conntrack-tools): 1 flow entries"),
-            None
-        );
-    }
-
-    #[test]
-    fn flows_of_gone_endpoints_are_forgotten() {
-        let udp = |endpoints: &[&str]| {
-            let mut rule = rule("a/x:", endpoints, None);
-            rule.protocol = Protocol::Udp;
-            rule
-        };
-        let gone = abandoned(
-            &[udp(&["10.0.0.1:53", "10.0.0.2:53"])],
-            &[udp(&["10.0.0.2:53"])],
-        );
-        let flow = |way| Flow {
-            protocol: Protocol::Udp,
-            way,
-            endpoint: "10.0.0.1".parse().unwrap(),
-        };
-        assert_eq!(
-            gone,
-            [
-                flow(Way::Addr("10.96.0.7:80".parse().unwrap())),
-                flow(Way::NodePort(30_080))
-            ]
-        );
-        assert!(
-            abandoned(&[rule("a/x:", &["10.0.0.1:53"], None)], &[]).is_empty(),
-            "TCP ends by itself"
         );
     }
 }

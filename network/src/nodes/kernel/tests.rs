@@ -118,11 +118,11 @@ fn ping(lab: &Lab, from: usize, ip: &str) -> (bool, String) {
 }
 
 fn assert_all_reach_all(lab: &Lab) {
-    for from in 0..3 {
-        for to in 0..3 {
+    for (from, (name, _)) in NODES.iter().enumerate() {
+        for to in 0..NODES.len() {
             for ip in [pod(to), pod6(to)] {
                 let (reached, said) = ping(lab, from, &ip);
-                assert!(reached, "{} to {ip}: {said}", NODES[from].0);
+                assert!(reached, "{name} to {ip}: {said}");
             }
         }
     }

@@ -5,6 +5,8 @@ use std::process::{Child, Stdio};
 
 use super::*;
 use crate::lab::Lab;
+use crate::plan::Protocol;
+use crate::proxy::iptables::{self, Iptables};
 
 /// Says its name and who asks: over TCP on 8080, over UDP on 8081; both kinds of address.
 const SERVER: &str = r#"
@@ -46,16 +48,28 @@ impl Drop for Killed {
     }
 }
 
+/// A proxy in the kernel, of either mode.
+enum Kernel {
+    Nft(Nftables),
+    Ipt(Iptables),
+}
+
+impl Kernel {
+    async fn sync(&mut self, rules: &[Rule]) -> Result<(), NftError> {
+        match self {
+            Self::Nft(proxy) => proxy.sync(rules).await,
+            Self::Ipt(proxy) => proxy.sync(rules).await,
+        }
+    }
+}
+
 struct Node {
     lab: Lab,
     servers: Vec<Killed>,
-    proxy: Nftables,
+    proxy: Kernel,
 }
 
 fn node(test: &str) -> Option<Node> {
-    if !crate::nft::has_program("nft") {
-        return None;
-    }
     let mut lab = Lab::new(test)?;
     for host in ["node", "out", "p1", "p2"] {
         lab.host(host);
@@ -89,7 +103,7 @@ fn node(test: &str) -> Option<Node> {
     for range in ["10.96.0.0/16", "fd96::/112"] {
         lab.ip("node", &format!("route add local {range} dev lo"));
     }
-    let proxy = Nftables::new("cox0").in_netns(&lab.netns("node"));
+    let proxy = Kernel::Nft(Nftables::new("cox0").in_netns(&lab.netns("node")));
     Some(Node {
         lab,
         servers,
@@ -190,6 +204,61 @@ async fn both_kinds_of_address_lead_to_pods_from_everywhere() {
     let Some(mut node) = node("both_kinds_of_address_lead_to_pods_from_everywhere") else {
         return;
     };
+    lead_to_pods(&mut node).await;
+    let old = node.rules();
+    node.proxy.sync(&[]).await.unwrap();
+    let left = node.rules();
+    assert!(
+        old.contains("table ip6") && !left.contains("table ip6"),
+        "{left}"
+    );
+    assert!(
+        !left.contains("svc-") && !left.contains("10.96.0.7"),
+        "{left}"
+    );
+}
+
+#[tokio::test]
+async fn iptables_lead_to_pods_too_and_go_as_a_whole() {
+    let Some(mut node) = node("iptables_lead_to_pods_too_and_go_as_a_whole") else {
+        return;
+    };
+    if !crate::nft::has_program("iptables-restore") {
+        return;
+    }
+    let netns = node.lab.netns("node");
+    node.proxy = Kernel::Ipt(Iptables::new(Some(netns.clone())));
+    lead_to_pods(&mut node).await;
+    let rules = |node: &Node| node.lab.inside("node", "iptables-save; ip6tables-save");
+    node.proxy
+        .sync(&both(Protocol::Tcp, 80, &[7]))
+        .await
+        .unwrap();
+    let of = |node: &Node| -> String {
+        let rules = rules(node);
+        rules.lines().filter(|line| line.starts_with('-')).collect()
+    };
+    let before = of(&node);
+    // Another process makes the same of what it finds.
+    node.proxy = Kernel::Ipt(Iptables::new(Some(netns.clone())));
+    node.proxy
+        .sync(&both(Protocol::Tcp, 80, &[7]))
+        .await
+        .unwrap();
+    assert_eq!(of(&node), before);
+    node.proxy.sync(&[]).await.unwrap();
+    let left = rules(&node);
+    assert!(
+        !left.contains("SVC-") && !left.contains("SEP-") && !left.contains("EXT-"),
+        "{left}"
+    );
+    iptables::remove(Some(&netns)).await.unwrap();
+    assert!(!rules(&node).contains("COX-"));
+}
+
+/// Each way in, for both kinds of address.
+#[allow(clippy::too_many_lines, reason = "a story")]
+async fn lead_to_pods(node: &mut Node) {
     node.proxy
         .sync(&both(Protocol::Tcp, 80, &[7, 8]))
         .await
@@ -283,18 +352,6 @@ async fn both_kinds_of_address_lead_to_pods_from_everywhere() {
         let (ok, said) = node.ask("p1", addr, 1);
         assert!(!ok && said.concat().contains("refused"), "{said:?}");
     }
-    let old = node.rules();
-    node.proxy.sync(&[]).await.unwrap();
-    let left = node.rules();
-    assert!(
-        old.contains("table ip6") && !left.contains("table ip6"),
-        "{left}"
-    );
-    assert!(
-        !left.contains("svc-") && !left.contains("10.96.0.7"),
-        "{left}"
-    );
-    drop(node.servers);
 }
 
 #[tokio::test]
@@ -532,7 +589,7 @@ async fn a_thousand_services_come_and_go_and_leave_nothing() {
         let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp][at % 3];
         let mut rules = both(protocol, u16::try_from(at).unwrap() + 1, &[7, 8]);
         for rule in &mut rules {
-            rule.affinity_secs = (at % 2 == 0).then_some(60);
+            rule.affinity_secs = at.is_multiple_of(2).then_some(60);
         }
         rules
     };

@@ -12,6 +12,7 @@ mod memory;
 mod oci;
 mod pods;
 mod runtime;
+mod services;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -47,7 +48,8 @@ struct Args {
     other_pid: Vec<u32>,
     /// Measure only these: start, memory, create, get, list, pod, pods, apply, fanout, growth, wasm-start, wasm-idle, wasm-http,
     /// wasm-isolation;
-    /// and only when named: etcd (beside etcd itself, which must be installed), and as root: oci-start (beside containerd's own CRI plugin), oci-pod, oci-pods
+    /// and only when named: etcd (beside etcd itself, which must be installed), and as root: services, dns, oci-start (beside containerd's own CRI plugin), oci-pod,
+    /// oci-pods
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// ConfigMaps to create
@@ -71,6 +73,12 @@ struct Args {
     /// Events that each of them gets per second
     #[arg(long, default_value_t = 1000)]
     events: u32,
+    /// Counts of Services at which the proxy is shown
+    #[arg(long, value_delimiter = ',', default_values_t = [10, 1_000, 5_000])]
+    services: Vec<usize>,
+    /// Upstream's kube-proxy, to stand beside ours
+    #[arg(long)]
+    kube_proxy: Option<PathBuf>,
     /// Counts of objects at which growth is shown
     #[arg(long, value_delimiter = ',', default_values_t = [1_000, 10_000, 100_000])]
     growth: Vec<usize>,
@@ -113,8 +121,12 @@ struct Figure {
 async fn main() -> Result<()> {
     let args = Args::parse();
     let binary = args.binary.to_string_lossy().into_owned();
+    if services::is_wanted(&args) {
+        oci::in_own_namespaces(&args, &services::NAMES)?;
+        return print(&Box::pin(services::measure(&args)).await?);
+    }
     if oci::is_wanted(&args) {
-        oci::in_own_namespaces(&args)?;
+        oci::in_own_namespaces(&args, &oci::NAMES)?;
         return print(&Box::pin(oci::measure(&args)).await?);
     }
     let mut figures = Vec::new();

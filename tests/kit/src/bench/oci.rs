@@ -31,7 +31,7 @@ use super::runtime::{connect, load_image};
 use super::{Args, Figure, api, figure, load, wait_for_service_account};
 
 /// The figures of this module. They are measured only when asked for by name.
-const NAMES: [&str; 3] = ["oci-start", "oci-pod", "oci-pods"];
+pub(crate) const NAMES: [&str; 3] = ["oci-start", "oci-pod", "oci-pods"];
 /// Set in the process that runs in the namespaces.
 const INSIDE: &str = "COX_BENCH_INSIDE";
 const IMAGE: &str = "cox.local/idle:latest";
@@ -47,17 +47,17 @@ pub(crate) fn is_wanted(args: &Args) -> bool {
 }
 
 /// Becomes this same program in network, mount and process namespaces of its own.
-pub(crate) fn in_own_namespaces(args: &Args) -> Result<()> {
+pub(crate) fn in_own_namespaces(args: &Args, names: &[&str]) -> Result<()> {
     if std::env::var_os(INSIDE).is_some() {
         return Ok(());
     }
     if let Some(other) = args
         .only
         .iter()
-        .find(|name| !NAMES.contains(&name.as_str()))
+        .find(|name| !names.contains(&name.as_str()))
     {
         bail!(
-            "\"{other}\" is measured on the machine, {NAMES:?} apart from it: name them in runs of their own"
+            "\"{other}\" is measured on the machine, {names:?} apart from it: name them in runs of their own"
         );
     }
     let prepare = "mount --make-rshared / && ip link set lo up && exec \"$0\" \"$@\"";

@@ -215,3 +215,181 @@ fn an_ingress_leads_to_a_service() {
     let left: Value = cluster.json(&["get", "ingressclass"]);
     assert_eq!(left["items"].as_array().unwrap().len(), 1);
 }
+
+const GATEWAY: &str = r#"
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: front}
+spec:
+  gatewayClassName: coxswain
+  listeners:
+  - {name: web, port: 80, protocol: HTTP, hostname: "*.example"}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: front}
+spec:
+  parentRefs: [{name: front}]
+  hostnames: [a.example]
+  rules:
+  - matches: [{path: {type: PathPrefix, value: /api}}]
+    filters:
+    - {type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /v2}}}
+    - {type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: x-served-by, value: front}]}}
+    backendRefs: [{name: http, port: 80}]
+  - matches: [{path: {type: Exact, value: /old}}]
+    filters: [{type: RequestRedirect, requestRedirect: {path: {type: ReplaceFullPath, replaceFullPath: /new}, statusCode: 301}}]
+  - matches: [{path: {value: /gone}}]
+    backendRefs: [{name: gone, port: 80}]
+"#;
+
+/// The condition of this type, as `STATUS reason message`.
+fn condition(conditions: &Value, kind: &str) -> String {
+    let all = conditions.as_array().cloned().unwrap_or_default();
+    let one = all
+        .into_iter()
+        .find(|one| one["type"] == kind)
+        .unwrap_or_default();
+    let text = |field: &str| one[field].as_str().unwrap_or_default().to_owned();
+    format!("{} {} {}", text("status"), text("reason"), text("message"))
+}
+
+#[test]
+fn a_gateway_leads_to_a_service() {
+    let cluster = cluster(&["examples/http"]);
+    cluster.wait("condition=Accepted", "gatewayclass/coxswain");
+    cluster.apply(GATEWAY).ok();
+    cluster.wait("condition=Programmed", "gateway/front");
+    let status = cluster.json(&["get", "gateway", "front"])["status"].clone();
+    let listener = &status["listeners"][0];
+    let said = condition(&listener["conditions"], "Programmed");
+    let at = said
+        .strip_prefix("True Programmed Requests are taken at ")
+        .unwrap()
+        .trim_end_matches('.')
+        .to_owned();
+    eventually("the route to be attached", || {
+        let status = cluster.json(&["get", "gateway", "front"])["status"].clone();
+        if status["listeners"][0]["attachedRoutes"] == 1 {
+            Ok(())
+        } else {
+            Err(status.to_string())
+        }
+    });
+    let get =
+        |path: &str| curl(&["-i", "-H", "Host: a.example", &format!("http://{at}{path}")]).ok();
+    let answer = get("/api/x");
+    assert!(
+        answer.contains("x-served-by: front") && answer.ends_with("you asked for /v2/x\n200\n"),
+        "{answer}"
+    );
+    assert!(get("/old").contains("location: http://a.example/new"));
+    assert!(get("/gone").ends_with("Service default/gone does not exist.\n500\n"));
+    let route = cluster.json(&["get", "httproute", "front"])["status"]["parents"][0].clone();
+    assert_eq!(route["controllerName"], "coxswain.dev/gateway");
+    assert_eq!(
+        condition(&route["conditions"], "Accepted"),
+        "True Accepted "
+    );
+    assert_eq!(
+        condition(&route["conditions"], "ResolvedRefs"),
+        "False BackendNotFound Service default/gone does not exist."
+    );
+    cluster.kubectl(&["delete", "gateway", "front"]).ok();
+    eventually("the route to be nobody's, and the port closed", || {
+        let route = cluster.json(&["get", "httproute", "front"])["status"].clone();
+        let answer = curl(&[&format!("http://{at}/api")]);
+        let gone =
+            route["parents"].as_array().is_some_and(Vec::is_empty) && !answer.status.success();
+        if gone {
+            Ok(())
+        } else {
+            Err(format!("{route} {}", answer.stdout))
+        }
+    });
+}
+
+#[test]
+fn a_service_sleeps_and_the_next_request_wakes_it() {
+    let cluster = cluster(&["examples/http"]);
+    let everything = "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: {name: all}\n\
+                      spec: {defaultBackend: {service: {name: http, port: {name: web}}}}\n";
+    cluster.apply(everything).ok();
+    let port = ports(&cluster, "all", 1)[0];
+    cluster
+        .kubectl(&[
+            "annotate",
+            "service",
+            "http",
+            "coxswain.dev/scale-to-zero=1s",
+        ])
+        .ok();
+    let asleep = || {
+        eventually("all Pods to be gone", || {
+            let pods = cluster.json(&["get", "pods", "-l", "app=http"]);
+            let left = pods["items"].as_array().unwrap().len();
+            if left == 0 {
+                Ok(())
+            } else {
+                Err(format!("{left} Pods"))
+            }
+        });
+        assert_eq!(
+            cluster.json(&["get", "deployment", "http"])["spec"]["replicas"],
+            0
+        );
+    };
+    asleep();
+    let service = cluster.json(&["get", "service", "http"]);
+    let address = service["spec"]["clusterIP"].as_str().unwrap();
+    let node_port = service["spec"]["ports"][0]["nodePort"].as_u64().unwrap();
+    // Through the gateway, to the Service's address (whose port 80 a user without root cannot have: then the node port stands for it).
+    let gateway = format!("http://127.0.0.1:{port}/first");
+    let node = format!("http://127.0.0.1:{node_port}/second");
+    for url in [&gateway, &node] {
+        let answer = curl(&[url]).ok();
+        assert!(
+            answer.starts_with("Hello from http-") && answer.ends_with("200\n"),
+            "{url} ({address}): {answer}"
+        );
+        assert_eq!(
+            cluster.json(&["get", "deployment", "http"])["spec"]["replicas"],
+            1
+        );
+        asleep();
+    }
+    // Many at once: all are answered, by one Pod.
+    let clients: Vec<_> = (0..20)
+        .map(|_| {
+            let url = gateway.clone();
+            std::thread::spawn(move || curl(&[&url]).ok())
+        })
+        .collect();
+    let answers: Vec<String> = clients
+        .into_iter()
+        .map(|client| client.join().unwrap())
+        .collect();
+    assert!(
+        answers
+            .iter()
+            .all(|answer| *answer == answers[0] && answer.ends_with("200\n")),
+        "{answers:?}"
+    );
+    cluster
+        .kubectl(&["annotate", "service", "http", "coxswain.dev/scale-to-zero-"])
+        .ok();
+    eventually("the way to wake it to be gone", || {
+        let slices = cluster.json(&[
+            "get",
+            "endpointslices",
+            "-l",
+            "endpointslice.kubernetes.io/managed-by=activator.coxswain.dev",
+        ]);
+        let left = slices["items"].as_array().unwrap().len();
+        if left == 0 {
+            Ok(())
+        } else {
+            Err(slices.to_string())
+        }
+    });
+}

@@ -69,5 +69,5 @@ pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) {
         &cancel,
     );
     let syncing = sync::Syncing::new(config, deps, events, &cancel);
-    cancel.run_until_cancelled(syncing.run()).await;
+    Box::pin(cancel.run_until_cancelled(syncing.run())).await;
 }

@@ -19,7 +19,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::activator::{Activator, Place};
+use crate::activator::{Activator, Place, slices};
 use crate::backend::{Registry, ServiceKey};
 use crate::data::Plane;
 use crate::data::activation::Wake;
@@ -88,6 +88,8 @@ pub(crate) struct Syncing {
     gateways: Option<GatewayApi>,
     activator: Option<Activator>,
     wanted: Option<mpsc::Receiver<ServiceKey>>,
+    /// Services of which the activator has slices from an earlier start.
+    left: Vec<ServiceKey>,
     cancel: CancellationToken,
     named: Named,
     /// What was said already, by object and sentence.
@@ -125,6 +127,7 @@ impl Syncing {
             gateways: None,
             activator: None,
             wanted: Some(wanted),
+            left: Vec::new(),
             cancel: cancel.clone(),
             named: Named::default(),
             said: HashSet::new(),
@@ -136,6 +139,15 @@ impl Syncing {
             tracing::debug!(%error, "The class of Ingresses cannot be made yet");
             tokio::time::sleep(RETRY_PAUSE).await;
         }
+        self.left = loop {
+            match slices::left(&self.deps.client, &self.config.node_name).await {
+                Ok(left) => break left,
+                Err(error) => {
+                    tracing::debug!(%error, "Slices of an earlier start cannot be read yet")
+                }
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+        };
         let mut ingresses = self.always.ingresses.subscribe();
         let mut classes = self.always.classes.subscribe();
         let mut services = self.always.services.subscribe();
@@ -255,7 +267,8 @@ impl Syncing {
         let wishes = |service: &Service| sleeps_after(service).is_some();
         let sleepers = match change {
             Change::Resync => {
-                self.activator.is_some()
+                !self.left.is_empty()
+                    || self.activator.is_some()
                     || self.always.services.list().iter().any(|one| wishes(one))
             }
             Change::Applied { old, new } => wishes(new) || old.as_deref().is_some_and(wishes),
@@ -285,6 +298,7 @@ impl Syncing {
                 place,
                 plane,
                 wanted,
+                std::mem::take(&mut self.left),
                 &self.cancel,
             );
             self.activator = Some(started.await);

@@ -9,7 +9,7 @@
 mod idle;
 mod listen;
 mod plan;
-mod slices;
+pub(crate) mod slices;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -66,7 +66,6 @@ impl Sleeper {
 impl Drop for Sleeper {
     fn drop(&mut self) {
         self.cancel.cancel();
-        self.state.set_sleeps_after(0);
     }
 }
 
@@ -109,6 +108,11 @@ pub(crate) struct Activator {
 }
 
 impl Activator {
+    /// `left` are the Services of which slices are there from an earlier start.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "made in one place, of parts that have nothing in common"
+    )]
     pub(crate) async fn start(
         client: kube::Client,
         informers: &Informers,
@@ -116,6 +120,7 @@ impl Activator {
         place: Place,
         plane: Arc<Plane>,
         wanted: mpsc::Receiver<ServiceKey>,
+        left: Vec<ServiceKey>,
         cancel: &CancellationToken,
     ) -> Self {
         let shared = Shared {
@@ -142,7 +147,7 @@ impl Activator {
             place,
             plane,
             scope,
-            published: slices::Published::default(),
+            published: slices::Published::with(left),
         }
     }
 
@@ -173,9 +178,10 @@ impl Activator {
                 .is_none_or(|now| !Arc::ptr_eq(now, &gone))
             {
                 gone.cancel.cancel();
+                gone.state.set_sleeps_after(0);
             }
         }
-        // One that was replaced has taken the wish with it.
+        // One that was replaced has the state in common with its successor.
         for sleeper in self.shared.sleepers.lock().values() {
             sleeper.state.set_sleeps_after(millis(sleeper.after));
         }
@@ -237,6 +243,7 @@ impl Shared {
                 continue;
             }
             match self.scale(&key, 0, 1).await {
+                Ok(0) => {}
                 Ok(_) => {
                     woken.insert(key, Instant::now());
                 }

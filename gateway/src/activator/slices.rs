@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
-use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
 use super::{Place, Sleeper};
@@ -18,6 +18,13 @@ pub(super) struct Published {
 }
 
 impl Published {
+    /// With slices of an earlier start, whose doors are closed: they are written anew, or deleted.
+    pub(super) fn with(left: Vec<ServiceKey>) -> Self {
+        Self {
+            known: left.into_iter().map(|key| (key, Value::Null)).collect(),
+        }
+    }
+
     /// Writes what differs. Whether something could not be written.
     pub(super) async fn sync(
         &mut self,
@@ -68,6 +75,25 @@ impl Published {
         }
         failed
     }
+}
+
+/// The Services of which this node has slices from an earlier start.
+pub(crate) async fn left(
+    client: &kube::Client,
+    node: &str,
+) -> Result<Vec<ServiceKey>, kube::Error> {
+    let selector = format!("endpointslice.kubernetes.io/managed-by={ACTIVATOR}");
+    let all = Api::<EndpointSlice>::all(client.clone());
+    let all = all.list(&ListParams::default().labels(&selector)).await?;
+    let of_node = |slice: &EndpointSlice| -> Option<ServiceKey> {
+        let name = slice.metadata.name.as_deref()?;
+        let service = name.strip_suffix(&format!("-activator-{node}"))?;
+        Some(ServiceKey::new(
+            slice.metadata.namespace.as_deref()?,
+            service,
+        ))
+    };
+    Ok(all.items.iter().filter_map(of_node).collect())
 }
 
 fn name(place: &Place, service: &ServiceKey) -> String {

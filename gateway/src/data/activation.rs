@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::backend::{Backend, ServiceKey};
 
@@ -11,6 +12,8 @@ use crate::backend::{Backend, ServiceKey};
 const QUEUE_LEN_MAX: usize = 1024;
 /// How long a request is held for somebody who can answer it.
 const HOLD: Duration = Duration::from_secs(60);
+/// How often somebody who waits asks again: the first time may have come while the Service was about to be put to sleep.
+const AGAIN: Duration = Duration::from_millis(250);
 
 /// The asking end.
 #[derive(Clone, Debug)]
@@ -32,13 +35,19 @@ impl Wake {
         if !backend.service.may_sleep() {
             return false;
         }
-        if self
-            .wanted_tx
-            .try_send(backend.key.service.clone())
-            .is_err()
-        {
-            tracing::debug!(service = %backend.key.service, "Too many Services are to be woken at once");
+        let deadline = Instant::now() + HOLD;
+        while Instant::now() < deadline {
+            if self
+                .wanted_tx
+                .try_send(backend.key.service.clone())
+                .is_err()
+            {
+                tracing::debug!(service = %backend.key.service, "Too many Services are to be woken at once");
+            }
+            if tokio::time::timeout(AGAIN, backend.ready()).await.is_ok() {
+                return true;
+            }
         }
-        tokio::time::timeout(HOLD, backend.ready()).await.is_ok()
+        false
     }
 }

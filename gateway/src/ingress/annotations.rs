@@ -11,6 +11,11 @@ use crate::table::{Limits, Redirect};
 
 const PREFIXES: [&str; 2] = ["coxswain.dev/", "nginx.ingress.kubernetes.io/"];
 
+const REDIRECTS: [(&str, StatusCode); 2] = [
+    ("permanent-redirect", StatusCode::MOVED_PERMANENTLY),
+    ("temporal-redirect", StatusCode::FOUND),
+];
+
 /// The wishes of one Ingress.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Wishes {
@@ -82,25 +87,26 @@ impl Wishes {
                 None => unclear(found, "a size such as 8m"),
             }
         }
-        for (name, status) in [
-            ("permanent-redirect", StatusCode::MOVED_PERMANENTLY),
-            ("temporal-redirect", StatusCode::FOUND),
-        ] {
+        for (name, status) in REDIRECTS {
             let Some(found) = get(name) else { continue };
-            match HeaderValue::try_from(found.0) {
-                Ok(whole) => {
-                    wishes.redirect = Some(Redirect {
-                        whole: Some(whole),
-                        status,
-                        ..Redirect::default()
-                    });
-                }
-                Err(_) => unclear(found, "an address"),
+            match redirect(found.0, status) {
+                Some(redirect) => wishes.redirect = Some(redirect),
+                None => unclear(found, "an address"),
             }
         }
         wishes.problems = problems;
         wishes
     }
+}
+
+/// To an address of its own.
+fn redirect(address: &str, status: StatusCode) -> Option<Redirect> {
+    let whole = HeaderValue::try_from(address).ok()?;
+    Some(Redirect {
+        whole: Some(whole),
+        status,
+        ..Redirect::default()
+    })
 }
 
 /// nginx's sizes: bytes, or with k, m or g.

@@ -86,6 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[allow(clippy::too_many_lines, reason = "a table")]
     fn paths_as_they_go_on() {
         let regex = |pattern| PathMatch::regex(pattern, false).unwrap();
         let prefix = |text: &str| PathRewrite::Prefix(text.into());

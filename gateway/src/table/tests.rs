@@ -31,6 +31,7 @@ fn found(table: &PortTable, host: &str, path: &str) -> String {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn the_most_specific_host_and_then_the_longest_path_win() {
     let mut table = PortTable::default();
     let mut add = |name: &str, host: HostPattern, path: PathMatch| {
@@ -114,6 +115,7 @@ fn the_most_specific_host_and_then_the_longest_path_win() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn methods_headers_and_parameters_decide() {
     let regex = |text: &str| ValueMatch::Regex(regex::Regex::new(text).unwrap());
     let of = |conditions: Conditions| Match {

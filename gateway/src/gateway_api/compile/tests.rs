@@ -203,6 +203,7 @@ fn matches_filters_and_weights() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn who_may_attach_where() {
     let listeners = json!([
         {"name": "same", "port": 80, "protocol": "HTTP", "hostname": "*.same.example"},

@@ -114,6 +114,7 @@ fn rule(host: &str, paths: &[(&str, &str, Value)]) -> Value {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn hosts_paths_and_backends() {
     let web = to("web", json!({"number": 80}));
     let (table, problems) = compiled(

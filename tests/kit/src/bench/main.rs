@@ -13,6 +13,7 @@ mod oci;
 mod pods;
 mod runtime;
 mod services;
+mod sleep;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -48,8 +49,8 @@ struct Args {
     other_pid: Vec<u32>,
     /// Measure only these: start, memory, create, get, list, pod, pods, apply, fanout, growth, wasm-start, wasm-idle, wasm-http,
     /// wasm-isolation;
-    /// and only when named: etcd (beside etcd itself, which must be installed), and as root: services, dns, oci-start (beside containerd's own CRI plugin), oci-pod,
-    /// oci-pods
+    /// and only when named: sleep (a Service that sleeps), etcd (beside etcd itself, which must be installed), and as root: services, dns,
+    /// oci-start (beside containerd's own CRI plugin), oci-pod, oci-pods
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// ConfigMaps to create
@@ -91,7 +92,7 @@ impl Args {
             || self
                 .only
                 .iter()
-                .any(|name| !name.starts_with("wasm-") && name != "etcd")
+                .any(|name| !name.starts_with("wasm-") && name != "etcd" && name != "sleep")
     }
 
     fn wants(&self, figure: &str) -> bool {
@@ -132,6 +133,9 @@ async fn main() -> Result<()> {
     let mut figures = Vec::new();
     if args.only.iter().any(|name| name == "etcd") {
         figures.extend(Box::pin(etcd::measure(&args.binary)).await?);
+    }
+    if args.only.iter().any(|name| name == "sleep") {
+        figures.extend(tokio::task::block_in_place(|| sleep::measure(&binary))?);
     }
     if args.wants("start") {
         figures.push(start_to_ready(&binary));

@@ -304,9 +304,7 @@ impl Syncing {
             self.activator = Some(started.await);
         }
         if let Some(activator) = &mut self.activator {
-            activator
-                .sync(&self.always.services.list(), &self.registry)
-                .await;
+            activator.sync(&self.always.services.list(), &self.registry);
         }
     }
 

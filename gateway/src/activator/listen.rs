@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cox_client::tasks::TaskScope;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -14,19 +14,21 @@ use crate::data::Plane;
 
 /// Connections that one door holds and passes on; further ones wait in the kernel.
 const CONNECTIONS_LEN_MAX: usize = 1024;
+/// Connections that the kernel takes for us until we do.
+const BACKLOG: u32 = 256;
 const CONNECT: Duration = Duration::from_secs(2);
 const ATTEMPTS: usize = 5;
 const AGAIN: Duration = Duration::from_millis(40);
 
 /// Opens a door; `None` where the address cannot be had: then only requests through the gateway wake the Service.
-pub(super) async fn open(
+pub(super) fn open(
     ip: IpAddr,
     plane: Arc<Plane>,
     backend: &Arc<Backend>,
     scope: &TaskScope,
     cancel: &CancellationToken,
 ) -> Option<SocketAddr> {
-    let listener = match TcpListener::bind((ip, 0)).await {
+    let listener = match listener(ip) {
         Ok(listener) => listener,
         Err(error) => {
             tracing::warn!(%ip, %error, service = %backend.key.service, "Connections to the Service's own address cannot wake it");
@@ -54,6 +56,19 @@ pub(super) async fn open(
         cancel.run_until_cancelled(taking).await;
     });
     Some(addr)
+}
+
+/// The address may be one that is local only while there are Pods: whoever comes then finds us.
+fn listener(ip: IpAddr) -> std::io::Result<TcpListener> {
+    let socket = match ip {
+        IpAddr::V4(_) => TcpSocket::new_v4()?,
+        IpAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    if ip.is_ipv4() {
+        rustix::net::sockopt::set_ip_freebind(&socket, true)?;
+    }
+    socket.bind(SocketAddr::new(ip, 0))?;
+    socket.listen(BACKLOG)
 }
 
 /// Holds a connection until somebody can take it, then bytes both ways.

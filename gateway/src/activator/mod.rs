@@ -152,7 +152,7 @@ impl Activator {
     }
 
     /// Brings the doors to what the Services ask for.
-    pub(crate) async fn sync(&mut self, services: &[Arc<Service>], registry: &Registry) {
+    pub(crate) fn sync(&mut self, services: &[Arc<Service>], registry: &Registry) {
         let mut kept: HashMap<ServiceKey, Arc<Sleeper>> = HashMap::new();
         for service in services {
             let Some(after) = sleeps_after(service) else {
@@ -163,7 +163,7 @@ impl Activator {
             let fits = known.filter(|known| wished.is(known));
             let sleeper = match fits {
                 Some(known) => known,
-                None => Arc::new(self.open(wished, registry).await),
+                None => Arc::new(self.open(wished, registry)),
             };
             kept.insert(sleeper.key.clone(), sleeper);
         }
@@ -187,7 +187,7 @@ impl Activator {
         }
     }
 
-    async fn open(&self, wished: plan::Wished, registry: &Registry) -> Sleeper {
+    fn open(&self, wished: plan::Wished, registry: &Registry) -> Sleeper {
         let state = registry.service(&wished.key);
         state.set_sleeps_after(millis(wished.after));
         let cancel = self.scope.cancellation().child_token();
@@ -201,7 +201,7 @@ impl Activator {
             let ip = self.place.ip.filter(|_| wished.has_address);
             let addr = match ip {
                 Some(ip) => {
-                    listen::open(ip, Arc::clone(&self.plane), &backend, &self.scope, &cancel).await
+                    listen::open(ip, Arc::clone(&self.plane), &backend, &self.scope, &cancel)
                 }
                 None => None,
             };

@@ -26,11 +26,11 @@ impl Flows {
 /// Ways in whose protocol knows no end of a connection, and the endpoints behind them that are gone: the kernel would go on sending
 /// there. A way that is new may have flows too, of datagrams that came before it and met nobody.
 fn abandoned(old: &[Rule], new: &[Rule]) -> Vec<Flow> {
+    let mut gone = unanswered(old, new);
     let known: HashMap<(&str, Protocol), &Rule> = new
         .iter()
         .map(|rule| ((rule.name.as_str(), rule.protocol), rule))
         .collect();
-    let mut gone = Vec::new();
     for rule in old.iter().filter(|rule| rule.protocol != Protocol::Tcp) {
         let kept = known.get(&(rule.name.as_str(), rule.protocol));
         if kept.is_some_and(|kept| **kept == *rule) {
@@ -49,30 +49,61 @@ fn abandoned(old: &[Rule], new: &[Rule]) -> Vec<Flow> {
         lost.sort_unstable();
         lost.dedup();
         for endpoint in lost {
-            let flow = |way| Flow {
-                protocol: rule.protocol,
-                way,
-                endpoint,
-            };
-            let addrs = rule.cluster.iter().chain(&rule.external);
-            gone.extend(addrs.map(|addr| flow(Way::Addr(*addr))));
-            gone.extend(rule.node_port.map(|port| flow(Way::NodePort(port))));
+            gone.extend(flows(rule, Some(endpoint)));
         }
     }
     gone
 }
 
+/// Flows that met nobody, and would go on doing so now that there is an endpoint: a client that asked a node port too early.
+fn unanswered(old: &[Rule], new: &[Rule]) -> Vec<Flow> {
+    let is_served = |rule: &&Rule| {
+        rule.protocol != Protocol::Tcp
+            && !(rule.endpoints.is_empty() && rule.external_endpoints.is_empty())
+    };
+    let served = old.iter().filter(is_served);
+    let served: HashSet<(&str, Protocol)> = served
+        .map(|rule| (rule.name.as_str(), rule.protocol))
+        .collect();
+    new.iter()
+        .filter(is_served)
+        .filter(|rule| !served.contains(&(rule.name.as_str(), rule.protocol)))
+        .flat_map(|rule| flows(rule, None))
+        .collect()
+}
+
+/// The flows that come in by a rule's ways.
+fn flows(rule: &Rule, endpoint: Option<IpAddr>) -> Vec<Flow> {
+    let flow = |way| Flow {
+        family: Family::of(rule.cluster[0].ip()),
+        protocol: rule.protocol,
+        way,
+        endpoint,
+    };
+    let addrs = rule.cluster.iter().chain(&rule.external);
+    let ports = rule.node_port.map(Way::NodePort);
+    addrs
+        .map(|addr| Way::Addr(*addr))
+        .chain(ports)
+        .map(flow)
+        .collect()
+}
+
 /// What the kernel remembers of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Flow {
+    family: Family,
     protocol: Protocol,
     way: Way,
-    endpoint: IpAddr,
+    /// Who answers; none where nobody translated the address.
+    endpoint: Option<IpAddr>,
 }
 
+/// Where to, and who answers; of a node port any address.
+type Key = (Option<IpAddr>, u16, Option<IpAddr>);
+
 impl Flow {
-    /// What it was sent to (any address for node ports), and who answers.
-    fn key(&self) -> (Option<IpAddr>, u16, IpAddr) {
+    fn key(&self) -> Key {
         match self.way {
             Way::Addr(addr) => (Some(addr.ip()), addr.port(), self.endpoint),
             Way::NodePort(port) => (None, port, self.endpoint),
@@ -93,8 +124,8 @@ async fn forget(netns: Option<&str>, gone: &[Flow]) {
         for protocol in [Protocol::Udp, Protocol::Sctp] {
             let own = gone
                 .iter()
-                .filter(|flow| flow.protocol == protocol && Family::of(flow.endpoint) == family);
-            let own: HashSet<(Option<IpAddr>, u16, IpAddr)> = own.map(Flow::key).collect();
+                .filter(|flow| flow.protocol == protocol && flow.family == family);
+            let own: HashSet<Key> = own.map(Flow::key).collect();
             if !own.is_empty()
                 && let Err(error) = forget_of(netns, (family, protocol), &own).await
             {
@@ -107,7 +138,7 @@ async fn forget(netns: Option<&str>, gone: &[Flow]) {
 async fn forget_of(
     netns: Option<&str>,
     (family, protocol): (Family, Protocol),
-    gone: &HashSet<(Option<IpAddr>, u16, IpAddr)>,
+    gone: &HashSet<Key>,
 ) -> Result<(), NftError> {
     let name = match family {
         Family::V4 => "ipv4",
@@ -116,8 +147,12 @@ async fn forget_of(
     let of = ["-f", name, "-p", protocol.name()];
     let listed = output_in(netns, "conntrack", &[&["-L"], &of[..]].concat()).await?;
     for tuple in listed.lines().filter_map(Tuple::parse) {
-        let by_address = (Some(tuple.dst), tuple.dport, tuple.reply_src);
-        if !gone.contains(&by_address) && !gone.contains(&(None, tuple.dport, tuple.reply_src)) {
+        let endpoint = Some(tuple.reply_src).filter(|ip| *ip != tuple.dst);
+        let ways = [Some(tuple.dst), None];
+        if !ways
+            .iter()
+            .any(|dst| gone.contains(&(*dst, tuple.dport, endpoint)))
+        {
             continue;
         }
         let words = [
@@ -217,8 +252,9 @@ mod tests {
         );
         let flow = |way| Flow {
             protocol: Protocol::Udp,
+            family: Family::V4,
             way,
-            endpoint: "10.0.0.1".parse().unwrap(),
+            endpoint: Some("10.0.0.1".parse().unwrap()),
         };
         assert_eq!(
             gone,

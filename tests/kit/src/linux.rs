@@ -39,6 +39,16 @@ pub fn can_run_containers(test: &str) -> bool {
     }
 }
 
+/// Whether networks can be made here; where not, the test is skipped and says so.
+#[must_use]
+pub fn can_make_networks(test: &str) -> bool {
+    let is_root = Output::of(Command::new("id").arg("-u")).stdout.trim() == "0";
+    if !is_root {
+        skip(test, "root, which network namespaces need");
+    }
+    is_root
+}
+
 /// A network of its own, with loopback up: what a node does to its network stays in there.
 #[derive(Debug)]
 pub struct Network {
@@ -63,6 +73,40 @@ impl Network {
         let network = Self { name };
         Output::of(&mut network.command(Path::new("ip"), &["link", "set", "lo", "up"])).ok();
         network
+    }
+
+    /// Plugs an interface `eth0` with this address into `switch`, a network whose bridge is `br0`; the first one makes the bridge.
+    ///
+    /// # Panics
+    /// When the system refuses.
+    pub fn plug_into(&self, switch: &Self, address: &str) {
+        static PORT: AtomicU32 = AtomicU32::new(0);
+        let port = format!("port{}", PORT.fetch_add(1, Ordering::Relaxed));
+        let on = |network: &Self, words: &str| {
+            let words: Vec<&str> = words.split(' ').collect();
+            Output::of(&mut network.command(Path::new("ip"), &words))
+        };
+        // It may be there.
+        on(switch, "link add br0 type bridge");
+        on(switch, "link set br0 up").ok();
+        let pair = [
+            "link",
+            "add",
+            "eth0",
+            "netns",
+            &self.name,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            &port,
+            "netns",
+            &switch.name,
+        ];
+        ip(&pair);
+        on(switch, &format!("link set {port} master br0 up")).ok();
+        on(self, &format!("address add {address} dev eth0")).ok();
+        on(self, "link set eth0 up").ok();
     }
 
     /// A command that runs in it. The mounts stay the system's own, unlike with `ip netns exec`.

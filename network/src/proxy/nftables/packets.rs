@@ -400,6 +400,71 @@ for _ in sys.stdin:
     }
 }
 
+#[tokio::test]
+async fn a_client_that_came_too_early_is_served_when_there_is_an_endpoint() {
+    if !crate::nft::has_program("conntrack") {
+        return;
+    }
+    let Some(mut node) = node("a_client_that_came_too_early_is_served_when_there_is_an_endpoint")
+    else {
+        return;
+    };
+    node.proxy
+        .sync(&both(Protocol::Udp, 53, &[]))
+        .await
+        .unwrap();
+    // One socket, and so one flow: the first datagrams meet nobody.
+    let script = r#"
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(3)
+for _ in sys.stdin:
+    s.sendto(b"x", ("192.0.2.1", 30053))
+    try: print(s.recv(100).decode().split()[0], flush=True)
+    except Exception: print("nobody", flush=True)
+"#;
+    let mut client = node
+        .lab
+        .command("out", &format!("exec python3 -c '{script}'"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ask = client.stdin.take().unwrap();
+    let mut answers = BufReader::new(client.stdout.take().unwrap()).lines();
+    let _client = Killed(client);
+    let mut next = || {
+        std::io::Write::write_all(&mut ask, b"\n").unwrap();
+        answers.next().unwrap().unwrap()
+    };
+    // Something of the node's own holds the port, so that the flow is remembered.
+    let _holder = hold(&node.lab, 30053);
+    assert_eq!(next(), "nobody");
+    node.proxy
+        .sync(&both(Protocol::Udp, 53, &[8]))
+        .await
+        .unwrap();
+    assert_eq!(next(), "p2");
+}
+
+/// A socket of the node that takes datagrams and says nothing.
+fn hold(lab: &Lab, port: u16) -> Killed {
+    let script = format!(
+        "import socket, time\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ns.bind((\"\", {port}))\n\
+         print(1, flush=True)\nwhile True: s.recv(100)"
+    );
+    let mut holder = lab
+        .command("node", &format!("exec python3 -c '{script}'"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    BufReader::new(holder.stdout.take().unwrap())
+        .read_line(&mut said)
+        .unwrap();
+    Killed(holder)
+}
+
 /// Sends the first packet of an SCTP association to a Service and prints where it arrives; this kernel may have no such sockets.
 #[tokio::test]
 async fn sctp_packets_go_to_the_endpoint() {

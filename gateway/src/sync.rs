@@ -3,7 +3,7 @@
 //! Watched: Ingresses and their classes; Services, EndpointSlices and Secrets from the first Ingress on. A change of endpoints makes
 //! no new table.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -92,6 +92,8 @@ pub(crate) struct Syncing {
     left: Vec<ServiceKey>,
     cancel: CancellationToken,
     named: Named,
+    /// Ports that cannot be opened, and why.
+    closed: BTreeMap<Port, String>,
     /// What was said already, by object and sentence.
     said: HashSet<(Option<String>, String)>,
 }
@@ -130,6 +132,7 @@ impl Syncing {
             left: Vec::new(),
             cancel: cancel.clone(),
             named: Named::default(),
+            closed: BTreeMap::new(),
             said: HashSet::new(),
         }
     }
@@ -217,8 +220,10 @@ impl Syncing {
         let mut ingresses = self.always.ingresses.list();
         ingresses.retain(|ingress| class::is_ours(ingress, &classes));
         let mut failed = false;
-        if class::has_rival(&classes) {
-            failed |= class::yield_default(&self.deps.client).await.is_err();
+        if let Some(default) = class::default_due(&classes) {
+            failed |= class::set_default(&self.deps.client, default)
+                .await
+                .is_err();
         }
         let gateways_used = self.gateways.as_ref().is_some_and(GatewayApi::is_used);
         if ingresses.is_empty() && !gateways_used && self.serving.is_none() {
@@ -241,13 +246,17 @@ impl Syncing {
         for (port, error) in &closed {
             tracing::debug!(?port, error, "A port is not open");
         }
-        let closed_reasons = closed.iter().flat_map(|(_, error)| {
+        let of_ingresses = closed
+            .iter()
+            .filter(|(port, _)| !matches!(port, Port::Other(..)));
+        let closed_reasons = of_ingresses.flat_map(|(_, error)| {
             ingresses.iter().map(move |ingress| Problem {
                 object: cox_client::events::reference(&**ingress),
                 reason: "PortNotOpen",
                 message: format!("Requests cannot be taken: {error}."),
             })
         });
+        self.closed = closed.iter().cloned().collect();
         self.say(problems.into_iter().chain(closed_reasons).collect());
         failed |= !closed.is_empty();
         failed |= self.write_status(&ingresses).await;
@@ -362,6 +371,7 @@ impl Syncing {
         let served = Served {
             ip: self.config.node_ip,
             open: &open,
+            closed: &self.closed,
         };
         gateways.write_status(&served).await
     }

@@ -16,6 +16,8 @@ use crate::table::Port;
 pub(crate) struct Served<'a> {
     pub(crate) ip: IpAddr,
     pub(crate) open: &'a BTreeMap<Port, SocketAddr>,
+    /// Ports that cannot be opened, and why.
+    pub(crate) closed: &'a BTreeMap<Port, String>,
 }
 
 fn generation(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> i64 {
@@ -99,7 +101,18 @@ fn programmed(listener: &ListenerState, served: &Served<'_>) -> Condition {
             message: format!("Requests are taken at {addr}."),
             ..Condition::holds("Programmed", "Programmed")
         },
-        None => Condition::fails("Programmed", "Pending", "The port of the node is not open."),
+        None => match served.closed.get(&port) {
+            Some(why) => Condition::fails(
+                "Programmed",
+                "PortUnavailable",
+                format!("Requests cannot be taken: {why}."),
+            ),
+            None => Condition::fails(
+                "Programmed",
+                "Pending",
+                "The port of the node is not open yet.",
+            ),
+        },
     }
 }
 
@@ -142,9 +155,14 @@ mod tests {
         let mut object: Gateway =
             serde_json::from_value(json!({"metadata": {"generation": 3}})).unwrap();
         let open = BTreeMap::from([(Port::Http, "127.0.0.1:8080".parse().unwrap())]);
+        let closed = BTreeMap::from([(
+            Port::Https,
+            "port 443 of the node cannot be opened".to_owned(),
+        )]);
         let served = Served {
             ip: [127, 0, 0, 1].into(),
             open: &open,
+            closed: &closed,
         };
         let listener = |name: &str, port| ListenerState {
             name: name.into(),
@@ -163,7 +181,10 @@ mod tests {
             first["listeners"][0]["conditions"][1]["message"],
             "Requests are taken at 127.0.0.1:8080."
         );
-        assert_eq!(first["listeners"][1]["conditions"][1]["status"], "False");
+        assert_eq!(
+            first["listeners"][1]["conditions"][1]["message"],
+            "Requests cannot be taken: port 443 of the node cannot be opened."
+        );
         object.status = first.clone();
         assert_eq!(gateway(&object, &listeners, &served, "t2"), first);
     }

@@ -11,6 +11,8 @@ use serde_json::json;
 pub(crate) const CONTROLLER: &str = "coxswain.dev/ingress";
 const NAME: &str = "coxswain";
 const DEFAULT: &str = "ingressclass.kubernetes.io/is-default-class";
+/// On our class: it was the default, until another one was.
+const GAVE_WAY: &str = "coxswain.dev/gave-way";
 /// How Ingresses named their class before there were classes.
 const OLD: &str = "kubernetes.io/ingress.class";
 
@@ -43,13 +45,20 @@ fn is_default(class: &IngressClass) -> bool {
         .is_some_and(|value| value == "true")
 }
 
-/// Whether our class has to give up being the default: another one is.
-pub(crate) fn has_rival(classes: &[Arc<IngressClass>]) -> bool {
-    let name = |class: &IngressClass| class.metadata.name.as_deref() == Some(NAME);
-    let ours = classes.iter().any(|class| name(class) && is_default(class));
-    ours && classes
+/// Whether our class has to change: `Some(false)` when another one is the default too, `Some(true)` when none is and ours gave way.
+pub(crate) fn default_due(classes: &[Arc<IngressClass>]) -> Option<bool> {
+    let is_named = |class: &&Arc<IngressClass>| class.metadata.name.as_deref() == Some(NAME);
+    let ours = classes.iter().find(is_named)?;
+    let rival = classes
         .iter()
-        .any(|class| !name(class) && is_default(class))
+        .any(|class| !is_named(&class) && is_default(class));
+    let annotations = ours.metadata.annotations.as_ref();
+    let gave_way = annotations.is_some_and(|all| all.contains_key(GAVE_WAY));
+    match (is_default(ours), rival) {
+        (true, true) => Some(false),
+        (false, false) if gave_way => Some(true),
+        _ => None,
+    }
 }
 
 /// Makes the class, where there is none of its name.
@@ -75,10 +84,12 @@ pub(crate) async fn ensure(client: &kube::Client) -> Result<(), kube::Error> {
     }
 }
 
-/// Gives way to another default class.
-pub(crate) async fn yield_default(client: &kube::Client) -> Result<(), kube::Error> {
+/// Gives way to another default class, or takes the place back when that is gone.
+pub(crate) async fn set_default(client: &kube::Client, default: bool) -> Result<(), kube::Error> {
     let api: Api<IngressClass> = Api::all(client.clone());
-    let patch = json!({"metadata": {"annotations": {DEFAULT: "false"}}});
+    let gave_way = (!default).then_some("true");
+    let patch =
+        json!({"metadata": {"annotations": {DEFAULT: default.to_string(), GAVE_WAY: gave_way}}});
     api.patch(NAME, &PatchParams::default(), &Patch::Merge(patch))
         .await?;
     Ok(())
@@ -144,14 +155,29 @@ mod tests {
             let ingress: Ingress = serde_json::from_value(ingress).unwrap();
             assert_eq!(is_ours(&ingress, &classes), expected, "{case}");
         }
-        assert!(!has_rival(&classes));
-        assert!(has_rival(&[
-            class("coxswain", CONTROLLER, true),
-            class("nginx", "x", true)
-        ]));
-        assert!(!has_rival(&[
-            class("coxswain", CONTROLLER, false),
-            class("nginx", "x", true)
-        ]));
+    }
+
+    #[test]
+    fn another_default_goes_before_ours() {
+        let mut gave_way = IngressClass::clone(&class("coxswain", CONTROLLER, false));
+        gave_way
+            .metadata
+            .annotations
+            .get_or_insert_default()
+            .insert(GAVE_WAY.into(), "true".into());
+        let (ours, gave_way) = (class("coxswain", CONTROLLER, true), Arc::new(gave_way));
+        let chosen = class("coxswain", CONTROLLER, false);
+        let (default, other) = (class("nginx", "x", true), class("nginx", "x", false));
+        for (case, classes, expected) in [
+            ("ours alone", vec![&ours, &other], None),
+            ("another one appears", vec![&ours, &default], Some(false)),
+            ("it is the default now", vec![&gave_way, &default], None),
+            ("it is gone", vec![&gave_way, &other], Some(true)),
+            ("the user wanted none", vec![&chosen, &other], None),
+            ("ours is gone", vec![&default], None),
+        ] {
+            let classes: Vec<_> = classes.into_iter().cloned().collect();
+            assert_eq!(default_due(&classes), expected, "{case}");
+        }
     }
 }

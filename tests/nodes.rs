@@ -151,3 +151,115 @@ fn pods_of_different_nodes_reach_each_other_by_their_own_addresses() {
         }
     });
 }
+
+/// A Wasm Pod that stays.
+fn server(name: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  runtimeClassName: wasm\n  terminationGracePeriodSeconds: 0\n  \
+         containers:\n  - {{name: c, image: 'cox.local/sockets:latest', imagePullPolicy: IfNotPresent, args: [serve, '8080']}}\n"
+    )
+}
+
+#[test]
+fn ranges_that_are_full_say_so_and_leak_nothing() {
+    let flags = [
+        "--no-follow",
+        "--service-cidr",
+        "127.129.7.0/28",
+        "--pod-cidr",
+        "127.70.7.0/29",
+    ];
+    let cluster = Cluster::up(COX, &flags);
+    Output::of(cluster.command("image load").arg(SOCKETS)).ok();
+    let addresses = || {
+        cluster.json(&["get", "ipaddresses"])["items"]
+            .as_array()
+            .unwrap()
+            .len()
+    };
+    let before = addresses();
+    let make = |at: usize| {
+        cluster.kubectl(&[
+            "create",
+            "service",
+            "clusterip",
+            &format!("s{at}"),
+            "--tcp=80",
+        ])
+    };
+    let mut made = 0;
+    let refused = loop {
+        let output = make(made);
+        if !output.status.success() {
+            break output.stderr;
+        }
+        made += 1;
+    };
+    assert!(refused.contains("range is full"), "{refused}");
+    assert_eq!(
+        (before + made, addresses()),
+        (14, 14),
+        "each address is held once, and the refused Service holds none"
+    );
+    for at in 0..made {
+        cluster
+            .kubectl(&["delete", "service", &format!("s{at}")])
+            .ok();
+    }
+    eventually("all addresses to be free", || {
+        let left = addresses();
+        if left == before { Ok(()) } else { Err(left) }
+    });
+    make(0).ok();
+
+    // Six addresses, and two Pods too many.
+    for at in 0..8 {
+        cluster.apply(&server(&format!("p{at}"))).ok();
+    }
+    let running = || {
+        let pods = cluster.json(&["get", "pods"]);
+        let pods = pods["items"].as_array().unwrap().clone();
+        let ips: std::collections::BTreeSet<String> = pods
+            .iter()
+            .filter(|pod| pod["status"]["phase"] == "Running")
+            .map(|pod| pod["status"]["podIP"].as_str().unwrap().to_owned())
+            .collect();
+        ips
+    };
+    eventually("six Pods to run", || {
+        let ips = running();
+        if ips.len() == 6 { Ok(()) } else { Err(ips) }
+    });
+    eventually("the others to say why they wait", || {
+        let events = cluster
+            .kubectl(&[
+                "get",
+                "events",
+                "--field-selector",
+                "reason=FailedCreatePodSandBox",
+            ])
+            .ok();
+        if events.contains("no free Pod address in 127.70.7.0/29") {
+            Ok(())
+        } else {
+            Err(events)
+        }
+    });
+    let first = cluster.json(&["get", "pods"]);
+    let first = first["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|pod| pod["status"]["phase"] == "Running");
+    let names: Vec<String> = first
+        .take(2)
+        .map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned())
+        .collect();
+    for name in &names {
+        cluster.kubectl(&["delete", "pod", name]).ok();
+    }
+    eventually("the others to get what is free now", || {
+        let ips = running();
+        if ips.len() == 6 { Ok(()) } else { Err(ips) }
+    });
+}

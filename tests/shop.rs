@@ -1,6 +1,7 @@
 //! The tour: `examples/shop`, applied, asked from outside and from where nobody may ask, put to sleep and woken.
 #![allow(
     clippy::unwrap_used,
+    clippy::too_many_lines,
     reason = "tests are tables and stories, and fail by panicking"
 )]
 

@@ -64,15 +64,7 @@ pub(crate) async fn run(args: UpArgs) -> Result<()> {
     let identity = identity(&plane, &name, &args)?;
     let cluster_dns = cox_network::cluster_dns(&identity.client).await?;
     node::run_network(&paths, &args.node, &identity, &mut components)?;
-    if !args.listen.disable.contains(&Part::Ingress) {
-        node::run_gateway(
-            &args.node,
-            !args.listen.disable.contains(&Part::GatewayApi),
-            plane.gateway(),
-            plane.informers(),
-            &mut components,
-        )?;
-    }
+    run_gateway(&args, &plane, &mut components)?;
     let kubelet = node::run_kubelet(&paths, &args.node, identity, cluster_dns, &mut components)?;
 
     let work = serve(
@@ -105,6 +97,22 @@ pub(crate) async fn run(args: UpArgs) -> Result<()> {
     plane.stop().await;
     runtime.stop().await;
     outcome
+}
+
+/// The way in for requests from outside, unless it is left out.
+fn run_gateway(args: &UpArgs, plane: &ControlPlane, components: &mut Components) -> Result<()> {
+    let has = |part: Part| !args.listen.disable.contains(&part);
+    if !has(Part::Ingress) {
+        return Ok(());
+    }
+    let (client, informers) = (plane.gateway(), plane.informers());
+    node::run_gateway(
+        &args.node,
+        has(Part::GatewayApi),
+        client,
+        informers,
+        components,
+    )
 }
 
 /// Service addresses on loopback need no root and no rules in the kernel; Linux containers cannot reach such.

@@ -34,6 +34,8 @@ use crate::{Config, Deps};
 const SYNC_PAUSE: Duration = Duration::from_millis(5);
 /// After something could not be written or opened.
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
+/// Between attempts to read and write what is needed at the start.
+const START_PAUSE: Duration = Duration::from_millis(250);
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// What is watched from the start.
@@ -140,7 +142,7 @@ impl Syncing {
     pub(crate) async fn run(mut self) {
         while let Err(error) = class::ensure(&self.deps.client).await {
             tracing::debug!(%error, "The class of Ingresses cannot be made yet");
-            tokio::time::sleep(RETRY_PAUSE).await;
+            tokio::time::sleep(START_PAUSE).await;
         }
         self.left = loop {
             match slices::left(&self.deps.client, &self.config.node_name).await {
@@ -149,7 +151,7 @@ impl Syncing {
                     tracing::debug!(%error, "Slices of an earlier start cannot be read yet")
                 }
             }
-            tokio::time::sleep(RETRY_PAUSE).await;
+            tokio::time::sleep(START_PAUSE).await;
         };
         let mut ingresses = self.always.ingresses.subscribe();
         let mut classes = self.always.classes.subscribe();

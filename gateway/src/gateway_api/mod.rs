@@ -25,7 +25,7 @@ use types::{Gateway, GatewayClass, HTTPRoute, ReferenceGrant};
 /// What we call ourselves in GatewayClasses and in the statuses of routes.
 pub(crate) const CONTROLLER: &str = "coxswain.dev/gateway";
 const NAME: &str = "coxswain";
-const RETRY_PAUSE: Duration = Duration::from_secs(5);
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// What is watched: the first two from the start, the others from the first Gateway on.
 #[derive(Debug)]

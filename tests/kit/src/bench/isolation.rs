@@ -19,9 +19,10 @@ const PROBE: &str = "runtime-shim/tests/guests/probe/probe.wasm";
 const SERVICE: &str = "examples/http/http.wasm";
 const BUSY: usize = 100;
 const BEATS: &str = "1000";
-const REQUESTS: usize = 1000;
-/// Between two requests, so that each finds the service asleep.
-const PAUSE: Duration = Duration::from_millis(2);
+const REQUESTS: usize = 500;
+/// Between two requests, so that each finds the service asleep, and so that it stays within its share: beside a hundred that burn
+/// on two cores that is 20 ms of each second, or some 70 requests. Whoever asks more waits for the others by right.
+const PAUSE: Duration = Duration::from_millis(25);
 const PATIENCE: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(50);
 

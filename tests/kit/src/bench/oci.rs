@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use bytes::Bytes;
 use cox_cri::v1::runtime_service_client::RuntimeServiceClient;
 use cox_cri::v1::{
     ContainerConfig, ContainerMetadata, CreateContainerRequest, ImageSpec, LinuxContainerConfig,
@@ -21,6 +22,7 @@ use cox_cri::v1::{
 use cox_testkit::Cluster;
 use cox_testkit::access::Access;
 use cox_testkit::linux;
+use hyper::Method;
 use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
@@ -547,5 +549,19 @@ async fn whole_pods(args: &Args, containerd: &Containerd) -> Result<Vec<Figure>>
         ));
     }
     load::remove_namespace(&mut connection).await?;
+    // The cluster is killed when it is dropped: what is not removed by then stays on the machine, as it should for a user.
+    let namespace = format!("/api/v1/namespaces/{}", load::NAMESPACE);
+    let there = async {
+        while connection
+            .call(Method::GET, &namespace, Bytes::new())
+            .await
+            .is_ok()
+        {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, there)
+        .await
+        .context("the Pods are not removed")?;
     Ok(figures)
 }

@@ -8,6 +8,7 @@ mod event;
 mod log;
 mod policy;
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -143,8 +144,13 @@ impl Trail {
         if body.is_empty() || !whole && self.head.is_named() {
             return;
         }
+        if !whole && let Ok(object) = serde_json::from_slice::<Named<'_>>(body) {
+            return self.head.name(&object.metadata.name);
+        }
         let mut object = decoded(schema, entry, body);
-        self.head.name(&object);
+        if let Some(name) = object["metadata"]["name"].as_str() {
+            self.head.name(name);
+        }
         if !whole {
             return;
         }
@@ -242,6 +248,19 @@ impl Drop for Followed {
             trail.write(Stage::ResponseComplete, &Answer::code(self.code));
         }
     }
+}
+
+/// As much of a body in JSON as tells its name.
+#[derive(serde::Deserialize)]
+struct Named<'a> {
+    #[serde(borrow)]
+    metadata: NamedMetadata<'a>,
+}
+
+#[derive(serde::Deserialize)]
+struct NamedMetadata<'a> {
+    #[serde(borrow, default)]
+    name: Cow<'a, str>,
 }
 
 /// A body in any of the three encodings; what is none of them is told as text.

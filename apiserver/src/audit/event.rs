@@ -1,33 +1,119 @@
 //! Events of `audit.k8s.io/v1`: what is known when a request comes, and what its answer adds.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use cox_api::meta::format_micro_time;
 use jiff::Timestamp;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::{Map, Value};
 
 use super::Asked;
 use super::policy::{Level, Stage};
-use crate::auth::UserInfo;
+use crate::auth::{Attributes, UserInfo};
 
 /// What all events of a request say.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Head {
-    fields: Map<String, Value>,
+    kind: &'static str,
+    api_version: &'static str,
+    level: &'static str,
+    #[serde(rename = "auditID")]
     id: String,
-    annotations: Map<String, Value>,
+    #[serde(rename = "requestURI")]
+    request_uri: String,
+    verb: String,
+    user: User,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    impersonated_user: Option<User>,
+    #[serde(rename = "sourceIPs", skip_serializing_if = "Option::is_none")]
+    source_ips: Option<[IpAddr; 1]>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    user_agent: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    object_ref: Option<Reference>,
+    request_received_timestamp: String,
+    #[serde(rename = "requestObject", skip_serializing_if = "Option::is_none")]
     sent: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    annotations: Option<Decision>,
+}
+
+#[derive(Debug, Serialize)]
+struct User {
+    username: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    uid: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    groups: Vec<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    extra: BTreeMap<String, Vec<String>>,
+}
+
+/// Which object; what a request does not say is empty.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Reference {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    resource: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    namespace: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    api_group: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    api_version: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    subresource: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Decision {
+    #[serde(rename = "authorization.k8s.io/decision")]
+    decision: &'static str,
+    #[serde(rename = "authorization.k8s.io/reason")]
+    reason: String,
 }
 
 /// What the answer adds.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize)]
 pub(super) struct Answer {
-    status: Option<Map<String, Value>>,
+    #[serde(rename = "responseStatus", skip_serializing_if = "Option::is_none")]
+    status: Option<Outcome>,
+    #[serde(rename = "responseObject", skip_serializing_if = "Option::is_none")]
     pub(super) object: Option<Value>,
+}
+
+#[derive(Debug, Serialize)]
+struct Outcome {
+    metadata: Map<String, Value>,
+    code: u16,
+    /// What a Status says besides.
+    #[serde(flatten)]
+    said: Map<String, Value>,
+}
+
+/// One line.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Event<'a> {
+    #[serde(flatten)]
+    head: &'a Head,
+    stage: &'static str,
+    stage_timestamp: String,
+    #[serde(flatten)]
+    answer: &'a Answer,
 }
 
 impl Answer {
     pub(super) fn code(code: u16) -> Self {
-        let mut status = Map::new();
-        status.insert("metadata".to_owned(), json!({}));
-        status.insert("code".to_owned(), code.into());
+        let status = Outcome {
+            metadata: Map::new(),
+            code,
+            said: Map::new(),
+        };
         Self {
             status: Some(status),
             object: None,
@@ -44,7 +130,7 @@ impl Answer {
         };
         for field in ["status", "message", "reason", "details"] {
             if let Some(value) = object.get(field) {
-                status.insert(field.to_owned(), value.clone());
+                status.said.insert(field.to_owned(), value.clone());
             }
         }
     }
@@ -58,51 +144,22 @@ impl Head {
             Some(id) if !id.is_empty() && id.len() <= 64 => id.to_owned(),
             _ => uuid::Uuid::new_v4().to_string(),
         };
-        let mut fields = Map::new();
-        let mut set = |name: &str, value: Value| {
-            fields.insert(name.to_owned(), value);
-        };
-        set("kind", "Event".into());
-        set("apiVersion", "audit.k8s.io/v1".into());
-        set("level", level.name().into());
-        set("auditID", id.as_str().into());
-        set("requestURI", asked.uri.into());
-        set("verb", attributes.verb.into());
-        match asked.impersonator {
-            None => set("user", user(attributes.user)),
-            Some(impersonator) => {
-                set("user", user(impersonator));
-                set("impersonatedUser", user(attributes.user));
-            }
-        }
-        if let Some(source) = asked.source {
-            set("sourceIPs", json!([source.to_string()]));
-        }
-        if !asked.user_agent.is_empty() {
-            set("userAgent", asked.user_agent.into());
-        }
-        if attributes.is_resource() {
-            let mut reference = Map::new();
-            for (name, value) in [
-                ("resource", attributes.resource),
-                ("namespace", attributes.namespace),
-                ("name", attributes.name),
-                ("apiGroup", attributes.group),
-                ("apiVersion", attributes.version),
-                ("subresource", attributes.subresource),
-            ] {
-                if !value.is_empty() {
-                    reference.insert(name.to_owned(), value.into());
-                }
-            }
-            set("objectRef", reference.into());
-        }
-        set("requestReceivedTimestamp", micros(now).into());
+        let asker = asked.impersonator.unwrap_or(attributes.user);
         Self {
-            fields,
+            kind: "Event",
+            api_version: "audit.k8s.io/v1",
+            level: level.name(),
             id,
-            annotations: Map::new(),
+            request_uri: asked.uri.to_owned(),
+            verb: attributes.verb.to_owned(),
+            user: User::of(asker),
+            impersonated_user: asked.impersonator.map(|_| User::of(attributes.user)),
+            source_ips: asked.source.map(|source| [source]),
+            user_agent: asked.user_agent.to_owned(),
+            object_ref: attributes.is_resource().then(|| Reference::of(attributes)),
+            request_received_timestamp: format_micro_time(now),
             sent: None,
+            annotations: None,
         }
     }
 
@@ -111,29 +168,24 @@ impl Head {
     }
 
     pub(super) fn decided(&mut self, allowed: bool, reason: &str) {
-        let decision = if allowed { "allow" } else { "forbid" };
-        self.annotations
-            .insert("authorization.k8s.io/decision".to_owned(), decision.into());
-        self.annotations
-            .insert("authorization.k8s.io/reason".to_owned(), reason.into());
+        self.annotations = Some(Decision {
+            decision: if allowed { "allow" } else { "forbid" },
+            reason: reason.to_owned(),
+        });
     }
 
     /// Whether it says which object is meant, as far as it can be said.
     pub(super) fn is_named(&self) -> bool {
-        let reference = self.fields.get("objectRef");
-        reference.is_none_or(|reference| reference["name"].is_string())
+        let reference = self.object_ref.as_ref();
+        reference.is_none_or(|reference| !reference.name.is_empty())
     }
 
     /// Says it by the object that was sent, where the path did not.
-    pub(super) fn name(&mut self, object: &Value) {
-        if self.is_named() {
-            return;
-        }
-        if let (Some(reference), Some(name)) = (
-            self.fields.get_mut("objectRef"),
-            object["metadata"]["name"].as_str(),
-        ) {
-            reference["name"] = name.into();
+    pub(super) fn name(&mut self, name: &str) {
+        if let Some(reference) = &mut self.object_ref
+            && reference.name.is_empty()
+        {
+            name.clone_into(&mut reference.name);
         }
     }
 
@@ -142,44 +194,39 @@ impl Head {
     }
 
     /// One line.
-    pub(super) fn event(&self, stage: Stage, answer: &Answer, now: Timestamp) -> String {
-        let mut event = self.fields.clone();
-        event.insert("stage".to_owned(), stage.name().into());
-        event.insert("stageTimestamp".to_owned(), micros(now).into());
-        if let Some(status) = &answer.status {
-            event.insert("responseStatus".to_owned(), status.clone().into());
-        }
-        if let Some(sent) = &self.sent {
-            event.insert("requestObject".to_owned(), sent.clone());
-        }
-        if let Some(object) = &answer.object {
-            event.insert("responseObject".to_owned(), object.clone());
-        }
-        if !self.annotations.is_empty() {
-            event.insert("annotations".to_owned(), self.annotations.clone().into());
-        }
-        let mut line = Value::Object(event).to_string();
-        line.push('\n');
+    pub(super) fn event(&self, stage: Stage, answer: &Answer, now: Timestamp) -> Vec<u8> {
+        let event = Event {
+            head: self,
+            stage: stage.name(),
+            stage_timestamp: format_micro_time(now),
+            answer,
+        };
+        let mut line = serde_json::to_vec(&event).expect("an event is plain data");
+        line.push(b'\n');
         line
     }
 }
 
-fn user(user: &UserInfo) -> Value {
-    let mut fields = Map::new();
-    fields.insert("username".to_owned(), user.name.as_str().into());
-    if !user.uid.is_empty() {
-        fields.insert("uid".to_owned(), user.uid.as_str().into());
+impl User {
+    fn of(user: &UserInfo) -> Self {
+        Self {
+            username: user.name.clone(),
+            uid: user.uid.clone(),
+            groups: user.groups.clone(),
+            extra: user.extra.clone(),
+        }
     }
-    if !user.groups.is_empty() {
-        fields.insert("groups".to_owned(), json!(user.groups));
-    }
-    if !user.extra.is_empty() {
-        fields.insert("extra".to_owned(), json!(user.extra));
-    }
-    fields.into()
 }
 
-/// Kubernetes' MicroTime.
-fn micros(at: Timestamp) -> String {
-    at.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string()
+impl Reference {
+    fn of(attributes: &Attributes<'_>) -> Self {
+        Self {
+            resource: attributes.resource.to_owned(),
+            namespace: attributes.namespace.to_owned(),
+            name: attributes.name.to_owned(),
+            api_group: attributes.group.to_owned(),
+            api_version: attributes.version.to_owned(),
+            subresource: attributes.subresource.to_owned(),
+        }
+    }
 }

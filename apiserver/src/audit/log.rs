@@ -27,7 +27,7 @@ pub struct Rotation {
 }
 
 enum Message {
-    Line(String),
+    Line(Vec<u8>),
     /// Answers when everything before it is in the file.
     Flush(mpsc::Sender<()>),
 }
@@ -57,7 +57,7 @@ impl Log {
     }
 
     /// Queues a line. Never waits.
-    pub(super) fn write(&self, line: String) {
+    pub(super) fn write(&self, line: Vec<u8>) {
         let queued = self
             .lines_tx
             .as_ref()
@@ -98,7 +98,7 @@ fn run(output: &mut Output, lines_rx: &mpsc::Receiver<Message>, dropped: &Atomic
         let mut next = Some(first);
         while let Some(message) = next {
             let outcome = match message {
-                Message::Line(line) => output.write(line.as_bytes()),
+                Message::Line(line) => output.write(&line),
                 Message::Flush(done_tx) => {
                     let flushed = output.flush();
                     done_tx.send(()).ok();
@@ -263,7 +263,7 @@ mod tests {
             age_days: 1,
         };
         std::fs::write(dir.path().join("audit-notes.log"), "not ours").unwrap();
-        let line = "x".repeat(300_000) + "\n";
+        let line = ("x".repeat(300_000) + "\n").into_bytes();
         for _ in 0..2 {
             let log = Log::open(&path, rotation).unwrap();
             for _ in 0..8 {

@@ -128,7 +128,7 @@ async fn subject(args: &Args, proxy: Proxy<'_>) -> Result<Vec<Figure>> {
     let pid = upstream
         .as_ref()
         .map_or(cluster.pid(), |proxy| proxy.0.id());
-    let figures = among(args, &access, pid, mode).await?;
+    let figures = among(args, &access, (pid, cluster.pid()), mode).await?;
     drop(upstream);
     drop(cluster);
     // What a proxy leaves behind is not the next one's.
@@ -160,7 +160,12 @@ fn start_upstream(program: &Path, cluster: &Cluster) -> Result<Killed> {
 }
 
 /// What the proxy of a process is like among more and more Services.
-async fn among(args: &Args, access: &Access, pid: u32, mode: &str) -> Result<Vec<Figure>> {
+async fn among(
+    args: &Args,
+    access: &Access,
+    (pid, cluster): (u32, u32),
+    mode: &str,
+) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     let mut first = None;
     let mut last = 0;
@@ -171,6 +176,7 @@ async fn among(args: &Args, access: &Access, pid: u32, mode: &str) -> Result<Vec
         until(ip, None)
             .await
             .with_context(|| format!("Service {count} does not answer"))?;
+        quiet(cluster).await?;
         let mut figure = |name: String, unit, promise, value| {
             figures.push(figure(
                 &format!("{count} Services: {name}"),
@@ -203,6 +209,19 @@ async fn among(args: &Args, access: &Access, pid: u32, mode: &str) -> Result<Vec
     let ip = address(access, 0).await?;
     figures.extend(load(ip, 80, "through a Service").await?);
     Ok(figures)
+}
+
+/// Waits until the controllers have looked at everything that is new.
+async fn quiet(pid: u32) -> Result<()> {
+    let begun = Instant::now();
+    while begun.elapsed() < PATIENCE {
+        let before = memory::cpu_seconds(pid)?;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if memory::cpu_seconds(pid)? - before < 0.1 {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Makes Services and two endpoints for each.

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::Endpoint;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::view::{Key, NodeFacts, View, cluster_ips, is_ready};
 
@@ -64,7 +65,7 @@ pub(crate) fn rules(view: &View) -> Vec<Rule> {
     let mut rules = Vec::new();
     for (key, service) in &view.services {
         let Some(spec) = &service.spec else { continue };
-        if is_others(service) {
+        if is_others(&service.metadata) {
             continue;
         }
         let ips = cluster_ips(service);
@@ -81,14 +82,14 @@ pub(crate) fn rules(view: &View) -> Vec<Rule> {
     rules
 }
 
-/// Labels by which a Service asks to be left to another proxy, or to none.
+/// Labels by which a Service, or a slice of endpoints, asks to be left to another proxy, or to none.
 const LEFT_ALONE: [&str; 2] = [
     "service.kubernetes.io/service-proxy-name",
     "service.kubernetes.io/headless",
 ];
 
-fn is_others(service: &Service) -> bool {
-    let labels = service.metadata.labels.as_ref();
+fn is_others(meta: &ObjectMeta) -> bool {
+    let labels = meta.labels.as_ref();
     labels.is_some_and(|labels| LEFT_ALONE.iter().any(|name| labels.contains_key(*name)))
 }
 
@@ -191,7 +192,7 @@ fn candidates<'a>(
     for slice in view
         .slices_of(key)
         .iter()
-        .filter(|slice| slice.address_type == family)
+        .filter(|slice| slice.address_type == family && !is_others(&slice.metadata))
     {
         let port = slice.ports.iter().flatten().find(|port| {
             port.name.as_deref().unwrap_or_default() == name
@@ -408,13 +409,19 @@ mod tests {
     #[test]
     fn services_of_other_proxies_have_no_rule() {
         for label in LEFT_ALONE {
-            let view = view(json!({}), json!([]));
-            assert_eq!(rules(&view).len(), 1);
+            let view = view(json!({}), json!([endpoint("10.0.0.1", "rs", json!({}))]));
+            assert_eq!(rules(&view)[0].endpoints.len(), 1);
             let key = ("ns".to_owned(), "web".to_owned());
             let mut service = (*view.services[&key]).clone();
             service.metadata.labels = Some([(label.to_owned(), String::new())].into());
             let other = View::new(vec![service.into()], Vec::new(), NodeFacts::default());
             assert_eq!(rules(&other), [], "{label}");
+            let mut slice = (*view.slices_of(&key)[0]).clone();
+            let labels = slice.metadata.labels.get_or_insert_default();
+            labels.insert(label.to_owned(), String::new());
+            let service = view.services[&key].clone();
+            let other = View::new(vec![service], vec![slice.into()], NodeFacts::default());
+            assert!(rules(&other)[0].endpoints.is_empty(), "a slice of {label}");
         }
     }
 

@@ -199,10 +199,7 @@ impl Executor {
             let shared = Arc::clone(&shared);
             std::thread::Builder::new()
                 .name(format!("guest-{index}"))
-                .spawn(move || {
-                    latency::wants_long_slices();
-                    shared.work(Lane::Regular);
-                })?;
+                .spawn(move || shared.work(Lane::Regular))?;
         }
         for index in 0..threads.div_ceil(EXPRESS_SHARE).min(EXPRESS_THREADS_MAX) {
             let shared = Arc::clone(&shared);

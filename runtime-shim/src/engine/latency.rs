@@ -1,15 +1,12 @@
-//! Tells the kernel who must run soon after it wakes, and who need not.
+//! Asks the kernel to run the calling thread soon after it wakes.
 //!
 //! Guest threads burn for as long as their guests do, and the machine may be busy with other things besides. The threads that tick,
 //! drive sockets and timers, or run a guest that just woke do little each time, and everybody waits for them. Since Linux 6.12 a
-//! thread may ask for slices of a length: whoever has shorter ones gets them sooner and may interrupt those with longer ones, for
-//! the same share of the processor and without any right; older kernels ignore it.
+//! thread may ask for short slices, which it then gets sooner than others get their longer ones, for the same share of the
+//! processor and without any right; older kernels ignore it.
 
 /// The shortest slice that Linux knows.
-const SHORT_NANOS: u64 = 100_000;
-/// Several times what the kernel gives by itself (about 3 ms), so that whatever wakes outside, an API server or a Linux container, may
-/// interrupt a guest that burns.
-const LONG_NANOS: u64 = 12_000_000;
+const SLICE_NANOS: u64 = 100_000;
 
 /// `struct sched_attr` of `linux/sched/types.h`, in its first version.
 #[repr(C)]
@@ -24,19 +21,9 @@ struct Attributes {
     period: u64,
 }
 
-/// The calling thread does little and is waited for.
-pub(super) fn wants_short_slices() {
-    wants_slices(SHORT_NANOS);
-}
-
-/// The calling thread burns, and those who wake may go before it.
-pub(super) fn wants_long_slices() {
-    wants_slices(LONG_NANOS);
-}
-
-/// Where the kernel refuses, nothing changes.
+/// The calling thread gets short slices. Where the kernel refuses, nothing changes.
 #[allow(unsafe_code, reason = "neither libc nor rustix has a wrapper")]
-fn wants_slices(nanos: u64) {
+pub(super) fn wants_short_slices() {
     // Setting attributes sets all of them, so the thread's niceness is told again. -1 is a niceness as well as an error.
     let Ok(nice) = rustix::process::getpriority_process(None) else {
         return;
@@ -47,14 +34,14 @@ fn wants_slices(nanos: u64) {
         flags: 0,
         nice,
         priority: 0,
-        runtime: nanos,
+        runtime: SLICE_NANOS,
         deadline: 0,
         period: 0,
     };
     // SAFETY: the kernel reads `size` bytes of a structure of that size; thread 0 is the calling one.
     let done = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
     if done != 0 {
-        tracing::debug!(error = %std::io::Error::last_os_error(), "The kernel gives no slices of a length");
+        tracing::debug!(error = %std::io::Error::last_os_error(), "The kernel gives no short slices");
     }
 }
 
@@ -80,7 +67,7 @@ mod tests {
             let attributes = unsafe { attributes.assume_init() };
             assert_eq!(attributes.policy, libc::SCHED_OTHER.cast_unsigned());
             // Kernels before 6.12 tell none.
-            assert!([0, SHORT_NANOS].contains(&attributes.runtime));
+            assert!([0, SLICE_NANOS].contains(&attributes.runtime));
         })
         .join()
         .unwrap();

@@ -11,7 +11,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::linux::Network;
-use crate::wait::eventually;
+use crate::wait::{PATIENCE, eventually};
 
 /// What a program printed, and how it ended.
 #[derive(Debug)]
@@ -306,7 +306,8 @@ impl Cluster {
     /// `kubectl wait --for CONDITION`.
     #[track_caller]
     pub fn wait(&self, condition: &str, what: &str) -> String {
-        self.kubectl(&["wait", "--timeout=60s", &format!("--for={condition}"), what])
+        let timeout = format!("--timeout={}s", PATIENCE.as_secs());
+        self.kubectl(&["wait", &timeout, &format!("--for={condition}"), what])
             .ok()
     }
 

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 /// How long a condition may take before the test fails; generous, because machines that run tests are slow and shared.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Tries until the answer is `Ok`, and fails with the last refusal after [`PATIENCE`].
 ///

@@ -35,6 +35,7 @@ pub use inspect::{Inspected, inspect, key_hash};
 use issue::Usage;
 pub use kubeconfig::render as kubeconfig;
 pub use sign::{Asked, SignRequest, ask};
+pub use tls::AnyServer;
 
 /// The serving certificate is issued again when less than this is left of it.
 const RENEW_BEFORE: Duration = Duration::days(30);

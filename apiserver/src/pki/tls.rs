@@ -1,4 +1,4 @@
-//! The server's side of TLS: version 1.3, HTTP/2 and HTTP/1.1, client certificates welcome but judged later.
+//! The server's side of TLS: version 1.3, HTTP/2 and HTTP/1.1, client certificates welcome but judged later. And the client's, where any server will do.
 //!
 //! A client certificate of a foreign authority does not end the handshake: the request behind it is answered with
 //! 401, which a user understands, and a bearer token beside it is not looked at. So the handshake only proves that
@@ -6,8 +6,8 @@
 
 use std::sync::Arc;
 
-use rustls::client::danger::HandshakeSignatureValid;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
@@ -54,6 +54,55 @@ fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
 
 fn pem_error(error: rustls::pki_types::pem::Error) -> Error {
     Error::General(error.to_string())
+}
+
+/// Takes any server's certificate whose key signed the handshake: for connections that only look at it, and for servers of which the
+/// user said that they need not prove who they are.
+#[derive(Debug)]
+pub struct AnyServer(Arc<rustls::crypto::CryptoProvider>);
+
+impl AnyServer {
+    /// A verifier whose signatures are checked by `provider`.
+    pub fn new(provider: Arc<rustls::crypto::CryptoProvider>) -> Arc<Self> {
+        Arc::new(Self(provider))
+    }
+}
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
 }
 
 /// Accepts any client certificate whose key signed the handshake.

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use http::StatusCode;
-use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::networking::v1::{HTTPIngressPath, Ingress, IngressBackend, IngressSpec};
 
 use super::annotations::Wishes;
@@ -38,7 +37,7 @@ pub(crate) fn add(table: &mut Table, ingress: &Ingress, resolver: &Resolver<'_>)
     }
     compiling.certificates(spec);
     compiling.rules(spec);
-    let object = reference(ingress);
+    let object = cox_client::events::reference(ingress);
     let problem = |(reason, message)| Problem {
         object: object.clone(),
         reason,
@@ -52,10 +51,6 @@ pub(crate) fn has_tls(ingress: &Ingress) -> bool {
     let spec = ingress.spec.as_ref();
     spec.and_then(|spec| spec.tls.as_ref())
         .is_some_and(|tls| !tls.is_empty())
-}
-
-fn reference(ingress: &Ingress) -> ObjectReference {
-    cox_client::events::reference(ingress)
 }
 
 struct Compiling<'a> {

@@ -29,11 +29,10 @@ impl PathRewrite {
                     replacement.trim_end_matches('/'),
                     rest.trim_start_matches('/')
                 );
-                match rest.is_empty() && joined.len() > 1 {
+                rooted(match rest.is_empty() && joined.len() > 1 {
                     true => joined.trim_end_matches('/').to_owned(),
                     false => joined,
-                }
-                .pipe_root()
+                })
             }
             Self::Captures(template) => match taken_by {
                 PathMatch::Regex(pattern) => {
@@ -41,7 +40,7 @@ impl PathRewrite {
                     if let Some(found) = pattern.captures(path) {
                         found.expand(&braced(template), &mut out);
                     }
-                    out.pipe_root()
+                    rooted(out)
                 }
                 PathMatch::Exact(_) | PathMatch::Prefix(_) => template.clone(),
             },
@@ -50,16 +49,10 @@ impl PathRewrite {
 }
 
 /// A path begins with a slash.
-trait PipeRoot {
-    fn pipe_root(self) -> String;
-}
-
-impl PipeRoot for String {
-    fn pipe_root(self) -> String {
-        match self.starts_with('/') {
-            true => self,
-            false => format!("/{self}"),
-        }
+fn rooted(path: String) -> String {
+    match path.starts_with('/') {
+        true => path,
+        false => format!("/{path}"),
     }
 }
 

@@ -24,7 +24,7 @@ use crate::backend::{Registry, ServiceKey};
 use crate::data::Plane;
 use crate::data::activation::Wake;
 use crate::data::ports::{self, Ports};
-use crate::gateway_api::{GatewayApi, Served};
+use crate::gateway_api::{GatewayApi, Served, by_age};
 use crate::ingress::{class, compile, status};
 use crate::resolve::{Certificates, Named, Problem, Resolver, sleeps_after};
 use crate::table::{Port, Table};
@@ -235,11 +235,7 @@ impl Syncing {
             gateways.watch_more().await;
         }
         self.start_serving().await;
-        ingresses.sort_by_cached_key(|ingress| {
-            let meta = &ingress.metadata;
-            let created = meta.creation_timestamp.as_ref().map(|at| at.0.to_string());
-            (created, meta.namespace.clone(), meta.name.clone())
-        });
+        by_age(&mut ingresses);
         let (table, problems) = self.compile(&ingresses);
         let wanted: BTreeSet<Port> = table.ports.keys().copied().collect();
         self.refresh();

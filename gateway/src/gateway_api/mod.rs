@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use crate::resolve::Resolver;
 use crate::table::Table;
-use compile::{Input, Output};
+use compile::{Input, Output, place};
 pub(crate) use status::Served;
 use types::{Gateway, GatewayClass, HTTPRoute, ReferenceGrant};
 
@@ -141,7 +141,9 @@ impl GatewayApi {
                 .filter(|class| class.metadata.name.as_ref() == name);
             named.any(|class| class.spec.controller_name == CONTROLLER)
         };
-        by_age(self.gateways.list().into_iter().filter(is_ours).collect())
+        let mut ours: Vec<_> = self.gateways.list().into_iter().filter(is_ours).collect();
+        by_age(&mut ours);
+        ours
     }
 
     /// Adds routes to the table.
@@ -150,7 +152,8 @@ impl GatewayApi {
         let Some(more) = &self.more else {
             return;
         };
-        let (routes, grants) = (by_age(more.routes.list()), more.grants.list());
+        let (mut routes, grants) = (more.routes.list(), more.grants.list());
+        by_age(&mut routes);
         let labels = |name: &str| {
             let namespace = more.namespaces.get(None, name);
             namespace
@@ -228,21 +231,13 @@ impl GatewayApi {
     }
 }
 
-fn place(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> (String, String) {
-    (
-        meta.namespace.clone().unwrap_or_default(),
-        meta.name.clone().unwrap_or_default(),
-    )
-}
-
 /// The oldest first.
-fn by_age<K: Cached>(mut all: Vec<Arc<K>>) -> Vec<Arc<K>> {
+pub(crate) fn by_age<K: Cached>(all: &mut [Arc<K>]) {
     all.sort_by_cached_key(|object| {
         let meta = object.meta();
         let created = meta.creation_timestamp.as_ref().map(|at| at.0);
         (created, meta.namespace.clone(), meta.name.clone())
     });
-    all
 }
 
 async fn prepare(client: &kube::Client) -> Result<(), kube::Error> {

@@ -4,10 +4,11 @@ mod rules;
 #[cfg(test)]
 mod tests;
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::core::{Selector, SelectorExt};
 use rustls::sign::CertifiedKey;
 
 use super::conditions::Condition;
@@ -15,6 +16,7 @@ use super::hostnames::intersect;
 use super::types::{GROUP, Gateway, HTTPRoute, Labels, Listener, ParentRef, ReferenceGrant};
 use crate::resolve::Resolver;
 use crate::table::{HostPattern, Port, Table};
+use rules::Built;
 
 /// What is compiled.
 pub(crate) struct Input<'a> {
@@ -68,6 +70,7 @@ pub(crate) fn add(table: &mut Table, input: &Input<'_>, resolver: &Resolver<'_>)
             .parent_refs
             .iter()
             .filter(|parent| is_gateway(parent));
+        let built = OnceCell::new();
         let mut states = Vec::new();
         for parent in ours {
             let namespace = parent
@@ -82,15 +85,15 @@ pub(crate) fn add(table: &mut Table, input: &Input<'_>, resolver: &Resolver<'_>)
             let (Some(gateway), Some(listeners)) = (gateway, output.gateways.get_mut(&key)) else {
                 continue;
             };
+            let built = built.get_or_init(|| rules::build(route, input.grants, resolver));
             let mut attaching = Attaching {
                 table,
                 input,
-                resolver,
                 gateway,
                 route,
                 parent,
             };
-            states.push(attaching.attach(listeners));
+            states.push(attaching.attach(listeners, built));
         }
         if !states.is_empty() {
             output.routes.insert(place(&route.metadata), states);
@@ -99,7 +102,10 @@ pub(crate) fn add(table: &mut Table, input: &Input<'_>, resolver: &Resolver<'_>)
     output
 }
 
-fn place(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> (String, String) {
+/// Where an object stands: its namespace and name.
+pub(super) fn place(
+    meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+) -> (String, String) {
     (
         meta.namespace.clone().unwrap_or_default(),
         meta.name.clone().unwrap_or_default(),
@@ -317,15 +323,13 @@ fn granted(
 struct Attaching<'a, 'r> {
     table: &'a mut Table,
     input: &'a Input<'r>,
-    resolver: &'a Resolver<'r>,
     gateway: &'a Gateway,
     route: &'a HTTPRoute,
     parent: &'a ParentRef,
 }
 
 impl Attaching<'_, '_> {
-    fn attach(&mut self, listeners: &mut [ListenerState]) -> ParentState {
-        let (built, resolved) = rules::build(self.route, self.input.grants, self.resolver);
+    fn attach(&mut self, listeners: &mut [ListenerState], built: &Built) -> ParentState {
         let accepted = match self.hosts(listeners) {
             Err(failed) => failed,
             Ok(found) => {
@@ -337,20 +341,19 @@ impl Attaching<'_, '_> {
                     let served = self.table.ports.entry(port).or_default();
                     for host in hosts {
                         let routes = served.hosts.entry(host);
-                        let missing: Vec<_> = built
-                            .routes
-                            .iter()
-                            .filter(|one| !routes.iter().any(|known| Arc::ptr_eq(known, one)))
-                            .collect();
-                        routes.extend(missing.into_iter().cloned());
+                        for one in &built.routes {
+                            if !routes.iter().any(|known| Arc::ptr_eq(known, one)) {
+                                routes.push(Arc::clone(one));
+                            }
+                        }
                     }
                 }
-                built.accepted
+                built.accepted.clone()
             }
         };
         ParentState {
             parent: self.parent.clone(),
-            conditions: vec![accepted, resolved],
+            conditions: vec![accepted, built.resolved.clone()],
         }
     }
 
@@ -421,29 +424,13 @@ impl Attaching<'_, '_> {
             "None" => false,
             "Selector" => {
                 let selector = namespaces.and_then(|namespaces| namespaces.selector.as_ref());
-                selector.is_some_and(|selector| selects(selector, &(self.input.labels)(route)))
+                let labels = (self.input.labels)(route);
+                selector.is_some_and(|selector| {
+                    Selector::try_from(selector.clone())
+                        .is_ok_and(|selector| selector.matches(&labels))
+                })
             }
             _ => self.gateway.metadata.namespace.as_deref() == Some(route),
         }
     }
-}
-
-fn selects(selector: &LabelSelector, labels: &Labels) -> bool {
-    let exact = selector.match_labels.iter().flatten();
-    let mut expressions = selector.match_expressions.iter().flatten();
-    exact
-        .into_iter()
-        .all(|(key, value)| labels.get(key) == Some(value))
-        && expressions.all(|one| {
-            let value = labels.get(&one.key);
-            let listed =
-                value.is_some_and(|value| one.values.iter().flatten().any(|other| other == value));
-            match one.operator.as_str() {
-                "In" => listed,
-                "NotIn" => !listed,
-                "Exists" => value.is_some(),
-                "DoesNotExist" => value.is_none(),
-                _ => false,
-            }
-        })
 }

@@ -22,14 +22,16 @@ pub(super) struct Built {
     pub(super) routes: Vec<Arc<Route>>,
     /// Whether all of it is understood.
     pub(super) accepted: Condition,
+    /// Whether what they name is there.
+    pub(super) resolved: Condition,
 }
 
-/// All rules, and whether what they name is there.
+/// All rules.
 pub(super) fn build(
     route: &HTTPRoute,
     grants: &[Arc<ReferenceGrant>],
     resolver: &Resolver<'_>,
-) -> (Built, Condition) {
+) -> Built {
     let meta = &route.metadata;
     let mut building = Building {
         namespace: meta.namespace.as_deref().unwrap_or_default(),
@@ -59,7 +61,11 @@ pub(super) fn build(
     let resolved = building
         .unresolved
         .unwrap_or_else(|| Condition::holds("ResolvedRefs", "ResolvedRefs"));
-    (Built { routes, accepted }, resolved)
+    Built {
+        routes,
+        accepted,
+        resolved,
+    }
 }
 
 struct Building<'a> {

@@ -247,7 +247,10 @@ impl Registry {
 
 /// The label by which the activator's own slices are known: they lead back to the gateway.
 pub(crate) const ACTIVATOR: &str = "activator.coxswain.dev";
-const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+/// The label that says whose a slice is.
+pub(crate) const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+/// The label that names a slice's Service.
+pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// Who answers on a named port: endpoints that are ready; when none is, those that end but still serve, unless somebody else can be
 /// started. Pure.
@@ -298,11 +301,19 @@ pub(crate) fn endpoints(
     Vec::new()
 }
 
-fn is_activator(slice: &EndpointSlice) -> bool {
-    let labels = slice.metadata.labels.as_ref();
-    labels
-        .and_then(|labels| labels.get(MANAGED_BY))
-        .is_some_and(|by| by == ACTIVATOR)
+/// Whether a slice leads back to the gateway.
+pub(crate) fn is_activator(slice: &EndpointSlice) -> bool {
+    label(slice, MANAGED_BY) == Some(ACTIVATOR)
+}
+
+/// Whose endpoints a slice holds.
+pub(crate) fn service_of(slice: &EndpointSlice) -> Option<ServiceKey> {
+    let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
+    Some(ServiceKey::new(namespace, label(slice, SERVICE_NAME)?))
+}
+
+fn label<'a>(slice: &'a EndpointSlice, name: &str) -> Option<&'a str> {
+    Some(slice.metadata.labels.as_ref()?.get(name)?)
 }
 
 #[cfg(test)]

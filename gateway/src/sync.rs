@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::activator::{Activator, Place, slices};
-use crate::backend::{Registry, ServiceKey};
+use crate::backend::{self, Registry, ServiceKey};
 use crate::data::Plane;
 use crate::data::activation::Wake;
 use crate::data::ports::{self, Ports};
@@ -36,7 +36,6 @@ const SYNC_PAUSE: Duration = Duration::from_millis(5);
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
 /// Between attempts to read and write what is needed at the start.
 const START_PAUSE: Duration = Duration::from_millis(250);
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// What is watched from the start.
 #[derive(Debug)]
@@ -380,15 +379,8 @@ impl Syncing {
         };
         let mut by_service: HashMap<ServiceKey, Vec<Arc<EndpointSlice>>> = HashMap::new();
         for slice in serving.slices.list() {
-            let labels = slice.metadata.labels.as_ref();
-            let Some(name) = labels.and_then(|labels| labels.get(SERVICE_NAME)) else {
-                continue;
-            };
-            let key = ServiceKey::new(
-                slice.metadata.namespace.as_deref().unwrap_or_default(),
-                name,
-            );
-            if self.registry.knows(&key) {
+            let key = backend::service_of(&slice);
+            if let Some(key) = key.filter(|key| self.registry.knows(key)) {
                 by_service.entry(key).or_default().push(slice);
             }
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::{Shared, Sleeper, plan};
-use crate::backend::{ACTIVATOR, ServiceKey};
+use crate::backend::{ServiceKey, is_activator, service_of};
 
 /// How often, at most and at least, somebody is looked at.
 const LOOK_MIN: Duration = Duration::from_millis(500);
@@ -97,14 +97,7 @@ fn is_up(shared: &Shared, key: &ServiceKey) -> bool {
 async fn cpu_nanos(shared: &Shared, key: &ServiceKey) -> Option<u128> {
     let (mut nodes, mut pods) = (BTreeSet::new(), BTreeSet::new());
     for slice in shared.slices.list_in(&key.namespace) {
-        let labels = slice.metadata.labels.as_ref();
-        let label = |name: &str| {
-            labels
-                .and_then(|labels| labels.get(name))
-                .map(String::as_str)
-        };
-        let ours = label("kubernetes.io/service-name") == Some(&*key.name);
-        if !ours || label("endpointslice.kubernetes.io/managed-by") == Some(ACTIVATOR) {
+        if service_of(&slice).as_ref() != Some(key) || is_activator(&slice) {
             continue;
         }
         for endpoint in slice.endpoints.iter().flatten() {

@@ -9,7 +9,7 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
 use super::{Place, Sleeper};
-use crate::backend::{ACTIVATOR, ServiceKey};
+use crate::backend::{ACTIVATOR, MANAGED_BY, SERVICE_NAME, ServiceKey};
 
 /// What was written, by Service.
 #[derive(Debug, Default)]
@@ -82,7 +82,7 @@ pub(crate) async fn left(
     client: &kube::Client,
     node: &str,
 ) -> Result<Vec<ServiceKey>, kube::Error> {
-    let selector = format!("endpointslice.kubernetes.io/managed-by={ACTIVATOR}");
+    let selector = format!("{MANAGED_BY}={ACTIVATOR}");
     let all = Api::<EndpointSlice>::all(client.clone());
     let all = all.list(&ListParams::default().labels(&selector)).await?;
     let of_node = |slice: &EndpointSlice| -> Option<ServiceKey> {
@@ -122,10 +122,7 @@ fn slice(place: &Place, sleeper: &Sleeper) -> Option<Value> {
         "kind": "EndpointSlice",
         "metadata": {
             "name": name(place, &sleeper.key),
-            "labels": {
-                "kubernetes.io/service-name": &*sleeper.key.name,
-                "endpointslice.kubernetes.io/managed-by": ACTIVATOR,
-            },
+            "labels": {SERVICE_NAME: &*sleeper.key.name, MANAGED_BY: ACTIVATOR},
             "ownerReferences": [{"apiVersion": "v1", "kind": "Service", "name": &*sleeper.key.name, "uid": sleeper.uid}],
         },
         "addressType": if ip.is_ipv4() { "IPv4" } else { "IPv6" },

@@ -68,7 +68,7 @@ async fn look(shared: &Shared, sleeper: &Sleeper, seen: &mut HashMap<ServiceKey,
     if !idle.is_some_and(long_enough) || !long_enough(now - quiet_since) {
         return;
     }
-    match shared.scale(key, 1, 0).await {
+    match shared.scale(key, 0).await {
         Ok(_) => {
             seen.remove(key);
         }

@@ -153,38 +153,30 @@ impl Activator {
 
     /// Brings the doors to what the Services ask for.
     pub(crate) fn sync(&mut self, services: &[Arc<Service>], registry: &Registry) {
-        let mut kept: HashMap<ServiceKey, Arc<Sleeper>> = HashMap::new();
+        let mut before = self.shared.sleepers.lock().clone();
+        let mut now: HashMap<ServiceKey, Arc<Sleeper>> = HashMap::new();
         for service in services {
             let Some(after) = sleeps_after(service) else {
                 continue;
             };
             let wished = plan::Wished::of(service, Duration::from_millis(after));
-            let known = self.shared.sleepers.lock().get(&wished.key).cloned();
-            let fits = known.filter(|known| wished.is(known));
-            let sleeper = match fits {
-                Some(known) => known,
-                None => Arc::new(self.open(wished, registry)),
+            let sleeper = match before.remove(&wished.key) {
+                Some(kept) if wished.is(&kept) => kept,
+                known => {
+                    // Its successor has the state in common with it: only the doors are others.
+                    if let Some(replaced) = known {
+                        replaced.cancel.cancel();
+                    }
+                    Arc::new(self.open(wished, registry))
+                }
             };
-            kept.insert(sleeper.key.clone(), sleeper);
+            now.insert(sleeper.key.clone(), sleeper);
         }
-        let before = std::mem::replace(&mut *self.shared.sleepers.lock(), kept);
-        // Those that are gone close their doors with their last user.
-        for (key, gone) in before {
-            if self
-                .shared
-                .sleepers
-                .lock()
-                .get(&key)
-                .is_none_or(|now| !Arc::ptr_eq(now, &gone))
-            {
-                gone.cancel.cancel();
-                gone.state.set_sleeps_after(0);
-            }
+        for gone in before.into_values() {
+            gone.cancel.cancel();
+            gone.state.set_sleeps_after(0);
         }
-        // One that was replaced has the state in common with its successor.
-        for sleeper in self.shared.sleepers.lock().values() {
-            sleeper.state.set_sleeps_after(millis(sleeper.after));
-        }
+        *self.shared.sleepers.lock() = now;
     }
 
     fn open(&self, wished: plan::Wished, registry: &Registry) -> Sleeper {
@@ -242,7 +234,7 @@ impl Shared {
             if woken.contains_key(&key) {
                 continue;
             }
-            match self.scale(&key, 0, 1).await {
+            match self.scale(&key, 1).await {
                 Ok(0) => {}
                 Ok(_) => {
                     woken.insert(key, Instant::now());
@@ -254,8 +246,8 @@ impl Shared {
         }
     }
 
-    /// Brings the Deployments behind a Service from `from` (0: those without replicas, else those with some) to `to`. How many.
-    async fn scale(&self, key: &ServiceKey, from: i32, to: i32) -> Result<usize, kube::Error> {
+    /// Wakes the Deployments behind a Service that have no replicas, or puts those that have some to sleep (0). How many.
+    async fn scale(&self, key: &ServiceKey, to: i32) -> Result<usize, kube::Error> {
         let Some(service) = self.services.get(Some(&key.namespace), &key.name) else {
             return Ok(0);
         };
@@ -263,8 +255,7 @@ impl Shared {
         let behind = plan::behind(&service, &all);
         let mut scaled = 0;
         for deployment in behind {
-            let replicas = plan::replicas(deployment);
-            if (from == 0) != (replicas == 0) {
+            if (to == 0) == (plan::replicas(deployment) == 0) {
                 continue;
             }
             let Some(name) = &deployment.metadata.name else {

@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use cox_client::tasks::TaskScope;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -10,15 +9,12 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::Backend;
-use crate::data::Plane;
+use crate::data::{AGAIN, ATTEMPTS, CONNECT, Plane};
 
 /// Connections that one door holds and passes on; further ones wait in the kernel.
 const CONNECTIONS_LEN_MAX: usize = 1024;
 /// Connections that the kernel takes for us until we do.
 const BACKLOG: u32 = 256;
-const CONNECT: Duration = Duration::from_secs(2);
-const ATTEMPTS: usize = 5;
-const AGAIN: Duration = Duration::from_millis(40);
 
 /// Opens a door; `None` where the address cannot be had: then only requests through the gateway wake the Service.
 pub(super) fn open(

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, LOCATION, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
@@ -12,17 +11,12 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
-use super::Plane;
 use super::body::{Answer, Held, Keeping, TooLarge, text};
 use super::headers::{self, Peer};
 use super::upstream::{Outgoing, UpstreamError};
+use super::{AGAIN, ATTEMPTS, Plane};
 use crate::backend::{Backend, InFlight};
 use crate::table::{Action, Edits, Facts, Match, Port, Redirect, Route, Target, Weighted};
-
-/// Endpoints that are tried for one request.
-const ATTEMPTS: usize = 5;
-/// Before an endpoint is tried again that took no connection: it may be gone from the table by then.
-const AGAIN: Duration = Duration::from_millis(40);
 
 /// Answers a request. It never fails: what goes wrong is an answer too.
 pub(crate) async fn answer(

@@ -12,8 +12,8 @@ mod upstream;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
@@ -22,6 +22,13 @@ use crate::backend::Backend;
 use crate::table::{Port, Table};
 use activation::Wake;
 use upstream::Upstreams;
+
+/// How long one endpoint may take to take a connection.
+pub(crate) const CONNECT: Duration = Duration::from_secs(2);
+/// Endpoints that are tried for one request or connection.
+pub(crate) const ATTEMPTS: usize = 5;
+/// Before an endpoint is tried again that took no connection: it may be gone from the table by then.
+pub(crate) const AGAIN: Duration = Duration::from_millis(40);
 
 /// What all connections share.
 #[derive(Debug)]

@@ -20,12 +20,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::CONNECT;
 use super::body::Sending;
 use super::tls;
 use crate::backend::Protocol;
 
-/// How long one endpoint may take to take a connection.
-const CONNECT: Duration = Duration::from_secs(2);
 /// How long a connection that nobody uses is kept.
 const IDLE: Duration = Duration::from_secs(30);
 /// Connections that nobody uses, for each endpoint.

@@ -11,7 +11,6 @@ mod dns;
 mod health;
 #[cfg(test)]
 mod lab;
-mod net;
 mod nft;
 mod nodes;
 mod plan;
@@ -38,7 +37,7 @@ use dns::forward::Forwarder;
 pub use dns::forward::{StubDomain, StubDomainError};
 use dns::server::{Dns, Listeners};
 use health::HealthPorts;
-use net::Net;
+use ipnet::IpNet;
 pub use nodes::NodeNetwork;
 use plan::Rule;
 use proxy::iptables::{self, Iptables};
@@ -293,10 +292,10 @@ enum Proxy {
 
 impl Proxy {
     async fn start(config: &Config, ranges: &[String]) -> Self {
-        let routed: Vec<Net> = ranges
+        let routed: Vec<IpNet> = ranges
             .iter()
             .filter_map(|range| range.parse().ok())
-            .filter(|range: &Net| !range.base().is_loopback())
+            .filter(|range: &IpNet| !range.network().is_loopback())
             .collect();
         let able = config.linux_containers && rights() && nft::has_program("nft");
         let mode = match config.mode {

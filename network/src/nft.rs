@@ -125,12 +125,7 @@ pub(crate) async fn run_in(
     args: &[&str],
     input: &str,
 ) -> Result<(), NftError> {
-    let Some(name) = netns else {
-        return run(program, args, input).await;
-    };
-    let mut all = vec!["netns", "exec", name, program];
-    all.extend(args);
-    run("ip", &all, input).await
+    output_in(netns, program, args, input).await.map(drop)
 }
 
 /// What a program prints in a network namespace of that name, where there is one.
@@ -138,16 +133,13 @@ pub(crate) async fn output_in(
     netns: Option<&str>,
     program: &'static str,
     args: &[&str],
+    input: &str,
 ) -> Result<String, NftError> {
     let Some(name) = netns else {
-        return output(program, args, "").await;
+        return output(program, args, input).await;
     };
-    output(
-        "ip",
-        &[&["netns", "exec", name, program], args].concat(),
-        "",
-    )
-    .await
+    let inside = [&["netns", "exec", name, program], args].concat();
+    output("ip", &inside, input).await
 }
 
 /// Runs a program with `input` and answers what it prints.

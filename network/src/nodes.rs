@@ -18,7 +18,7 @@ use k8s_openapi::api::core::v1::Node;
 use crate::{RETRY_PAUSE, drain};
 use events::Watcher;
 use kernel::Kernel;
-use plan::{Cluster, Way};
+use plan::Cluster;
 
 /// How Pods reach Pods of other nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub(crate) async fn run(node: String, bridge: String, mode: NodeNetwork, informe
     let nodes = informers.of::<Node>();
     nodes.synced().await;
     let mut keeper = Keeper {
-        cluster_of: node,
+        node,
         nodes,
         kernel: Kernel::new(None, Some(bridge)),
         mode,
@@ -54,7 +54,7 @@ pub(crate) async fn run(node: String, bridge: String, mode: NodeNetwork, informe
 }
 
 struct Keeper {
-    cluster_of: String,
+    node: String,
     nodes: Informer<Node>,
     kernel: Kernel,
     mode: NodeNetwork,
@@ -76,7 +76,7 @@ impl Keeper {
         let mut look = true;
         loop {
             drain(&mut changes);
-            let cluster = Cluster::read(&self.cluster_of, &self.nodes.list());
+            let cluster = Cluster::read(&self.node, &self.nodes.list());
             // Nodes write their status all the time; most of it concerns nobody here.
             if look || last.as_ref() != Some(&cluster) {
                 while let Err(error) = self.bring(&cluster).await {
@@ -118,9 +118,4 @@ async fn touched(watcher: Option<&mut Watcher>, has_peers: bool) {
         Some(watcher) if has_peers => watcher.changed().await,
         Some(_) | None => std::future::pending().await,
     }
-}
-
-/// Whether a way is straight.
-pub(crate) fn is_direct(way: Option<&Way>) -> bool {
-    way.is_some_and(|way| way.gateway.is_none())
 }

@@ -279,6 +279,29 @@ fn close_by<'a, 'b>(all: Vec<&'a Candidate<'b>>, node: &NodeFacts) -> Vec<&'a Ca
     all
 }
 
+/// What tests of the proxies begin with.
+#[cfg(test)]
+pub(crate) mod fixture {
+    use super::*;
+
+    /// A Service with an address and a node port of its own.
+    pub(crate) fn rule(name: &str, endpoints: &[&str]) -> Rule {
+        let endpoints: Vec<SocketAddr> = endpoints.iter().map(|one| one.parse().unwrap()).collect();
+        Rule {
+            name: name.into(),
+            protocol: Protocol::Tcp,
+            cluster: vec!["10.96.0.7:80".parse().unwrap()],
+            external: Vec::new(),
+            node_port: Some(30_080),
+            affinity_secs: None,
+            source_ranges: Vec::new(),
+            external_endpoints: endpoints.clone(),
+            endpoints,
+            external_local: false,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;

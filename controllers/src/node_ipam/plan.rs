@@ -1,13 +1,13 @@
 //! Which range is next. Pure.
 
-use std::collections::BTreeSet;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
 
 /// The cluster's ranges, and how long the network's part of a node's range is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeRanges {
-    clusters: Vec<(Range, u8)>,
+    clusters: Vec<(IpNet, u8)>,
 }
 
 /// What such ranges cannot be.
@@ -17,10 +17,10 @@ pub enum NodeRangesError {
     #[error("{0:?} is not a range of addresses such as 10.64.0.0/10")]
     NoRange(String),
     /// A node's range has to lie in the cluster's, and not be a thousandth of a thousandth of it.
-    #[error("ranges of /{size} for nodes do not fit into {cluster}: between /{} and /{} do", cluster.prefix, cluster.prefix + BITS_MAX)]
+    #[error("ranges of /{size} for nodes do not fit into {cluster}: between /{} and /{} do", cluster.prefix_len(), cluster.prefix_len() + BITS_MAX)]
     Size {
         /// The cluster's.
-        cluster: Range,
+        cluster: IpNet,
         /// The node's.
         size: u8,
     },
@@ -28,54 +28,6 @@ pub enum NodeRangesError {
 
 /// Nodes have at most so many bits.
 const BITS_MAX: u8 = 16;
-
-/// A range of either kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Range {
-    base: u128,
-    prefix: u8,
-    is_ipv4: bool,
-}
-
-impl Range {
-    fn parse(text: &str) -> Option<Self> {
-        let (ip, prefix) = text.split_once('/')?;
-        let prefix: u8 = prefix.parse().ok()?;
-        let (base, is_ipv4) = match ip.parse().ok()? {
-            IpAddr::V4(ip) => (u128::from(u32::from(ip)), true),
-            IpAddr::V6(ip) => (u128::from(ip), false),
-        };
-        let range = Self {
-            base,
-            prefix,
-            is_ipv4,
-        };
-        (prefix <= range.bits()).then(|| Self {
-            base: base & !(range.len() - 1),
-            ..range
-        })
-    }
-
-    fn bits(self) -> u8 {
-        if self.is_ipv4 { 32 } else { 128 }
-    }
-
-    /// How many addresses; all of IPv6 counts as one less than it has.
-    fn len(self) -> u128 {
-        1_u128
-            .checked_shl(u32::from(self.bits() - self.prefix))
-            .unwrap_or(u128::MAX)
-    }
-}
-
-impl fmt::Display for Range {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match u32::try_from(self.base) {
-            Ok(base) if self.is_ipv4 => write!(f, "{}/{}", Ipv4Addr::from(base), self.prefix),
-            _ => write!(f, "{}/{}", Ipv6Addr::from(self.base), self.prefix),
-        }
-    }
-}
 
 impl fmt::Display for NodeRanges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -95,13 +47,16 @@ impl NodeRanges {
     /// When a text is no range, or nodes' ranges do not fit into it.
     pub fn new(clusters: &[String], ipv4: u8, ipv6: u8) -> Result<Self, NodeRangesError> {
         let parse = |text: &String| {
-            let cluster =
-                Range::parse(text).ok_or_else(|| NodeRangesError::NoRange(text.clone()))?;
-            let size = if cluster.is_ipv4 { ipv4 } else { ipv6 };
-            let fits = size >= cluster.prefix
-                && size <= cluster.bits()
-                && size - cluster.prefix <= BITS_MAX;
-            if fits {
+            let cluster: IpNet = text
+                .parse()
+                .map_err(|_| NodeRangesError::NoRange(text.clone()))?;
+            let cluster = cluster.trunc();
+            let size = match cluster {
+                IpNet::V4(_) => ipv4,
+                IpNet::V6(_) => ipv6,
+            };
+            let sizes = cluster.prefix_len()..=cluster.max_prefix_len();
+            if sizes.contains(&size) && size - cluster.prefix_len() <= BITS_MAX {
                 Ok((cluster, size))
             } else {
                 Err(NodeRangesError::Size { cluster, size })
@@ -119,7 +74,9 @@ impl NodeRanges {
 
     /// One range of each kind that overlaps none of `taken`; none when one kind has run out.
     pub(super) fn choose(&self, taken: &[String]) -> Option<Vec<String>> {
-        let taken: Vec<Range> = taken.iter().filter_map(|text| Range::parse(text)).collect();
+        let taken: Vec<IpNet> = taken.iter().filter_map(|text| text.parse().ok()).collect();
+        // Merged: few ranges, in order, however many nodes there are.
+        let taken = IpNet::aggregate(&taken);
         let chosen: Option<Vec<String>> = self
             .clusters
             .iter()
@@ -129,34 +86,15 @@ impl NodeRanges {
     }
 }
 
-fn free(cluster: Range, size: u8, taken: &[Range]) -> Option<Range> {
-    let count = 1_u128 << (size - cluster.prefix);
-    let step = Range {
-        prefix: size,
-        ..cluster
-    }
-    .len();
-    let mut used: BTreeSet<u128> = BTreeSet::new();
-    let inside = |address: u128| {
-        address
-            .checked_sub(cluster.base)
-            .map(|offset| offset / step)
+/// The first range of this size in the cluster's that overlaps none of `taken`, which are in order and apart from each other.
+fn free(cluster: IpNet, size: u8, taken: &[IpNet]) -> Option<IpNet> {
+    let is_free = |range: &IpNet| {
+        let next = taken.partition_point(|one| one.broadcast() < range.network());
+        taken
+            .get(next)
+            .is_none_or(|one| one.network() > range.broadcast())
     };
-    for range in taken
-        .iter()
-        .filter(|range| range.is_ipv4 == cluster.is_ipv4)
-    {
-        let last = range.base.saturating_add(range.len() - 1);
-        let Some(to) = inside(last) else { continue };
-        let from = inside(range.base).unwrap_or(0);
-        used.extend(from..=to.min(count - 1));
-    }
-    let at = (0..count).find(|at| !used.contains(at))?;
-    Some(Range {
-        base: cluster.base + at * step,
-        prefix: size,
-        ..cluster
-    })
+    cluster.subnets(size).ok()?.find(is_free)
 }
 
 #[cfg(test)]

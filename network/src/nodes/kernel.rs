@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde_json::Value;
 
 use super::NodeNetwork;
 use super::plan::{Cluster, Plan, Route, TUNNEL, TUNNEL_ID, TUNNEL_PORT, Tunnel, Way, plan};
-use crate::net::Net;
 use crate::nft::{NftError, line, output, partial_output, run};
 
 /// Marks our routes: no routing daemon has this number.
@@ -25,7 +25,7 @@ pub(crate) struct Kernel {
 /// What is there.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Present {
-    routes: BTreeMap<Net, Route>,
+    routes: BTreeMap<IpNet, Route>,
     tunnel: Option<Tunnel>,
     neighbours: BTreeMap<IpAddr, String>,
     forwards: BTreeMap<String, IpAddr>,
@@ -190,18 +190,11 @@ fn ip_of(value: &Value) -> Option<IpAddr> {
     value.as_str()?.parse().ok()
 }
 
-fn route(route: &Value) -> Option<(Net, Route)> {
+fn route(route: &Value) -> Option<(IpNet, Route)> {
     let dst = route["dst"].as_str()?;
-    let range = match dst.parse::<Net>() {
-        Ok(range) => range,
-        // A range of one address is written without its length.
-        Err(_) => {
-            let ip: IpAddr = dst.parse().ok()?;
-            format!("{ip}/{}", if ip.is_ipv4() { 32 } else { 128 })
-                .parse()
-                .ok()?
-        }
-    };
+    // A range of one address is written without its length.
+    let one = || Some(dst.parse::<IpAddr>().ok()?.into());
+    let range = dst.parse::<IpNet>().ok().or_else(one)?;
     let found = Route {
         via: ip_of(&route["gateway"])?,
         dev: route["dev"].as_str()?.to_owned(),

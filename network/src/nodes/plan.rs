@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 
-use super::{NodeNetwork, is_direct};
-use crate::net::Net;
+use super::NodeNetwork;
 
 /// The tunnel's interface.
 pub(crate) const TUNNEL: &str = "cox-vxlan";
@@ -34,7 +34,7 @@ pub(crate) struct Cluster {
 pub(crate) struct Member {
     pub(crate) name: String,
     pub(crate) ips: Vec<IpAddr>,
-    pub(crate) ranges: Vec<Net>,
+    pub(crate) ranges: Vec<IpNet>,
 }
 
 impl Cluster {
@@ -59,20 +59,12 @@ impl Cluster {
 /// A node whose Pods others can reach: neither it nor they have loopback addresses.
 fn member(node: &Node) -> Option<Member> {
     let spec = node.spec.as_ref()?;
-    let mut ranges: Vec<Net> = spec
-        .pod_cidrs
-        .iter()
-        .flatten()
-        .filter_map(|range| range.parse().ok())
-        .collect();
+    let parse = |range: &String| Some(range.parse::<IpNet>().ok()?.trunc());
+    let mut ranges: Vec<IpNet> = spec.pod_cidrs.iter().flatten().filter_map(parse).collect();
     if ranges.is_empty() {
-        ranges.extend(
-            spec.pod_cidr
-                .as_ref()
-                .and_then(|range| range.parse::<Net>().ok()),
-        );
+        ranges.extend(spec.pod_cidr.as_ref().and_then(parse));
     }
-    ranges.retain(|range| !range.base().is_loopback());
+    ranges.retain(|range| !range.network().is_loopback());
     let addresses = node.status.as_ref()?.addresses.iter().flatten();
     let ips: Vec<IpAddr> = addresses
         .filter(|address| address.type_ == "InternalIP")
@@ -98,7 +90,7 @@ pub(crate) struct Way {
 /// What the kernel is to have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
-    pub(crate) routes: BTreeMap<Net, Route>,
+    pub(crate) routes: BTreeMap<IpNet, Route>,
     pub(crate) tunnel: Option<Tunnel>,
     /// Hardware addresses of the tunnel's other ends.
     pub(crate) neighbours: BTreeMap<IpAddr, String>,
@@ -132,16 +124,16 @@ pub(crate) fn plan(cluster: &Cluster, mode: NodeNetwork, ways: &BTreeMap<IpAddr,
     let (Some(own), true) = (&cluster.own, mode != NodeNetwork::None) else {
         return plan;
     };
-    let mut taken: Vec<(Net, &str)> = own
+    let mut taken: Vec<(IpNet, &str)> = own
         .ranges
         .iter()
         .map(|range| (*range, own.name.as_str()))
         .collect();
-    let mut tunnelled: Vec<(&Member, IpAddr, Vec<Net>)> = Vec::new();
+    let mut tunnelled: Vec<(&Member, IpAddr, Vec<IpNet>)> = Vec::new();
     for peer in &cluster.peers {
         let mut far = Vec::new();
         for range in &peer.ranges {
-            if let Some((_, other)) = taken.iter().find(|(one, _)| one.overlaps(*range)) {
+            if let Some((_, other)) = taken.iter().find(|(one, _)| overlap(one, range)) {
                 plan.skipped.push(format!(
                     "{range} of node {} is also node {other}'s",
                     peer.name
@@ -152,8 +144,9 @@ pub(crate) fn plan(cluster: &Cluster, mode: NodeNetwork, ways: &BTreeMap<IpAddr,
             let straight = peer
                 .ips
                 .iter()
-                .filter(|ip| ip.is_ipv4() == range.is_ipv4() && is_direct(ways.get(ip)))
-                .find_map(|ip| Some((*ip, ways.get(ip)?)));
+                .filter(|ip| ip.is_ipv4() == range.network().is_ipv4())
+                .filter_map(|ip| Some((*ip, ways.get(ip)?)))
+                .find(|(_, way)| way.gateway.is_none());
             match (mode, straight) {
                 (NodeNetwork::Auto | NodeNetwork::Routes, Some((via, way))) => {
                     let dev = way.dev.clone();
@@ -185,7 +178,7 @@ pub(crate) fn plan(cluster: &Cluster, mode: NodeNetwork, ways: &BTreeMap<IpAddr,
 fn add_tunnel(
     plan: &mut Plan,
     own: &Member,
-    peers: &[(&Member, IpAddr, Vec<Net>)],
+    peers: &[(&Member, IpAddr, Vec<IpNet>)],
     ways: &BTreeMap<IpAddr, Way>,
 ) {
     let Some((_, first, _)) = peers.first() else {
@@ -215,7 +208,7 @@ fn add_tunnel(
         plan.forwards.insert(mac.clone(), *ip);
         for range in ranges {
             // Each kind of address has a neighbour of its own.
-            let via = range.base();
+            let via = range.network();
             plan.neighbours.insert(via, mac.clone());
             let dev = TUNNEL.to_owned();
             plan.routes.insert(*range, Route { via, dev });
@@ -233,13 +226,17 @@ fn add_tunnel(
         mac: mac(own),
         local: *local,
         mtu,
-        addresses: own.ranges.iter().map(|range| range.base()).collect(),
+        addresses: own.ranges.iter().map(|range| range.network()).collect(),
     });
+}
+
+fn overlap(one: &IpNet, other: &IpNet) -> bool {
+    one.contains(other) || other.contains(one)
 }
 
 /// Locally administered, and the same wherever it is worked out.
 fn mac(member: &Member) -> String {
-    let base = member.ranges.iter().map(|range| range.base()).min();
+    let base = member.ranges.iter().map(|range| range.network()).min();
     let last = match base {
         Some(IpAddr::V4(ip)) => ip.octets(),
         Some(IpAddr::V6(ip)) => {

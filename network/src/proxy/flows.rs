@@ -145,7 +145,7 @@ async fn forget_of(
         Family::V6 => "ipv6",
     };
     let of = ["-f", name, "-p", protocol.name()];
-    let listed = output_in(netns, "conntrack", &[&["-L"], &of[..]].concat()).await?;
+    let listed = output_in(netns, "conntrack", &[&["-L"], &of[..]].concat(), "").await?;
     for tuple in listed.lines().filter_map(Tuple::parse) {
         let endpoint = Some(tuple.reply_src).filter(|ip| *ip != tuple.dst);
         let ways = [Some(tuple.dst), None];
@@ -205,22 +205,7 @@ impl Tuple {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn rule(name: &str, endpoints: &[&str]) -> Rule {
-        let endpoints: Vec<SocketAddr> = endpoints.iter().map(|one| one.parse().unwrap()).collect();
-        Rule {
-            name: name.into(),
-            protocol: Protocol::Tcp,
-            cluster: vec!["10.96.0.7:80".parse().unwrap()],
-            external: Vec::new(),
-            node_port: Some(30_080),
-            affinity_secs: None,
-            source_ranges: Vec::new(),
-            external_endpoints: endpoints.clone(),
-            endpoints,
-            external_local: false,
-        }
-    }
+    use crate::plan::fixture::rule;
 
     #[test]
     fn a_flow_is_read_from_its_line() {

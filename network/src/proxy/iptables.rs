@@ -118,7 +118,8 @@ fn restore_program(family: Family) -> &'static str {
 async fn found(netns: Option<&str>, family: Family) -> Result<Chains, NftError> {
     let mut chains = Chains::new();
     for table in TABLES {
-        let listed = output_in(netns, program(family), &["-w", "5", "-t", table, "-S"]).await?;
+        let args = ["-w", "5", "-t", table, "-S"];
+        let listed = output_in(netns, program(family), &args, "").await?;
         let own = listed.lines().filter_map(|line| line.strip_prefix("-N "));
         let own = own.filter(|name| name.starts_with(OURS));
         let unknown = vec!["unknown".to_owned()];
@@ -302,23 +303,7 @@ fn dispatch(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::Protocol;
-
-    fn rule(name: &str, endpoints: &[&str]) -> Rule {
-        let endpoints: Vec<SocketAddr> = endpoints.iter().map(|one| one.parse().unwrap()).collect();
-        Rule {
-            name: name.into(),
-            protocol: Protocol::Tcp,
-            cluster: vec!["10.96.0.7:80".parse().unwrap()],
-            external: Vec::new(),
-            node_port: Some(30_080),
-            affinity_secs: None,
-            source_ranges: Vec::new(),
-            external_endpoints: endpoints.clone(),
-            endpoints,
-            external_local: false,
-        }
-    }
+    use crate::plan::fixture::rule;
 
     #[test]
     fn a_change_names_only_its_chains() {

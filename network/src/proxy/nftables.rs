@@ -10,8 +10,9 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
+
 use super::flows::Flows;
-use crate::net::Net;
 use crate::nft::{NftError, Ruleset, difference, line, run, run_in, short};
 use crate::plan::Rule;
 
@@ -395,8 +396,8 @@ fn dispatch(
 }
 
 /// Makes Service addresses local to the node.
-pub(crate) async fn make_local(range: Net) -> Result<(), NftError> {
-    let range = range.to_string();
+pub(crate) async fn make_local(range: IpNet) -> Result<(), NftError> {
+    let range = range.trunc().to_string();
     // The kind of address follows from the range.
     run(
         "ip",
@@ -412,31 +413,15 @@ mod packets;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::Protocol;
+    use crate::plan::fixture::rule;
 
     fn render_v4(rules: &[Rule]) -> Ruleset {
         render(rules, Family::V4)
     }
 
-    fn rule(name: &str, endpoints: &[&str], affinity: Option<u32>) -> Rule {
-        let endpoints: Vec<SocketAddr> = endpoints.iter().map(|one| one.parse().unwrap()).collect();
-        Rule {
-            name: name.into(),
-            protocol: Protocol::Tcp,
-            cluster: vec!["10.96.0.7:80".parse().unwrap()],
-            external: Vec::new(),
-            node_port: Some(30_080),
-            affinity_secs: affinity,
-            source_ranges: Vec::new(),
-            external_endpoints: endpoints.clone(),
-            endpoints,
-            external_local: false,
-        }
-    }
-
     #[test]
     fn a_sync_names_only_what_changed() {
-        let one = render_v4(&[rule("a/x:", &["10.0.0.1:80", "10.0.0.2:80"], None)]);
+        let one = render_v4(&[rule("a/x:", &["10.0.0.1:80", "10.0.0.2:80"])]);
         let script = difference(&Family::V4.table(), &Ruleset::default(), &one);
         assert!(
             script.contains("numgen random mod 2 map { 0 : 10.0.0.1 . 80, 1 : 10.0.0.2 . 80 }"),
@@ -448,18 +433,14 @@ mod tests {
             "{script}"
         );
         assert_eq!(difference(&Family::V4.table(), &one, &one), "", "settled");
-        let two = render_v4(&[rule("a/x:", &["10.0.0.1:80"], None)]);
+        let two = render_v4(&[rule("a/x:", &["10.0.0.1:80"])]);
         let script = difference(&Family::V4.table(), &one, &two);
         assert!(
             !script.contains("service-ips"),
             "its address is as it was: {script}"
         );
         assert!(script.contains("dnat to 10.0.0.1:80"), "{script}");
-        let none = difference(
-            &Family::V4.table(),
-            &two,
-            &render_v4(&[rule("a/x:", &[], None)]),
-        );
+        let none = difference(&Family::V4.table(), &two, &render_v4(&[rule("a/x:", &[])]));
         assert!(none.contains("add element ip coxswain-services no-endpoints { 10.96.0.7 . tcp . 80 : goto refuse }"), "{none}");
         let gone = difference(&Family::V4.table(), &two, &Ruleset::default());
         assert!(
@@ -470,9 +451,16 @@ mod tests {
 
     #[test]
     fn clients_keep_their_endpoint() {
-        let one = render_v4(&[rule("a/x:", &["10.0.0.1:80", "10.0.0.2:80"], Some(60))]);
+        let sticky = |endpoints: &[&str]| {
+            let affinity_secs = Some(60);
+            render_v4(&[Rule {
+                affinity_secs,
+                ..rule("a/x:", endpoints)
+            }])
+        };
+        let one = sticky(&["10.0.0.1:80", "10.0.0.2:80"]);
         assert_eq!(one.sets.len(), 2);
-        let fewer = render_v4(&[rule("a/x:", &["10.0.0.1:80"], Some(60))]);
+        let fewer = sticky(&["10.0.0.1:80"]);
         let script = difference(&Family::V4.table(), &one, &fewer);
         assert_eq!(
             script.matches("delete set").count(),

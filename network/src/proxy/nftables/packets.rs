@@ -362,35 +362,12 @@ async fn datagrams_do_not_go_to_an_endpoint_that_is_gone() {
     let Some(mut node) = node("datagrams_do_not_go_to_an_endpoint_that_is_gone") else {
         return;
     };
-    // One socket all the time: the kernel sees one flow.
-    let script = r#"
-import socket, sys
-ip = sys.argv[1]
-s = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_DGRAM)
-s.settimeout(3)
-for _ in sys.stdin:
-    s.sendto(b"x", (ip, 53))
-    print(s.recv(100).decode().split()[0], flush=True)
-"#;
     for ip in ["10.96.0.7", "fd96::7"] {
         node.proxy
             .sync(&both(Protocol::Udp, 53, &[7]))
             .await
             .unwrap();
-        let mut client = node
-            .lab
-            .command("out", &format!("exec python3 -c '{script}' {ip}"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut ask = client.stdin.take().unwrap();
-        let mut answers = BufReader::new(client.stdout.take().unwrap()).lines();
-        let _client = Killed(client);
-        let mut next = || {
-            std::io::Write::write_all(&mut ask, b"\n").unwrap();
-            answers.next().unwrap().unwrap()
-        };
+        let mut next = flow(&node.lab, ip, 53);
         assert_eq!((next(), next()), ("p1".to_owned(), "p1".to_owned()));
         node.proxy
             .sync(&both(Protocol::Udp, 53, &[8]))
@@ -413,30 +390,7 @@ async fn a_client_that_came_too_early_is_served_when_there_is_an_endpoint() {
         .sync(&both(Protocol::Udp, 53, &[]))
         .await
         .unwrap();
-    // One socket, and so one flow: the first datagrams meet nobody.
-    let script = r#"
-import socket, sys
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-s.settimeout(3)
-for _ in sys.stdin:
-    s.sendto(b"x", ("192.0.2.1", 30053))
-    try: print(s.recv(100).decode().split()[0], flush=True)
-    except Exception: print("nobody", flush=True)
-"#;
-    let mut client = node
-        .lab
-        .command("out", &format!("exec python3 -c '{script}'"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut ask = client.stdin.take().unwrap();
-    let mut answers = BufReader::new(client.stdout.take().unwrap()).lines();
-    let _client = Killed(client);
-    let mut next = || {
-        std::io::Write::write_all(&mut ask, b"\n").unwrap();
-        answers.next().unwrap().unwrap()
-    };
+    let mut next = flow(&node.lab, "192.0.2.1", 30_053);
     // Something of the node's own holds the port, so that the flow is remembered.
     let _holder = hold(&node.lab, 30053);
     assert_eq!(next(), "nobody");
@@ -445,6 +399,34 @@ for _ in sys.stdin:
         .await
         .unwrap();
     assert_eq!(next(), "p2");
+}
+
+/// A client outside with one socket, and so one flow: each call sends a datagram and tells who answered.
+fn flow(lab: &Lab, ip: &str, port: u16) -> impl FnMut() -> String + use<> {
+    let script = r#"
+import socket, sys
+ip = sys.argv[1]
+s = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(3)
+for _ in sys.stdin:
+    s.sendto(b"x", (ip, int(sys.argv[2])))
+    try: print(s.recv(100).decode().split()[0], flush=True)
+    except Exception: print("nobody", flush=True)
+"#;
+    let mut client = lab
+        .command("out", &format!("exec python3 -c '{script}' {ip} {port}"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ask = client.stdin.take().unwrap();
+    let mut answers = BufReader::new(client.stdout.take().unwrap()).lines();
+    let client = Killed(client);
+    move || {
+        let _running = &client;
+        std::io::Write::write_all(&mut ask, b"\n").unwrap();
+        answers.next().unwrap().unwrap()
+    }
 }
 
 /// A socket of the node that takes datagrams and says nothing.

@@ -90,6 +90,11 @@ fn the_shop_is_open_to_the_page_alone_and_sleeps_when_nobody_asks() {
         let said = visit(service);
         let reached = said.status.success() || !said.stdout.is_empty();
         assert!(!reached, "{service}: {}", said.stdout);
+        assert!(
+            said.stderr.contains("refused"),
+            "at once, not left to time out: {}",
+            said.stderr
+        );
     }
     let welcome = PAGE.trim_end_matches("200\n");
     let page = visit("page").ok();

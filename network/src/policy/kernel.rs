@@ -112,10 +112,20 @@ impl Kernel {
             );
         }
         line(&mut text, &format!("add chain {TABLE} refuse"));
-        for rule in [
+        // Who asked a Service is refused in its name. The kernel would not translate it back: the reset to a packet that came over the
+        // bridge goes straight out by the port where that came in (br_netfilter).
+        let in_its_name = FAMILIES.map(|(family, _, _)| {
+            format!(
+                "ct status dnat meta l4proto tcp {family} daddr set ct original {family} daddr \
+                 tcp dport set ct original proto-dst"
+            )
+        });
+        let refusals = [
             "meta l4proto tcp reject with tcp reset",
             "reject with icmpx admin-prohibited",
-        ] {
+        ];
+        let rules = in_its_name.iter().map(String::as_str).chain(refusals);
+        for rule in rules {
             line(&mut text, &format!("add rule {TABLE} refuse {rule}"));
         }
         // What the node itself sends has no Pod's address, and so meets no policy.
@@ -312,6 +322,9 @@ fn ports(allow: &Allow, name: &str, set: &mut Ruleset) -> Vec<String> {
     }
     matches
 }
+
+#[cfg(test)]
+mod packets;
 
 #[cfg(test)]
 mod tests {

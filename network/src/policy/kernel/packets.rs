@@ -1,0 +1,116 @@
+//! Real packets that a policy refuses: a node with two Pods on its bridge, all of them network namespaces.
+
+use super::*;
+use crate::lab::Lab;
+
+/// Says what became of a connection and of a datagram, and whether that took long.
+const CLIENT: &str = r#"
+import socket, sys, time
+begun = time.time()
+def tried(what):
+    try: what(); return "answered"
+    except Exception as e: return type(e).__name__ + " " + str(getattr(e, "errno", ""))
+def datagram():
+    s = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
+    s.settimeout(5)
+    s.connect((sys.argv[1], int(sys.argv[2])))
+    s.send(b"x")
+    s.recv(1)
+print(tried(lambda: socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)))
+print(tried(datagram))
+print("at once" if time.time() - begun < 3 else "late")
+"#;
+
+/// What the proxy of Services would have in the kernel: one Service in front of `p2`, one in front of a virtual Pod.
+const SERVICES: &str = "
+table inet services {
+  chain prerouting {
+    type nat hook prerouting priority -100
+    ip daddr 10.96.0.7 meta l4proto { tcp, udp } th dport 80 dnat ip to 10.64.32.8:8080
+    ip daddr 10.96.0.8 meta l4proto { tcp, udp } th dport 80 dnat ip to 127.67.0.7:8080
+    ip6 daddr fd96::7 meta l4proto { tcp, udp } th dport 80 dnat ip6 to [fd64::8]:8080
+  }
+  chain postrouting {
+    type nat hook postrouting priority 90
+    ct status dnat fib saddr type local oifname != \"lo\" masquerade
+  }
+}
+";
+
+fn lab(test: &str) -> Option<Lab> {
+    let mut lab = Lab::new(test)?;
+    for host in ["node", "p1", "p2"] {
+        lab.host(host);
+    }
+    for words in [
+        "link add cox0 type bridge",
+        "address add 10.64.32.1/19 dev cox0",
+        "address add fd64::1/64 dev cox0 nodad",
+        "address add 127.67.0.7/32 dev lo",
+        "link set cox0 up",
+        "route add local 10.96.0.0/16 dev lo",
+        "route add local fd96::/112 dev lo",
+    ] {
+        lab.ip("node", words);
+    }
+    lab.inside(
+        "node",
+        "echo 1 > /proc/sys/net/ipv4/conf/cox0/route_localnet",
+    );
+    for (pod, last) in [("p1", 7), ("p2", 8)] {
+        let port = format!("veth{last}");
+        let address = format!("10.64.32.{last}/19");
+        lab.cable((pod, "eth0", &address), ("node", &port, ""));
+        lab.ip(pod, &format!("address add fd64::{last}/64 dev eth0 nodad"));
+        lab.ip("node", &format!("link set {port} master cox0"));
+        lab.ip(pod, "route add default via 10.64.32.1");
+        lab.ip(pod, "route add default via fd64::1");
+    }
+    Some(lab)
+}
+
+#[tokio::test]
+async fn who_asks_a_service_is_refused_as_at_once_as_who_asks_the_pod() {
+    let Some(lab) = lab("who_asks_a_service_is_refused_as_at_once_as_who_asks_the_pod") else {
+        return;
+    };
+    let pods: BTreeSet<IpAddr> = ["10.64.32.8", "fd64::8", "127.67.0.7"]
+        .iter()
+        .map(|ip| ip.parse().unwrap())
+        .collect();
+    let closed = Policy {
+        name: "ns/closed".to_owned(),
+        pods: pods.clone(),
+        ingress: Some(Vec::new()),
+        egress: None,
+    };
+    let rules = render(&[closed], &pods);
+    let table = format!(
+        "{}{}{SERVICES}",
+        Kernel::new(None).frame(),
+        difference(TABLE, &Ruleset::default(), &rules)
+    );
+    crate::nft::run_in(Some(&lab.netns("node")), "nft", &["-f", "-"], &table)
+        .await
+        .unwrap();
+    for (case, ip, port) in [
+        ("the Pod itself", "10.64.32.8", 8080),
+        ("its Service", "10.96.0.7", 80),
+        ("the Service of a virtual Pod", "10.96.0.8", 80),
+        ("the Pod itself, IPv6", "fd64::8", 8080),
+        ("its Service, IPv6", "fd96::7", 80),
+    ] {
+        let (_, said) = lab.try_inside("p1", &format!("python3 -c '{CLIENT}' {ip} {port}"));
+        let said: Vec<&str> = said.lines().collect();
+        assert_eq!(
+            (said[0], said[2]),
+            ("ConnectionRefusedError 111", "at once"),
+            "{case}: {said:?}"
+        );
+        // No route to host, or Permission denied, as the kind of address has it.
+        assert!(
+            ["OSError 113", "PermissionError 13"].contains(&said[1]),
+            "{case}: {said:?}"
+        );
+    }
+}

@@ -21,6 +21,7 @@ pub mod runner;
 pub mod tasks;
 #[cfg(test)]
 mod testing;
+pub mod volumes;
 
 pub use clock::{Clock, SystemClock, TestClock};
 pub use connect::{ConnectError, from_kubeconfig, in_process, in_process_as};

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cox_scheduler::plugins::default_profile;
-use cox_scheduler::{BackoffLimits, Core, Decision};
+use cox_scheduler::plugins::volume_binding::VolumeBinding;
+use cox_scheduler::{BackoffLimits, Core, Decision, StorageObjects};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::{Value, json};
 
@@ -37,7 +38,8 @@ fn run(what: &str, nodes: usize, spec: &Value) {
         initial: Duration::from_secs(1),
         max: Duration::from_secs(10),
     };
-    let mut core = Core::new("default-scheduler", default_profile(), limits, 1);
+    let volumes = VolumeBinding::new(Arc::new(StorageObjects::default()));
+    let mut core = Core::new("default-scheduler", default_profile(&volumes), limits, 1);
     let now = Duration::ZERO;
     for number in 0..nodes {
         core.node_applied(&node(number), now);

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use crate::event::{ClusterEvents, of_node_change};
 use crate::node_info::{NodeFacts, NodeInfo, Taken, Usage};
 use crate::pod_info::{PodInfo, has_ended, node_name, uid_of};
+use crate::pod_volumes::ClaimUses;
 
 /// See the module's description.
 #[derive(Debug, Default)]
@@ -21,6 +22,7 @@ pub(crate) struct Cache {
     /// What is taken on nodes that do not exist (yet, or any more).
     elsewhere: HashMap<Arc<str>, Usage>,
     pods: HashMap<Arc<str>, Counted>,
+    claim_uses: ClaimUses,
 }
 
 #[derive(Debug)]
@@ -33,6 +35,10 @@ struct Counted {
 impl Cache {
     pub(crate) fn nodes(&self) -> &[NodeInfo] {
         &self.nodes
+    }
+
+    pub(crate) fn claim_uses(&self) -> &ClaimUses {
+        &self.claim_uses
     }
 
     pub(crate) fn node(&self, name: &str) -> Option<&NodeInfo> {
@@ -90,6 +96,9 @@ impl Cache {
         let Some(counted) = self.pods.remove(uid) else {
             return ClusterEvents::NONE;
         };
+        if let Some(volumes) = &counted.taken.volumes {
+            self.claim_uses.subtract(volumes);
+        }
         if let Some(index) = self.index.get(&counted.node) {
             self.nodes[*index].usage.subtract(&counted.taken);
         } else if let Some(usage) = self.elsewhere.get_mut(&counted.node) {
@@ -134,6 +143,9 @@ impl Cache {
     }
 
     fn count(&mut self, uid: Arc<str>, node: Arc<str>, taken: Taken, assumed: bool) {
+        if let Some(volumes) = &taken.volumes {
+            self.claim_uses.add(volumes);
+        }
         match self.index.get(&node) {
             Some(index) => self.nodes[*index].usage.add(&taken),
             None => self

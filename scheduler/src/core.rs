@@ -119,6 +119,21 @@ impl Core {
         nodes.iter().for_each(|node| self.node_applied(node, now));
     }
 
+    /// Storage changed: a claim, by namespace and name, or something that concerns any Pod.
+    pub fn storage_changed(
+        &mut self,
+        events: ClusterEvents,
+        claim: Option<(&str, &str)>,
+        now: Duration,
+    ) {
+        self.queue.event_for(events, now, |pod| {
+            let claims = pod.volumes.iter().flat_map(|volumes| &volumes.claims);
+            let keys = claims.map(|own| (&*own.key.namespace, &*own.key.name));
+            pod.volumes.is_some()
+                && claim.is_none_or(|claim| keys.into_iter().any(|own| own == claim))
+        });
+    }
+
     /// The scheduling cycle of the Pod whose turn it is.
     pub fn next(&mut self, now: Duration) -> Option<Decision> {
         let pod = self.queue.pop(now)?;
@@ -147,6 +162,9 @@ impl Core {
     /// The binding was accepted. The Pod is seen on its node soon.
     pub fn bound(&mut self, uid: &str) {
         self.queue.remove(uid);
+        for plugin in &self.profile.reserves {
+            plugin.bound(uid);
+        }
     }
 
     /// The binding failed: what was set aside is given back, and the Pod tries again later.
@@ -181,8 +199,11 @@ impl Core {
     }
 
     fn reserve(&self, pod: &PodInfo, node: &str) -> Result<(), NoFit> {
+        let Some(info) = self.cache.node(node) else {
+            return Ok(());
+        };
         for (index, plugin) in self.profile.reserves.iter().enumerate() {
-            if let Err(Rejection(reasons)) = plugin.reserve(pod, node) {
+            if let Err(Rejection(reasons)) = plugin.reserve(pod, info) {
                 self.unreserve(pod, node, index + 1);
                 let message = format!(
                     "running Reserve plugin \"{}\": {}",

@@ -1,8 +1,9 @@
 use std::sync::Mutex;
 
 use super::*;
-use crate::fixture::{node_object, pod_object};
+use crate::fixture::{no_volumes, node_object, pod_object};
 use crate::framework::{Plugin, ReservePlugin};
+use crate::node_info::NodeInfo;
 use crate::plugins::default_profile;
 
 const LIMITS: BackoffLimits = BackoffLimits {
@@ -15,7 +16,12 @@ fn at(secs: u64) -> Duration {
 }
 
 fn core(nodes: &[&str], pods: &[&str]) -> Core {
-    let mut core = Core::new("default-scheduler", default_profile(), LIMITS, 1);
+    let mut core = Core::new(
+        "default-scheduler",
+        default_profile(&no_volumes()),
+        LIMITS,
+        1,
+    );
     nodes
         .iter()
         .for_each(|node| core.node_applied(&node_object(node), at(0)));
@@ -203,7 +209,7 @@ impl Plugin for Refuses<'static> {
 }
 
 impl ReservePlugin for Refuses<'static> {
-    fn reserve(&self, _: &PodInfo, _: &str) -> Result<(), Rejection> {
+    fn reserve(&self, _: &PodInfo, _: &NodeInfo) -> Result<(), Rejection> {
         self.2.lock().unwrap().push(format!("+{}", self.0));
         if self.1 {
             Err(Rejection::because("it is taken"))

@@ -4,7 +4,7 @@ use crate::node_info::NodeFacts;
 
 /// A set of kinds of events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ClusterEvents(u8);
+pub struct ClusterEvents(u16);
 
 impl ClusterEvents {
     /// Nothing.
@@ -19,6 +19,19 @@ impl ClusterEvents {
     pub const NODE_TAINTS: Self = Self(1 << 3);
     /// A Pod left its node.
     pub const POD_LEFT: Self = Self(1 << 4);
+
+    /// A claim came or changed.
+    pub const CLAIM: Self = Self(1 << 5);
+    /// A volume came or changed.
+    pub const VOLUME: Self = Self(1 << 6);
+    /// A storage class came or changed.
+    pub const CLASS: Self = Self(1 << 7);
+    /// A driver came or changed, or what it can still hold.
+    pub const CSI_DRIVER: Self = Self(1 << 8);
+    /// The drivers of a node changed.
+    pub const CSI_NODE: Self = Self(1 << 9);
+    /// A volume is attached no more.
+    pub const ATTACHMENT_GONE: Self = Self(1 << 10);
 
     /// Both sets.
     #[must_use]

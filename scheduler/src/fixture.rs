@@ -9,7 +9,14 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::{Map, Value, json};
 
 use crate::node_info::{NodeFacts, NodeInfo, Taken, Usage};
+use crate::plugins::volume_binding::VolumeBinding;
 use crate::pod_info::PodInfo;
+use crate::storage::StorageObjects;
+
+/// The plugin of a cluster that has no storage.
+pub(crate) fn no_volumes() -> VolumeBinding {
+    VolumeBinding::new(Arc::new(StorageObjects::default()))
+}
 
 pub(crate) fn pod(text: &str) -> PodInfo {
     PodInfo::new(&pod_object(text))

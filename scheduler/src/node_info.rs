@@ -7,6 +7,7 @@ use cox_client::placement::Amount as _;
 use k8s_openapi::api::core::v1::{Node, Taint};
 
 use crate::pod_info::{HostPort, PodInfo};
+use crate::pod_volumes::PodVolumes;
 use crate::resources::{Requests, Resources};
 
 /// What the node's object says.
@@ -85,6 +86,8 @@ pub struct Usage {
     pub pods: i64,
     /// Ports of the node that are taken, each as often as it is.
     pub host_ports: Vec<HostPort>,
+    /// Volumes of those that have any.
+    pub volumes: Vec<Arc<PodVolumes>>,
 }
 
 impl Usage {
@@ -94,6 +97,7 @@ impl Usage {
         self.requests.scored_memory += taken.requests.scored_memory;
         self.pods += 1;
         self.host_ports.extend_from_slice(&taken.host_ports);
+        self.volumes.extend(taken.volumes.clone());
     }
 
     pub(crate) fn subtract(&mut self, taken: &Taken) {
@@ -106,6 +110,13 @@ impl Usage {
                 self.host_ports.swap_remove(index);
             }
         }
+        let gone = self
+            .volumes
+            .iter()
+            .position(|own| Some(own) == taken.volumes.as_ref());
+        if let Some(index) = gone {
+            self.volumes.swap_remove(index);
+        }
     }
 }
 
@@ -114,6 +125,7 @@ impl Usage {
 pub(crate) struct Taken {
     pub(crate) requests: Requests,
     pub(crate) host_ports: Vec<HostPort>,
+    pub(crate) volumes: Option<Arc<PodVolumes>>,
 }
 
 impl Taken {
@@ -121,6 +133,7 @@ impl Taken {
         Self {
             requests: pod.requests.clone(),
             host_ports: pod.host_ports.clone(),
+            volumes: pod.volumes.clone(),
         }
     }
 }

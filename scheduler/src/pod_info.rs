@@ -6,6 +6,7 @@ use cox_client::placement::is_sidecar;
 use k8s_openapi::api::core::v1::{Pod, Toleration};
 
 use crate::plugins::node_affinity::Affinity;
+use crate::pod_volumes::PodVolumes;
 use crate::resources::Requests;
 
 /// A port on the node that a Pod wants for itself.
@@ -34,6 +35,8 @@ pub struct PodInfo {
     pub host_ports: Vec<HostPort>,
     /// Which nodes it can and would like to be on.
     pub affinity: Affinity,
+    /// Volumes that decide where it can be; `None`: it has none.
+    pub volumes: Option<Arc<PodVolumes>>,
 }
 
 impl PodInfo {
@@ -47,6 +50,7 @@ impl PodInfo {
             requests: spec.map(Requests::of).unwrap_or_default(),
             host_ports: host_ports(pod),
             affinity: spec.map(Affinity::of).unwrap_or_default(),
+            volumes: PodVolumes::of(pod),
             pod: Arc::clone(pod),
         }
     }
@@ -55,6 +59,16 @@ impl PodInfo {
     #[must_use]
     pub fn node_name(&self) -> Option<&str> {
         node_name(&self.pod)
+    }
+
+    /// Its namespace and its name.
+    #[must_use]
+    pub fn names(&self) -> (&str, &str) {
+        let meta = &self.pod.metadata;
+        (
+            meta.namespace.as_deref().unwrap_or_default(),
+            meta.name.as_deref().unwrap_or_default(),
+        )
     }
 
     /// What it bears.

@@ -174,6 +174,16 @@ impl Queue {
 
     /// Something happened: Pods that it can help get another try, once their time is over.
     pub(crate) fn event(&mut self, events: ClusterEvents, now: Duration) {
+        self.event_for(events, now, |_| true);
+    }
+
+    /// Something happened that concerns only some Pods.
+    pub(crate) fn event_for(
+        &mut self,
+        events: ClusterEvents,
+        now: Duration,
+        concerns: impl Fn(&PodInfo) -> bool,
+    ) {
         if events.is_none() {
             return;
         }
@@ -184,6 +194,7 @@ impl Queue {
             .collect();
         for uid in waiting {
             if let Some(Queued {
+                info,
                 place:
                     Place::Unschedulable {
                         until, helped_by, ..
@@ -191,6 +202,7 @@ impl Queue {
                 ..
             }) = self.pods.get(&uid)
                 && helped_by.meets(events)
+                && concerns(info)
             {
                 self.back_off_or_activate(&uid, *until, now);
             }

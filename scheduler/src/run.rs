@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, PodCondition};
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -21,8 +22,10 @@ use crate::core::{Core, Decision};
 use crate::framework::BindPlugin;
 use crate::plugins::default_binder::DefaultBinder;
 use crate::plugins::default_profile;
+use crate::plugins::volume_binding::{Planned, VolumeBinding, VolumeWriter};
 use crate::pod_info::{PodInfo, uid_of};
 use crate::queue::BackoffLimits;
+use crate::storage::{CachedStorage, StorageChanges, StorageEvent};
 
 /// Pods decided on before others get the thread.
 const DECISIONS_AT_ONCE: usize = 32;
@@ -41,6 +44,8 @@ pub struct Config {
     pub decisions_max: usize,
     /// Time that one of them may take.
     pub call_timeout: Duration,
+    /// Time that the volumes of a Pod may take until they are bound, before its place is given up.
+    pub volumes_timeout: Duration,
 }
 
 impl Default for Config {
@@ -53,6 +58,7 @@ impl Default for Config {
             },
             decisions_max: 128,
             call_timeout: Duration::from_secs(30),
+            volumes_timeout: Duration::from_secs(600),
         }
     }
 }
@@ -71,12 +77,22 @@ pub enum RunError {
 /// [`RunError`] when it cannot go on.
 pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) -> Result<(), RunError> {
     let (pods, nodes) = (deps.informers.of::<Pod>(), deps.informers.of::<Node>());
+    let storage = CachedStorage::new(&deps.informers);
     // Nothing is decided on half of the cluster.
     tokio::select! {
         () = cancel.cancelled() => return Ok(()),
-        () = async { tokio::join!(pods.synced(), nodes.synced()); } => {}
+        () = async { tokio::join!(pods.synced(), nodes.synced(), storage.synced()); } => {}
     }
+    let volumes = VolumeBinding::new(Arc::new(storage.clone()));
+    let changed_tx = watch::Sender::new(0);
+    let writer = VolumeWriter {
+        client: deps.client.clone(),
+        storage: Arc::clone(volumes.storage()),
+        changed: changed_tx.subscribe(),
+        timeout: config.volumes_timeout,
+    };
     let worker = Worker {
+        writer,
         binder: Arc::new(DefaultBinder::new(deps.client.clone())),
         recorder: Recorder::new(
             deps.client.clone(),
@@ -93,7 +109,7 @@ pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) -> Resul
             .unwrap_or(1);
     let core = Core::new(
         &config.scheduler_name,
-        default_profile(),
+        default_profile(&volumes),
         config.backoff,
         seed,
     );
@@ -101,6 +117,10 @@ pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) -> Resul
         core,
         pods_changed: pods.subscribe(),
         nodes_changed: nodes.subscribe(),
+        storage_changed: storage.changes(),
+        changed_tx,
+        volumes,
+        settling: JoinSet::new(),
         pods,
         nodes,
         worker,
@@ -123,6 +143,12 @@ struct Scheduler {
     nodes: Informer<Node>,
     pods_changed: Subscription<Pod>,
     nodes_changed: Subscription<Node>,
+    storage_changed: StorageChanges,
+    /// Turns when those who wait for volumes have to look again.
+    changed_tx: watch::Sender<u64>,
+    volumes: VolumeBinding,
+    /// Pods whose volumes are being bound. They may wait long, and keep no other Pod waiting.
+    settling: JoinSet<Settled>,
     worker: Worker,
     under_way: JoinSet<Outcome>,
     decisions_max: usize,
@@ -136,12 +162,18 @@ enum Outcome {
     Told,
 }
 
+/// The Pod and its node, once its volumes are bound; or why they cannot be.
+type Settled = (Arc<PodInfo>, Arc<str>, Result<(), String>);
+
 impl Scheduler {
     async fn work(mut self) -> Result<(), RunError> {
         loop {
             self.take_in_changes();
             while let Some(outcome) = self.under_way.try_join_next() {
                 self.take_in(outcome);
+            }
+            while let Some(settled) = self.settling.try_join_next() {
+                self.take_in_settled(settled);
             }
             self.decide();
             let free = self.under_way.len() < self.decisions_max;
@@ -153,8 +185,14 @@ impl Scheduler {
         }
     }
 
-    /// Takes in what has changed. Nodes first: a Pod is better known late than a node.
+    /// Takes in what has changed. Storage and nodes first: a Pod is better known late than they are.
     fn take_in_changes(&mut self) {
+        for _ in 0..CHANGES_AT_ONCE {
+            let Some(event) = self.storage_changed.try_next() else {
+                break;
+            };
+            self.storage_event(&event);
+        }
         for _ in 0..CHANGES_AT_ONCE {
             let Some(change) = self.nodes_changed.try_next() else {
                 break;
@@ -176,10 +214,35 @@ impl Scheduler {
             let Some(decision) = self.core.next(now) else {
                 break;
             };
-            let worker = self.worker.clone();
-            self.under_way
-                .spawn(async move { worker.carry_out(decision).await });
+            self.start(decision);
         }
+    }
+
+    fn start(&mut self, decision: Decision) {
+        let worker = self.worker.clone();
+        match decision {
+            Decision::Bind { pod, node } => match self.volumes.planned(&pod.uid) {
+                Some(planned) => {
+                    self.settling.spawn(async move {
+                        let settled = worker.settle(&pod, &planned).await;
+                        (pod, node, settled)
+                    });
+                }
+                None => self.bind(pod, node),
+            },
+            Decision::Unschedulable { pod, message } => {
+                self.under_way.spawn(async move {
+                    worker.tell(&pod, &message).await;
+                    Outcome::Told
+                });
+            }
+        }
+    }
+
+    fn bind(&mut self, pod: Arc<PodInfo>, node: Arc<str>) {
+        let worker = self.worker.clone();
+        self.under_way
+            .spawn(async move { worker.bind(pod, node).await });
     }
 
     /// Waits until there is something to take in or to decide. All arms keep what they wait for when dropped.
@@ -196,13 +259,36 @@ impl Scheduler {
             change = self.pods_changed.next() => {
                 self.pod_changed(change.ok_or(RunError::WatchEnded("pods"))?);
             }
+            event = self.storage_changed.next() => {
+                self.storage_event(&event.map_err(RunError::WatchEnded)?);
+            }
             Some(outcome) = self.under_way.join_next() => self.take_in(outcome),
+            Some(settled) = self.settling.join_next() => self.take_in_settled(settled),
             () = async { match wake {
                 Some(wake) => tokio::time::sleep_until(wake).await,
                 None => std::future::pending().await,
             } } => {}
         }
         Ok(())
+    }
+
+    fn storage_event(&mut self, event: &StorageEvent) {
+        let now = self.now();
+        let claim = event.claim.as_ref();
+        let claim = claim.map(|(namespace, name)| (namespace.as_str(), name.as_str()));
+        self.core.storage_changed(event.events, claim, now);
+        self.changed_tx.send_modify(|turn| *turn += 1);
+    }
+
+    fn take_in_settled(&mut self, settled: Result<Settled, tokio::task::JoinError>) {
+        match settled {
+            Ok((pod, node, Ok(()))) => self.bind(pod, node),
+            Ok((pod, node, Err(_))) => {
+                let now = self.now();
+                self.core.bind_failed(&pod, &node, now);
+            }
+            Err(error) => tracing::error!(%error, "Task that settles volumes ended early"),
+        }
     }
 
     fn node_changed(&mut self, change: Change<Node>) {
@@ -221,7 +307,11 @@ impl Scheduler {
         match change {
             Change::Resync => self.core.pods_listed(&self.pods.list(), now),
             Change::Applied { new, .. } => self.core.pod_applied(&new, now),
-            Change::Deleted(pod) => self.core.pod_deleted(&uid_of(&pod), now),
+            Change::Deleted(pod) => {
+                self.core.pod_deleted(&uid_of(&pod), now);
+                // Its volumes are waited for no more.
+                self.changed_tx.send_modify(|turn| *turn += 1);
+            }
         }
     }
 
@@ -244,6 +334,7 @@ impl Scheduler {
 #[derive(Clone)]
 struct Worker {
     client: kube::Client,
+    writer: VolumeWriter,
     binder: Arc<dyn BindPlugin>,
     recorder: Recorder,
     clock: Arc<dyn Clock>,
@@ -251,20 +342,23 @@ struct Worker {
 }
 
 impl Worker {
-    async fn carry_out(self, decision: Decision) -> Outcome {
-        match decision {
-            Decision::Bind { pod, node } => self.bind(pod, node).await,
-            Decision::Unschedulable { pod, message } => {
-                self.tell(&pod, &message).await;
-                Outcome::Told
-            }
+    /// Binds the Pod's volumes; says why where that comes to nothing.
+    async fn settle(&self, pod: &PodInfo, planned: &Planned) -> Result<(), String> {
+        let settled = self.writer.clone().settle(pod, planned).await;
+        if let Err(problem) = &settled {
+            let (namespace, name) = pod.names();
+            tracing::info!(namespace, name, problem, "Volumes of a Pod were not bound");
+            let message = format!("running PreBind plugin \"VolumeBinding\": {problem}");
+            self.recorder
+                .event_on(&*pod.pod, EventType::Warning, "FailedScheduling", message);
         }
+        settled
     }
 
     async fn bind(&self, pod: Arc<PodInfo>, node: Arc<str>) -> Outcome {
         let binding =
             tokio::time::timeout(self.call_timeout, self.binder.bind(&pod.pod, &node)).await;
-        let (namespace, name) = names(&pod.pod);
+        let (namespace, name) = pod.names();
         let problem = match binding {
             Ok(Ok(())) => {
                 let message = format!("Successfully assigned {namespace}/{name} to {node}");
@@ -287,7 +381,7 @@ impl Worker {
 
     /// Writes the condition, if it does not say the same already, and the event.
     async fn tell(&self, pod: &PodInfo, message: &str) {
-        let (namespace, name) = names(&pod.pod);
+        let (namespace, name) = pod.names();
         self.recorder
             .event_on(&*pod.pod, EventType::Warning, "FailedScheduling", message);
         let Some(patch) = condition_patch(&pod.pod, message, self.clock.now()) else {
@@ -313,14 +407,6 @@ impl Worker {
             "PodScheduled condition could not be written"
         );
     }
-}
-
-fn names(pod: &Pod) -> (&str, &str) {
-    let meta = &pod.metadata;
-    (
-        meta.namespace.as_deref().unwrap_or_default(),
-        meta.name.as_deref().unwrap_or_default(),
-    )
 }
 
 /// The patch that makes a Pod say that no node can take it; `None` if it says so already.

@@ -1,5 +1,6 @@
 //! The scheduler against a world of one file: a server that knows Pods, Nodes, bindings, status patches and Events.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,22 @@ use crate::run::{Config, run};
 
 type Answer = Response<BoxBody<Bytes, Infallible>>;
 
+const RESOURCES: [&str; 9] = [
+    "pods",
+    "nodes",
+    "persistentvolumeclaims",
+    "persistentvolumes",
+    "storageclasses",
+    "csidrivers",
+    "csinodes",
+    "csistoragecapacities",
+    "volumeattachments",
+];
+
+fn known(resource: &str) -> Option<&'static str> {
+    RESOURCES.into_iter().find(|own| *own == resource)
+}
+
 struct World {
     state: Mutex<State>,
     /// Watch lines with the resource they belong to.
@@ -33,8 +50,7 @@ struct World {
 #[derive(Default)]
 struct State {
     revision: u64,
-    pods: Vec<Value>,
-    nodes: Vec<Value>,
+    objects: HashMap<&'static str, Vec<Value>>,
     bindings_to_refuse: usize,
 }
 
@@ -53,11 +69,7 @@ impl World {
         state.revision += 1;
         object["metadata"]["resourceVersion"] = json!(state.revision.to_string());
         let name = object["metadata"]["name"].clone();
-        let objects = if resource == "pods" {
-            &mut state.pods
-        } else {
-            &mut state.nodes
-        };
+        let objects = state.objects.entry(resource).or_default();
         let known = objects
             .iter()
             .position(|known| known["metadata"]["name"] == name);
@@ -97,14 +109,15 @@ impl World {
             .count()
     }
 
-    fn pod(&self, name: &str) -> Value {
+    fn object(&self, resource: &str, name: &str) -> Value {
         let state = self.state.lock();
-        state
-            .pods
-            .iter()
-            .find(|pod| pod["metadata"]["name"] == name)
-            .unwrap()
-            .clone()
+        let mut objects = state.objects[resource].iter();
+        let found = objects.find(|object| object["metadata"]["name"] == name);
+        found.unwrap().clone()
+    }
+
+    fn pod(&self, name: &str) -> Value {
+        self.object("pods", name)
     }
 
     async fn answer(self: Arc<Self>, request: Request<Body>) -> Result<Answer, Infallible> {
@@ -115,11 +128,27 @@ impl World {
             .uri
             .path()
             .trim_start_matches("/api/v1/")
+            .trim_start_matches("/apis/storage.k8s.io/v1/")
             .split('/')
             .collect();
         Ok(match (&parts.method, &path[..]) {
-            (&Method::GET, ["pods"]) => self.read("pods", parts.uri.query()),
-            (&Method::GET, ["nodes"]) => self.read("nodes", parts.uri.query()),
+            (&Method::GET, [resource]) if let Some(resource) = known(resource) => {
+                self.read(resource, parts.uri.query())
+            }
+            (&Method::PUT, ["persistentvolumes", name]) => {
+                let volume = &body["spec"]["claimRef"]["name"];
+                self.put("persistentvolumes", &body);
+                self.wrote(format!("{name} for {}", volume.as_str().unwrap()));
+                json_answer(200, &self.object("persistentvolumes", name))
+            }
+            (&Method::PATCH, ["namespaces", _, "persistentvolumeclaims", name]) => {
+                let mut claim = self.object("persistentvolumeclaims", name);
+                let annotations = &body["metadata"]["annotations"];
+                claim["metadata"]["annotations"] = annotations.clone();
+                self.put("persistentvolumeclaims", &claim);
+                self.wrote(format!("{name}: {annotations}"));
+                json_answer(200, &self.object("persistentvolumeclaims", name))
+            }
             (&Method::POST, ["namespaces", _, "pods", name, "binding"]) => self.bind(name, &body),
             (&Method::PATCH, ["namespaces", _, "pods", name, "status"]) => self.patch(name, &body),
             (&Method::POST, [.., "events"]) => {
@@ -141,11 +170,8 @@ impl World {
 
     fn read(self: &Arc<Self>, resource: &'static str, query: Option<&str>) -> Answer {
         let state = self.state.lock();
-        let objects = if resource == "pods" {
-            &state.pods
-        } else {
-            &state.nodes
-        };
+        let none = Vec::new();
+        let objects = state.objects.get(resource).unwrap_or(&none);
         let query = query.unwrap_or_default();
         if !query.contains("watch=") {
             let revision = state.revision.to_string();
@@ -348,10 +374,97 @@ async fn many_pods_find_their_places() {
     })
     .await;
     let mut per_node = std::collections::HashMap::<String, usize>::new();
-    for pod in &world.state.lock().pods {
+    for pod in &world.state.lock().objects["pods"] {
         *per_node
             .entry(pod["spec"]["nodeName"].as_str().unwrap().to_owned())
             .or_default() += 1;
     }
     assert!(per_node.values().all(|count| *count == 10), "{per_node:?}");
+}
+
+/// Plays the controller that makes bindings whole: the claim names its volume for good.
+fn bind_claim(world: &World, claim: &str, volume: &str) {
+    let mut bound = world.object("persistentvolumeclaims", claim);
+    bound["spec"]["volumeName"] = volume.into();
+    bound["metadata"]["annotations"]["pv.kubernetes.io/bind-completed"] = "yes".into();
+    bound["status"]["phase"] = "Bound".into();
+    world.put("persistentvolumeclaims", &bound);
+}
+
+fn with_claim(name: &str, claim: &str) -> Value {
+    let mut pod = serde_json::to_value(&*pod_object(name)).unwrap();
+    pod["spec"]["volumes"] = json!([{"name": "v", "persistentVolumeClaim": {"claimName": claim}}]);
+    pod
+}
+
+fn waiting_class(provisioner: &str) -> Value {
+    json!({"metadata": {"name": "late"}, "provisioner": provisioner, "volumeBindingMode": "WaitForFirstConsumer"})
+}
+
+fn late_claim(name: &str) -> Value {
+    json!({"metadata": {"name": name, "namespace": "default", "uid": name}, "spec": {"storageClassName": "late",
+        "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}})
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_goes_where_its_volume_is_and_is_bound_after_it() {
+    let world = World::new();
+    for name in ["a", "b", "c"] {
+        world.put(
+            "nodes",
+            &*node_object(&format!("{name} cpu=1 label=host={name}")),
+        );
+    }
+    world.put(
+        "storageclasses",
+        waiting_class("kubernetes.io/no-provisioner"),
+    );
+    world.put("pods", with_claim("p", "c"));
+    with_scheduler(&world, async {
+        world
+            .written("p: 0/3 nodes are available: persistentvolumeclaim \"c\" not found.")
+            .await;
+        world.put("persistentvolumeclaims", late_claim("c"));
+        world
+            .written("p: 0/3 nodes are available: 3 node(s) didn't find available persistent volumes to bind.")
+            .await;
+        world.put(
+            "persistentvolumes",
+            json!({"metadata": {"name": "v"}, "status": {"phase": "Available"}, "spec": {"storageClassName": "late",
+                "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "nodeAffinity": {"required": {"nodeSelectorTerms":
+                    [{"matchExpressions": [{"key": "host", "operator": "In", "values": ["b"]}]}]}}}}),
+        );
+        world.written("v for c").await;
+        assert_eq!(world.count("p->b"), 0, "its volume is not bound yet");
+        bind_claim(&world, "c", "v");
+        world.written("p->b").await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_is_made_is_waited_for_and_a_refusal_is_taken() {
+    let world = World::new();
+    world.put("nodes", &*node_object("n cpu=1"));
+    world.put("storageclasses", waiting_class("csi.example"));
+    world.put("persistentvolumeclaims", late_claim("c"));
+    world.put("pods", with_claim("p", "c"));
+    world.put("pods", &*pod_object("other cpu=1"));
+    let chosen = "c: {\"volume.kubernetes.io/selected-node\":\"n\"}";
+    with_scheduler(&world, async {
+        world.written(chosen).await;
+        world.written("other->n").await;
+        assert_eq!(world.count("p->n"), 0, "others do not wait, and it does");
+        // The provisioner cannot, and says so.
+        world.put("persistentvolumeclaims", late_claim("c"));
+        world
+            .written("Warning FailedScheduling: running PreBind plugin \"VolumeBinding\": binding volumes: provisioning failed for PVC \"c\"")
+            .await;
+        let mut writes_rx = world.writes_tx.subscribe();
+        let twice = |writes: &Vec<String>| writes.iter().filter(|write| *write == chosen).count() == 2;
+        writes_rx.wait_for(twice).await.unwrap();
+        bind_claim(&world, "c", "made");
+        world.written("p->n").await;
+    })
+    .await;
 }

@@ -52,7 +52,15 @@ impl Chooser {
                 helped_by: ClusterEvents::NODE_ADDED,
             });
         }
-        let mut search = Search::new(pod, profile);
+        let mut search = match Search::new(pod, cache, profile) {
+            Ok(search) => search,
+            Err((plugin, why)) => {
+                return Err(NoFit {
+                    message: format!("0/{} nodes are available: {why}.", nodes.len()),
+                    helped_by: plugin.helped_by(),
+                });
+            }
+        };
         match search.only.take() {
             Some((plugin, names)) => {
                 let named: Vec<&NodeInfo> =
@@ -149,7 +157,8 @@ fn feasible_enough(nodes: usize) -> usize {
 /// The search for one Pod.
 struct Search<'a> {
     pod: &'a PodInfo,
-    filters: Vec<&'a dyn FilterPlugin>,
+    /// With the reason for which it rejects every node, if it does.
+    filters: Vec<(&'a dyn FilterPlugin, Option<&'static str>)>,
     only: Option<(&'a dyn FilterPlugin, std::collections::BTreeSet<String>)>,
     feasible: Vec<&'a NodeInfo>,
     reasons: HashMap<Cow<'static, str>, usize>,
@@ -157,13 +166,21 @@ struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    fn new(pod: &'a PodInfo, profile: &'a Profile) -> Self {
-        let (mut filters, mut only): (Vec<&dyn FilterPlugin>, Option<(&dyn FilterPlugin, _)>) =
-            (Vec::new(), None);
+    /// Or the plugin that knows already that no node can do, and why.
+    fn new(
+        pod: &'a PodInfo,
+        cache: &Cache,
+        profile: &'a Profile,
+    ) -> Result<Self, (&'a dyn FilterPlugin, String)> {
+        let mut filters = Vec::new();
+        let mut only: Option<(&dyn FilterPlugin, _)> = None;
         for plugin in profile.filters.iter().map(|plugin| &**plugin) {
-            match plugin.pre_filter(pod) {
+            let mut always = None;
+            match plugin.pre_filter(pod, cache.claim_uses()) {
                 PreFilter::Skip => continue,
                 PreFilter::All => {}
+                PreFilter::Nowhere(reason) => always = Some(reason),
+                PreFilter::Reject(why) => return Err((plugin, why)),
                 PreFilter::Only(names) => {
                     only = Some(match only {
                         Some((first, known)) => (first, &known & &names),
@@ -171,22 +188,26 @@ impl<'a> Search<'a> {
                     });
                 }
             }
-            filters.push(plugin);
+            filters.push((plugin, always));
         }
-        Self {
+        Ok(Self {
             pod,
             filters,
             only,
             feasible: Vec::new(),
             reasons: HashMap::new(),
             helped_by: ClusterEvents::NONE,
-        }
+        })
     }
 
     fn look_at(&mut self, node: &'a NodeInfo) {
         for index in 0..self.filters.len() {
-            let plugin = self.filters[index];
-            if let Err(Rejection(reasons)) = plugin.filter(self.pod, node) {
+            let (plugin, always) = self.filters[index];
+            let looked = match always {
+                Some(reason) => Err(Rejection::because(reason)),
+                None => plugin.filter(self.pod, node),
+            };
+            if let Err(Rejection(reasons)) = looked {
                 for reason in reasons {
                     self.note(plugin, 1, reason);
                 }
@@ -220,7 +241,7 @@ impl<'a> Search<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixture::{node_object, pod, pod_object, pod_of};
+    use crate::fixture::{no_volumes, node_object, pod, pod_object, pod_of};
     use crate::plugins::default_profile;
     use serde_json::json;
 
@@ -237,7 +258,7 @@ mod tests {
 
     fn choose(pod: &PodInfo, cache: &Cache) -> String {
         Chooser::new(7)
-            .choose(pod, cache, &default_profile())
+            .choose(pod, cache, &default_profile(&no_volumes()))
             .unwrap_or_else(|no_fit| no_fit.message)
     }
 
@@ -334,7 +355,7 @@ mod tests {
             .collect();
         let nodes: Vec<&str> = nodes.iter().map(String::as_str).collect();
         let cache = cache(&nodes, &[]);
-        let (profile, mut chooser) = (default_profile(), Chooser::new(1));
+        let (profile, mut chooser) = (default_profile(&no_volumes()), Chooser::new(1));
         let mut counts = HashMap::new();
         for _ in 0..1000 {
             *counts

@@ -11,9 +11,9 @@ use cox_client::{Informer, owners};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Volume};
 use kube::api::{ObjectMeta, PostParams};
 
-use super::claim_of;
 use crate::context::{Context, Loop};
 use crate::pod::is_terminal;
+use cox_client::volumes::claim_of;
 
 struct Controller {
     context: Context,

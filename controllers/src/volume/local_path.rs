@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 
+use cox_client::volumes::reference;
 use k8s_openapi::api::core::v1::{
     HostPathVolumeSource, Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm,
-    ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec,
-    VolumeNodeAffinity,
+    PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec, VolumeNodeAffinity,
 };
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::ObjectMeta;
@@ -79,17 +79,11 @@ pub(super) fn volume(
     })
 }
 
-/// How a volume names its claim.
-pub(super) fn reference(claim: &PersistentVolumeClaim) -> ObjectReference {
-    ObjectReference {
-        api_version: Some("v1".to_owned()),
-        kind: Some("PersistentVolumeClaim".to_owned()),
-        name: claim.metadata.name.clone(),
-        namespace: claim.metadata.namespace.clone(),
-        uid: claim.metadata.uid.clone(),
-        resource_version: claim.metadata.resource_version.clone(),
-        field_path: None,
-    }
+/// Whether a node can keep any volume; if it cannot, another one has to be chosen.
+pub(super) fn can_keep_volumes(node: &Node) -> bool {
+    let has =
+        |all: Option<&BTreeMap<String, String>>, key| all.is_some_and(|all| all.contains_key(key));
+    has(node.metadata.annotations.as_ref(), FOLDER) && has(node.metadata.labels.as_ref(), HOSTNAME)
 }
 
 fn on_node(hostname: &str) -> VolumeNodeAffinity {

@@ -14,26 +14,7 @@ pub(crate) mod ephemeral;
 mod local_path;
 pub(crate) mod protection;
 
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Volume};
-
-/// The claim that a volume of a Pod means, by its name. An ephemeral volume's claim is named after the Pod and the volume.
-fn claim_of(pod: &Pod, volume: &Volume) -> Option<String> {
-    if let Some(source) = &volume.persistent_volume_claim {
-        return Some(source.claim_name.clone());
-    }
-    volume.ephemeral.as_ref()?;
-    let pod = pod.metadata.name.as_deref().unwrap_or_default();
-    Some(format!("{pod}-{}", volume.name))
-}
-
-/// The names of all claims that a Pod means.
-fn claims_of(pod: &Pod) -> impl Iterator<Item = String> + '_ {
-    let volumes = pod
-        .spec
-        .iter()
-        .flat_map(|spec| spec.volumes.iter().flatten());
-    volumes.filter_map(|volume| claim_of(pod, volume))
-}
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 
 fn phase_of(claim: &PersistentVolumeClaim) -> &str {
     let status = claim.status.as_ref();

@@ -11,8 +11,8 @@ use cox_client::runner::{ObjectName, Verdict};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::api::{ListParams, ObjectMeta, PostParams};
 
-use super::claims_of;
 use crate::context::{Context, Loop};
+use cox_client::volumes::claims_of;
 
 const CLAIM: &str = "kubernetes.io/pvc-protection";
 const VOLUME: &str = "kubernetes.io/pv-protection";

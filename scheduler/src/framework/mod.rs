@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::Pod;
 use crate::event::ClusterEvents;
 use crate::node_info::NodeInfo;
 use crate::pod_info::PodInfo;
+use crate::pod_volumes::ClaimUses;
 
 /// Best score that a plugin gives a node.
 pub const MAX_NODE_SCORE: i64 = 100;
@@ -31,6 +32,10 @@ pub enum PreFilter {
     Skip,
     /// Only the nodes of these names can do.
     Only(BTreeSet<String>),
+    /// This plugin's filter rejects every node, for this reason.
+    Nowhere(&'static str),
+    /// No node has to be looked at to know that none can do, and why.
+    Reject(String),
 }
 
 /// Why a node cannot take a Pod: each reason as it is counted in the message.
@@ -47,8 +52,8 @@ impl Rejection {
 
 /// Decides which nodes can take a Pod.
 pub trait FilterPlugin: Plugin {
-    /// Looks at the Pod before any node is looked at.
-    fn pre_filter(&self, _pod: &PodInfo) -> PreFilter {
+    /// Looks at the Pod before any node is looked at; `uses` are of all Pods that have a node.
+    fn pre_filter(&self, _pod: &PodInfo, _uses: &ClaimUses) -> PreFilter {
         PreFilter::All
     }
 
@@ -82,10 +87,13 @@ pub trait ReservePlugin: Plugin {
     ///
     /// # Errors
     /// Why it cannot be; what other plugins set aside is then given back.
-    fn reserve(&self, pod: &PodInfo, node: &str) -> Result<(), Rejection>;
+    fn reserve(&self, pod: &PodInfo, node: &NodeInfo) -> Result<(), Rejection>;
 
     /// Gives it back. Called also when [`reserve`](Self::reserve) of this or a later plugin failed.
     fn unreserve(&self, pod: &PodInfo, node: &str);
+
+    /// The Pod is bound: what was set aside is taken.
+    fn bound(&self, _uid: &str) {}
 }
 
 /// Tells the world about the decision.

@@ -7,13 +7,22 @@ pub mod node_ports;
 pub mod node_resources_balanced;
 pub mod node_resources_fit;
 pub mod node_unschedulable;
+pub mod node_volume_limits;
 pub mod taint_toleration;
+pub mod volume_binding;
+pub mod volume_restrictions;
+pub mod volume_zone;
+
+use std::sync::Arc;
 
 use crate::framework::Profile;
+use volume_binding::VolumeBinding;
 
-/// Upstream's default profile as far as its plugins exist here; weights are upstream's.
+/// Upstream's default profile as far as its plugins exist here; order and weights are upstream's. What is set aside of volumes
+/// stays in `volumes`.
 #[must_use]
-pub fn default_profile() -> Profile {
+pub fn default_profile(volumes: &VolumeBinding) -> Profile {
+    let storage = || Arc::clone(volumes.storage());
     Profile {
         filters: vec![
             Box::new(node_unschedulable::NodeUnschedulable),
@@ -22,6 +31,10 @@ pub fn default_profile() -> Profile {
             Box::new(node_affinity::NodeAffinity),
             Box::new(node_ports::NodePorts),
             Box::new(node_resources_fit::NodeResourcesFit),
+            Box::new(volume_restrictions::VolumeRestrictions::new(storage())),
+            Box::new(node_volume_limits::NodeVolumeLimits::new(storage())),
+            Box::new(volumes.clone()),
+            Box::new(volume_zone::VolumeZone::new(storage())),
         ],
         scores: vec![
             (Box::new(taint_toleration::TaintToleration), 3),
@@ -32,6 +45,6 @@ pub fn default_profile() -> Profile {
                 1,
             ),
         ],
-        reserves: Vec::new(),
+        reserves: vec![Box::new(volumes.clone())],
     }
 }

@@ -11,6 +11,7 @@ use crate::framework::{
 };
 use crate::node_info::{NodeFacts, NodeInfo};
 use crate::pod_info::PodInfo;
+use crate::pod_volumes::ClaimUses;
 
 /// See the module's description.
 #[derive(Clone, Copy, Debug)]
@@ -99,7 +100,7 @@ impl Plugin for NodeAffinity {
 }
 
 impl FilterPlugin for NodeAffinity {
-    fn pre_filter(&self, pod: &PodInfo) -> PreFilter {
+    fn pre_filter(&self, pod: &PodInfo, _uses: &ClaimUses) -> PreFilter {
         if pod.affinity.selector.is_empty() && pod.affinity.required.is_none() {
             return PreFilter::Skip;
         }
@@ -185,7 +186,10 @@ mod tests {
                 "case: {name}"
             );
         }
-        assert_eq!(NodeAffinity.pre_filter(&pod("p")), PreFilter::Skip);
+        assert_eq!(
+            NodeAffinity.pre_filter(&pod("p"), &ClaimUses::default()),
+            PreFilter::Skip
+        );
     }
 
     #[test]
@@ -284,16 +288,14 @@ mod tests {
     #[test]
     fn terms_that_name_nodes_narrow_the_search() {
         let named = |names: Value| json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": names}]});
-        let only = NodeAffinity.pre_filter(&with_terms(json!([
-            named(json!(["a"])),
-            named(json!(["b"]))
-        ])));
+        let pre_filter = |terms| NodeAffinity.pre_filter(&with_terms(terms), &ClaimUses::default());
+        let only = pre_filter(json!([named(json!(["a"])), named(json!(["b"]))]));
         assert_eq!(
             only,
             PreFilter::Only(["a".to_owned(), "b".to_owned()].into())
         );
         let other = json!({"matchExpressions": [{"key": "k", "operator": "Exists"}]});
-        let all = NodeAffinity.pre_filter(&with_terms(json!([named(json!(["a"])), other])));
+        let all = pre_filter(json!([named(json!(["a"])), other]));
         assert_eq!(all, PreFilter::All, "another term may match other nodes");
     }
 

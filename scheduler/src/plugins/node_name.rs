@@ -4,6 +4,7 @@ use crate::event::ClusterEvents;
 use crate::framework::{FilterPlugin, Plugin, PreFilter, Rejection};
 use crate::node_info::NodeInfo;
 use crate::pod_info::PodInfo;
+use crate::pod_volumes::ClaimUses;
 
 /// See the module's description.
 #[derive(Clone, Copy, Debug)]
@@ -16,7 +17,7 @@ impl Plugin for NodeName {
 }
 
 impl FilterPlugin for NodeName {
-    fn pre_filter(&self, pod: &PodInfo) -> PreFilter {
+    fn pre_filter(&self, pod: &PodInfo, _uses: &ClaimUses) -> PreFilter {
         if pod.node_name().is_some() {
             PreFilter::All
         } else {

@@ -4,6 +4,7 @@ use crate::event::ClusterEvents;
 use crate::framework::{FilterPlugin, Plugin, PreFilter, Rejection};
 use crate::node_info::NodeInfo;
 use crate::pod_info::{HostPort, PodInfo};
+use crate::pod_volumes::ClaimUses;
 
 /// See the module's description.
 #[derive(Clone, Copy, Debug)]
@@ -16,7 +17,7 @@ impl Plugin for NodePorts {
 }
 
 impl FilterPlugin for NodePorts {
-    fn pre_filter(&self, pod: &PodInfo) -> PreFilter {
+    fn pre_filter(&self, pod: &PodInfo, _uses: &ClaimUses) -> PreFilter {
         if pod.host_ports.is_empty() {
             PreFilter::Skip
         } else {
@@ -91,6 +92,9 @@ mod tests {
                 "case: {name}"
             );
         }
-        assert_eq!(NodePorts.pre_filter(&pod("p")), PreFilter::Skip);
+        assert_eq!(
+            NodePorts.pre_filter(&pod("p"), &ClaimUses::default()),
+            PreFilter::Skip
+        );
     }
 }

@@ -25,10 +25,10 @@ use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
 use parking_lot::Mutex;
 use serde_json::json;
 
-use super::claims_of;
 use crate::context::{Context, Loop};
 use crate::owned_pods::reply;
 use crate::pod::{is_terminal, node_name};
+use cox_client::volumes::claims_of;
 use plan::{Plan, Seen, Wanted};
 
 struct Controller {

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use cox_client::BoxError;
 use cox_client::events::EventType;
+use cox_client::volumes::{BIND_COMPLETED, BOUND_BY_CONTROLLER, SELECTED_NODE, reference};
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 
 use super::Binder;
-use super::plan::{BIND_COMPLETED, BOUND_BY_CONTROLLER, ClaimStep, PROVISIONER, Said, VolumeStep};
+use super::plan::{ClaimStep, PROVISIONER, Said, VolumeStep};
 use crate::volume::{local_path, phase_of};
 
 /// The older name of the annotation, which older provisioners look for.
@@ -30,6 +31,7 @@ impl Binder {
             }
             ClaimStep::Bind(volume) => self.bind(claim, &volume).await,
             ClaimStep::Provision(node) => self.provision(claim, class, &node).await,
+            ClaimStep::ChooseAnew => self.choose_anew(claim).await,
             ClaimStep::AskProvisioner(name) => {
                 let mut next = claim.clone();
                 let annotations = next.metadata.annotations.get_or_insert_default();
@@ -49,6 +51,17 @@ impl Binder {
                 }
                 self.write_claim_phase(claim, "Lost", None).await
             }
+        }
+    }
+
+    /// Takes the chosen node back, which is what tells the scheduler that nothing came of it.
+    async fn choose_anew(&self, claim: &PersistentVolumeClaim) -> Result<(), BoxError> {
+        let mut next = claim.clone();
+        let annotations = next.metadata.annotations.as_mut();
+        let chosen = annotations.and_then(|all| all.remove(SELECTED_NODE));
+        match chosen {
+            Some(_) => self.write_claim(&next).await.map(drop),
+            None => Ok(()),
         }
     }
 
@@ -79,7 +92,7 @@ impl Binder {
                 let annotations = next.metadata.annotations.get_or_insert_default();
                 annotations.insert(BOUND_BY_CONTROLLER.to_owned(), "yes".to_owned());
             }
-            spec.claim_ref = Some(local_path::reference(claim));
+            spec.claim_ref = Some(reference(claim));
             next = self.write_volume(&next).await?;
         }
         self.write_volume_phase(&next, "Bound", None).await?;
@@ -117,7 +130,11 @@ impl Binder {
                     message: format!("failed to provision volume: {why}"),
                 };
                 self.say(claim, &said);
-                return self.write_claim_phase(claim, "Pending", None).await;
+                return if local_path::can_keep_volumes(node) {
+                    self.write_claim_phase(claim, "Pending", None).await
+                } else {
+                    self.choose_anew(claim).await
+                };
             }
         };
         let name = volume.metadata.name.clone().unwrap_or_default();

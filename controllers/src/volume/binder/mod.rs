@@ -8,7 +8,6 @@
 //! with the claim is on.
 
 mod effects;
-mod matching;
 mod plan;
 #[cfg(test)]
 mod tests;
@@ -21,9 +20,10 @@ use cox_client::{BoxError, Informer};
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
 
-use super::{claims_of, phase_of};
+use super::phase_of;
 use crate::context::{Context, Loop};
-use plan::{ClaimInput, SELECTED_NODE};
+use cox_client::volumes::{SELECTED_NODE, annotation, claims_of};
+use plan::ClaimInput;
 
 const IS_DEFAULT: [&str; 2] = [
     "storageclass.kubernetes.io/is-default-class",
@@ -63,7 +63,14 @@ pub(crate) async fn run(context: Context) {
     let pods = context.informers.of::<Pod>();
     let mut frame = Loop::new("persistentvolume-binder");
     follow(&mut frame, &claims, &volumes, &classes, &pods);
-    frame.needs(&nodes);
+    let known = claims.clone();
+    // A chosen node that goes away is not waited for.
+    frame.feed(&nodes, move |node, keys| {
+        let waiting = unbound(&known, |claim| {
+            annotation(&claim.metadata, SELECTED_NODE) == node.metadata.name.as_deref()
+        });
+        keys.extend(waiting);
+    });
     let cancel = context.cancel.clone();
     let binder = Arc::new(Binder {
         context,
@@ -125,11 +132,13 @@ fn follow(
                 reference.namespace.as_deref().unwrap_or_default(),
                 reference.name.as_deref().unwrap_or_default(),
             ))),
-            None => keys.extend(unbound(&known)),
+            None => keys.extend(unbound(&known, |_| true)),
         }
     });
     let known = claims.clone();
-    frame.feed(classes, move |_, keys| keys.extend(unbound(&known)));
+    frame.feed(classes, move |_, keys| {
+        keys.extend(unbound(&known, |_| true))
+    });
     let known = claims.clone();
     frame.feed(pods, move |pod, keys| {
         if on_node(pod).is_none() {
@@ -145,11 +154,14 @@ fn follow(
     });
 }
 
-fn unbound(claims: &Informer<PersistentVolumeClaim>) -> Vec<Key> {
+fn unbound(
+    claims: &Informer<PersistentVolumeClaim>,
+    which: impl Fn(&PersistentVolumeClaim) -> bool,
+) -> Vec<Key> {
     let waiting = claims
         .list()
         .into_iter()
-        .filter(|claim| phase_of(claim) != "Bound");
+        .filter(|claim| phase_of(claim) != "Bound" && which(claim));
     waiting
         .map(|claim| Key::Claim(ObjectName::of(&*claim)))
         .collect()
@@ -221,12 +233,7 @@ impl Binder {
 
     /// The node chosen for a claim, or that its first Pod is on.
     fn node_for(&self, claim: &PersistentVolumeClaim) -> Option<Arc<Node>> {
-        let chosen = claim
-            .metadata
-            .annotations
-            .as_ref()
-            .and_then(|all| all.get(SELECTED_NODE));
-        if let Some(chosen) = chosen {
+        if let Some(chosen) = annotation(&claim.metadata, SELECTED_NODE) {
             return self.nodes.get(None, chosen);
         }
         let name = claim.metadata.name.as_deref().unwrap_or_default();

@@ -5,15 +5,12 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 
-use super::matching::{best, class_of, fits, is_for};
+use cox_client::volumes::{
+    BIND_COMPLETED, BOUND_BY_CONTROLLER, SELECTED_NODE, annotation, best, class_of, fits, is_for,
+};
+
 use crate::volume::local_path;
 
-/// Annotation of claims: the scheduler's choice of node.
-pub(super) const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
-/// Annotation of claims: the binding is done and never made anew.
-pub(super) const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
-/// Annotation of both: the binding was ours, not the user's.
-pub(super) const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
 /// Annotation of claims: who has to make the volume.
 pub(super) const PROVISIONER: &str = "volume.kubernetes.io/storage-provisioner";
 
@@ -34,6 +31,8 @@ pub(super) enum ClaimStep {
     Bind(Arc<PersistentVolume>),
     /// Make a folder on this node.
     Provision(Arc<Node>),
+    /// The node chosen for it is gone, or cannot have the volume: the scheduler is to choose anew.
+    ChooseAnew,
     /// Somebody else makes the volume; the annotation asks for it.
     AskProvisioner(String),
     /// Nothing can be done now.
@@ -94,6 +93,9 @@ pub(super) fn plan_claim(input: &ClaimInput<'_>) -> ClaimStep {
         .as_ref()
         .is_some_and(|class| class.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer"));
     let reserved = input.volumes.iter().any(|volume| is_for(volume, claim));
+    if waits && input.node.is_none() && annotation(&claim.metadata, SELECTED_NODE).is_some() {
+        return ClaimStep::ChooseAnew;
+    }
     if waits && input.node.is_none() && !reserved {
         let message = "waiting for first consumer to be created before binding".to_owned();
         return ClaimStep::Wait(Some(tell("WaitForFirstConsumer", message)));

@@ -44,6 +44,7 @@ fn shown(step: &ClaimStep) -> String {
         ClaimStep::Provision(node) => {
             format!("provision {}", node.metadata.name.as_deref().unwrap())
         }
+        ClaimStep::ChooseAnew => "choose anew".into(),
         ClaimStep::AskProvisioner(name) => format!("ask {name}"),
         ClaimStep::Wait(None) => "wait".into(),
         ClaimStep::Wait(Some(said)) | ClaimStep::Lost(said) => said.reason.into(),
@@ -71,6 +72,7 @@ fn claims_table() {
     let ours = class("ours", "coxswain.dev/local-path", "WaitForFirstConsumer");
     let csi = class("csi", "csi.example", "Immediate");
     let none = json!({});
+    let chosen = json!({"volume.kubernetes.io/selected-node": "gone"});
     let done = json!({"pv.kubernetes.io/bind-completed": "yes"});
     let asked = json!({"volume.kubernetes.io/storage-provisioner": "csi.example"});
     let on = |host: &str| -> Node {
@@ -157,6 +159,15 @@ fn claims_table() {
             Some(&late),
             None,
             "WaitForFirstConsumer",
+        ),
+        (
+            "a class that waits, and the chosen node is gone",
+            json!({"storageClassName": "late"}),
+            &chosen,
+            vec![&far],
+            Some(&late),
+            None,
+            "choose anew",
         ),
         (
             "waited, but the volume is elsewhere",

@@ -1,21 +1,86 @@
-//! Which volume fits a claim best. Pure.
+//! Which volumes can serve a claim, as the scheduler and the controller that binds both read it. Pure; it looks at objects and
+//! never at a cluster.
 
 use std::sync::Arc;
 
 use cox_api::quantity::Quantity;
 use cox_api::selector::LabelSelector;
-use cox_client::placement::NodeTerm;
 use k8s_openapi::api::core::v1::{
-    Node, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec,
+    Node, ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec, Pod,
+    Volume,
 };
+use kube::api::ObjectMeta;
+
+use crate::placement::NodeTerm;
+
+/// Annotation of claims: the scheduler's choice of node.
+pub const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
+/// Annotation of claims: the binding is done and never made anew.
+pub const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
+/// Annotation of both: the binding was not the user's.
+pub const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
+
+/// The claim that a volume of a Pod means, by its name. An ephemeral volume's claim is named after the Pod and the volume.
+#[must_use]
+pub fn claim_of(pod: &Pod, volume: &Volume) -> Option<String> {
+    if let Some(source) = &volume.persistent_volume_claim {
+        return Some(source.claim_name.clone());
+    }
+    volume.ephemeral.as_ref()?;
+    let pod = pod.metadata.name.as_deref().unwrap_or_default();
+    Some(format!("{pod}-{}", volume.name))
+}
+
+/// The names of all claims that a Pod means.
+pub fn claims_of(pod: &Pod) -> impl Iterator<Item = String> + '_ {
+    let volumes = pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.volumes.iter().flatten());
+    volumes.filter_map(|volume| claim_of(pod, volume))
+}
+
+/// The value of an annotation.
+#[must_use]
+pub fn annotation<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
+    let all = meta.annotations.as_ref()?;
+    all.get(key).map(String::as_str)
+}
+
+/// Whether a claim has its volume for good.
+#[must_use]
+pub fn is_bound(claim: &PersistentVolumeClaim) -> bool {
+    let named = claim
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.volume_name.as_ref());
+    named.is_some_and(|name| !name.is_empty())
+        && annotation(&claim.metadata, BIND_COMPLETED).is_some()
+}
+
+/// How a volume names its claim.
+#[must_use]
+pub fn reference(claim: &PersistentVolumeClaim) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("PersistentVolumeClaim".to_owned()),
+        name: claim.metadata.name.clone(),
+        namespace: claim.metadata.namespace.clone(),
+        uid: claim.metadata.uid.clone(),
+        resource_version: claim.metadata.resource_version.clone(),
+        field_path: None,
+    }
+}
 
 /// The class that a claim or volume names; empty: none.
-pub(super) fn class_of(name: Option<&String>) -> &str {
+#[must_use]
+pub fn class_of(name: Option<&String>) -> &str {
     name.map_or("", String::as_str)
 }
 
 /// The smallest volume that fits and is free; one that was made for the claim goes first.
-pub(super) fn best(
+#[must_use]
+pub fn best(
     claim: &PersistentVolumeClaim,
     volumes: &[Arc<PersistentVolume>],
     node: Option<&Node>,
@@ -44,7 +109,8 @@ pub(super) fn best(
 }
 
 /// Whether the volume names this claim: with its uid, or by name alone (reserved by hand).
-pub(super) fn is_for(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
+#[must_use]
+pub fn is_for(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
     let reference = volume
         .spec
         .as_ref()
@@ -63,7 +129,8 @@ fn capacity(volume: &PersistentVolume) -> Option<Quantity> {
 }
 
 /// Class, mode, size and ways of access.
-pub(super) fn fits(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
+#[must_use]
+pub fn fits(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
     let (Some(has), Some(wants)) = (&volume.spec, &claim.spec) else {
         return false;
     };
@@ -99,7 +166,8 @@ fn selected(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> bool {
 }
 
 /// Whether the volume can be had on a node.
-fn reachable(volume: &PersistentVolume, node: &Node) -> bool {
+#[must_use]
+pub fn reachable(volume: &PersistentVolume, node: &Node) -> bool {
     let spec = volume.spec.as_ref();
     let required = spec
         .and_then(|spec| spec.node_affinity.as_ref())

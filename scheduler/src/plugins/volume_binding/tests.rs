@@ -526,6 +526,7 @@ fn zones_of_volumes_and_nodes_agree() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "one table of cases")]
 fn bindings_are_whole_when_both_sides_are_seen() {
     let late = claim("c", "late");
     let v = volume("v", "2Gi", "a");

@@ -31,12 +31,17 @@ spec:
   - {hosts: [s.example], secretName: s}
 "#;
 
-/// A cluster whose ports for Ingresses are any that are free.
-fn cluster(args: &[&str]) -> Cluster {
+/// A cluster whose ports for Ingresses are any that are free. Each test has a place of its own: tests run at the same time, and Pods of
+/// two clusters must not want the same addresses.
+fn cluster(place: u8, args: &[&str]) -> Cluster {
+    let (services, pods) = (
+        format!("--service-cidr=127.{}.0.0/16", 131 + place),
+        format!("--pod-cidr=127.67.{}.0/20", 16 * place),
+    );
     let own = [
         "--no-follow",
-        "--service-cidr=127.131.0.0/16",
-        "--pod-cidr=127.67.0.0/18",
+        &services,
+        &pods,
         "--ingress-http-port=0",
         "--ingress-https-port=0",
     ];
@@ -62,6 +67,32 @@ fn ports(cluster: &Cluster, ingress: &str, count: usize) -> Vec<u64> {
     ports
 }
 
+/// A Secret with a certificate for a host; where the certificate stands.
+fn secret(cluster: &Cluster, namespace: &str, name: &str, host: &str) -> String {
+    let dir = cluster.scratch();
+    let file = |part: &str| {
+        let path = dir.join(format!("{namespace}-{name}-{part}.pem"));
+        path.to_str().unwrap().to_owned()
+    };
+    let (certificate, key) = (file("crt"), file("key"));
+    let made = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
+    let (subject, names) = (format!("/CN={host}"), format!("subjectAltName=DNS:{host}"));
+    Output::of(
+        Command::new("openssl")
+            .args(made.split(' '))
+            .args(["-keyout", &key, "-out", &certificate])
+            .args(["-subj", &subject, "-addext", &names]),
+    )
+    .ok();
+    let (cert, key) = (format!("--cert={certificate}"), format!("--key={key}"));
+    cluster
+        .kubectl(&[
+            "create", "secret", "tls", name, "-n", namespace, &cert, &key,
+        ])
+        .ok();
+    certificate
+}
+
 /// What curl prints: the body, and the status on a line of its own.
 fn curl(args: &[&str]) -> Output {
     Output::of(
@@ -73,7 +104,7 @@ fn curl(args: &[&str]) -> Output {
 
 #[test]
 fn an_ingress_leads_to_a_service() {
-    let cluster = cluster(&["examples/http"]);
+    let cluster = cluster(0, &["examples/http"]);
     let class = cluster.json(&["get", "ingressclass", "coxswain"]);
     assert_eq!(class["spec"]["controller"], "coxswain.dev/ingress");
     assert_eq!(
@@ -141,46 +172,7 @@ fn an_ingress_leads_to_a_service() {
         }
     });
 
-    let dir = cluster.scratch();
-    let (certificate, key) = (dir.join("crt.pem"), dir.join("key.pem"));
-    let (certificate, key) = (certificate.to_str().unwrap(), key.to_str().unwrap());
-    Output::of(
-        Command::new("openssl")
-            .args([
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:prime256v1",
-                "-nodes",
-            ])
-            .args([
-                "-keyout",
-                key,
-                "-out",
-                certificate,
-                "-days",
-                "2",
-                "-subj",
-                "/CN=s.example",
-                "-addext",
-                "subjectAltName=DNS:s.example",
-            ]),
-    )
-    .ok();
-    cluster
-        .kubectl(&[
-            "create",
-            "secret",
-            "tls",
-            "s",
-            "--cert",
-            certificate,
-            "--key",
-            key,
-        ])
-        .ok();
+    let certificate = &secret(&cluster, "default", "s", "s.example");
     let (resolve, url) = (
         format!("s.example:{https}:127.0.0.1"),
         format!("https://s.example:{https}/deep"),
@@ -254,20 +246,36 @@ fn condition(conditions: &Value, kind: &str) -> String {
     format!("{} {} {}", text("status"), text("reason"), text("message"))
 }
 
+/// Definitions and class are made after the cluster says that it is ready.
+fn gateway_api_is_served(cluster: &Cluster) {
+    eventually("the class of Gateways to be accepted", || {
+        let class = cluster.kubectl(&["get", "gatewayclass", "coxswain", "-o", "json"]);
+        let class: Value = serde_json::from_str(&class.stdout).map_err(|_| class.stderr)?;
+        let said = condition(&class["status"]["conditions"], "Accepted");
+        match said.starts_with("True") {
+            true => Ok(()),
+            false => Err(said),
+        }
+    });
+}
+
+/// Where a listener of a Gateway takes requests.
+fn taken_at(cluster: &Cluster, gateway: &str, listener: usize) -> String {
+    let status = cluster.json(&["get", "gateway", gateway])["status"].clone();
+    let said = condition(&status["listeners"][listener]["conditions"], "Programmed");
+    said.strip_prefix("True Programmed Requests are taken at ")
+        .unwrap_or_else(|| panic!("{status}"))
+        .trim_end_matches('.')
+        .to_owned()
+}
+
 #[test]
 fn a_gateway_leads_to_a_service() {
-    let cluster = cluster(&["examples/http"]);
-    cluster.wait("condition=Accepted", "gatewayclass/coxswain");
+    let cluster = cluster(1, &["examples/http"]);
+    gateway_api_is_served(&cluster);
     cluster.apply(GATEWAY).ok();
     cluster.wait("condition=Programmed", "gateway/front");
-    let status = cluster.json(&["get", "gateway", "front"])["status"].clone();
-    let listener = &status["listeners"][0];
-    let said = condition(&listener["conditions"], "Programmed");
-    let at = said
-        .strip_prefix("True Programmed Requests are taken at ")
-        .unwrap()
-        .trim_end_matches('.')
-        .to_owned();
+    let at = taken_at(&cluster, "front", 0);
     eventually("the route to be attached", || {
         let status = cluster.json(&["get", "gateway", "front"])["status"].clone();
         if status["listeners"][0]["attachedRoutes"] == 1 {
@@ -278,7 +286,14 @@ fn a_gateway_leads_to_a_service() {
     });
     let get =
         |path: &str| curl(&["-i", "-H", "Host: a.example", &format!("http://{at}{path}")]).ok();
-    let answer = get("/api/x");
+    // The Pod is ready before its endpoint stands in a slice.
+    let answer = eventually("an endpoint to answer", || {
+        let answer = get("/api/x");
+        match answer.ends_with("503\n") {
+            true => Err(answer),
+            false => Ok(answer),
+        }
+    });
     assert!(
         answer.contains("x-served-by: front") && answer.ends_with("you asked for /v2/x\n200\n"),
         "{answer}"
@@ -309,9 +324,131 @@ fn a_gateway_leads_to_a_service() {
     });
 }
 
+const SECURE: &str = r#"
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: secure}
+spec:
+  gatewayClassName: coxswain
+  listeners:
+  - {name: own, port: 443, protocol: HTTPS, hostname: s.example, tls: {certificateRefs: [{name: s}]}}
+  - {name: foreign, port: 443, protocol: HTTPS, hostname: t.example, tls: {certificateRefs: [{name: t, namespace: certs}]}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: secure}
+spec:
+  parentRefs: [{name: secure}]
+  rules:
+  - backendRefs: [{name: http, port: 80}]
+"#;
+
+const GRANT: &str = r#"
+apiVersion: gateway.networking.k8s.io/v1beta1
+kind: ReferenceGrant
+metadata: {name: gateways, namespace: certs}
+spec:
+  from: [{group: gateway.networking.k8s.io, kind: Gateway, namespace: default}]
+  to: [{group: "", kind: Secret, name: t}]
+"#;
+
+#[test]
+fn a_gateway_ends_tls_with_the_certificates_that_it_may_use() {
+    let cluster = cluster(2, &["examples/http"]);
+    gateway_api_is_served(&cluster);
+    cluster.kubectl(&["create", "namespace", "certs"]).ok();
+    let own = secret(&cluster, "default", "s", "s.example");
+    let foreign = secret(&cluster, "certs", "t", "t.example");
+    cluster.apply(SECURE).ok();
+    cluster.wait("condition=Programmed", "gateway/secure");
+    let at = taken_at(&cluster, "secure", 0);
+    let (ip, port) = at.rsplit_once(':').unwrap();
+    let ask = |host: &str, trusted: &str| {
+        let (resolve, url) = (
+            format!("{host}:{port}:{ip}"),
+            format!("https://{host}:{port}/x"),
+        );
+        let format = "%{http_code} %{http_version}\n";
+        curl(&[
+            "--cacert",
+            trusted,
+            "--resolve",
+            &resolve,
+            "-w",
+            format,
+            &url,
+        ])
+    };
+    let good = "you asked for /x\n200 2\n";
+    let answered = |host: &str, trusted: &str| {
+        let answer = ask(host, trusted);
+        match answer.stdout.ends_with(good) {
+            true => Ok(()),
+            false => Err(format!("{}{}", answer.stdout, answer.stderr)),
+        }
+    };
+    eventually("the certificate of the Gateway's own namespace", || {
+        answered("s.example", &own)
+    });
+    let said = |kind: &str| {
+        let status = cluster.json(&["get", "gateway", "secure"])["status"].clone();
+        condition(&status["listeners"][1]["conditions"], kind)
+    };
+    let refused =
+        "False RefNotPermitted No ReferenceGrant lets Gateways of default use Secret certs/t.";
+    assert_eq!(said("ResolvedRefs"), refused);
+    assert_eq!(
+        said("Programmed"),
+        "False Invalid The listener is not valid."
+    );
+    let unknown = ask("t.example", &foreign);
+    assert!(
+        !unknown.status.success(),
+        "a name without a certificate ends the handshake: {}",
+        unknown.stdout
+    );
+    // Past the name of the handshake: the listener that is not served has no routes either.
+    let (resolve, url) = (
+        format!("s.example:{port}:{ip}"),
+        format!("https://s.example:{port}/x"),
+    );
+    let other = curl(&[
+        "--cacert",
+        &own,
+        "--resolve",
+        &resolve,
+        "-H",
+        "Host: t.example",
+        &url,
+    ]);
+    assert!(other.ok().ends_with("404\n"));
+
+    cluster.apply(GRANT).ok();
+    eventually("the certificate of the other namespace", || {
+        answered("t.example", &foreign)
+    });
+    eventually("the listener to be told so", || {
+        match said("ResolvedRefs").as_str() {
+            "True ResolvedRefs " => Ok(()),
+            other => Err(other.to_owned()),
+        }
+    });
+    answered("s.example", &own).unwrap();
+    cluster
+        .kubectl(&["delete", "referencegrant", "-n", "certs", "gateways"])
+        .ok();
+    eventually("the certificate to be withdrawn", || {
+        match ask("t.example", &foreign).status.success() {
+            true => Err("still shown"),
+            false => Ok(()),
+        }
+    });
+    answered("s.example", &own).unwrap();
+}
+
 #[test]
 fn a_service_sleeps_and_the_next_request_wakes_it() {
-    let cluster = cluster(&["examples/http"]);
+    let cluster = cluster(3, &["examples/http"]);
     let everything = "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: {name: all}\n\
                       spec: {defaultBackend: {service: {name: http, port: {name: web}}}}\n";
     cluster.apply(everything).ok();

@@ -179,6 +179,13 @@ impl GatewayApi {
                 failed |= self.write(&*class, &class.status, wished).await;
             }
         }
+        // Routes first: who reads of an attached route at its Gateway finds the route told.
+        for route in self.more.iter().flat_map(|more| more.routes.list()) {
+            let states = self.output.routes.get(&place(&route.metadata));
+            let states = states.map(Vec::as_slice).unwrap_or_default();
+            let wished = status::route(&route, states, &now);
+            failed |= self.write(&*route, &route.status, wished).await;
+        }
         for gateway in self.ours() {
             let key = place(&gateway.metadata);
             let Some(listeners) = self.output.gateways.get(&key) else {
@@ -186,12 +193,6 @@ impl GatewayApi {
             };
             let wished = status::gateway(&gateway, listeners, served, &now);
             failed |= self.write(&*gateway, &gateway.status, wished).await;
-        }
-        for route in self.more.iter().flat_map(|more| more.routes.list()) {
-            let states = self.output.routes.get(&place(&route.metadata));
-            let states = states.map(Vec::as_slice).unwrap_or_default();
-            let wished = status::route(&route, states, &now);
-            failed |= self.write(&*route, &route.status, wished).await;
         }
         failed
     }

@@ -5,8 +5,10 @@
     reason = "tests are tables and stories, and fail by panicking"
 )]
 
+use std::path::Path;
 use std::process::Command;
 
+use cox_testkit::linux::{Network, can_make_networks};
 use cox_testkit::{Cluster, Output, eventually};
 use serde_json::Value;
 
@@ -444,6 +446,176 @@ fn a_gateway_ends_tls_with_the_certificates_that_it_may_use() {
         }
     });
     answered("s.example", &own).unwrap();
+}
+
+const METHODS: &str = r#"
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: front}
+spec:
+  gatewayClassName: coxswain
+  listeners:
+  - {name: web, port: 80, protocol: HTTP}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: {name: stock}
+spec:
+  parentRefs: [{name: front}]
+  hostnames: [stock.example]
+  rules:
+  - matches: [{method: {service: shop.Stock, method: Count}}]
+    backendRefs: [{name: http, port: 80}]
+"#;
+
+#[test]
+fn a_grpcroute_leads_to_a_method_over_http2() {
+    let cluster = cluster(4, &["examples/http"]);
+    gateway_api_is_served(&cluster);
+    cluster.apply(METHODS).ok();
+    cluster.wait("condition=Programmed", "gateway/front");
+    let at = taken_at(&cluster, "front", 0);
+    let call = |method: &str| {
+        let url = format!("http://{at}/shop.Stock/{method}");
+        let format = "%{http_code} %{http_version}\n";
+        let host = "Host: stock.example";
+        curl(&[
+            "--http2-prior-knowledge",
+            "-d",
+            "x",
+            "-H",
+            host,
+            "-w",
+            format,
+            &url,
+        ])
+        .stdout
+    };
+    eventually("the method to be answered", || {
+        let answer = call("Count");
+        match answer.ends_with("you asked for /shop.Stock/Count\n200 2\n") {
+            true => Ok(()),
+            false => Err(answer),
+        }
+    });
+    assert!(call("Add").ends_with("404 2\n"));
+    let route = cluster.json(&["get", "grpcroute", "stock"])["status"]["parents"][0].clone();
+    let said = |kind: &str| condition(&route["conditions"], kind);
+    assert_eq!(
+        (said("Accepted").as_str(), said("ResolvedRefs").as_str()),
+        ("True Accepted ", "True ResolvedRefs ")
+    );
+}
+
+const NAMES: &str = r#"
+apiVersion: v1
+kind: Service
+metadata: {name: neighbour}
+spec: {type: ExternalName, externalName: http.default.svc.cluster.local}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: away}
+spec: {type: ExternalName, externalName: 192.0.2.7}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: here}
+spec: {type: ExternalName, externalName: localhost}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: names}
+spec:
+  rules:
+  - http:
+      paths:
+      - {path: /neighbour, pathType: Prefix, backend: {service: {name: neighbour, port: {number: 80}}}}
+      - {path: /away, pathType: Prefix, backend: {service: {name: away, port: {number: 8000}}}}
+      - {path: /here, pathType: Prefix, backend: {service: {name: here, port: {number: 8000}}}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: names}
+spec:
+  gatewayClassName: coxswain
+  listeners: [{name: web, port: 8099, protocol: HTTP}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: names}
+spec:
+  parentRefs: [{name: names}]
+  rules:
+  - matches: [{path: {value: /neighbour}}]
+    backendRefs: [{name: neighbour, port: 80}]
+  - backendRefs: [{name: away, port: 8000}]
+"#;
+
+/// Says which path it was asked for.
+const ELSEWHERE: &str = r#"
+import http.server
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(f"elsewhere, {self.path}\n".encode())
+    def log_message(self, *_): pass
+http.server.HTTPServer(("", 8000), Answer).serve_forever()
+"#;
+
+/// Ends with the test.
+struct Ended(std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+#[test]
+fn mere_names_lead_to_services_and_out_of_the_cluster() {
+    let test = "mere_names_lead_to_services_and_out_of_the_cluster";
+    if !can_make_networks(test) {
+        return;
+    }
+    let args = ["examples/http", "--no-follow"];
+    let mut cluster = Cluster::prepare(COX, &args).in_network(Network::new());
+    cluster.start();
+    let mut address = cluster.inside(Path::new("ip"));
+    Output::of(address.args(["address", "add", "192.0.2.7/32", "dev", "lo"])).ok();
+    let mut server = cluster.inside(Path::new("python3"));
+    let _server = Ended(server.args(["-c", ELSEWHERE]).spawn().unwrap());
+    gateway_api_is_served(&cluster);
+    cluster.apply(NAMES).ok();
+    let port = ports(&cluster, "names", 1)[0];
+    cluster.wait("condition=Programmed", "gateway/names");
+    let get = |port: u64, path: &str| {
+        let url = format!("http://127.0.0.1:{port}{path}");
+        let mut curl = cluster.inside(Path::new("curl"));
+        let quiet = ["-sS", "--max-time", "20", "-w", "%{http_code}\n", &url];
+        Output::of(curl.args(quiet)).stdout
+    };
+    for (port, path, end) in [
+        (port, "/neighbour/x", "you asked for /neighbour/x\n200\n"),
+        (port, "/away/x", "elsewhere, /away/x\n200\n"),
+        (8099, "/neighbour/y", "you asked for /neighbour/y\n200\n"),
+        (8099, "/away/y", "elsewhere, /away/y\n200\n"),
+    ] {
+        eventually("an answer by name", || {
+            let answer = get(port, path);
+            match answer.ends_with(end) {
+                true => Ok(()),
+                false => Err(format!("{path}: {answer}")),
+            }
+        });
+    }
+    // The same server, by a name that leads into the node.
+    assert_eq!(
+        get(port, "/here"),
+        "No endpoint of Service default/here answers.\n502\n"
+    );
 }
 
 #[test]

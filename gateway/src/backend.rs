@@ -57,12 +57,43 @@ impl Protocol {
         }
     }
 
+    /// The same over HTTP/2, as gRPC needs it.
+    pub(crate) fn over_http2(self) -> Self {
+        match self {
+            Self::Http | Self::H2c => Self::H2c,
+            Self::Https | Self::H2 => Self::H2,
+        }
+    }
+
     pub(crate) fn is_http2(self) -> bool {
         matches!(self, Self::H2c | Self::H2)
     }
 
     pub(crate) fn is_tls(self) -> bool {
         matches!(self, Self::Https | Self::H2)
+    }
+}
+
+/// Somebody outside the cluster, looked up anew for each connection.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Outside {
+    pub(crate) host: Arc<str>,
+    pub(crate) port: u16,
+}
+
+/// Where a request goes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum To {
+    Endpoint(SocketAddr),
+    Outside(Outside),
+}
+
+impl std::fmt::Display for To {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Endpoint(addr) => addr.fmt(f),
+            Self::Outside(Outside { host, port }) => write!(f, "{host}:{port}"),
+        }
     }
 }
 
@@ -73,6 +104,8 @@ pub(crate) struct BackendKey {
     /// Its name in the Service, empty where it has none: slices carry the same.
     pub(crate) port: Arc<str>,
     pub(crate) protocol: Protocol,
+    /// Who answers for a Service that is a mere name (ExternalName).
+    pub(crate) outside: Option<Outside>,
 }
 
 /// What is known of a Service as a whole.
@@ -154,6 +187,19 @@ impl Backend {
     /// The endpoints as of now.
     pub(crate) fn endpoints(&self) -> Arc<[SocketAddr]> {
         self.endpoints.borrow().clone()
+    }
+
+    /// Where the next attempt goes; `None`: there is nobody yet.
+    pub(crate) fn next(&self, tried: &[To]) -> Option<To> {
+        if let Some(outside) = &self.key.outside {
+            return Some(To::Outside(outside.clone()));
+        }
+        let endpoint = |to: &To| match to {
+            To::Endpoint(addr) => Some(*addr),
+            To::Outside(_) => None,
+        };
+        let tried: Vec<SocketAddr> = tried.iter().filter_map(endpoint).collect();
+        self.pick(&tried).map(To::Endpoint)
     }
 
     /// The endpoint whose turn it is, one of `tried` only when there is no other.
@@ -400,6 +446,7 @@ mod tests {
             service: ServiceKey::new("default", "web"),
             port: "web".into(),
             protocol: Protocol::Http,
+            outside: None,
         };
         let backend = registry.backend(&key);
         assert_eq!(backend.pick(&[]), None);

@@ -4,11 +4,12 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{ObjectReference, Secret, Service};
+use k8s_openapi::api::core::v1::{ObjectReference, Secret, Service, ServicePort};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use parking_lot::Mutex;
 use rustls::sign::CertifiedKey;
 
-use crate::backend::{BackendKey, Protocol, Registry, ServiceKey};
+use crate::backend::{BackendKey, Outside, Protocol, Registry, ServiceKey};
 use crate::data::tls;
 use crate::table::Target;
 
@@ -28,6 +29,15 @@ pub(crate) struct Problem {
 pub(crate) enum PortRef {
     Name(String),
     Number(i32),
+}
+
+impl PortRef {
+    fn is(&self, port: &ServicePort) -> bool {
+        match self {
+            Self::Name(name) => port.name.as_ref() == Some(name),
+            Self::Number(number) => port.port == *number,
+        }
+    }
 }
 
 impl std::fmt::Display for PortRef {
@@ -60,41 +70,94 @@ pub(crate) struct Named {
 }
 
 impl Resolver<'_> {
-    /// Who answers on a port of a Service; the reason where nobody can.
+    fn service(&self, key: &ServiceKey) -> Option<Arc<Service>> {
+        self.named.lock().services.insert(key.clone());
+        (self.services)(&key.namespace, &key.name)
+    }
+
+    /// The Service of the cluster that one of type ExternalName is another name of.
+    pub(crate) fn stands_for(&self, namespace: &str, name: &str) -> Option<ServiceKey> {
+        let service = self.service(&ServiceKey::new(namespace, name))?;
+        in_cluster(external_name(&service)?)
+    }
+
+    /// Who answers on a port of a Service, by what the port says or the caller makes of it; the reason where nobody can.
     pub(crate) fn backend(
         &self,
         namespace: &str,
         name: &str,
         port: &PortRef,
-        protocol: Option<Protocol>,
+        protocol: &dyn Fn(Protocol) -> Protocol,
     ) -> Result<Target, String> {
-        let key = ServiceKey::new(namespace, name);
-        self.named.lock().services.insert(key.clone());
-        let service = (self.services)(namespace, name)
-            .ok_or_else(|| format!("Service {namespace}/{name} does not exist."))?;
-        let spec = service.spec.as_ref();
-        if spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName") {
-            return Err(format!(
-                "Service {namespace}/{name} is a mere name (ExternalName) and has no Pods to route to."
-            ));
+        let mut key = ServiceKey::new(namespace, name);
+        let missing = |key: &ServiceKey| format!("Service {key} does not exist.");
+        let mut service = self.service(&key).ok_or_else(|| missing(&key))?;
+        if let Some(host) = external_name(&service) {
+            match in_cluster(host) {
+                None => return self.outside(key, &service, host, port, protocol),
+                Some(meant) => {
+                    service = self.service(&meant).ok_or_else(|| missing(&meant))?;
+                    if external_name(&service).is_some() {
+                        return Err(format!(
+                            "Service {key} is a name of {meant}, which is a mere name itself."
+                        ));
+                    }
+                    key = meant;
+                }
+            }
         }
+        let spec = service.spec.as_ref();
         let ports = spec
             .and_then(|spec| spec.ports.as_deref())
             .unwrap_or_default();
-        let found = ports.iter().find(|one| match port {
-            PortRef::Name(name) => one.name.as_deref() == Some(name),
-            PortRef::Number(number) => one.port == *number,
-        });
-        let found =
-            found.ok_or_else(|| format!("Service {namespace}/{name} has no port {port}."))?;
+        let found = ports.iter().find(|one| port.is(one));
+        let found = found.ok_or_else(|| format!("Service {key} has no port {port}."))?;
         let backend = self.registry.backend(&BackendKey {
             service: key,
             port: found.name.as_deref().unwrap_or_default().into(),
-            protocol: protocol.unwrap_or_else(|| Protocol::of_port(found)),
+            protocol: protocol(Protocol::of_port(found)),
+            outside: None,
         });
         backend
             .service
             .set_sleeps_after(sleeps_after(&service).unwrap_or(0));
+        Ok(Target::Backend(backend))
+    }
+
+    /// A name outside the cluster. Such Services often list no ports: a number is the port there.
+    fn outside(
+        &self,
+        service: ServiceKey,
+        object: &Service,
+        host: &str,
+        port: &PortRef,
+        protocol: &dyn Fn(Protocol) -> Protocol,
+    ) -> Result<Target, String> {
+        let ports = object.spec.as_ref().and_then(|spec| spec.ports.as_deref());
+        let found = ports.unwrap_or_default().iter().find(|one| port.is(one));
+        let number = match (found, port) {
+            (Some(found), _) => match found.target_port {
+                Some(IntOrString::Int(target)) => target,
+                _ => found.port,
+            },
+            (None, PortRef::Number(number)) => *number,
+            (None, PortRef::Name(_)) => {
+                return Err(format!("Service {service} has no port {port}."));
+            }
+        };
+        let number = u16::try_from(number)
+            .ok()
+            .filter(|number| *number > 0)
+            .ok_or_else(|| format!("Service {service} has no port {port}."))?;
+        let backend = self.registry.backend(&BackendKey {
+            service,
+            port: number.to_string().into(),
+            protocol: protocol(found.map(Protocol::of_port).unwrap_or_default()),
+            outside: Some(Outside {
+                host: host.into(),
+                port: number,
+            }),
+        });
         Ok(Target::Backend(backend))
     }
 
@@ -110,6 +173,20 @@ impl Resolver<'_> {
         })?;
         self.certificates.get(&secret)
     }
+}
+
+/// The name that a Service of type ExternalName stands for.
+fn external_name(service: &Service) -> Option<&str> {
+    let spec = service.spec.as_ref()?;
+    let name = spec.external_name.as_deref().unwrap_or_default();
+    (spec.type_.as_deref() == Some("ExternalName")).then(|| name.trim_end_matches('.'))
+}
+
+/// The Service that a name of the cluster's own domain means.
+fn in_cluster(host: &str) -> Option<ServiceKey> {
+    let host = host.strip_suffix(".cluster.local").unwrap_or(host);
+    let (name, namespace) = host.strip_suffix(".svc")?.split_once('.')?;
+    (!namespace.contains('.')).then(|| ServiceKey::new(namespace, name))
 }
 
 /// Milliseconds, where a Service asks to sleep.
@@ -205,7 +282,128 @@ impl Certificates {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    #[allow(clippy::too_many_lines, reason = "a table")]
+    fn who_is_behind_a_mere_name() {
+        let service = |namespace: &str, name: &str| -> Option<Arc<Service>> {
+            let named = |to: &str, ports: serde_json::Value| json!({"type": "ExternalName", "externalName": to, "ports": ports});
+            let spec = match (namespace, name) {
+                ("a", "away") => named("www.example.", json!([])),
+                ("a", "ports") => named(
+                    "www.example",
+                    json!([{"name": "web", "port": 80, "targetPort": 8080, "appProtocol": "https"}]),
+                ),
+                ("a", "neighbour") => named("web.b.svc.cluster.local", json!([])),
+                ("a", "short") => named("web.b.svc", json!([])),
+                ("a", "chain") => named("away.a.svc.cluster.local", json!([])),
+                ("a", "lost") => named("gone.b.svc.cluster.local", json!([])),
+                ("b", "web") => json!({"ports": [{"port": 80}]}),
+                _ => return None,
+            };
+            Some(Arc::new(
+                serde_json::from_value(json!({"spec": spec})).unwrap(),
+            ))
+        };
+        let (registry, certificates) = (Registry::default(), Certificates::default());
+        let resolver = Resolver {
+            services: &service,
+            secrets: &|_, _| None,
+            registry: &registry,
+            certificates: &certificates,
+            named: Mutex::default(),
+        };
+        let number = |number| PortRef::Number(number);
+        for (case, name, port, expected) in [
+            (
+                "a name without ports",
+                "away",
+                number(8443),
+                "www.example:8443 Http",
+            ),
+            (
+                "a port that is listed",
+                "ports",
+                PortRef::Name("web".into()),
+                "www.example:8080 Https",
+            ),
+            (
+                "a number that is not listed",
+                "ports",
+                number(81),
+                "www.example:81 Http",
+            ),
+            (
+                "a name of a port needs a list",
+                "away",
+                PortRef::Name("web".into()),
+                "Service a/away has no port web.",
+            ),
+            (
+                "no port at all",
+                "away",
+                number(0),
+                "Service a/away has no port 0.",
+            ),
+            (
+                "a Service of the cluster",
+                "neighbour",
+                number(80),
+                "b/web Http",
+            ),
+            ("the same, in short", "short", number(80), "b/web Http"),
+            (
+                "no such port there",
+                "neighbour",
+                number(81),
+                "Service b/web has no port 81.",
+            ),
+            (
+                "one step, no more",
+                "chain",
+                number(80),
+                "Service a/chain is a name of a/away, which is a mere name itself.",
+            ),
+            (
+                "nobody there",
+                "lost",
+                number(80),
+                "Service b/gone does not exist.",
+            ),
+        ] {
+            let found = match resolver.backend("a", name, &port, &|said| said) {
+                Ok(Target::Backend(backend)) => {
+                    let key = &backend.key;
+                    let whom = key
+                        .outside
+                        .clone()
+                        .map_or(key.service.to_string(), |outside| {
+                            crate::backend::To::Outside(outside).to_string()
+                        });
+                    format!("{whom} {:?}", key.protocol)
+                }
+                Ok(Target::Missing(_, why)) => why.to_string(),
+                Err(why) => why,
+            };
+            assert_eq!(found, expected, "{case}");
+        }
+        assert_eq!(
+            resolver.stands_for("a", "neighbour"),
+            Some(ServiceKey::new("b", "web"))
+        );
+        assert_eq!(resolver.stands_for("a", "away"), None);
+        assert!(
+            resolver
+                .named
+                .lock()
+                .services
+                .contains(&ServiceKey::new("b", "web")),
+            "a change of it makes a new table"
+        );
+    }
 
     #[test]
     fn times() {

@@ -189,6 +189,7 @@ impl Activator {
                 service: wished.key.clone(),
                 port: Arc::clone(port),
                 protocol: Protocol::Http,
+                outside: None,
             });
             let ip = self.place.ip.filter(|_| wished.has_address);
             let addr = match ip {

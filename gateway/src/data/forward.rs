@@ -318,7 +318,7 @@ impl Hop<'_> {
         let mut tried = Vec::new();
         let mut last = None;
         for _ in 0..ATTEMPTS {
-            let Some(to) = backend.pick(&tried) else {
+            let Some(to) = backend.next(&tried) else {
                 if self.plane.hold(backend).await {
                     continue;
                 }
@@ -328,7 +328,7 @@ impl Hop<'_> {
                 tokio::time::sleep(AGAIN).await;
             }
             let sending = self.plane.upstreams.send(
-                to,
+                &to,
                 backend.key.protocol,
                 outgoing.clone(),
                 held.sending(),

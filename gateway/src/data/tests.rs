@@ -60,6 +60,7 @@ impl Bench {
                 service: ServiceKey::new("default", "web"),
                 port: "".into(),
                 protocol,
+                outside: None,
             },
             registry: Registry::default(),
             plane,

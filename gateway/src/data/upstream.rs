@@ -1,7 +1,7 @@
 //! Connections to endpoints: a pool of HTTP/1.1 connections, and one shared HTTP/2 connection for each endpoint that speaks it.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -23,7 +23,7 @@ use tokio_rustls::TlsConnector;
 use super::CONNECT;
 use super::body::Sending;
 use super::tls;
-use crate::backend::Protocol;
+use crate::backend::{Outside, Protocol, To};
 
 /// How long a connection that nobody uses is kept.
 const IDLE: Duration = Duration::from_secs(30);
@@ -35,10 +35,10 @@ const IDLE_LEN_MAX: usize = 128;
 pub(crate) enum UpstreamError {
     /// Nothing was sent.
     #[error("{0} takes no connection: {1}")]
-    Connect(SocketAddr, #[source] BoxError),
+    Connect(To, #[source] BoxError),
     /// Something may have been sent.
     #[error("{0} gave no answer: {1}")]
-    Broken(SocketAddr, #[source] BoxError),
+    Broken(To, #[source] BoxError),
 }
 
 /// A request as it goes on, without its body.
@@ -52,8 +52,8 @@ pub(crate) struct Outgoing {
     pub(crate) headers: HeaderMap,
 }
 
-/// Connections by endpoint and whether they are encrypted.
-type Shared = Mutex<HashMap<(SocketAddr, bool), http2::SendRequest<Sending>>>;
+/// Connections by who is at their end and whether they are encrypted.
+type Shared = Mutex<HashMap<(To, bool), http2::SendRequest<Sending>>>;
 
 #[derive(Debug)]
 pub(crate) struct Upstreams {
@@ -81,10 +81,10 @@ impl Upstreams {
         }
     }
 
-    /// Sends a request to one endpoint; the answer's body follows.
+    /// Sends a request to one endpoint or name; the answer's body follows.
     pub(crate) async fn send(
         &self,
-        to: SocketAddr,
+        to: &To,
         protocol: Protocol,
         outgoing: Outgoing,
         body: Sending,
@@ -99,7 +99,7 @@ impl Upstreams {
             .authority(authority)
             .path_and_query(outgoing.target)
             .build();
-        let uri = uri.map_err(|error| UpstreamError::Broken(to, error.into()))?;
+        let uri = uri.map_err(|error| UpstreamError::Broken(to.clone(), error.into()))?;
         let mut request = Request::new(body);
         *request.method_mut() = outgoing.method;
         *request.uri_mut() = uri;
@@ -111,36 +111,36 @@ impl Upstreams {
         }
         self.http1.request(request).await.map_err(|error| {
             if error.is_connect() {
-                UpstreamError::Connect(to, error.into())
+                UpstreamError::Connect(to.clone(), error.into())
             } else {
-                UpstreamError::Broken(to, error.into())
+                UpstreamError::Broken(to.clone(), error.into())
             }
         })
     }
 
     async fn send_http2(
         &self,
-        to: SocketAddr,
+        to: &To,
         tls: bool,
         request: Request<Sending>,
     ) -> Result<Response<Incoming>, UpstreamError> {
-        let known = self.http2.lock().get(&(to, tls)).cloned();
+        let known = self.http2.lock().get(&(to.clone(), tls)).cloned();
         let mut connection = match known.filter(|known| !known.is_closed()) {
             Some(known) => known,
             None => self.connect_http2(to, tls).await?,
         };
         let ready = connection.ready().await;
-        ready.map_err(|error| UpstreamError::Connect(to, error.into()))?;
+        ready.map_err(|error| UpstreamError::Connect(to.clone(), error.into()))?;
         let answer = connection.send_request(request).await;
-        answer.map_err(|error| UpstreamError::Broken(to, error.into()))
+        answer.map_err(|error| UpstreamError::Broken(to.clone(), error.into()))
     }
 
     async fn connect_http2(
         &self,
-        to: SocketAddr,
+        to: &To,
         tls: bool,
     ) -> Result<http2::SendRequest<Sending>, UpstreamError> {
-        let failed = |error: BoxError| UpstreamError::Connect(to, error);
+        let failed = |error: BoxError| UpstreamError::Connect(to.clone(), error);
         let stream = self.connector.connect(to, tls).await.map_err(failed)?;
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder.timer(TokioTimer::new()).adaptive_window(true);
@@ -148,14 +148,15 @@ impl Upstreams {
             .handshake(stream)
             .await
             .map_err(|error| failed(error.into()))?;
+        let end = to.clone();
         tokio::spawn(async move {
             if let Err(error) = connection.await {
-                tracing::debug!(%to, %error, "A connection to a backend ended");
+                tracing::debug!(to = %end, %error, "A connection to a backend ended");
             }
         });
         let mut known = self.http2.lock();
         known.retain(|_, one| !one.is_closed());
-        known.insert((to, tls), sender.clone());
+        known.insert((to.clone(), tls), sender.clone());
         Ok(sender)
     }
 }
@@ -173,19 +174,27 @@ impl std::fmt::Debug for Connector {
 }
 
 impl Connector {
-    async fn connect(&self, to: SocketAddr, tls: bool) -> Result<Stream, BoxError> {
+    async fn connect(&self, to: &To, tls: bool) -> Result<Stream, BoxError> {
         let attempt = async {
-            let tcp = TcpStream::connect(to).await?;
+            let (tcp, name) = match to {
+                To::Endpoint(addr) => (
+                    TcpStream::connect(addr).await?,
+                    ServerName::IpAddress(addr.ip().into()),
+                ),
+                To::Outside(outside) => (
+                    reach(outside).await?,
+                    ServerName::try_from(outside.host.to_string())?,
+                ),
+            };
             tcp.set_nodelay(true)?;
             let io: Box<dyn Io> = if tls {
-                let name = ServerName::IpAddress(to.ip().into());
                 Box::new(self.tls.connect(name, tcp).await?)
             } else {
                 Box::new(tcp)
             };
-            Ok::<_, std::io::Error>(Stream(TokioIo::new(io)))
+            Ok::<_, BoxError>(Stream(TokioIo::new(io)))
         };
-        Ok(tokio::time::timeout(CONNECT, attempt).await??)
+        tokio::time::timeout(CONNECT, attempt).await?
     }
 }
 
@@ -202,10 +211,33 @@ impl tower_service::Service<Uri> for Connector {
         let connector = self.clone();
         Box::pin(async move {
             let authority = uri.authority().map_or("", http::uri::Authority::as_str);
-            let to = authority.parse::<SocketAddr>()?;
+            let to = match authority.parse() {
+                Ok(addr) => To::Endpoint(addr),
+                Err(_) => To::Outside(Outside {
+                    host: uri.host().unwrap_or_default().into(),
+                    port: uri.port_u16().ok_or("an address without a port")?,
+                }),
+            };
             let tls = uri.scheme() == Some(&http::uri::Scheme::HTTPS);
-            connector.connect(to, tls).await
+            connector.connect(&to, tls).await
         })
+    }
+}
+
+/// A connection to a name, as the node's resolver knows it. Who may write a Service must not get at what listens on this node alone.
+async fn reach(outside: &Outside) -> Result<TcpStream, BoxError> {
+    let found = tokio::net::lookup_host((&*outside.host, outside.port)).await?;
+    let found: Vec<SocketAddr> = found.filter(|addr| is_elsewhere(addr.ip())).collect();
+    if found.is_empty() {
+        return Err(format!("{} leads to no other machine", outside.host).into());
+    }
+    Ok(TcpStream::connect(&*found).await?)
+}
+
+fn is_elsewhere(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => !(ip.is_loopback() || ip.is_unspecified() || ip.is_link_local()),
+        IpAddr::V6(ip) => !(ip.is_loopback() || ip.is_unspecified() || ip.is_unicast_link_local()),
     }
 }
 
@@ -264,5 +296,27 @@ impl hyper::rt::Write for Stream {
         slices: &[std::io::IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
         Pin::new(&mut self.0).poll_write_vectored(context, slices)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_do_not_lead_into_the_node() {
+        for (ip, expected) in [
+            ("192.0.2.1", true),
+            ("10.0.0.1", true),
+            ("2001:db8::1", true),
+            ("127.0.0.1", false),
+            ("::1", false),
+            ("::ffff:127.0.0.1", false),
+            ("0.0.0.0", false),
+            ("169.254.169.254", false),
+            ("fe80::1", false),
+        ] {
+            assert_eq!(is_elsewhere(ip.parse().unwrap()), expected, "{ip}");
+        }
     }
 }

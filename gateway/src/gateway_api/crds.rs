@@ -40,7 +40,7 @@ fn is_established(crd: &CustomResourceDefinition) -> bool {
     all.any(|one| one.type_ == "Established" && one.status == "True")
 }
 
-fn all() -> [Value; 4] {
+fn all() -> [Value; 5] {
     let age = json!({"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"});
     let column = |name: &str, path: &str| json!({"name": name, "type": "string", "jsonPath": path});
     [
@@ -84,6 +84,15 @@ fn all() -> [Value; 4] {
             "Namespaced",
             "v1",
             route(),
+            json!([column("Hostnames", ".spec.hostnames"), age,]),
+        ),
+        crd(
+            "GRPCRoute",
+            "grpcroutes",
+            "",
+            "Namespaced",
+            "v1",
+            grpc_route(),
             json!([column("Hostnames", ".spec.hostnames"), age,]),
         ),
         crd(
@@ -236,7 +245,26 @@ fn modifier() -> Value {
     )
 }
 
-fn filter() -> Value {
+/// What filters of HTTPRoutes may be.
+const FILTERS: [&str; 8] = [
+    "RequestHeaderModifier",
+    "ResponseHeaderModifier",
+    "RequestMirror",
+    "RequestRedirect",
+    "URLRewrite",
+    "ExtensionRef",
+    "CORS",
+    "ExternalAuth",
+];
+/// The same of GRPCRoutes.
+const GRPC_FILTERS: [&str; 4] = [
+    "RequestHeaderModifier",
+    "ResponseHeaderModifier",
+    "RequestMirror",
+    "ExtensionRef",
+];
+
+fn filter(kinds: &[&str]) -> Value {
     let header = object(
         &["name", "value"],
         json!({"name": text(256), "value": text(4096)}),
@@ -253,42 +281,72 @@ fn filter() -> Value {
         "statusCode": with_default(json!({"type": "integer", "enum": [301, 302, 303, 307, 308]}), json!(302))}),
     );
     let rewrite = object(&[], json!({"hostname": hostname(), "path": modifier()}));
-    let kinds = [
-        "RequestHeaderModifier",
-        "ResponseHeaderModifier",
-        "RequestMirror",
-        "RequestRedirect",
-        "URLRewrite",
-        "ExtensionRef",
-        "CORS",
-        "ExternalAuth",
-    ];
     object(
         &["type"],
         json!({
-        "type": one_of(&kinds), "requestHeaderModifier": headers, "responseHeaderModifier": headers,
+        "type": one_of(kinds), "requestHeaderModifier": headers, "responseHeaderModifier": headers,
         "requestRedirect": redirect, "urlRewrite": rewrite, "requestMirror": free(), "extensionRef": free()}),
     )
 }
 
-fn route() -> Value {
-    let parent = object(
+fn parent() -> Value {
+    object(
         &["name"],
         json!({
         "group": with_default(text(253), json!(GROUP)), "kind": with_default(text(63), json!("Gateway")),
         "namespace": text(63), "name": name(), "sectionName": name(), "port": port()}),
+    )
+}
+
+/// A header or a parameter.
+fn named_value() -> Value {
+    object(
+        &["name", "value"],
+        json!({
+        "type": with_default(one_of(&["Exact", "RegularExpression"]), json!("Exact")), "name": text(256), "value": text(4096)}),
+    )
+}
+
+fn backend(filters: &[&str]) -> Value {
+    object(
+        &["name"],
+        json!({
+        "group": with_default(text(253), json!("")), "kind": with_default(text(63), json!("Service")), "namespace": text(63),
+        "name": name(), "port": port(), "filters": list(filter(filters), 16),
+        "weight": with_default(json!({"type": "integer", "format": "int32", "minimum": 0, "maximum": 1_000_000}), json!(1))}),
+    )
+}
+
+fn grpc_route() -> Value {
+    let method = object(
+        &[],
+        json!({
+        "type": with_default(one_of(&["Exact", "RegularExpression"]), json!("Exact")), "service": text(1024), "method": text(1024)}),
     );
+    let one_match = object(
+        &[],
+        json!({"method": method, "headers": list(named_value(), 16)}),
+    );
+    let rule = object(
+        &[],
+        json!({
+        "name": name(), "matches": list(one_match, 64), "filters": list(filter(&GRPC_FILTERS), 16),
+        "backendRefs": list(backend(&GRPC_FILTERS), 16)}),
+    );
+    object(
+        &[],
+        json!({"parentRefs": list(parent(), 32), "hostnames": list(hostname(), 16), "rules": list(rule, 16)}),
+    )
+}
+
+fn route() -> Value {
     let path = object(
         &[],
         json!({
         "type": with_default(one_of(&["Exact", "PathPrefix", "RegularExpression"]), json!("PathPrefix")),
         "value": with_default(text(1024), json!("/"))}),
     );
-    let value = object(
-        &["name", "value"],
-        json!({
-        "type": with_default(one_of(&["Exact", "RegularExpression"]), json!("Exact")), "name": text(256), "value": text(4096)}),
-    );
+    let value = named_value();
     let methods = [
         "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH",
     ];
@@ -298,17 +356,10 @@ fn route() -> Value {
         "path": with_default(path, json!({"type": "PathPrefix", "value": "/"})), "headers": list(value.clone(), 16),
         "queryParams": list(value, 16), "method": one_of(&methods)}),
     );
-    let backend = object(
-        &["name"],
-        json!({
-        "group": with_default(text(253), json!("")), "kind": with_default(text(63), json!("Service")), "namespace": text(63),
-        "name": name(), "port": port(), "filters": list(filter(), 16),
-        "weight": with_default(json!({"type": "integer", "format": "int32", "minimum": 0, "maximum": 1_000_000}), json!(1))}),
-    );
     let rule = object(
         &[],
         json!({
-        "name": name(), "filters": list(filter(), 16), "backendRefs": list(backend, 16),
+        "name": name(), "filters": list(filter(&FILTERS), 16), "backendRefs": list(backend(&FILTERS), 16),
         "matches": with_default(list(one_match, 64), json!([{"path": {"type": "PathPrefix", "value": "/"}}])),
         "timeouts": object(&[], json!({"request": text(32), "backendRequest": text(32)}))}),
     );
@@ -318,7 +369,7 @@ fn route() -> Value {
     );
     object(
         &[],
-        json!({"parentRefs": list(parent, 32), "hostnames": list(hostname(), 16), "rules": rules}),
+        json!({"parentRefs": list(parent(), 32), "hostnames": list(hostname(), 16), "rules": rules}),
     )
 }
 

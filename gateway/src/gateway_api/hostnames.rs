@@ -17,6 +17,11 @@ pub(crate) fn intersect(listener: Option<&str>, route: &[String]) -> Vec<HostPat
     all
 }
 
+/// Whether some host is one of both.
+pub(crate) fn overlap(a: &HostPattern, b: &HostPattern) -> bool {
+    both(a, b).is_some()
+}
+
 fn both(a: &HostPattern, b: &HostPattern) -> Option<HostPattern> {
     if covers(a, b) {
         Some(b.clone())

@@ -3,6 +3,7 @@
 pub(crate) mod compile;
 mod conditions;
 mod crds;
+mod grpc;
 mod hostnames;
 mod status;
 mod types;
@@ -12,15 +13,16 @@ use std::time::Duration;
 
 use cox_client::{Cached, Clock, Informer, Informers, Subscription};
 use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
 use crate::resolve::Resolver;
 use crate::table::Table;
-use compile::{Input, Output, place};
+use compile::{Input, Kind, Output, place};
 pub(crate) use status::Served;
-use types::{Gateway, GatewayClass, HTTPRoute, ReferenceGrant};
+use types::{GRPCRoute, Gateway, GatewayClass, HTTPRoute, ReferenceGrant};
 
 /// What we call ourselves in GatewayClasses and in the statuses of routes.
 pub(crate) const CONTROLLER: &str = "coxswain.dev/gateway";
@@ -53,9 +55,11 @@ impl std::fmt::Debug for Client {
 #[derive(Debug)]
 struct More {
     routes: Informer<HTTPRoute>,
+    grpc_routes: Informer<GRPCRoute>,
     grants: Informer<ReferenceGrant>,
     namespaces: Informer<Namespace>,
     route_changes: Subscription<HTTPRoute>,
+    grpc_route_changes: Subscription<GRPCRoute>,
     grant_changes: Subscription<ReferenceGrant>,
     namespace_changes: Subscription<Namespace>,
 }
@@ -96,6 +100,7 @@ impl GatewayApi {
             };
             tokio::select! {
                 Some(_) = more.route_changes.next() => {}
+                Some(_) = more.grpc_route_changes.next() => {}
                 Some(_) = more.grant_changes.next() => {}
                 Some(_) = more.namespace_changes.next() => {}
                 else => std::future::pending().await,
@@ -119,14 +124,22 @@ impl GatewayApi {
             return;
         }
         let routes = self.informers.of::<HTTPRoute>();
+        let grpc_routes = self.informers.of::<GRPCRoute>();
         let grants = self.informers.of::<ReferenceGrant>();
         let namespaces = self.informers.of::<Namespace>();
-        tokio::join!(routes.synced(), grants.synced(), namespaces.synced());
+        tokio::join!(
+            routes.synced(),
+            grpc_routes.synced(),
+            grants.synced(),
+            namespaces.synced()
+        );
         self.more = Some(More {
             route_changes: routes.subscribe(),
+            grpc_route_changes: grpc_routes.subscribe(),
             grant_changes: grants.subscribe(),
             namespace_changes: namespaces.subscribe(),
             routes,
+            grpc_routes,
             grants,
             namespaces,
         });
@@ -152,8 +165,8 @@ impl GatewayApi {
         let Some(more) = &self.more else {
             return;
         };
-        let (mut routes, grants) = (more.routes.list(), more.grants.list());
-        by_age(&mut routes);
+        let (routes, grpc_routes) = (more.routes.list(), more.grpc_routes.list());
+        let grants = more.grants.list();
         let labels = |name: &str| {
             let namespace = more.namespaces.get(None, name);
             namespace
@@ -163,6 +176,7 @@ impl GatewayApi {
         let input = Input {
             gateways: &gateways,
             routes: &routes,
+            grpc_routes: &grpc_routes,
             grants: &grants,
             labels: &labels,
         };
@@ -180,10 +194,18 @@ impl GatewayApi {
             }
         }
         // Routes first: who reads of an attached route at its Gateway finds the route told.
+        let states = |kind: Kind, meta: &ObjectMeta| {
+            let known = self.output.routes.get(&(kind, place(meta)));
+            known.map(Vec::as_slice).unwrap_or_default()
+        };
         for route in self.more.iter().flat_map(|more| more.routes.list()) {
-            let states = self.output.routes.get(&place(&route.metadata));
-            let states = states.map(Vec::as_slice).unwrap_or_default();
-            let wished = status::route(&route, states, &now);
+            let states = states(Kind::Http, &route.metadata);
+            let wished = status::route(&route.metadata, &route.status, states, &now);
+            failed |= self.write(&*route, &route.status, wished).await;
+        }
+        for route in self.more.iter().flat_map(|more| more.grpc_routes.list()) {
+            let states = states(Kind::Grpc, &route.metadata);
+            let wished = status::route(&route.metadata, &route.status, states, &now);
             failed |= self.write(&*route, &route.status, wished).await;
         }
         for gateway in self.ours() {
@@ -234,11 +256,13 @@ impl GatewayApi {
 
 /// The oldest first.
 pub(crate) fn by_age<K: Cached>(all: &mut [Arc<K>]) {
-    all.sort_by_cached_key(|object| {
-        let meta = object.meta();
-        let created = meta.creation_timestamp.as_ref().map(|at| at.0);
-        (created, meta.namespace.clone(), meta.name.clone())
-    });
+    all.sort_by_cached_key(|object| age(object.meta()));
+}
+
+/// By creation, and where that is the same by place.
+fn age(meta: &ObjectMeta) -> impl Ord + use<> {
+    let created = meta.creation_timestamp.as_ref().map(|at| at.0);
+    (created, meta.namespace.clone(), meta.name.clone())
 }
 
 async fn prepare(client: &kube::Client) -> Result<(), kube::Error> {

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
 use super::CONTROLLER;
 use super::compile::{ListenerState, ParentState};
 use super::conditions::{Condition, render};
-use super::types::{GROUP, Gateway, GatewayClass, HTTPRoute};
+use super::types::{GROUP, Gateway, GatewayClass};
 use crate::table::Port;
 
 /// Where requests are taken.
@@ -20,7 +21,7 @@ pub(crate) struct Served<'a> {
     pub(crate) closed: &'a BTreeMap<Port, String>,
 }
 
-fn generation(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> i64 {
+fn generation(meta: &ObjectMeta) -> i64 {
     meta.generation.unwrap_or_default()
 }
 
@@ -56,10 +57,10 @@ pub(super) fn gateway(
         .map(|listener| {
             let mut conditions = listener.conditions.clone();
             conditions.push(programmed(listener, served));
-            let kinds = match listener.serves_routes {
-                true => json!([{"group": GROUP, "kind": "HTTPRoute"}]),
-                false => json!([]),
-            };
+            let kinds = listener.kinds.iter();
+            let kinds: Vec<Value> = kinds
+                .map(|kind| json!({"group": GROUP, "kind": kind.name()}))
+                .collect();
             json!({"name": listener.name, "supportedKinds": kinds, "attachedRoutes": listener.attached,
                 "conditions": render(&conditions, &before(&listener.name), at, now)})
         })
@@ -117,11 +118,8 @@ fn programmed(listener: &ListenerState, served: &Served<'_>) -> Condition {
 }
 
 /// Of a route; null where nothing is to be written.
-pub(super) fn route(route: &HTTPRoute, states: &[ParentState], now: &str) -> Value {
-    let before = route.status["parents"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default();
+pub(super) fn route(meta: &ObjectMeta, status: &Value, states: &[ParentState], now: &str) -> Value {
+    let before = status["parents"].as_array().cloned().unwrap_or_default();
     let ours = |entry: &&Value| entry["controllerName"] == CONTROLLER;
     if states.is_empty() && !before.iter().any(|entry| ours(&entry)) {
         return Value::Null;
@@ -138,7 +136,7 @@ pub(super) fn route(route: &HTTPRoute, states: &[ParentState], now: &str) -> Val
             .filter(ours)
             .find(|entry| entry["parentRef"] == reference);
         let known = known.map_or(Value::Null, |entry| entry["conditions"].clone());
-        let conditions = render(&state.conditions, &known, generation(&route.metadata), now);
+        let conditions = render(&state.conditions, &known, generation(meta), now);
         parents.push(
             json!({"parentRef": reference, "controllerName": CONTROLLER, "conditions": conditions}),
         );
@@ -149,6 +147,8 @@ pub(super) fn route(route: &HTTPRoute, states: &[ParentState], now: &str) -> Val
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gateway_api::compile::Kind;
+    use crate::gateway_api::types::HTTPRoute;
 
     #[test]
     fn a_settled_gateway_is_not_written() {
@@ -167,7 +167,8 @@ mod tests {
         let listener = |name: &str, port| ListenerState {
             name: name.into(),
             port,
-            serves_routes: true,
+            kinds: Kind::ALL.to_vec(),
+            hosts: Vec::new(),
             attached: 2,
             conditions: vec![Condition::holds("Accepted", "Accepted")],
         };
@@ -194,20 +195,20 @@ mod tests {
         let theirs = json!({"parentRef": {"name": "x"}, "controllerName": "example.com/other", "conditions": []});
         let object = json!({"status": {"parents": [theirs]}});
         let mut object: HTTPRoute = serde_json::from_value(object).unwrap();
-        assert_eq!(route(&object, &[], "t"), Value::Null);
+        let route = |object: &HTTPRoute, states: &[ParentState]| {
+            route(&object.metadata, &object.status, states, "t")
+        };
+        assert_eq!(route(&object, &[]), Value::Null);
         let state = ParentState {
             parent: serde_json::from_value(json!({"name": "g"})).unwrap(),
             conditions: vec![Condition::holds("Accepted", "Accepted")],
         };
-        let wished = route(&object, &[state], "t");
+        let wished = route(&object, &[state]);
         assert_eq!(wished["parents"][0], theirs);
         assert_eq!(wished["parents"][1]["parentRef"], json!({"name": "g"}));
         object.status = wished;
         assert_eq!(
-            route(&object, &[], "t")["parents"]
-                .as_array()
-                .unwrap()
-                .len(),
+            route(&object, &[])["parents"].as_array().unwrap().len(),
             1,
             "ours goes with the Gateway"
         );

@@ -50,6 +50,7 @@ type Namespaced = kube::core::NamespaceResourceScope;
 kind!(GatewayClass, "gatewayclasses", "v1", Cluster, ClassSpec);
 kind!(Gateway, "gateways", "v1", Namespaced, GatewaySpec);
 kind!(HTTPRoute, "httproutes", "v1", Namespaced, RouteSpec);
+kind!(GRPCRoute, "grpcroutes", "v1", Namespaced, GrpcSpec);
 kind!(
     ReferenceGrant,
     "referencegrants",
@@ -92,6 +93,10 @@ part! {
     RouteKind { group: Option<String>, kind: String }
     ObjectRef { group: Option<String>, kind: Option<String>, namespace: Option<String>, name: String }
     RouteSpec { parent_refs: Vec<ParentRef>, hostnames: Vec<String>, rules: Vec<Rule> }
+    GrpcSpec { parent_refs: Vec<ParentRef>, hostnames: Vec<String>, rules: Vec<GrpcRule> }
+    GrpcRule { matches: Vec<GrpcMatch>, filters: Vec<Filter>, backend_refs: Vec<BackendRef> }
+    GrpcMatch { method: Option<GrpcMethod>, headers: Vec<ValueSpec> }
+    GrpcMethod { r#type: Option<String>, service: Option<String>, method: Option<String> }
     ParentRef {
         group: Option<String>,
         kind: Option<String>,

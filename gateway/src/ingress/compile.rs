@@ -195,9 +195,10 @@ impl Compiling<'_> {
             Some(name) => PortRef::Name(name),
             None => PortRef::Number(port.and_then(|port| port.number).unwrap_or_default()),
         };
-        let found =
-            self.resolver
-                .backend(self.namespace, &service.name, &port, self.wishes.protocol);
+        let protocol = |said| self.wishes.protocol.unwrap_or(said);
+        let found = self
+            .resolver
+            .backend(self.namespace, &service.name, &port, &protocol);
         let target = found.unwrap_or_else(|message| {
             self.problems.push(("BackendNotFound", message.clone()));
             Target::Missing(StatusCode::SERVICE_UNAVAILABLE, message.into())

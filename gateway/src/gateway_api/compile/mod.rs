@@ -4,26 +4,58 @@ mod rules;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::{Selector, SelectorExt};
 use rustls::sign::CertifiedKey;
 
 use super::conditions::Condition;
-use super::hostnames::intersect;
-use super::types::{GROUP, Gateway, HTTPRoute, Labels, Listener, ParentRef, ReferenceGrant};
+use super::hostnames::{intersect, overlap};
+use super::types::{
+    GROUP, GRPCRoute, Gateway, HTTPRoute, Labels, Listener, ParentRef, ReferenceGrant, RouteKind,
+    RouteSpec,
+};
+use super::{age, grpc};
 use crate::resolve::Resolver;
 use crate::table::{HostPattern, Port, Table};
 use rules::Built;
+
+/// What kind of route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    Http,
+    Grpc,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 2] = [Self::Http, Self::Grpc];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Http => "HTTPRoute",
+            Self::Grpc => "GRPCRoute",
+        }
+    }
+}
+
+/// A route of any kind.
+#[derive(Debug)]
+struct Route<'a> {
+    kind: Kind,
+    metadata: &'a ObjectMeta,
+    spec: Cow<'a, RouteSpec>,
+}
 
 /// What is compiled.
 pub(crate) struct Input<'a> {
     /// Those of our classes, the oldest first.
     pub(crate) gateways: &'a [Arc<Gateway>],
-    /// All, the oldest first.
     pub(crate) routes: &'a [Arc<HTTPRoute>],
+    pub(crate) grpc_routes: &'a [Arc<GRPCRoute>],
     pub(crate) grants: &'a [Arc<ReferenceGrant>],
     /// The labels of a namespace.
     pub(crate) labels: &'a dyn Fn(&str) -> Labels,
@@ -35,7 +67,7 @@ pub(crate) struct Output {
     /// By namespace and name.
     pub(crate) gateways: HashMap<(String, String), Vec<ListenerState>>,
     /// Of each route the parents that are ours.
-    pub(crate) routes: HashMap<(String, String), Vec<ParentState>>,
+    pub(crate) routes: HashMap<(Kind, (String, String)), Vec<ParentState>>,
 }
 
 /// What is to be said of one listener.
@@ -44,7 +76,10 @@ pub(crate) struct ListenerState {
     pub(crate) name: String,
     /// Where it is served; `None`: it is not.
     pub(crate) port: Option<Port>,
-    pub(crate) serves_routes: bool,
+    /// Which routes it takes.
+    pub(crate) kinds: Vec<Kind>,
+    /// The hosts of those that it has.
+    pub(crate) hosts: Vec<(Kind, HostPattern)>,
     pub(crate) attached: usize,
     pub(crate) conditions: Vec<Condition>,
 }
@@ -64,7 +99,7 @@ pub(crate) fn add(table: &mut Table, input: &Input<'_>, resolver: &Resolver<'_>)
         let listeners = listeners(table, gateway, input, resolver, &mut taken);
         output.gateways.insert(place(&gateway.metadata), listeners);
     }
-    for route in input.routes {
+    for route in &routes(input) {
         let ours = route
             .spec
             .parent_refs
@@ -96,16 +131,32 @@ pub(crate) fn add(table: &mut Table, input: &Input<'_>, resolver: &Resolver<'_>)
             states.push(attaching.attach(listeners, built));
         }
         if !states.is_empty() {
-            output.routes.insert(place(&route.metadata), states);
+            let key = (route.kind, place(route.metadata));
+            output.routes.insert(key, states);
         }
     }
     output
 }
 
+/// All routes, the oldest first.
+fn routes<'a>(input: &Input<'a>) -> Vec<Route<'a>> {
+    let http = input.routes.iter().map(|route| Route {
+        kind: Kind::Http,
+        metadata: &route.metadata,
+        spec: Cow::Borrowed(&route.spec),
+    });
+    let grpc = input.grpc_routes.iter().map(|route| Route {
+        kind: Kind::Grpc,
+        metadata: &route.metadata,
+        spec: Cow::Owned(grpc::as_http(&route.spec)),
+    });
+    let mut all: Vec<Route<'a>> = http.chain(grpc).collect();
+    all.sort_by_cached_key(|route| age(route.metadata));
+    all
+}
+
 /// Where an object stands: its namespace and name.
-pub(super) fn place(
-    meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
-) -> (String, String) {
+pub(super) fn place(meta: &ObjectMeta) -> (String, String) {
     (
         meta.namespace.clone().unwrap_or_default(),
         meta.name.clone().unwrap_or_default(),
@@ -140,7 +191,8 @@ fn listeners(
         let mut state = ListenerState {
             name: listener.name.clone(),
             port: port_of(listener),
-            serves_routes: true,
+            kinds: Kind::ALL.to_vec(),
+            hosts: Vec::new(),
             attached: 0,
             conditions: Vec::new(),
         };
@@ -165,7 +217,7 @@ fn listeners(
             None
         };
         if state.port.is_none() {
-            state.serves_routes = false;
+            state.kinds.clear();
             let message = format!(
                 "Protocol {} is not served, HTTP and HTTPS are.",
                 listener.protocol
@@ -213,11 +265,14 @@ fn references(
         .as_ref()
         .map(|allowed| allowed.kinds.as_slice())
         .unwrap_or_default();
-    let good = |kind: &super::types::RouteKind| {
-        kind.kind == "HTTPRoute" && kind.group.as_deref().unwrap_or(GROUP) == GROUP
+    let is = |kind: &RouteKind, served: &Kind| {
+        kind.kind == served.name() && kind.group.as_deref().unwrap_or(GROUP) == GROUP
     };
-    let served = kinds.is_empty() || kinds.iter().any(good);
-    state.serves_routes &= served;
+    if !kinds.is_empty() {
+        state
+            .kinds
+            .retain(|served| kinds.iter().any(|kind| is(kind, served)));
+    }
     if let Some(port) = state.port.filter(|port| port.is_tls()) {
         match certificates(gateway, listener, input, resolver) {
             Ok(all) => {
@@ -237,8 +292,9 @@ fn references(
             }
         }
     }
+    let good = |kind: &RouteKind| Kind::ALL.iter().any(|served| is(kind, served));
     if !kinds.iter().all(good) {
-        let message = "Only HTTPRoutes are served.";
+        let message = "Only HTTPRoutes and GRPCRoutes are served.";
         return Condition::fails("ResolvedRefs", "InvalidRouteKinds", message);
     }
     Condition::holds("ResolvedRefs", "ResolvedRefs")
@@ -324,7 +380,7 @@ struct Attaching<'a, 'r> {
     table: &'a mut Table,
     input: &'a Input<'r>,
     gateway: &'a Gateway,
-    route: &'a HTTPRoute,
+    route: &'a Route<'r>,
     parent: &'a ParentRef,
 }
 
@@ -335,6 +391,8 @@ impl Attaching<'_, '_> {
             Ok(found) => {
                 for (index, hosts) in found {
                     listeners[index].attached += 1;
+                    let own = hosts.iter().map(|host| (self.route.kind, host.clone()));
+                    listeners[index].hosts.extend(own);
                     let Some(port) = listeners[index].port else {
                         continue;
                     };
@@ -378,7 +436,7 @@ impl Attaching<'_, '_> {
         let allowed: Vec<_> = named
             .into_iter()
             .filter(|(index, listener)| {
-                listeners[*index].serves_routes && self.is_allowed(listener)
+                listeners[*index].kinds.contains(&self.route.kind) && self.is_allowed(listener)
             })
             .collect();
         if allowed.is_empty() {
@@ -407,7 +465,20 @@ impl Attaching<'_, '_> {
                 message,
             ));
         }
-        Ok(found)
+        // Of two kinds of routes for one host on one listener the older holds it.
+        let is_free = |(index, hosts): &(usize, Vec<HostPattern>)| {
+            let mut others = listeners[*index]
+                .hosts
+                .iter()
+                .filter(|(kind, _)| *kind != self.route.kind);
+            !others.any(|(_, taken)| hosts.iter().any(|host| overlap(host, taken)))
+        };
+        let free: Vec<_> = found.into_iter().filter(is_free).collect();
+        if free.is_empty() {
+            let message = "An older route of another kind has one of these hostnames.";
+            return Err(Condition::fails("Accepted", "HostnameConflict", message));
+        }
+        Ok(free)
     }
 
     fn is_allowed(&self, listener: &Listener) -> bool {

@@ -1,4 +1,4 @@
-//! The rules of one HTTPRoute as routes of the table. Pure but for what the resolver looks up.
+//! The rules of one route as routes of the table. Pure but for what the resolver looks up.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,10 +7,11 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 
 use super::super::conditions::Condition;
 use super::super::types::{
-    BackendRef, Filter, GROUP, HTTPRoute, HeaderModifier, PathModifier, ReferenceGrant, RouteMatch,
-    Rule, ValueSpec,
+    BackendRef, Filter, GROUP, HeaderModifier, PathModifier, ReferenceGrant, RouteMatch, Rule,
+    ValueSpec,
 };
-use super::granted;
+use super::{Kind, granted};
+use crate::backend::{Protocol, ServiceKey};
 use crate::resolve::{PortRef, Resolver, duration_millis};
 use crate::table::{
     Action, Age, Conditions, Edits, HeaderEdits, Limits, Match, PathMatch, PathRewrite, Redirect,
@@ -28,12 +29,13 @@ pub(super) struct Built {
 
 /// All rules.
 pub(super) fn build(
-    route: &HTTPRoute,
+    route: &super::Route<'_>,
     grants: &[Arc<ReferenceGrant>],
     resolver: &Resolver<'_>,
 ) -> Built {
-    let meta = &route.metadata;
+    let meta = route.metadata;
     let mut building = Building {
+        kind: route.kind,
         namespace: meta.namespace.as_deref().unwrap_or_default(),
         grants,
         resolver,
@@ -69,6 +71,7 @@ pub(super) fn build(
 }
 
 struct Building<'a> {
+    kind: Kind,
     namespace: &'a str,
     grants: &'a [Arc<ReferenceGrant>],
     resolver: &'a Resolver<'a>,
@@ -289,6 +292,19 @@ impl Building<'_> {
         }
     }
 
+    fn permitted(&self, service: &ServiceKey) -> Result<(), String> {
+        let from = (GROUP, self.kind.name(), self.namespace);
+        let to = ("Service", &*service.namespace, &*service.name);
+        match granted(self.grants, from, to) {
+            true => Ok(()),
+            false => Err(format!(
+                "No ReferenceGrant lets {}s of {} use Service {service}.",
+                self.kind.name(),
+                self.namespace
+            )),
+        }
+    }
+
     fn target(&self, reference: &BackendRef) -> Result<Target, Condition> {
         let fails = |reason, message: String| Condition::fails("ResolvedRefs", reason, message);
         let kind = reference.kind.as_deref().unwrap_or("Service");
@@ -299,16 +315,14 @@ impl Building<'_> {
         }
         let namespace = reference.namespace.as_deref().unwrap_or(self.namespace);
         let name = &reference.name;
-        if !granted(
-            self.grants,
-            (GROUP, "HTTPRoute", self.namespace),
-            ("Service", namespace, name),
-        ) {
-            let message = format!(
-                "No ReferenceGrant lets HTTPRoutes of {} use Service {namespace}/{name}.",
-                self.namespace
-            );
-            return Err(fails("RefNotPermitted", message));
+        // A mere name of a Service elsewhere does not save the grant.
+        let meant = self.resolver.stands_for(namespace, name);
+        for service in [Some(ServiceKey::new(namespace, name)), meant]
+            .into_iter()
+            .flatten()
+        {
+            self.permitted(&service)
+                .map_err(|message| fails("RefNotPermitted", message))?;
         }
         let Some(port) = reference.port else {
             return Err(fails(
@@ -316,9 +330,13 @@ impl Building<'_> {
                 format!("The reference to Service {namespace}/{name} names no port."),
             ));
         };
+        let protocol: &dyn Fn(Protocol) -> Protocol = match self.kind {
+            Kind::Http => &|said| said,
+            Kind::Grpc => &Protocol::over_http2,
+        };
         let found = self
             .resolver
-            .backend(namespace, name, &PortRef::Number(port), None);
+            .backend(namespace, name, &PortRef::Number(port), protocol);
         found.map_err(|message| fails("BackendNotFound", message))
     }
 }

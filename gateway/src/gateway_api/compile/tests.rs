@@ -12,6 +12,7 @@ use crate::table::{Action, Facts, PortTable, Target};
 struct Cluster {
     gateways: Vec<Arc<Gateway>>,
     routes: Vec<Arc<HTTPRoute>>,
+    grpc_routes: Vec<Arc<GRPCRoute>>,
     grants: Vec<Arc<ReferenceGrant>>,
 }
 
@@ -21,6 +22,10 @@ fn of<K: serde::de::DeserializeOwned>(namespace: &str, name: &str, spec: Value) 
 }
 
 fn service(namespace: &str, name: &str) -> Option<Arc<Service>> {
+    if name == "alias" {
+        let spec = json!({"type": "ExternalName", "externalName": "a.other.svc.cluster.local"});
+        return Some(of(namespace, name, spec));
+    }
     (["a", "b"].contains(&name)).then(|| of(namespace, name, json!({"ports": [{"port": 80}]})))
 }
 
@@ -46,6 +51,7 @@ impl Cluster {
         Self {
             gateways: vec![of("infra", "g", spec)],
             routes: Vec::new(),
+            grpc_routes: Vec::new(),
             grants: Vec::new(),
         }
     }
@@ -74,6 +80,7 @@ impl Cluster {
         let input = Input {
             gateways: &self.gateways,
             routes: &self.routes,
+            grpc_routes: &self.grpc_routes,
             grants: &self.grants,
             labels: &labels,
         };
@@ -119,6 +126,11 @@ fn fate(table: &Table, port: Port, host: &str, path: &str, header: &str) -> Stri
         Action::Refuse(status, why) => format!("{} {why}", status.as_u16()),
     };
     format!("{action}{rewrite}")
+}
+
+/// The key of an HTTPRoute.
+fn http(namespace: &str, name: &str) -> (Kind, (String, String)) {
+    (Kind::Http, (namespace.to_owned(), name.to_owned()))
 }
 
 /// The conditions, in words.
@@ -189,7 +201,7 @@ fn matches_filters_and_weights() {
         );
     }
     assert_eq!(fate(&table, Port::Http, "b.example", "/", ""), "404");
-    let states = &output.routes[&("default".to_owned(), "r".to_owned())];
+    let states = &output.routes[&http("default", "r")];
     assert_eq!(
         said(&states[0].conditions),
         "Accepted:Accepted !ResolvedRefs:BackendNotFound"
@@ -267,7 +279,7 @@ fn who_may_attach_where() {
         let (_, output) = Cluster::new(listeners.clone())
             .route(namespace, "r", spec)
             .compile();
-        let states = &output.routes[&(namespace.to_owned(), "r".to_owned())];
+        let states = &output.routes[&http(namespace, "r")];
         assert_eq!(said(&states[0].conditions), expected, "{case}");
     }
     let (_, output) = Cluster::new(all())
@@ -345,7 +357,7 @@ fn backends_of_other_namespaces_need_a_grant() {
         fate(&table, Port::Http, "h", "/", ""),
         "500 No ReferenceGrant lets HTTPRoutes of default use Service other/a."
     );
-    let key = ("default".to_owned(), "r".to_owned());
+    let key = http("default", "r");
     assert_eq!(
         said(&output.routes[&key][0].conditions),
         "Accepted:Accepted !ResolvedRefs:RefNotPermitted"
@@ -366,9 +378,94 @@ fn a_filter_that_is_not_served_lets_nothing_through() {
         fate(&table, Port::Http, "h", "/", ""),
         "500 Filter RequestMirror is not served."
     );
-    let key = ("default".to_owned(), "r".to_owned());
+    let key = http("default", "r");
     assert_eq!(
         said(&output.routes[&key][0].conditions),
         "!Accepted:UnsupportedValue ResolvedRefs:ResolvedRefs"
     );
+}
+
+#[test]
+fn methods_of_grpc_are_routed_over_http2() {
+    let to = |name: &str| json!([{"name": name, "port": 80}]);
+    let mut cluster = Cluster::new(all());
+    let rules = json!([
+        {"matches": [{"method": {"service": "shop.Stock", "method": "Count"}}], "backendRefs": to("a")},
+        {"matches": [{"method": {"service": "shop.Stock"}}], "backendRefs": to("b")},
+    ]);
+    let parents = json!([{"name": "g", "namespace": "infra"}]);
+    let spec = json!({"parentRefs": parents, "hostnames": ["g.example"], "rules": rules});
+    cluster.grpc_routes.push(of("default", "r", spec));
+    let (table, output) = cluster.compile();
+    for (path, expected) in [
+        ("/shop.Stock/Count", "default/a*1"),
+        ("/shop.Stock/Add", "default/b*1"),
+        ("/shop.Stocks/Add", "404"),
+    ] {
+        assert_eq!(fate(&table, Port::Http, "g.example", path, ""), expected);
+    }
+    let (facts_path, headers) = ("/shop.Stock/Add", HeaderMap::new());
+    let facts = Facts {
+        host: "g.example",
+        path: facts_path,
+        query: None,
+        method: &Method::POST,
+        headers: &headers,
+    };
+    let route = table.ports[&Port::Http].find(&facts).unwrap();
+    let Action::Forward(targets) = &*route.action else {
+        panic!("it leads nowhere");
+    };
+    let Target::Backend(backend) = &targets[0].target else {
+        panic!("it leads to nobody");
+    };
+    assert!(backend.key.protocol.is_http2());
+    let key = (Kind::Grpc, ("default".to_owned(), "r".to_owned()));
+    assert_eq!(
+        said(&output.routes[&key][0].conditions),
+        "Accepted:Accepted ResolvedRefs:ResolvedRefs"
+    );
+}
+
+#[test]
+fn of_two_kinds_of_routes_the_older_holds_a_host() {
+    let rules = json!([{"backendRefs": [{"name": "a", "port": 80}]}]);
+    let parents = json!([{"name": "g", "namespace": "infra"}]);
+    for (case, host, expected) in [
+        ("the same host", "a.example", "!Accepted:HostnameConflict"),
+        (
+            "one that holds it",
+            "*.example",
+            "!Accepted:HostnameConflict",
+        ),
+        ("another one", "b.example", "Accepted:Accepted"),
+    ] {
+        let spec = json!({"hostnames": ["a.example"], "rules": rules});
+        let mut cluster = Cluster::new(all()).route("default", "r", spec);
+        // Of the same age: the one whose place comes first counts as the older.
+        let spec = json!({"parentRefs": parents, "hostnames": [host], "rules": rules});
+        cluster.grpc_routes.push(of("default", "s", spec));
+        let (_, output) = cluster.compile();
+        let key = (Kind::Grpc, ("default".to_owned(), "s".to_owned()));
+        let expected = format!("{expected} ResolvedRefs:ResolvedRefs");
+        assert_eq!(said(&output.routes[&key][0].conditions), expected, "{case}");
+        let listener = &output.gateways[&("infra".to_owned(), "g".to_owned())][0];
+        let attached = 1 + usize::from(!expected.starts_with('!'));
+        assert_eq!(listener.attached, attached, "{case}");
+    }
+}
+
+#[test]
+fn a_mere_name_of_a_service_elsewhere_needs_the_grant_too() {
+    let rules = json!([{"backendRefs": [{"name": "alias", "port": 80}]}]);
+    let mut cluster = Cluster::new(all()).route("default", "r", json!({"rules": rules}));
+    let (table, _) = cluster.compile();
+    assert_eq!(
+        fate(&table, Port::Http, "h", "/", ""),
+        "500 No ReferenceGrant lets HTTPRoutes of default use Service other/a."
+    );
+    cluster.grants.push(of("other", "grant", json!({
+        "from": [{"group": GROUP, "kind": "HTTPRoute", "namespace": "default"}], "to": [{"group": "", "kind": "Service"}]})));
+    let (table, _) = cluster.compile();
+    assert_eq!(fate(&table, Port::Http, "h", "/", ""), "other/a*1");
 }

@@ -173,3 +173,94 @@ async fn a_manifest_that_does_not_parse_is_told_and_leaves_the_others_alone() {
     .await;
     assert_eq!(node.handle.pods_len(), 1);
 }
+
+/// Waits a hundred times shorter than it is told to.
+#[derive(Debug)]
+struct Hasty;
+
+impl cox_client::Clock for Hasty {
+    fn now(&self) -> jiff::Timestamp {
+        jiff::Timestamp::now()
+    }
+
+    fn sleep(&self, duration: Duration) -> futures::future::BoxFuture<'static, ()> {
+        Box::pin(tokio::time::sleep(duration / 100))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_writes_more_than_it_may_is_taken_away() {
+    let cluster = Cluster::start().await;
+    let _node = cluster.kubelet_by(std::sync::Arc::new(Hasty), |_| {});
+    let limited = |name: &str, limit: Option<&str>| {
+        let limits = limit.map(|limit| json!({"ephemeral-storage": limit}));
+        json!({"name": name, "image": "stay", "resources": {"limits": limits}})
+    };
+    let pods = [
+        (
+            "alone",
+            json!({"containers": [limited("lone", Some("5Mi"))]}),
+        ),
+        (
+            "beside",
+            json!({"containers": [limited("greedy", Some("5Mi")), limited("other", Some("20Mi"))]}),
+        ),
+        ("free", json!({"containers": [limited("free", None)]})),
+        (
+            "volume",
+            json!({"containers": [limited("v", None)], "volumes": [{"name": "d", "emptyDir": {"sizeLimit": "1Mi"}}]}),
+        ),
+    ];
+    for (name, spec) in pods {
+        cluster.create(name, spec).await;
+        cluster.until(name, "ready", is_ready).await;
+    }
+    {
+        let mut state = cluster.runtime.state.lock().unwrap();
+        for name in ["lone", "greedy", "free"] {
+            state.written.insert(name.to_owned(), 10 << 20);
+        }
+    }
+    let uid = cluster
+        .pods()
+        .get("volume")
+        .await
+        .unwrap()
+        .metadata
+        .uid
+        .unwrap();
+    let folder = cluster.dir.path().join("kubelet/pods").join(uid);
+    let file = folder.join("volumes/kubernetes.io~empty-dir/d/large");
+    std::fs::write(file, vec![1; 2 << 20]).unwrap();
+    let told = [
+        (
+            "alone",
+            "Pod ephemeral local storage usage exceeds the total limit of containers 5Mi. ",
+        ),
+        (
+            "beside",
+            "Container greedy exceeded its local ephemeral storage limit \"5Mi\". ",
+        ),
+        (
+            "volume",
+            "Usage of EmptyDir volume \"d\" exceeds the limit \"1Mi\". ",
+        ),
+    ];
+    for (name, message) in told {
+        let pod = cluster
+            .until(name, "evicted", |pod| phase(pod) == "Failed")
+            .await;
+        assert_eq!(reason(&pod), "Evicted", "{name}");
+        assert_eq!(
+            condition(&pod, "DisruptionTarget"),
+            None,
+            "{name} broke a limit of its own"
+        );
+        assert_eq!(pod.status.unwrap().message.as_deref(), Some(message));
+        let is_told = |event: &Event| {
+            event.reason.as_deref() == Some("Evicted") && event.message.as_deref() == Some(message)
+        };
+        until_event(&cluster, "default", is_told).await;
+    }
+    cluster.until("free", "ready all the same", is_ready).await;
+}

@@ -2,6 +2,7 @@
 //!
 //! The connection is made on first use and again after the runtime restarted; a call in between fails and its step is tried again.
 
+use super::labels::POD_UID;
 use crate::pod::{ContainerId, SandboxId};
 use cox_cri::v1::{
     self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
@@ -519,8 +520,30 @@ impl Runtime {
 
     /// What all Pods and their containers use.
     pub async fn sandbox_stats(&self) -> Result<Vec<v1::PodSandboxStats>, CriError> {
+        self.sandbox_stats_where(v1::PodSandboxStatsFilter::default())
+            .await
+    }
+
+    /// Of one Pod's containers.
+    pub async fn container_stats_of(&self, uid: &str) -> Result<Vec<v1::ContainerStats>, CriError> {
+        let filter = v1::PodSandboxStatsFilter {
+            label_selector: [(POD_UID.to_owned(), uid.to_owned())].into(),
+            ..v1::PodSandboxStatsFilter::default()
+        };
+        let found = self.sandbox_stats_where(filter).await?.into_iter();
+        Ok(found
+            .flat_map(|one| one.linux.unwrap_or_default().containers)
+            .collect())
+    }
+
+    async fn sandbox_stats_where(
+        &self,
+        filter: v1::PodSandboxStatsFilter,
+    ) -> Result<Vec<v1::PodSandboxStats>, CriError> {
         let mut client = self.runtime.clone();
-        let request = v1::ListPodSandboxStatsRequest::default();
+        let request = v1::ListPodSandboxStatsRequest {
+            filter: Some(filter),
+        };
         let answer = client.list_pod_sandbox_stats(request);
         Ok(within("ListPodSandboxStats", self.timeout, answer)
             .await?

@@ -2,8 +2,10 @@
 
 use crate::cri::resources::value;
 use crate::pod::containers::{mains, spec};
-use cox_cri::v1;
-use k8s_openapi::api::core::v1::Pod;
+use cox_api::quantity::{Format, Quantity};
+use cox_client::placement::add_up;
+use k8s_openapi::api::core::v1::{Container, Pod};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// An emptyDir on disk with a limit.
@@ -44,43 +46,74 @@ pub fn too_large(volume: &Limited) -> String {
     )
 }
 
+/// The emptyDirs of a Pod that are on disk, with a limit or without.
+pub fn on_disk(pod: &Pod) -> impl Iterator<Item = &str> {
+    let volumes = spec(pod).volumes.iter().flatten();
+    volumes.filter_map(|volume| {
+        let medium = volume.empty_dir.as_ref()?.medium.as_deref();
+        medium
+            .unwrap_or_default()
+            .is_empty()
+            .then_some(volume.name.as_str())
+    })
+}
+
+/// What a Pod keeps on the node's disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Written layer and logs of each container, by its name.
+    pub containers: BTreeMap<String, u64>,
+    /// Its emptyDirs together.
+    pub volumes: u64,
+}
+
 /// Whether a Pod bounds what its containers write.
 #[must_use]
-pub fn bounds_layers(pod: &Pod) -> bool {
-    mains(pod)
-        .iter()
-        .any(|container| layer_limit(container).is_some())
+pub fn bounds_containers(pod: &Pod) -> bool {
+    pod_limit(pod).is_some()
 }
 
-fn layer_limit(container: &k8s_openapi::api::core::v1::Container) -> Option<(u64, String)> {
-    let limit = container
-        .resources
-        .as_ref()?
-        .limits
-        .as_ref()?
-        .get("ephemeral-storage")?;
+/// Of one container, as it is written.
+fn limit_of(container: &Container) -> Option<(u64, &str)> {
+    let limits = container.resources.as_ref()?.limits.as_ref()?;
+    let limit = limits.get("ephemeral-storage")?;
     let bytes = u64::try_from(value(limit)?).ok()?;
-    (bytes > 0).then(|| (bytes, limit.0.clone()))
+    (bytes > 0).then_some((bytes, limit.0.as_str()))
 }
 
-/// What a Pod fails with whose container wrote too much; `logs` is the size of a container's logs.
+/// The limits of a Pod's containers together; `None`: none of them has one.
+fn pod_limit(pod: &Pod) -> Option<u64> {
+    let limits = add_up(spec(pod), |container| {
+        let limit = limit_of(container).and_then(|(bytes, _)| i64::try_from(bytes).ok());
+        BTreeMap::from_iter(limit.map(|bytes| (String::new(), bytes)))
+    });
+    limits
+        .values()
+        .next()
+        .and_then(|bytes| u64::try_from(*bytes).ok())
+}
+
+/// What a Pod fails with that keeps more than its containers may together, or one of whose containers keeps more than it may.
 #[must_use]
-pub fn layer_too_large(
-    pod: &Pod,
-    stats: &[v1::ContainerStats],
-    logs: impl Fn(&str) -> u64,
-) -> Option<String> {
+pub fn too_much(pod: &Pod, kept: &Kept) -> Option<String> {
+    let limit = pod_limit(pod)?;
+    let together = kept
+        .containers
+        .values()
+        .sum::<u64>()
+        .saturating_add(kept.volumes);
+    if together > limit {
+        let written = mains(pod).iter().find_map(|container| limit_of(container));
+        let format = written.and_then(|(_, text)| Some(Quantity::parse(text).ok()?.format()));
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let shown = Quantity::from_i64(limit, format.unwrap_or(Format::BinarySi));
+        return Some(format!(
+            "Pod ephemeral local storage usage exceeds the total limit of containers {shown}. "
+        ));
+    }
     mains(pod).iter().find_map(|container| {
-        let (limit, shown) = layer_limit(container)?;
-        let own = |stats: &&v1::ContainerStats| {
-            crate::stats::summary::container_name(stats) == container.name
-        };
-        let layer = stats
-            .iter()
-            .find(own)
-            .and_then(|stats| stats.writable_layer.as_ref());
-        let written = layer.and_then(|layer| crate::stats::number(layer.used_bytes.as_ref()));
-        let used = written.unwrap_or(0).saturating_add(logs(&container.name));
+        let (limit, shown) = limit_of(container)?;
+        let used = kept.containers.get(&container.name).copied().unwrap_or(0);
         (used > limit).then(|| {
             format!(
                 "Container {} exceeded its local ephemeral storage limit \"{shown}\". ",
@@ -140,16 +173,57 @@ mod tests {
     }
 
     #[test]
-    fn logs_and_layer_count_together() {
-        let pod = pod(
-            json!({"containers": [{"name": "c", "resources": {"limits": {"ephemeral-storage": "1Ki"}}}]}),
-        );
-        assert!(bounds_layers(&pod));
-        assert_eq!(layer_too_large(&pod, &[], |_| 1024), None);
-        assert_eq!(
-            layer_too_large(&pod, &[], |_| 1025).unwrap(),
-            "Container c exceeded its local ephemeral storage limit \"1Ki\". "
-        );
+    fn a_pod_keeps_no_more_than_its_containers_may() {
+        let limits = |one: Option<&str>, other: Option<&str>| {
+            let container = |name: &str, limit: Option<&str>| json!({"name": name, "resources": {"limits": limit.map(|limit| json!({"ephemeral-storage": limit}))}});
+            pod(
+                json!({"containers": [container("a", one), container("b", other)],
+                "initContainers": [{"name": "i", "resources": {"limits": {"cpu": "1"}}}],
+                "volumes": [{"name": "d", "emptyDir": {}}, {"name": "m", "emptyDir": {"medium": "Memory"}}]}),
+            )
+        };
+        let kept = |a: u64, b: u64, volumes: u64| Kept {
+            containers: [("a".to_owned(), a), ("b".to_owned(), b)].into(),
+            volumes,
+        };
+        let all = "Pod ephemeral local storage usage exceeds the total limit of containers 3Ki. ";
+        let cases = [
+            (
+                "all it may",
+                limits(Some("1Ki"), Some("2Ki")),
+                kept(1024, 2048, 0),
+                None,
+            ),
+            (
+                "volumes count for the Pod",
+                limits(Some("1Ki"), Some("2Ki")),
+                kept(1024, 2048, 1),
+                Some(all),
+            ),
+            (
+                "one container took what the other has left",
+                limits(Some("1Ki"), Some("2Ki")),
+                kept(1025, 0, 0),
+                Some("Container a exceeded its local ephemeral storage limit \"1Ki\". "),
+            ),
+            (
+                "nothing is bounded",
+                limits(None, None),
+                kept(9999, 9999, 9999),
+                None,
+            ),
+            (
+                "one that has no limit counts against the limit of the other, as upstream",
+                limits(Some("3Ki"), None),
+                kept(0, 4096, 0),
+                Some(all),
+            ),
+        ];
+        for (name, pod, kept, expected) in cases {
+            assert_eq!(too_much(&pod, &kept).as_deref(), expected, "case: {name}");
+        }
+        assert!(!bounds_containers(&limits(None, None)));
+        assert_eq!(on_disk(&limits(None, None)).collect::<Vec<_>>(), ["d"]);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use cox_cri::v1;
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::Pod;
 use rank::User;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -197,42 +197,55 @@ impl EvictionKeeper {
 
     /// Fails Pods that keep more on disk than they said.
     async fn enforce_limits(&self) {
-        let mut stats: Option<HashMap<String, Vec<v1::ContainerStats>>> = None;
         for pod in self.live_pods() {
-            for volume in local::limited(&pod) {
-                let folder = self.shared.volumes.empty_dir(&pod, &volume.volume);
-                if usage(folder).await > volume.limit {
-                    self.fail(&pod, own_fault(local::too_large(&volume)));
-                }
-            }
-            if !local::bounds_layers(&pod) {
+            if let Some(message) = self.volume_too_large(&pod).await {
+                self.fail(&pod, own_fault(message));
                 continue;
             }
-            if stats.is_none() {
-                stats = Some(self.layers().await);
+            if !local::bounds_containers(&pod) {
+                continue;
             }
+            // Measuring is work for the runtime: only those are looked at that have a limit.
             let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-            let of_pod = stats.as_ref().and_then(|stats| stats.get(uid));
-            let of_pod = of_pod.map(Vec::as_slice).unwrap_or_default();
-            let logs = log_dir(&self.shared.config, &pod);
-            let logs = |container: &str| local::disk_usage(&logs.join(container));
-            if let Some(message) = local::layer_too_large(&pod, of_pod, logs) {
+            let stats = match self.shared.runtime.container_stats_of(uid).await {
+                Ok(stats) => stats,
+                Err(error) => {
+                    tracing::debug!(%error, "The runtime does not say what a Pod has written");
+                    continue;
+                }
+            };
+            if let Some(message) = local::too_much(&pod, &self.kept(&pod, &stats).await) {
                 self.fail(&pod, own_fault(message));
             }
         }
     }
 
-    async fn layers(&self) -> HashMap<String, Vec<v1::ContainerStats>> {
-        let stats = self
-            .shared
-            .runtime
-            .sandbox_stats()
-            .await
-            .unwrap_or_default();
-        stats
-            .into_iter()
-            .filter_map(|one| Some((one.attributes?.metadata?.uid, one.linux?.containers)))
-            .collect()
+    async fn volume_too_large(&self, pod: &Pod) -> Option<String> {
+        for volume in local::limited(pod) {
+            let folder = self.shared.volumes.empty_dir(pod, &volume.volume);
+            if usage(folder).await > volume.limit {
+                return Some(local::too_large(&volume));
+            }
+        }
+        None
+    }
+
+    /// What the Pod's containers have written, and its emptyDirs hold.
+    async fn kept(&self, pod: &Pod, stats: &[v1::ContainerStats]) -> local::Kept {
+        let mut kept = local::Kept::default();
+        let logs = log_dir(&self.shared.config, pod);
+        for one in stats {
+            let layer = one.writable_layer.as_ref();
+            let layer = layer.and_then(|layer| number(layer.used_bytes.as_ref()));
+            let name = crate::stats::summary::container_name(one).to_owned();
+            let logs = usage(logs.join(&name)).await;
+            kept.containers
+                .insert(name, layer.unwrap_or(0).saturating_add(logs));
+        }
+        for volume in local::on_disk(pod) {
+            kept.volumes += usage(self.shared.volumes.empty_dir(pod, volume)).await;
+        }
+        kept
     }
 }
 

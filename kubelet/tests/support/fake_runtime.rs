@@ -48,6 +48,8 @@ pub(crate) struct State {
     pub(crate) calls: Vec<String>,
     /// What commands in containers end with, by their words; 0 otherwise.
     pub(crate) exec_codes: BTreeMap<String, i32>,
+    /// What containers of this name say that they have written.
+    pub(crate) written: BTreeMap<String, u64>,
     next: u64,
     listeners: Vec<mpsc::UnboundedSender<Result<v1::ContainerEventResponse, Status>>>,
 }
@@ -587,9 +589,51 @@ impl runtime_server::RuntimeService for FakeRuntime {
     }
     async fn list_pod_sandbox_stats(
         &self,
-        _: Request<v1::ListPodSandboxStatsRequest>,
+        request: Request<v1::ListPodSandboxStatsRequest>,
     ) -> Answer<v1::ListPodSandboxStatsResponse> {
-        Ok(Response::new(v1::ListPodSandboxStatsResponse::default()))
+        let wanted = request
+            .into_inner()
+            .filter
+            .unwrap_or_default()
+            .label_selector;
+        let state = self.state.lock().unwrap();
+        let written = |container: &Container| {
+            let meta = container.config.metadata.clone().unwrap();
+            let value = state.written.get(&meta.name).copied().unwrap_or(0);
+            v1::ContainerStats {
+                attributes: Some(v1::ContainerAttributes {
+                    metadata: Some(meta),
+                    ..v1::ContainerAttributes::default()
+                }),
+                writable_layer: Some(v1::FilesystemUsage {
+                    used_bytes: Some(v1::UInt64Value { value }),
+                    ..v1::FilesystemUsage::default()
+                }),
+                ..v1::ContainerStats::default()
+            }
+        };
+        let stats = |(id, sandbox): (&String, &Sandbox)| {
+            let own = state.containers.values().filter(|one| one.sandbox == *id);
+            v1::PodSandboxStats {
+                attributes: Some(v1::PodSandboxAttributes {
+                    id: id.clone(),
+                    metadata: sandbox.config.metadata.clone(),
+                    ..v1::PodSandboxAttributes::default()
+                }),
+                linux: Some(v1::LinuxPodSandboxStats {
+                    containers: own.map(written).collect(),
+                    ..v1::LinuxPodSandboxStats::default()
+                }),
+                windows: None,
+            }
+        };
+        let has = |sandbox: &Sandbox| {
+            let mut wanted = wanted.iter();
+            wanted.all(|(key, value)| sandbox.config.labels.get(key) == Some(value))
+        };
+        let found = state.sandboxes.iter().filter(|(_, sandbox)| has(sandbox));
+        let stats = found.map(stats).collect();
+        Ok(Response::new(v1::ListPodSandboxStatsResponse { stats }))
     }
     async fn update_runtime_config(
         &self,

@@ -145,11 +145,16 @@ impl Shim {
 
     /// The figures, with the size of the writable layer as it is now or was a moment ago.
     pub(super) async fn measured(&self, container: &Container) -> ContainerStats {
+        self.measure(container).await;
+        self.stats_of_container(container)
+    }
+
+    /// Looks how much a container has written, where that is not known from a moment ago.
+    pub(crate) async fn measure(&self, container: &Container) {
         if let Some(oci) = &container.oci {
             let backend = self.images.oci();
             backend.measure(container.id.as_str(), oci).await;
         }
-        self.stats_of_container(container)
     }
 
     /// The figures as they are known now, with the file system that the container writes to.

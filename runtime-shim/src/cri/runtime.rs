@@ -371,7 +371,8 @@ impl RuntimeService for CriService {
     ) -> Reply<PodSandboxStatsResponse> {
         let stats = self
             .shim
-            .pod_sandbox_stats(&request.into_inner().pod_sandbox_id)?;
+            .pod_sandbox_stats(&request.into_inner().pod_sandbox_id)
+            .await?;
         reply(PodSandboxStatsResponse { stats: Some(stats) })
     }
 
@@ -382,7 +383,8 @@ impl RuntimeService for CriService {
         reply(ListPodSandboxStatsResponse {
             stats: self
                 .shim
-                .list_pod_sandbox_stats(request.into_inner().filter),
+                .list_pod_sandbox_stats(request.into_inner().filter)
+                .await,
         })
     }
 
@@ -394,7 +396,8 @@ impl RuntimeService for CriService {
     ) -> Reply<Self::StreamPodSandboxStatsStream> {
         let items = self
             .shim
-            .list_pod_sandbox_stats(request.into_inner().filter);
+            .list_pod_sandbox_stats(request.into_inner().filter)
+            .await;
         chunks(items, |pod_sandbox_stats| StreamPodSandboxStatsResponse {
             pod_sandbox_stats,
         })

@@ -14,26 +14,35 @@ use crate::network::POD_INTERFACE;
 use crate::shim::Shim;
 
 impl Shim {
-    pub(crate) fn pod_sandbox_stats(&self, id: &str) -> Result<PodSandboxStats, VerbError> {
-        Ok(self.stats_of(&*self.sandbox(id)?))
+    pub(crate) async fn pod_sandbox_stats(&self, id: &str) -> Result<PodSandboxStats, VerbError> {
+        let sandbox = self.sandbox(id)?;
+        Ok(self.stats_of(&sandbox).await)
     }
 
-    pub(crate) fn list_pod_sandbox_stats(
+    pub(crate) async fn list_pod_sandbox_stats(
         &self,
         filter: Option<PodSandboxStatsFilter>,
     ) -> Vec<PodSandboxStats> {
         let filter = filter.unwrap_or_default();
         let sandboxes: Vec<_> = self.sandboxes.read().values().cloned().collect();
-        sandboxes
-            .iter()
-            .filter(|sandbox| sandbox.is_ready() && sandbox.id.as_str().starts_with(&filter.id))
-            .filter(|sandbox| labels_match(&filter.label_selector, &sandbox.config.labels))
-            .map(|sandbox| self.stats_of(sandbox))
-            .collect()
+        let mut all = Vec::new();
+        for sandbox in sandboxes {
+            if sandbox.is_ready()
+                && sandbox.id.as_str().starts_with(&filter.id)
+                && labels_match(&filter.label_selector, &sandbox.config.labels)
+            {
+                all.push(self.stats_of(&sandbox).await);
+            }
+        }
+        all
     }
 
-    fn stats_of(&self, sandbox: &Sandbox) -> PodSandboxStats {
+    /// The figures of a sandbox, with the written layers of its containers as they are now or were a moment ago.
+    async fn stats_of(&self, sandbox: &Sandbox) -> PodSandboxStats {
         let containers = self.containers_of(&sandbox.id);
+        for container in containers.iter().filter(|one| one.is_running()) {
+            self.measure(container).await;
+        }
         let running = containers
             .iter()
             .filter(|container| container.is_running())

@@ -1,4 +1,4 @@
-//! Compiles the messages of CSI drivers, device plugins and plugin registration with the protoc of the crate `protoc-bin-vendored`.
+//! Compiles the messages of CSI drivers, device plugins, plugin registration and pod resources with the protoc of the crate `protoc-bin-vendored`.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/csi.proto",
         "proto/registration.proto",
         "proto/deviceplugin.proto",
+        "proto/podresources.proto",
     ];
     tonic_prost_build::configure().compile_with_config(prost, &files, &["proto"])?;
     Ok(())

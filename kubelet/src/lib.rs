@@ -23,6 +23,7 @@ pub mod keep;
 pub mod logs;
 pub mod node;
 pub mod pod;
+pub mod pod_resources;
 pub mod preemption;
 pub mod probes;
 pub mod resources;

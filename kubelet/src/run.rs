@@ -19,6 +19,7 @@ use crate::logs::keeper::LogKeeper;
 use crate::node::NodeKeeper;
 use crate::node::capacity::Machine;
 use crate::pod::fields::NodeAllocatable;
+use crate::pod_resources::PodResources;
 use crate::probes::metrics::ProbeMetrics;
 use crate::server::tls::Serving;
 use crate::server::{Server, ServerError};
@@ -252,6 +253,11 @@ async fn run_parts(parts: Parts, cancel: CancellationToken) -> Result<(), RunErr
     scope.spawn("kept-pods", shared.keeper.clone().run(token.clone()));
     scope.spawn("plugins", plugins.run(token.clone()));
     scope.spawn("devices", shared.devices.clone().run(token.clone()));
+    let resources = PodResources {
+        shared: shared.clone(),
+        dispatcher: dispatcher.clone(),
+    };
+    scope.spawn("pod-resources", resources.run(token.clone()));
     scope.spawn("log-rotation", logs.run(token.clone()));
     let images = Arc::new(ImageKeeper::new(shared.clone()));
     scope.spawn("image-gc", images.clone().run(token.clone()));

@@ -12,6 +12,9 @@ mod support;
 use cox_kubelet::devices::proto::device_plugin_server::{DevicePlugin, DevicePluginServer};
 use cox_kubelet::devices::proto::registration_client::RegistrationClient;
 use cox_kubelet::devices::proto::{self, Empty};
+use cox_kubelet::pod_resources::proto as pod_resources;
+use cox_kubelet::pod_resources::proto::pod_resources_lister_client::PodResourcesListerClient;
+use cox_kubelet::pod_resources::socket as pod_resources_socket;
 use futures::stream::BoxStream;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
@@ -62,16 +65,20 @@ impl Plugin {
     }
 }
 
-/// Registers, as a plugin does when the kubelet's socket appears.
-async fn register(folder: &Path, resource: &str) -> Result<(), Status> {
-    let socket = folder.join("kubelet.sock");
+/// A client of a unix socket, once it is there.
+async fn channel(socket: std::path::PathBuf) -> tonic::transport::Channel {
     eventually("the kubelet's socket", || socket.exists()).await;
     let connect = tower::service_fn(move |_: http::Uri| {
         let socket = socket.clone();
         async move { UnixStream::connect(socket).await.map(TokioIo::new) }
     });
-    let channel = tonic::transport::Endpoint::from_static("http://kubelet.local")
-        .connect_with_connector_lazy(connect);
+    tonic::transport::Endpoint::from_static("http://kubelet.local")
+        .connect_with_connector_lazy(connect)
+}
+
+/// Registers, as a plugin does when the kubelet's socket appears.
+async fn register(folder: &Path, resource: &str) -> Result<(), Status> {
+    let channel = channel(folder.join("kubelet.sock")).await;
     let request = proto::RegisterRequest {
         version: "v1beta1".into(),
         endpoint: "oar.sock".into(),
@@ -106,7 +113,9 @@ impl DevicePlugin for Plugin {
             let device = |(id, well): (&str, bool)| proto::Device {
                 id: id.to_owned(),
                 health: if well { "Healthy" } else { "Unhealthy" }.to_owned(),
-                topology: None,
+                topology: (id == "right").then(|| proto::TopologyInfo {
+                    nodes: vec![proto::NumaNode { id: 1 }],
+                }),
             };
             Ok(proto::ListAndWatchResponse {
                 devices: devices.into_iter().map(device).collect(),
@@ -282,4 +291,120 @@ async fn devices_are_counted_given_kept_and_taken_back() {
     assert_eq!(plugin.calls()[4], "allocate right");
     drop(pod);
     serving.abort();
+}
+
+/// What the socket says of a list: Pod, container, and each device with where it sits.
+fn shown_of(pods: &[pod_resources::PodResources]) -> Vec<String> {
+    let device = |one: &pod_resources::ContainerDevices| {
+        let nodes = one.topology.iter().flat_map(|place| &place.nodes);
+        let nodes: Vec<String> = nodes.map(|node| node.id.to_string()).collect();
+        format!(
+            "{}={}@{}",
+            one.resource_name,
+            one.device_ids.join("+"),
+            nodes.join("+")
+        )
+    };
+    let container = |one: &pod_resources::ContainerResources| {
+        let devices: Vec<String> = one.devices.iter().map(device).collect();
+        format!("{}[{}]", one.name, devices.join(" "))
+    };
+    let mut all: Vec<String> = pods
+        .iter()
+        .map(|pod| {
+            let containers: Vec<String> = pod.containers.iter().map(container).collect();
+            format!("{}/{} {}", pod.namespace, pod.name, containers.join(" "))
+        })
+        .collect();
+    all.sort();
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn others_ask_who_holds_which_device() {
+    let cluster = Cluster::start().await;
+    let data_dir = cluster.dir.path().join("kubelet");
+    let folder = data_dir.join("device-plugins");
+    let _node = cluster.kubelet();
+    let channel = channel(pod_resources_socket(&data_dir)).await;
+    let mut client = PodResourcesListerClient::new(channel);
+    let empty = client.list(pod_resources::ListPodResourcesRequest {}).await;
+    assert_eq!(empty.unwrap().into_inner().pod_resources, []);
+
+    let plugin = Plugin::new(&[("left", true), ("right", true), ("broken", false)]);
+    let serving = plugin.serve(&folder, "oar.sock");
+    register(&folder, RESOURCE).await.unwrap();
+    until_shown(&cluster, "3", "2").await;
+    cluster.create("rower", rower("1")).await;
+    cluster.create("plain", one("oci")).await;
+    cluster.until("rower", "ready", is_ready).await;
+    cluster.until("plain", "ready", is_ready).await;
+
+    let listed = client.list(pod_resources::ListPodResourcesRequest {}).await;
+    let listed = shown_of(&listed.unwrap().into_inner().pod_resources);
+    let container = one("oci")["containers"][0]["name"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let held = format!("default/rower {container}[{RESOURCE}=right@1]");
+    assert_eq!(
+        listed,
+        [format!("default/plain {container}[]"), held.clone()]
+    );
+
+    let ask = |name: &str| pod_resources::GetPodResourcesRequest {
+        pod_name: name.to_owned(),
+        pod_namespace: "default".to_owned(),
+    };
+    let one = client.get(ask("rower")).await.unwrap().into_inner();
+    assert_eq!(
+        shown_of(&one.pod_resources.into_iter().collect::<Vec<_>>()),
+        [held]
+    );
+    let missing = client.get(ask("nobody")).await.unwrap_err();
+    assert_eq!(
+        missing.message(),
+        "pod nobody in namespace default not found"
+    );
+
+    let all = client
+        .get_allocatable_resources(pod_resources::AllocatableResourcesRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    let ids: Vec<String> = all
+        .devices
+        .iter()
+        .flat_map(|one| one.device_ids.clone())
+        .collect();
+    assert_eq!(ids, ["left", "right"], "one that is broken can be nobody's");
+    assert_eq!(
+        all.cpu_ids,
+        Vec::<i64>::new(),
+        "no core belongs to anybody alone"
+    );
+
+    // What is given back is held no more.
+    cluster.delete("rower").await;
+    cluster.until_gone("rower").await;
+    eventually_empty(&mut client, "rower").await;
+    serving.abort();
+}
+
+async fn eventually_empty(
+    client: &mut PodResourcesListerClient<tonic::transport::Channel>,
+    name: &str,
+) {
+    let gone = async {
+        loop {
+            let listed = client.list(pod_resources::ListPodResourcesRequest {}).await;
+            let pods = listed.unwrap().into_inner().pod_resources;
+            if pods.iter().all(|pod| pod.name != name) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let waited = tokio::time::timeout(std::time::Duration::from_secs(30), gone).await;
+    assert!(waited.is_ok(), "{name} is still listed");
 }

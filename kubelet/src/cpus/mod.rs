@@ -125,6 +125,18 @@ impl CpuManager {
         self.state().of(uid, container)
     }
 
+    /// The cores that are a container's own.
+    #[must_use]
+    pub fn own(&self, uid: &str, container: &str) -> CpuSet {
+        self.state().own(uid, container)
+    }
+
+    /// The cores that can be somebody's own.
+    #[must_use]
+    pub fn allocatable(&self) -> CpuSet {
+        self.state().allocatable()
+    }
+
     fn write(&self, state: &State) {
         if let Err(error) = files::replace(&self.file, state.text()) {
             tracing::error!(file = %self.file.display(), %error, "Cores that were given away cannot be written down");
@@ -204,6 +216,13 @@ mod tests {
             "0",
             "what is reserved stays shared"
         );
+        assert_eq!(cpus.own("b", "c").to_string(), "1-3");
+        assert_eq!(
+            cpus.own("x", "c").to_string(),
+            "",
+            "shared cores are nobody's own"
+        );
+        assert_eq!(cpus.allocatable().to_string(), "1-3");
     }
 
     #[test]

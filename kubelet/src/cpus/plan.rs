@@ -104,6 +104,18 @@ impl State {
         CpuSet(all.filter(|core| !taken.contains(core)).collect())
     }
 
+    /// What a container has for itself.
+    pub(super) fn own(&self, uid: &str, container: &str) -> CpuSet {
+        let own = self.given.get(uid).and_then(|pod| pod.get(container));
+        own.cloned().unwrap_or_default()
+    }
+
+    /// What can be given away.
+    pub(super) fn allocatable(&self) -> CpuSet {
+        let all = self.cores.iter().map(|core| core.number);
+        CpuSet(all.filter(|core| !self.reserved.contains(core)).collect())
+    }
+
     pub(super) fn of(&self, uid: &str, container: &str) -> CpuSet {
         let own = self.given.get(uid).and_then(|pod| pod.get(container));
         own.cloned().unwrap_or_else(|| self.shared())

@@ -60,6 +60,18 @@ pub(crate) struct ForContainer {
     pub(crate) annotations: BTreeMap<String, String>,
 }
 
+/// A device that somebody holds, or could.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HeldDevice {
+    pub(crate) resource: String,
+    pub(crate) id: String,
+    /// Where it sits, if its plugin says so.
+    pub(crate) numa_nodes: Option<Vec<i64>>,
+}
+
+/// Where devices sit: by resource and name.
+type Places = BTreeMap<String, BTreeMap<String, Vec<i64>>>;
+
 /// The devices of a node.
 #[derive(Debug)]
 pub struct Devices {
@@ -67,6 +79,7 @@ pub struct Devices {
     folder: PathBuf,
     state: Mutex<State>,
     plugins: Mutex<BTreeMap<String, Plugin>>,
+    places: Mutex<Places>,
     counts: watch::Sender<Counts>,
     /// One Pod at a time is given devices: a plugin is asked in between.
     one_at_a_time: tokio::sync::Mutex<()>,
@@ -90,6 +103,7 @@ impl Devices {
             folder,
             state: Mutex::new(state),
             plugins: Mutex::default(),
+            places: Mutex::default(),
             counts,
             one_at_a_time: tokio::sync::Mutex::default(),
         })
@@ -105,6 +119,39 @@ impl Devices {
         self.plugins
             .lock()
             .expect("no panic happens while this lock is held")
+    }
+
+    fn places(&self) -> MutexGuard<'_, Places> {
+        self.places
+            .lock()
+            .expect("no panic happens while this lock is held")
+    }
+
+    /// The devices that a container has.
+    pub(crate) fn held(&self, uid: &str, container: &str) -> Vec<HeldDevice> {
+        let given = self.state().of(uid, container).into_iter();
+        self.placed(given.flat_map(|(resource, given)| {
+            let ids = given.ids.into_iter();
+            ids.map(move |id| (resource.clone(), id))
+        }))
+    }
+
+    /// All devices that are well, whoever has them.
+    pub(crate) fn well(&self) -> Vec<HeldDevice> {
+        let well = self.state().well();
+        self.placed(well.into_iter())
+    }
+
+    fn placed(&self, devices: impl Iterator<Item = (String, String)>) -> Vec<HeldDevice> {
+        let places = self.places();
+        let place = |resource: &str, id: &str| places.get(resource)?.get(id).cloned();
+        devices
+            .map(|(resource, id)| HeldDevice {
+                numa_nodes: place(&resource, &id),
+                resource,
+                id,
+            })
+            .collect()
     }
 
     /// How many devices there are, for the Node's status.

@@ -134,6 +134,16 @@ impl State {
         self.devices.iter().map(of).collect()
     }
 
+    /// The devices that are well, by resource and name.
+    pub(super) fn well(&self) -> Vec<(String, String)> {
+        let all = self.devices.iter();
+        all.flat_map(|(resource, devices)| {
+            let well = devices.iter().filter(|(_, well)| **well);
+            well.map(|(id, _)| (resource.clone(), id.clone()))
+        })
+        .collect()
+    }
+
     /// What a plugin has now.
     pub(super) fn set(&mut self, resource: &str, devices: BTreeMap<String, bool>) {
         self.devices.insert(resource.to_owned(), devices);

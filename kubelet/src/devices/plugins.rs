@@ -58,6 +58,16 @@ impl Registration for Door {
     }
 }
 
+/// Where the devices sit that say so.
+fn places(devices: &[proto::Device]) -> BTreeMap<String, Vec<i64>> {
+    let place = |device: &proto::Device| {
+        let nodes = &device.topology.as_ref()?.nodes;
+        let nodes = nodes.iter().map(|node| node.id).collect();
+        Some((device.id.clone(), nodes))
+    };
+    devices.iter().filter_map(place).collect()
+}
+
 /// An extended resource: of a domain that is not Kubernetes' own.
 fn is_extended(name: &str) -> bool {
     let Some((domain, rest)) = name.split_once('/') else {
@@ -148,6 +158,7 @@ impl Devices {
         loop {
             match lists.message().await {
                 Ok(Some(list)) => {
+                    let places = places(&list.devices);
                     let devices: BTreeMap<String, bool> = list
                         .devices
                         .into_iter()
@@ -157,6 +168,7 @@ impl Devices {
                     if !is_newest {
                         return "another plugin has taken its place".to_owned();
                     }
+                    self.places().insert(resource.to_owned(), places);
                     let mut state = self.state();
                     state.set(resource, devices);
                     self.changed(&state);

@@ -1,0 +1,177 @@
+//! The socket where others on the node ask who holds which device and which cores (`pod-resources/kubelet.sock`, version v1):
+//! monitoring of accelerators, and plugins that place what belongs together.
+//!
+//! In: the Pods that have not ended, what device plugins gave, the cores that are given away. It changes nothing. Memory has no
+//! owner here and dynamic resources are not served: both stay empty.
+
+#[allow(
+    missing_debug_implementations,
+    unreachable_pub,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    clippy::too_many_lines,
+    reason = "generated code"
+)]
+pub mod proto {
+    //! Messages and services of pod resources.
+    tonic::include_proto!("v1");
+}
+
+use crate::devices::HeldDevice;
+use crate::dispatch::Dispatcher;
+use crate::pod::containers::{inits, is_sidecar, mains};
+use crate::worker::shared::Shared;
+use k8s_openapi::api::core::v1::Pod;
+use proto::pod_resources_lister_server::{PodResourcesLister, PodResourcesListerServer};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+/// Calls of one client that are answered at the same time.
+const CALLS_AT_ONCE: usize = 8;
+
+/// Where the socket is, below the kubelet's folder.
+#[must_use]
+pub fn socket(data_dir: &Path) -> PathBuf {
+    data_dir.join("pod-resources/kubelet.sock")
+}
+
+/// Answers on the socket.
+#[derive(Clone, Debug)]
+pub(crate) struct PodResources {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) dispatcher: Arc<Dispatcher>,
+}
+
+impl PodResources {
+    /// Serves until cancelled.
+    pub(crate) async fn run(self, cancel: CancellationToken) {
+        let socket = socket(&self.shared.config.data_dir);
+        let listener = match listen(&socket) {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::error!(socket = %socket.display(), %error, "Nobody can ask who holds which devices");
+                return;
+            }
+        };
+        let served = tonic::transport::Server::builder()
+            .concurrency_limit_per_connection(CALLS_AT_ONCE)
+            .add_service(PodResourcesListerServer::new(self))
+            .serve_with_incoming_shutdown(
+                UnixListenerStream::new(listener),
+                cancel.cancelled_owned(),
+            );
+        if let Err(error) = served.await {
+            tracing::error!(%error, "Nobody can ask any more who holds which devices");
+        }
+    }
+
+    /// The Pods that hold something: those that have not ended.
+    fn pods(&self) -> impl Iterator<Item = Arc<Pod>> {
+        let pods = self.dispatcher.pods().into_iter();
+        pods.filter(|pod| {
+            let status = self.dispatcher.status_of(pod);
+            let phase = status.as_ref().and_then(|status| status.phase.as_deref());
+            !matches!(phase, Some("Succeeded" | "Failed"))
+        })
+    }
+
+    fn of(&self, pod: &Pod) -> proto::PodResources {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let sidecars = inits(pod).iter().filter(|init| is_sidecar(pod, init));
+        let container = |name: &str| proto::ContainerResources {
+            name: name.to_owned(),
+            devices: messages(self.shared.devices.held(uid, name)),
+            cpu_ids: self.cores(|cpus| cpus.own(uid, name)),
+            ..proto::ContainerResources::default()
+        };
+        proto::PodResources {
+            name: pod.metadata.name.clone().unwrap_or_default(),
+            namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+            containers: sidecars
+                .chain(mains(pod))
+                .map(|one| container(&one.name))
+                .collect(),
+        }
+    }
+
+    /// None where no core belongs to anybody alone.
+    fn cores(&self, of: impl Fn(&crate::cpus::CpuManager) -> crate::cpus::CpuSet) -> Vec<i64> {
+        let set = self.shared.cpus.as_ref().map(|cpus| of(cpus));
+        let cores = set.into_iter().flat_map(|set| set.0);
+        cores.map(i64::from).collect()
+    }
+}
+
+fn listen(socket: &Path) -> io::Result<UnixListener> {
+    if let Some(folder) = socket.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    match std::fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => UnixListener::bind(socket),
+    }
+}
+
+/// One message for each device, as each may sit elsewhere.
+fn messages(held: Vec<HeldDevice>) -> Vec<proto::ContainerDevices> {
+    let message = |one: HeldDevice| proto::ContainerDevices {
+        resource_name: one.resource,
+        device_ids: vec![one.id],
+        topology: one.numa_nodes.map(|nodes| proto::TopologyInfo {
+            nodes: nodes.into_iter().map(|id| proto::NumaNode { id }).collect(),
+        }),
+    };
+    held.into_iter().map(message).collect()
+}
+
+#[tonic::async_trait]
+impl PodResourcesLister for PodResources {
+    async fn list(
+        &self,
+        _: Request<proto::ListPodResourcesRequest>,
+    ) -> Result<Response<proto::ListPodResourcesResponse>, Status> {
+        let pod_resources = self.pods().map(|pod| self.of(&pod)).collect();
+        Ok(Response::new(proto::ListPodResourcesResponse {
+            pod_resources,
+        }))
+    }
+
+    async fn get_allocatable_resources(
+        &self,
+        _: Request<proto::AllocatableResourcesRequest>,
+    ) -> Result<Response<proto::AllocatableResourcesResponse>, Status> {
+        Ok(Response::new(proto::AllocatableResourcesResponse {
+            devices: messages(self.shared.devices.well()),
+            cpu_ids: self.cores(crate::cpus::CpuManager::allocatable),
+            memory: Vec::new(),
+        }))
+    }
+
+    async fn get(
+        &self,
+        request: Request<proto::GetPodResourcesRequest>,
+    ) -> Result<Response<proto::GetPodResourcesResponse>, Status> {
+        let asked = request.into_inner();
+        let (namespace, name) = (asked.pod_namespace, asked.pod_name);
+        let is_it = |pod: &Arc<Pod>| {
+            pod.metadata.name.as_deref() == Some(&name)
+                && pod.metadata.namespace.as_deref() == Some(&namespace)
+        };
+        // One that has ended is found too.
+        let found = self.dispatcher.pods().into_iter().find(is_it);
+        match found {
+            Some(pod) => Ok(Response::new(proto::GetPodResourcesResponse {
+                pod_resources: Some(self.of(&pod)),
+            })),
+            // Upstream's clients know the failure by its words; the code of its Go server is Unknown.
+            None => Err(Status::unknown(format!(
+                "pod {name} in namespace {namespace} not found"
+            ))),
+        }
+    }
+}

@@ -16,6 +16,7 @@ mod stop;
 use crate::admission::{self, Refusal};
 use crate::cri::client::Runtime;
 use crate::cri::observe::{self, FoundPod};
+use crate::files;
 use crate::keep::Record;
 use crate::pod::PodUid;
 use crate::pod::plan::previous_container;
@@ -485,8 +486,21 @@ impl Dispatcher {
     /// Counters of what is kept and of manifests, in the text format of Prometheus.
     #[must_use]
     pub fn kept_text(&self) -> String {
+        let shared = &self.shared;
+        let (volumes, drivers) = shared.volumes.writes();
+        let writes = files::writes_text(&[
+            ("kept-pods", shared.keeper.writes()),
+            ("volumes", volumes),
+            ("drivers", drivers),
+            ("devices", shared.devices.writes()),
+            (
+                "cores",
+                shared.cpus.as_ref().map_or(0, |cpus| cpus.writes()),
+            ),
+            ("logs", shared.log_rotations.count()),
+        ]);
         format!(
-            "{}# HELP cox_kubelet_bad_manifests Static manifests that could not be read at the last look.\n\
+            "{}{writes}# HELP cox_kubelet_bad_manifests Static manifests that could not be read at the last look.\n\
              # TYPE cox_kubelet_bad_manifests gauge\n\
              cox_kubelet_bad_manifests {}\n",
             self.shared.keeper.text(),

@@ -160,6 +160,7 @@ pub fn prepare(
         node,
         probe_metrics: ProbeMetrics::default(),
         keeper: Arc::new(Keeper::open(config.data_dir.join("kept"), &config.node_key)),
+        log_rotations: crate::files::Writes::default(),
         clock: deps.clock.clone(),
         client: ClientHandle(deps.client.clone()),
         config,
@@ -250,7 +251,10 @@ async fn run_parts(parts: Parts, cancel: CancellationToken) -> Result<(), RunErr
     let logs = LogKeeper {
         shared: shared.clone(),
     };
-    scope.spawn("kept-pods", shared.keeper.clone().run(token.clone()));
+    scope.spawn(
+        "kept-pods",
+        shared.keeper.clone().run(deps.clock.clone(), token.clone()),
+    );
     scope.spawn("plugins", plugins.run(token.clone()));
     scope.spawn("devices", shared.devices.clone().run(token.clone()));
     let resources = PodResources {

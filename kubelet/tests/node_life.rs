@@ -2,6 +2,7 @@
 
 #![allow(
     clippy::unwrap_used,
+    clippy::too_many_lines,
     reason = "tests are stories, and fail by panicking"
 )]
 
@@ -263,4 +264,106 @@ async fn a_pod_that_writes_more_than_it_may_is_taken_away() {
         until_event(&cluster, "default", is_told).await;
     }
     cluster.until("free", "ready all the same", is_ready).await;
+}
+
+/// A clock that goes six hundred times faster: an hour in six seconds.
+#[derive(Debug)]
+struct Fast {
+    start: jiff::Timestamp,
+    origin: std::time::Instant,
+}
+
+const FAST: u32 = 600;
+
+impl cox_client::Clock for Fast {
+    fn now(&self) -> jiff::Timestamp {
+        self.start + self.origin.elapsed() * FAST
+    }
+
+    fn sleep(&self, duration: Duration) -> futures::future::BoxFuture<'static, ()> {
+        Box::pin(tokio::time::sleep(duration / FAST))
+    }
+}
+
+/// The kubelet's counter of writes, as it shows it: what for, and how often.
+async fn disk_writes(cluster: &Cluster) -> std::collections::BTreeMap<String, u64> {
+    let path = format!("/api/v1/nodes/{}/proxy/metrics", support::NODE);
+    let request = http::Request::get(path).body(Vec::new()).unwrap();
+    let text = cluster.admin.request_text(request).await.unwrap();
+    let samples = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("cox_disk_writes_total{for=\""));
+    samples
+        .map(|line| line.split_once("\"} ").unwrap())
+        .map(|(what, count)| (what.to_owned(), count.parse().unwrap()))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_at_rest_hardly_writes_to_its_disk() {
+    let cluster = Cluster::start().await;
+    let clock = std::sync::Arc::new(Fast {
+        start: jiff::Timestamp::now(),
+        origin: std::time::Instant::now(),
+    });
+    let _node = cluster.kubelet_by(clock.clone(), |_| {});
+    let config = json!({"metadata": {"name": "m"}, "data": {"k": "v"}});
+    let configs: Api<k8s_openapi::api::core::v1::ConfigMap> =
+        Api::namespaced(cluster.admin.clone(), "default");
+    configs
+        .create(
+            &kube::api::PostParams::default(),
+            &serde_json::from_value(config).unwrap(),
+        )
+        .await
+        .unwrap();
+    let mut spec = one("stay");
+    spec["containers"][0]["livenessProbe"] =
+        json!({"exec": {"command": ["true"]}, "periodSeconds": 1});
+    spec["volumes"] = json!([{"name": "m", "configMap": {"name": "m"}}, {"name": "d", "emptyDir": {"sizeLimit": "1Mi"}}]);
+    for number in 0..5 {
+        let name = format!("p{number}");
+        cluster.create(&name, spec.clone()).await;
+        cluster.until(&name, "ready", is_ready).await;
+    }
+    let since = |then: jiff::Timestamp| {
+        let clock = clock.clone();
+        move || cox_client::Clock::now(&*clock).duration_since(then)
+    };
+    let minutes = jiff::SignedDuration::from_mins;
+    // What the Pods' beginnings leave to write is written within two rounds.
+    let settled = since(cox_client::Clock::now(&*clock));
+    eventually("the beginnings are written down", || settled() > minutes(1)).await;
+    let before = disk_writes(&cluster).await;
+    assert!(
+        before["kept-pods"] >= 5 && before["volumes"] >= 5,
+        "{before:?}"
+    );
+    let resting = since(cox_client::Clock::now(&*clock));
+    eventually("an hour passes", || resting() > minutes(60)).await;
+    let after = disk_writes(&cluster).await;
+    let written = after.values().sum::<u64>() - before.values().sum::<u64>();
+    let rested = resting().as_secs().unsigned_abs() / 60;
+    assert!(
+        written <= 6,
+        "{written} writes in {rested} minutes: {before:?}, then {after:?}"
+    );
+
+    // The counter is no ornament: a change of the config map is written to each of the five Pods.
+    let next = json!({"data": {"k": "w"}});
+    configs
+        .patch(
+            "m",
+            &kube::api::PatchParams::default(),
+            &kube::api::Patch::Merge(next),
+        )
+        .await
+        .unwrap();
+    let written = async {
+        while disk_writes(&cluster).await["volumes"] < after["volumes"] + 5 {
+            tokio::task::yield_now().await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(30), written).await;
+    assert!(waited.is_ok(), "{:?}", disk_writes(&cluster).await);
 }

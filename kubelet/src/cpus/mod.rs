@@ -40,6 +40,7 @@ pub enum CpuError {
 pub struct CpuManager {
     file: PathBuf,
     state: Mutex<State>,
+    writes: files::Writes,
 }
 
 impl CpuManager {
@@ -71,6 +72,7 @@ impl CpuManager {
         Ok(Self {
             file,
             state: Mutex::new(state),
+            writes: files::Writes::default(),
         })
     }
 
@@ -137,7 +139,13 @@ impl CpuManager {
         self.state().allocatable()
     }
 
+    /// How often what was given was written down.
+    pub(crate) fn writes(&self) -> u64 {
+        self.writes.count()
+    }
+
     fn write(&self, state: &State) {
+        self.writes.note();
         if let Err(error) = files::replace(&self.file, state.text()) {
             tracing::error!(file = %self.file.display(), %error, "Cores that were given away cannot be written down");
         }

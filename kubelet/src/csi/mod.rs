@@ -46,6 +46,7 @@ pub(crate) use calls::{channel, stream_channel, text};
 pub(crate) use mount::Occasion;
 pub(crate) use plan::Wanted;
 
+use crate::files;
 use calls::Driver;
 use cox_client::Informer;
 use k8s_openapi::api::core::v1::Node;
@@ -66,6 +67,8 @@ pub struct Csi {
     /// Attached volumes that are in use here, as the Node names them.
     in_use: tokio::sync::watch::Sender<BTreeSet<String>>,
     drivers: Mutex<BTreeMap<String, Driver>>,
+    /// Of notes about volumes.
+    pub(crate) writes: files::Writes,
     /// One volume at a time is staged or unstaged.
     one_at_a_time: tokio::sync::Mutex<()>,
 }
@@ -81,6 +84,7 @@ impl Csi {
             pods: data_dir.join("pods"),
             node: node.to_owned(),
             drivers: Mutex::default(),
+            writes: files::Writes::default(),
             one_at_a_time: tokio::sync::Mutex::default(),
         };
         csi.see_what_is_in_use();

@@ -81,6 +81,9 @@ pub struct Devices {
     plugins: Mutex<BTreeMap<String, Plugin>>,
     places: Mutex<Places>,
     counts: watch::Sender<Counts>,
+    /// The text of the file, as far as it is known.
+    written: Mutex<String>,
+    writes: files::Writes,
     /// One Pod at a time is given devices: a plugin is asked in between.
     one_at_a_time: tokio::sync::Mutex<()>,
 }
@@ -105,6 +108,8 @@ impl Devices {
             plugins: Mutex::default(),
             places: Mutex::default(),
             counts,
+            written: Mutex::default(),
+            writes: files::Writes::default(),
             one_at_a_time: tokio::sync::Mutex::default(),
         })
     }
@@ -154,6 +159,11 @@ impl Devices {
             .collect()
     }
 
+    /// How often what was given was written down.
+    pub(crate) fn writes(&self) -> u64 {
+        self.writes.count()
+    }
+
     /// How many devices there are, for the Node's status.
     pub(crate) fn counts(&self) -> watch::Receiver<Counts> {
         self.counts.subscribe()
@@ -168,8 +178,22 @@ impl Devices {
             differs
         });
         let file = self.folder.join(FILE);
-        let written = std::fs::create_dir_all(&self.folder)
-            .and_then(|()| files::replace(&file, state.text()));
+        let text = state.text();
+        let mut known = self
+            .written
+            .lock()
+            .expect("no panic happens while this lock is held");
+        // Plugins repeat their lists: that must not wear the disk.
+        if *known == text {
+            return;
+        }
+        self.writes.note();
+        let written =
+            std::fs::create_dir_all(&self.folder).and_then(|()| files::replace(&file, &text));
+        if written.is_ok() {
+            *known = text;
+        }
+        drop(known);
         if let Err(error) = written {
             tracing::error!(file = %file.display(), %error, "Devices that were given cannot be written down");
         }
@@ -335,5 +359,27 @@ async fn preferred(
             );
             Vec::new()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plugin_that_repeats_its_list_does_not_wear_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let devices = Devices::open(dir.path());
+        let list = |well: bool| {
+            let mut state = devices.state();
+            state.set("example.com/oar", [("left".to_owned(), well)].into());
+            devices.changed(&state);
+        };
+        for _ in 0..9 {
+            list(true);
+        }
+        assert_eq!(devices.writes(), 1);
+        list(false);
+        assert_eq!(devices.writes(), 2);
     }
 }

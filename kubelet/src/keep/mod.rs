@@ -7,6 +7,7 @@
 pub mod record;
 pub mod seal;
 
+use cox_client::Clock;
 use k8s_openapi::api::core::v1::Service;
 pub use record::Record;
 use seal::NodeKey;
@@ -193,8 +194,14 @@ impl Keeper {
         self.lock().handlers.get(class).cloned()
     }
 
+    /// How often a file of a Pod was written or removed.
+    #[must_use]
+    pub fn writes(&self) -> u64 {
+        self.writes.load(Ordering::Relaxed)
+    }
+
     /// Writes what changes until cancelled, and what is left then.
-    pub async fn run(self: Arc<Self>, cancel: CancellationToken) {
+    pub async fn run(self: Arc<Self>, clock: Arc<dyn Clock>, cancel: CancellationToken) {
         loop {
             tokio::select! {
                 // A wake-up that is dropped here is made up for by the last round.
@@ -203,7 +210,7 @@ impl Keeper {
             }
             self.clone().round().await;
             tokio::select! {
-                () = tokio::time::sleep(ROUND_EVERY) => {}
+                () = clock.sleep(ROUND_EVERY) => {}
                 () = cancel.cancelled() => break,
             }
         }

@@ -62,6 +62,7 @@ impl LogKeeper {
                 tokio::task::spawn_blocking(move || rotate(&log, size_max, files_max, now)).await;
             match rotated {
                 Ok(Ok(true)) => {
+                    self.shared.log_rotations.note();
                     self.shared
                         .runtime
                         .reopen_log(&ContainerId(container.id))

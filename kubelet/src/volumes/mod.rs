@@ -32,8 +32,10 @@ pub use mounts::Viewer;
 pub use references::References;
 
 use crate::csi::Csi;
+use crate::files;
 use crate::pod::containers::spec;
 use crate::pod::fields::{NodeAllocatable, PodAddresses};
+use atomic::Written;
 use cox_client::Clock;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
@@ -60,6 +62,8 @@ pub struct Volumes {
     client: kube::Client,
     /// The volumes that stand, by the Pod's uid and their names.
     placed: Mutex<HashMap<String, HashMap<String, Placed>>>,
+    /// Volumes whose files were written anew.
+    writes: Arc<files::Writes>,
     /// When drivers want to be asked again for a Pod's volume.
     republish: Mutex<HashMap<(String, String), Timestamp>>,
 }
@@ -113,8 +117,14 @@ impl Volumes {
             csi,
             client,
             placed: Mutex::default(),
+            writes: Arc::default(),
             republish: Mutex::default(),
         }
+    }
+
+    /// How often the files of volumes were written anew, and notes about volumes of drivers.
+    pub(crate) fn writes(&self) -> (u64, u64) {
+        (self.writes.count(), self.csi.writes.count())
     }
 
     /// The folder that holds everything of a Pod.
@@ -175,6 +185,7 @@ impl Volumes {
         }
         let pod_dir = self.pod_dir(&uid);
         let ownership = Ownership::of(pod);
+        let writes = Arc::clone(&self.writes);
         let written = tokio::task::spawn_blocking(move || {
             put::make_private(&pod_dir).map_err(|error| MountError {
                 volume: String::new(),
@@ -183,8 +194,10 @@ impl Volumes {
             let mut made = HashMap::new();
             for (volume, content, placed) in wanted {
                 let stands = standing.contains(&volume);
-                if let Err(reason) = put::put(content, ownership, stands, now) {
-                    return Err(MountError { volume, reason });
+                match put::put(content, ownership, stands, now) {
+                    Ok(Written::Changed) => writes.note(),
+                    Ok(Written::Unchanged) => {}
+                    Err(reason) => return Err(MountError { volume, reason }),
                 }
                 made.insert(volume, placed);
             }

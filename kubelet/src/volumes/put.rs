@@ -1,5 +1,6 @@
 //! Puts a volume on disk. Each kind is idempotent; data of containers is never written over.
 
+use super::atomic::Written;
 use super::ownership::{self, Ownership};
 use super::payload::Payload;
 use super::{atomic, host_path, system};
@@ -56,7 +57,7 @@ pub(super) fn put(
     ownership: Ownership,
     stands: bool,
     now: Timestamp,
-) -> Result<(), String> {
+) -> Result<Written, String> {
     let text = |error: io::Error| error.to_string();
     match content {
         Content::Files {
@@ -68,10 +69,18 @@ pub(super) fn put(
                     file.mode |= GROUP_READ;
                 }
             }
-            atomic::write(&folder, &payload, ownership.gid, now)
-                .map(drop)
-                .map_err(text)
+            atomic::write(&folder, &payload, ownership.gid, now).map_err(text)
         }
+        other => place(other, ownership, stands).map(|()| Written::Unchanged),
+    }
+}
+
+/// What is a place for files of others.
+fn place(content: Content, ownership: Ownership, stands: bool) -> Result<(), String> {
+    let text = |error: io::Error| error.to_string();
+    match content {
+        // Not a place: its files are ours.
+        Content::Files { .. } => Ok(()),
         Content::Empty { folder, medium } if !stands => empty(&folder, &medium, ownership),
         Content::Empty { .. } | Content::Nothing => Ok(()),
         Content::Host { path, kind } => host_path::prepare(&path, &kind),
@@ -173,7 +182,7 @@ mod tests {
             path: dir.path().join(path),
         };
         let put = |content| put(content, Ownership::default(), false, Timestamp::UNIX_EPOCH);
-        assert_eq!(put(content("")), Ok(()));
+        assert_eq!(put(content("")), Ok(Written::Unchanged));
         assert!(
             put(content("absent"))
                 .unwrap_err()

@@ -59,6 +59,8 @@ pub struct Shared {
     pub node: Informer<Node>,
     /// What is kept of the Pods over a power cut.
     pub keeper: Arc<Keeper>,
+    /// Logs that were rotated.
+    pub(crate) log_rotations: crate::files::Writes,
     /// What `/metrics/probes` shows.
     pub probe_metrics: ProbeMetrics,
 }

@@ -6,6 +6,7 @@
 pub mod cel;
 pub mod codec;
 pub mod convert;
+pub mod cron;
 pub mod custom;
 pub mod defaults;
 pub mod managed;

@@ -58,7 +58,11 @@ pub(crate) async fn run(context: Context) {
 /// The schedule in its zone, or what to tell of it.
 fn schedule_of(cron: &CronJob) -> Result<Schedule, Tell> {
     let spec = cron.spec.clone();
-    let (own_zone, text) = schedule::split_zone(&spec.schedule);
+    let unparseable = |error: String| {
+        let message = format!("unparseable schedule: {:?} : {error}", spec.schedule);
+        Tell::new(EventType::Warning, "UnparseableSchedule", message)
+    };
+    let (own_zone, text) = cox_api::cron::split_zone(&spec.schedule).map_err(unparseable)?;
     let zone = match spec.time_zone.as_deref().or(own_zone) {
         None => zone::local(),
         Some(name) => zone::load(name).ok_or_else(|| {
@@ -66,10 +70,7 @@ fn schedule_of(cron: &CronJob) -> Result<Schedule, Tell> {
             Tell::new(EventType::Warning, "UnknownTimeZone", message)
         })?,
     };
-    Schedule::parse(text, zone).map_err(|error| {
-        let message = format!("unparseable schedule: {:?} : {error}", spec.schedule);
-        Tell::new(EventType::Warning, "UnparseableSchedule", message)
-    })
+    Schedule::parse(text, zone).map_err(unparseable)
 }
 
 impl Controller {

@@ -308,6 +308,32 @@ pub(crate) fn now() -> String {
         .to_string()
 }
 
+/// The node that a pod of a daemon set is pinned to.
+fn pinned_to(pod: &Pod) -> Option<&str> {
+    let affinity = pod.spec.as_ref()?.affinity.as_ref()?;
+    let required = affinity
+        .node_affinity
+        .as_ref()?
+        .required_during_scheduling_ignored_during_execution
+        .as_ref()?;
+    let fields = required
+        .node_selector_terms
+        .first()?
+        .match_fields
+        .as_ref()?;
+    fields.first()?.values.as_ref()?.first().map(String::as_str)
+}
+
+/// Images of this name cannot be pulled: their pods never run.
+fn has_no_image(pod: &Pod) -> bool {
+    let containers = pod.spec.as_ref().map(|spec| &spec.containers);
+    let mut images = containers
+        .into_iter()
+        .flatten()
+        .filter_map(|one| one.image.as_ref());
+    images.any(|image| image == "missing")
+}
+
 async fn act_as_kubelet(client: kube::Client, pod: &Pod) -> Result<(), kube::Error> {
     let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
     let api = Api::<Pod>::namespaced(client, &namespace);
@@ -320,7 +346,8 @@ async fn act_as_kubelet(client: kube::Client, pod: &Pod) -> Result<(), kube::Err
         .as_ref()
         .is_some_and(|spec| spec.node_name.is_none())
     {
-        let target = json!({ "apiVersion": "v1", "kind": "Node", "name": "node-1" });
+        let node = pinned_to(pod).unwrap_or("node-1");
+        let target = json!({ "apiVersion": "v1", "kind": "Node", "name": node });
         let binding = json!({ "apiVersion": "v1", "kind": "Binding", "metadata": { "name": name }, "target": target });
         api.create_subresource::<_, Value>("binding", &name, &PostParams::default(), &binding)
             .await
@@ -331,7 +358,8 @@ async fn act_as_kubelet(client: kube::Client, pod: &Pod) -> Result<(), kube::Err
             .and_then(|status| status.phase.as_deref()),
         // What a test has ended stays ended.
         Some("Running" | "Succeeded" | "Failed")
-    ) {
+    ) || has_no_image(pod)
+    {
         return Ok(());
     } else {
         let ready = json!({ "type": "Ready", "status": "True", "lastTransitionTime": now() });

@@ -234,6 +234,86 @@ async fn a_daemon_set_follows_nodes_updates_and_rolls_back() {
     controllers.stop().await;
 }
 
+/// A rollout of an image that nobody has stops at the first node; rolled back, the pods of the others were never touched.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_set_rolls_back_without_needless_restarts() {
+    let cluster = Cluster::start().await;
+    cluster.run_kubelet().await;
+    cluster.create_node("node-2").await;
+    cluster.create_node("node-3").await;
+    let controllers = cluster.run_controllers(|_| {});
+    create_namespace(&cluster, "work").await;
+    let set = json!({ "metadata": { "name": "d" }, "spec": { "selector": { "matchLabels": { "app": "d" } }, "template": template("d", "Always", "i:1") } });
+    cluster.create::<DaemonSet>("work", set).await;
+    let settled = |sets: &[std::sync::Arc<DaemonSet>]| {
+        sets.iter().any(|set| {
+            let status = set.status.clone().unwrap_or_default();
+            status.observed_generation == set.metadata.generation
+                && (status.number_available, status.updated_number_scheduled) == (Some(3), Some(3))
+        })
+    };
+    cluster
+        .wait_for::<DaemonSet>("a pod on each node", settled)
+        .await;
+    let api = cluster.api::<DaemonSet>("work");
+    let use_image = async |image: &str| {
+        let patch = Patch::Strategic(
+            json!({ "spec": { "template": { "spec": { "containers": [{ "name": "c", "image": image }] } } } }),
+        );
+        api.patch("d", &PatchParams::default(), &patch)
+            .await
+            .unwrap();
+    };
+    use_image("missing").await;
+    let image_of = |pod: &Pod| {
+        pod.spec.as_ref().unwrap().containers[0]
+            .image
+            .clone()
+            .unwrap()
+    };
+    let stopped = |pods: &[std::sync::Arc<Pod>]| {
+        let broken = pods.iter().filter(|pod| image_of(pod) == "missing");
+        let bound = broken.filter(|pod| pod.spec.as_ref().unwrap().node_name.is_some());
+        pods.len() == 3 && bound.count() == 1
+    };
+    cluster
+        .wait_for::<Pod>("the rollout to stop at one node", stopped)
+        .await;
+    // The controller has looked at the broken pod, and goes no further.
+    let counted = |sets: &[std::sync::Arc<DaemonSet>]| {
+        let status = sets.iter().find_map(|set| set.status.clone());
+        status.is_some_and(|status| {
+            (status.updated_number_scheduled, status.number_unavailable) == (Some(1), Some(1))
+        })
+    };
+    cluster
+        .wait_for::<DaemonSet>("the rollout to be counted", counted)
+        .await;
+    let pods = cluster.informers.of::<Pod>();
+    let old = |pods: &[std::sync::Arc<Pod>]| {
+        let mut uids: Vec<String> = pods
+            .iter()
+            .filter(|pod| image_of(pod) == "i:1")
+            .map(|pod| pod.uid().unwrap())
+            .collect();
+        uids.sort();
+        uids
+    };
+    let untouched = old(&pods.list());
+    assert_eq!(untouched.len(), 2, "two nodes keep their pods");
+    use_image("i:1").await;
+    cluster
+        .wait_for::<DaemonSet>("the set to be settled again", settled)
+        .await;
+    let now = old(&pods.list());
+    assert_eq!(now.len(), 3);
+    assert!(
+        untouched.iter().all(|uid| now.contains(uid)),
+        "{untouched:?} are not all in {now:?}"
+    );
+    controllers.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stateful_set_is_made_updated_and_shrunk_in_order() {
     let cluster = Cluster::start().await;

@@ -222,12 +222,12 @@ mod tests {
                 fields.minute.has(at.minute()) && fields.hour.has(at.hour()) && fields.month.has(at.month()) && has_day(&fields, &at)
             };
             let first = start.as_second().div_euclid(60) + 1;
-            let minutes = (first..first + 2 * 24 * 60).map(|minute| Timestamp::from_second(minute * 60).unwrap());
+            let mut minutes = (first..first + 2 * 24 * 60).map(|minute| Timestamp::from_second(minute * 60).unwrap());
             let expected = minutes.clone().find(|at| fits(at));
             let found = schedule.next(start);
             match expected {
                 Some(_) => prop_assert_eq!(found, expected, "{}", text),
-                None => prop_assert!(found.is_none_or(|found| found > minutes.last().unwrap()), "{} {:?}", text, found),
+                None => prop_assert!(found.is_none_or(|found| found > minutes.next_back().unwrap()), "{} {:?}", text, found),
             }
         }
     }

@@ -12,7 +12,7 @@ use cox_kubelet::ServingPair;
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::cli::AgentArgs;
+use crate::cli::{AgentArgs, AgentPart};
 use crate::components::Components;
 use crate::console::Console;
 use crate::join::{self, JoinToken, Wanted};
@@ -57,6 +57,7 @@ pub(crate) async fn run(mut args: AgentArgs) -> Result<()> {
         }
     };
     node::run_network(&paths, &args.node, &identity, &mut components)?;
+    run_gateway(&args, &identity, &mut components)?;
     let kubelet = node::run_kubelet(&paths, &args.node, identity, cluster_dns, &mut components)?;
     let renew = renewal::keep_client(name.clone(), access, replaceable, kept, cancel.clone());
     components.spawn("client certificate", async move {
@@ -83,6 +84,24 @@ pub(crate) async fn run(mut args: AgentArgs) -> Result<()> {
     components.stop().await;
     runtime.stop().await;
     outcome
+}
+
+/// The way in for requests from outside, where it is asked for. The node acts as itself: its user has to be let.
+fn run_gateway(args: &AgentArgs, identity: &Identity, components: &mut Components) -> Result<()> {
+    let client = identity.client.clone();
+    if args.enable.is_empty() {
+        return node::retire_gateway(&args.node, client, components);
+    }
+    let gateway_api = args.enable.contains(&AgentPart::GatewayApi);
+    let informers = identity.informers.clone();
+    node::run_gateway(
+        &args.node,
+        gateway_api,
+        false,
+        client,
+        informers,
+        components,
+    )
 }
 
 /// How the node reaches the API server: as it did before, by what the flags say, or by joining now.

@@ -268,6 +268,15 @@ pub(crate) enum Part {
     GatewayApi,
 }
 
+/// What a node that joins can do beside running Pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum AgentPart {
+    /// Take requests from outside for Ingresses; its user needs ClusterRole coxswain:gateway
+    Ingress,
+    /// The same for the Gateway API too
+    GatewayApi,
+}
+
 /// Which addresses Pods have.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct RangeArgs {
@@ -531,6 +540,9 @@ pub(crate) struct AgentArgs {
     /// The node's credentials: a kubeconfig made on the control plane with `cox kubeconfig --node NAME`
     #[arg(long, value_name = "FILE")]
     pub(crate) kubeconfig: Option<PathBuf>,
+    /// Take requests from outside on this node; its user has to be let by a ClusterRoleBinding to coxswain:gateway
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PART")]
+    pub(crate) enable: Vec<AgentPart>,
     #[command(flatten)]
     pub(crate) common: CommonArgs,
     #[command(flatten)]

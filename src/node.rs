@@ -255,6 +255,7 @@ pub(crate) fn run_network(
 pub(crate) fn run_gateway(
     node: &NodeArgs,
     gateway_api: bool,
+    activator: bool,
     client: kube::Client,
     informers: Informers,
     components: &mut Components,
@@ -270,6 +271,7 @@ pub(crate) fn run_gateway(
         node_name: node_name(node)?,
         node_ip: node.node_ip,
         gateway_api,
+        activator,
         activator_ip: Some(node.node_ip).filter(|ip| !ip.is_loopback()).or(base),
         http: choice(node.ingress_http_port),
         https: choice(node.ingress_https_port),
@@ -282,6 +284,22 @@ pub(crate) fn run_gateway(
     let run = cox_gateway::run(config, deps, components.cancellation());
     components.spawn("gateway", async move {
         run.await;
+        Ok(())
+    });
+    Ok(())
+}
+
+/// A node that took requests from outside in an earlier start and does not now.
+pub(crate) fn retire_gateway(
+    node: &NodeArgs,
+    client: kube::Client,
+    components: &mut Components,
+) -> Result<()> {
+    let retiring = cox_gateway::retire(client, node_name(node)?);
+    let cancel = components.cancellation();
+    components.spawn("gateway", async move {
+        cancel.run_until_cancelled(retiring).await;
+        cancel.cancelled().await;
         Ok(())
     });
     Ok(())

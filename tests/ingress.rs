@@ -6,7 +6,7 @@
 )]
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use cox_testkit::linux::{Network, can_make_networks};
 use cox_testkit::{Cluster, Output, eventually};
@@ -569,7 +569,7 @@ struct Ended(std::process::Child);
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        self.0.kill().ok();
+        cox_testkit::cluster::signal(self.0.id(), "TERM");
         self.0.wait().ok();
     }
 }
@@ -616,6 +616,152 @@ fn mere_names_lead_to_services_and_out_of_the_cluster() {
         get(port, "/here"),
         "No endpoint of Service default/here answers.\n502\n"
     );
+}
+
+const FRONT: &str = r#"
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: all}
+spec: {ingressClassName: coxswain, defaultBackend: {service: {name: http, port: {name: web}}}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: front}
+spec:
+  gatewayClassName: coxswain
+  listeners: [{name: web, port: 8099, protocol: HTTP}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: front}
+spec:
+  parentRefs: [{name: front}]
+  rules:
+  - backendRefs: [{name: http, port: 80}]
+"#;
+
+/// A part of the program beside `cox up`, once it is ready; ends with the test.
+fn start(cluster: &Cluster, subcommand: &str, args: &[&str]) -> Ended {
+    let log = std::fs::File::create(cluster.scratch().join("out")).unwrap();
+    let mut command = cluster.command(subcommand);
+    let command = command.args(args).stdin(Stdio::null());
+    let child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn();
+    let process = Ended(child.unwrap());
+    eventually("the process to be ready", || {
+        let printed = cluster.printed();
+        match printed.contains(" is ready") {
+            true => Ok(()),
+            false => Err(printed),
+        }
+    });
+    process
+}
+
+#[test]
+fn joined_nodes_take_requests_too() {
+    if !can_make_networks("joined_nodes_take_requests_too") {
+        return;
+    }
+    let switch = Network::new();
+    let machine = |address: &str| {
+        let network = Network::new();
+        network.plug_into(&switch, address);
+        Cluster::prepare(COX, &[]).in_network(network)
+    };
+    let server = machine("192.0.2.1/24");
+    let nodes = [("a", "192.0.2.11"), ("b", "192.0.2.12")];
+    let agents = nodes.map(|(_, ip)| machine(&format!("{ip}/24")));
+    let _control_plane = start(&server, "server", &["--port", "0", "--bind", "192.0.2.1"]);
+    let line = Output::of(&mut server.command("token")).ok();
+    let joining: Vec<&str> = line.split_whitespace().skip(2).collect();
+    let mut running = Vec::new();
+    for ((name, ip), agent) in nodes.iter().zip(&agents) {
+        let own = [
+            "--node-name",
+            name,
+            "--node-ip",
+            ip,
+            "--enable",
+            "gateway-api",
+        ];
+        let alone = ["--containerd-socket", "/nonexistent/c.sock"];
+        running.push(start(
+            agent,
+            "agent",
+            &[&joining[..], &own, &alone].concat(),
+        ));
+        server.wait("condition=Ready", &format!("node/{name}"));
+        Output::of(agent.command("image load").arg("examples/http/http.wasm")).ok();
+    }
+    eventually("a node that was not let to say so", || {
+        let printed = agents[0].printed();
+        match printed.contains("bind its user to ClusterRole coxswain:gateway") {
+            true => Ok(()),
+            false => Err(printed),
+        }
+    });
+    let users = ["--user=system:node:a", "--user=system:node:b"];
+    let bind = [
+        "create",
+        "clusterrolebinding",
+        "gateways",
+        "--clusterrole=coxswain:gateway",
+    ];
+    server.kubectl(&[&bind[..], &users].concat()).ok();
+    gateway_api_is_served(&server);
+    server
+        .kubectl(&["apply", "-f", "examples/http/http.yaml"])
+        .ok();
+    server.apply(FRONT).ok();
+    let told = |expected: &[&str]| {
+        eventually("both statuses to name the gateways", || {
+            let addresses = |object: &str, place: &str, field: &str| -> Vec<String> {
+                let status = server.json(&["get", object]);
+                let all = status.pointer(place).and_then(Value::as_array).cloned();
+                let all = all.unwrap_or_default();
+                all.iter()
+                    .filter_map(|one| Some(one[field].as_str()?.to_owned()))
+                    .collect()
+            };
+            let ingress = addresses("ingress/all", "/status/loadBalancer/ingress", "ip");
+            let gateway = addresses("gateway/front", "/status/addresses", "value");
+            match ingress == expected && gateway == expected {
+                true => Ok(()),
+                false => Err(format!("{ingress:?} {gateway:?}")),
+            }
+        });
+    };
+    told(&["192.0.2.11", "192.0.2.12"]);
+    let ask = |url: &str| {
+        eventually("an answer at a node", || {
+            let mut curl = server.inside(Path::new("curl"));
+            let answer = Output::of(curl.args(["-sS", "--max-time", "20", url]));
+            match answer.stdout.starts_with("Hello from http-") {
+                true => Ok(()),
+                false => Err(format!("{url}: {}{}", answer.stdout, answer.stderr)),
+            }
+        });
+    };
+    for (_, ip) in nodes {
+        ask(&format!("http://{ip}/"));
+        ask(&format!("http://{ip}:8099/"));
+    }
+    // Settled: neither takes back what the other says.
+    let version = || {
+        let version =
+            |object: &str| server.json(&["get", object])["metadata"]["resourceVersion"].clone();
+        (version("ingress/all"), version("gateway/front"))
+    };
+    let before = version();
+    for _ in 0..20 {
+        ask("http://192.0.2.11/");
+    }
+    assert_eq!(version(), before);
+    // The first, which spoke for both, is gone.
+    drop(running.remove(0));
+    server.kubectl(&["delete", "node", "a"]).ok();
+    told(&["192.0.2.12"]);
+    ask("http://192.0.2.12/");
 }
 
 #[test]

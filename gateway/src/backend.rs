@@ -229,11 +229,25 @@ impl Backend {
 /// All backends that some table names.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
+    /// Whether the door of a Service that sleeps is an endpoint like others: somebody else wakes it.
+    through_doors: bool,
     backends: Mutex<HashMap<BackendKey, Weak<Backend>>>,
     services: Mutex<HashMap<ServiceKey, Weak<ServiceState>>>,
 }
 
 impl Registry {
+    pub(crate) fn new(through_doors: bool) -> Self {
+        Self {
+            through_doors,
+            ..Self::default()
+        }
+    }
+
+    /// Makes known for how long nobody has to ask a Service until it may sleep.
+    pub(crate) fn set_sleeps_after(&self, service: &ServiceState, millis: u64) {
+        service.set_sleeps_after(if self.through_doors { 0 } else { millis });
+    }
+
     /// The backend of a key; a new one has no endpoints until the next [`Registry::refresh`].
     pub(crate) fn backend(&self, key: &BackendKey) -> Arc<Backend> {
         let mut backends = self.backends.lock();
@@ -274,7 +288,8 @@ impl Registry {
             backends.values().filter_map(Weak::upgrade).collect()
         };
         for backend in alive {
-            let slices = slices_of(&backend.key.service);
+            let mut slices = slices_of(&backend.key.service);
+            slices.retain(|slice| self.through_doors || !is_activator(slice));
             let found: Arc<[SocketAddr]> =
                 endpoints(&slices, &backend.key.port, !backend.service.may_sleep()).into();
             backend.endpoints.send_if_modified(|known| {
@@ -307,10 +322,7 @@ pub(crate) fn endpoints(
 ) -> Vec<SocketAddr> {
     let of = |family: &str, fits: &dyn Fn(&Endpoint) -> bool| -> Vec<SocketAddr> {
         let mut all = Vec::new();
-        for slice in slices
-            .iter()
-            .filter(|slice| slice.address_type == family && !is_activator(slice))
-        {
+        for slice in slices.iter().filter(|slice| slice.address_type == family) {
             let named = slice.ports.iter().flatten().find(|one| {
                 one.name.as_deref().unwrap_or_default() == port
                     && one.protocol.as_deref().unwrap_or("TCP") == "TCP"
@@ -407,15 +419,9 @@ mod tests {
             ),
             (
                 "not while one is ready",
-                &[slice("IPv4", "c", ending), slice("IPv4", "c", up.clone())],
+                &[slice("IPv4", "c", ending), slice("IPv4", "c", up)],
                 "web",
                 "10.0.0.1:8080 10.0.0.2:8080",
-            ),
-            (
-                "ourselves we do not ask",
-                &[slice("IPv4", ACTIVATOR, up)],
-                "web",
-                "",
             ),
             (
                 "the other family",
@@ -437,6 +443,24 @@ mod tests {
         let ending = json!([{"addresses": ["10.0.0.4"],
             "conditions": {"ready": false, "serving": true, "terminating": true}}]);
         assert!(endpoints(&[slice("IPv4", "c", ending)], "web", false).is_empty());
+    }
+
+    #[test]
+    fn the_door_of_one_that_sleeps_is_asked_by_others_only() {
+        let up = json!([{"addresses": ["10.0.0.1"]}]);
+        for (through_doors, expected) in [(false, 0), (true, 1)] {
+            let registry = Registry::new(through_doors);
+            let backend = registry.backend(&BackendKey {
+                service: ServiceKey::new("default", "web"),
+                port: "web".into(),
+                protocol: Protocol::Http,
+                outside: None,
+            });
+            registry.set_sleeps_after(&backend.service, 1000);
+            registry.refresh(|_| vec![slice("IPv4", ACTIVATOR, up.clone())]);
+            assert_eq!(backend.endpoints().len(), expected);
+            assert_eq!(backend.service.may_sleep(), !through_doors);
+        }
     }
 
     #[test]

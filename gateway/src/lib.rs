@@ -13,6 +13,7 @@ mod backend;
 mod data;
 mod gateway_api;
 mod ingress;
+mod peers;
 mod resolve;
 mod sync;
 mod table;
@@ -25,6 +26,7 @@ use cox_client::{Clock, Informers};
 use tokio_util::sync::CancellationToken;
 
 pub use data::ports::Choice;
+pub use peers::retire;
 
 /// What the gateway of a node is told.
 #[derive(Clone, Debug)]
@@ -39,6 +41,8 @@ pub struct Config {
     pub https: Choice,
     /// Whether the Gateway API is served: its definitions are made where the cluster has none.
     pub gateway_api: bool,
+    /// Whether Services are put to sleep and woken here. One gateway of a cluster does that, the others ask at its door.
+    pub activator: bool,
     /// Where connections to the addresses of Services that sleep are taken; Pods have to reach it, and EndpointSlices may hold it.
     pub activator_ip: Option<IpAddr>,
 }

@@ -118,9 +118,8 @@ impl Resolver<'_> {
             protocol: protocol(Protocol::of_port(found)),
             outside: None,
         });
-        backend
-            .service
-            .set_sleeps_after(sleeps_after(&service).unwrap_or(0));
+        let after = sleeps_after(&service).unwrap_or(0);
+        self.registry.set_sleeps_after(&backend.service, after);
         Ok(Target::Backend(backend))
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use cox_client::events::{EventType, Recorder};
 use cox_client::{Cached, Change, Informer, Subscription};
-use k8s_openapi::api::core::v1::{Secret, Service};
+use k8s_openapi::api::core::v1::{Node, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use kube::Api;
@@ -26,6 +26,7 @@ use crate::data::activation::Wake;
 use crate::data::ports::{self, Ports};
 use crate::gateway_api::{GatewayApi, Served, by_age};
 use crate::ingress::{class, compile, status};
+use crate::peers::{self, Peers};
 use crate::resolve::{Certificates, Named, Problem, Resolver, sleeps_after};
 use crate::table::{Port, Table};
 use crate::{Config, Deps};
@@ -34,6 +35,8 @@ use crate::{Config, Deps};
 const SYNC_PAUSE: Duration = Duration::from_millis(5);
 /// After something could not be written or opened.
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
+/// What a node that joined needs to be bound to.
+const ROLE: &str = "coxswain:gateway";
 /// Between attempts to read and write what is needed at the start.
 const START_PAUSE: Duration = Duration::from_millis(250);
 
@@ -43,6 +46,7 @@ struct Always {
     ingresses: Informer<Ingress>,
     classes: Informer<IngressClass>,
     services: Informer<Service>,
+    nodes: Informer<Node>,
 }
 
 /// What is watched once something is served.
@@ -85,6 +89,9 @@ pub(crate) struct Syncing {
     certificates: Certificates,
     events: Recorder,
     always: Always,
+    peers: Peers,
+    /// Whether this node could not be marked yet.
+    unmarked: bool,
     serving: Option<Serving>,
     gateways: Option<GatewayApi>,
     activator: Option<Activator>,
@@ -118,12 +125,14 @@ impl Syncing {
                 ingresses: deps.informers.of(),
                 classes: deps.informers.of(),
                 services: deps.informers.of(),
+                nodes: deps.informers.of(),
             },
+            peers: Peers::new(&config.node_name),
+            unmarked: false,
             ports: Ports::new(told, Arc::clone(&plane), cancel),
             deps,
-            config,
             plane,
-            registry: Registry::default(),
+            registry: Registry::new(!config.activator),
             certificates: Certificates::default(),
             events,
             serving: None,
@@ -135,26 +144,16 @@ impl Syncing {
             named: Named::default(),
             closed: BTreeMap::new(),
             said: HashSet::new(),
+            config,
         }
     }
 
     pub(crate) async fn run(mut self) {
-        while let Err(error) = class::ensure(&self.deps.client).await {
-            tracing::debug!(%error, "The class of Ingresses cannot be made yet");
-            tokio::time::sleep(START_PAUSE).await;
-        }
-        self.left = loop {
-            match slices::left(&self.deps.client, &self.config.node_name).await {
-                Ok(left) => break left,
-                Err(error) => {
-                    tracing::debug!(%error, "Slices of an earlier start cannot be read yet")
-                }
-            }
-            tokio::time::sleep(START_PAUSE).await;
-        };
+        self.prepare().await;
         let mut ingresses = self.always.ingresses.subscribe();
         let mut classes = self.always.classes.subscribe();
         let mut services = self.always.services.subscribe();
+        let mut nodes = self.always.nodes.subscribe();
         let mut retry = false;
         let (client, clock) = (self.deps.client.clone(), Arc::clone(&self.deps.clock));
         let starting = GatewayApi::start(client, self.deps.informers.clone(), clock);
@@ -170,12 +169,19 @@ impl Syncing {
                 },
                 Some(_) = classes.next() => due.table = true,
                 Some(change) = services.next() => due = self.after_service(&change),
+                Some(_) = nodes.next() => {
+                    while nodes.try_next().is_some() {}
+                    due.table = self.after_nodes().await;
+                }
                 started = &mut starting, if self.config.gateway_api && self.gateways.is_none() => {
                     self.gateways = Some(started);
                 }
                 () = of_gateways(self.gateways.as_mut()) => due.table = true,
                 more = further(self.serving.as_mut(), &self.named) => due = more,
-                () = tokio::time::sleep(RETRY_PAUSE), if retry => due.table = true,
+                () = tokio::time::sleep(RETRY_PAUSE), if retry || self.unmarked => {
+                    self.after_nodes().await;
+                    due.table = true;
+                }
             }
             while ingresses.try_next().is_some() || classes.try_next().is_some() {
                 due.table = true;
@@ -202,6 +208,39 @@ impl Syncing {
         }
     }
 
+    /// Makes and reads what the loop begins with.
+    async fn prepare(&mut self) {
+        let mut warned = false;
+        while let Err(error) = class::ensure(&self.deps.client).await {
+            let forbidden = matches!(&error, kube::Error::Api(status) if status.code == 403);
+            if forbidden && !warned {
+                warned = true;
+                tracing::warn!(%error, "This node takes no requests from outside until it is let: bind its user to ClusterRole {ROLE}");
+            }
+            tracing::debug!(%error, "The class of Ingresses cannot be made yet");
+            tokio::time::sleep(if forbidden { RETRY_PAUSE } else { START_PAUSE }).await;
+        }
+        if !self.config.activator {
+            return;
+        }
+        self.left = loop {
+            match slices::left(&self.deps.client, &self.config.node_name).await {
+                Ok(left) => break left,
+                Err(error) => {
+                    tracing::debug!(%error, "Slices of an earlier start cannot be read yet")
+                }
+            }
+            tokio::time::sleep(START_PAUSE).await;
+        };
+    }
+
+    /// Whether other gateways are there than before; this one is made known.
+    async fn after_nodes(&mut self) -> bool {
+        let nodes = self.always.nodes.list();
+        self.unmarked = peers::mark(&self.deps.client, &self.config.node_name, &nodes).await;
+        self.peers.read(&nodes)
+    }
+
     /// Takes what else has changed meanwhile.
     fn drain(&mut self, due: &mut Due) {
         let Some(serving) = &mut self.serving else {
@@ -221,7 +260,7 @@ impl Syncing {
         let mut ingresses = self.always.ingresses.list();
         ingresses.retain(|ingress| class::is_ours(ingress, &classes));
         let mut failed = false;
-        if let Some(default) = class::default_due(&classes) {
+        if let Some(default) = class::default_due(&classes).filter(|_| self.peers.speaks()) {
             failed |= class::set_default(&self.deps.client, default)
                 .await
                 .is_err();
@@ -254,7 +293,9 @@ impl Syncing {
             })
         });
         self.closed = closed.iter().cloned().collect();
-        self.say(problems.into_iter().chain(closed_reasons).collect());
+        let problems = problems.into_iter().filter(|_| self.peers.speaks());
+        let problems = problems.chain(closed_reasons).collect();
+        self.say(problems);
         failed |= !closed.is_empty();
         failed |= self.write_status(&ingresses).await;
         failed |= self.write_gateways().await;
@@ -282,7 +323,7 @@ impl Syncing {
         };
         Due {
             table: concerns(change, &self.named),
-            sleepers,
+            sleepers: sleepers && self.config.activator,
             endpoints: false,
         }
     }
@@ -361,12 +402,12 @@ impl Syncing {
     }
 
     async fn write_gateways(&self) -> bool {
-        let Some(gateways) = &self.gateways else {
+        let Some(gateways) = self.gateways.as_ref().filter(|_| self.peers.speaks()) else {
             return false;
         };
         let open = self.plane.open.borrow().clone();
         let served = Served {
-            ip: self.config.node_ip,
+            ips: self.peers.ips(self.config.node_ip),
             open: &open,
             closed: &self.closed,
         };
@@ -411,8 +452,11 @@ impl Syncing {
         let open = self.plane.open.borrow().clone();
         let mut failed = false;
         for ingress in ingresses {
-            let wished = status::wished(self.config.node_ip, &open, compile::has_tls(ingress));
-            if wished == status::present(ingress) {
+            let ip = self.config.node_ip;
+            let own = status::wished(ip, &open, compile::has_tls(ingress));
+            let present = status::present(ingress);
+            let wished = status::merged(&present, ip, own, &self.peers);
+            if wished == present {
                 continue;
             }
             let meta = &ingress.metadata;

@@ -103,12 +103,13 @@ pub(crate) async fn run(args: UpArgs) -> Result<()> {
 fn run_gateway(args: &UpArgs, plane: &ControlPlane, components: &mut Components) -> Result<()> {
     let has = |part: Part| !args.listen.disable.contains(&part);
     if !has(Part::Ingress) {
-        return Ok(());
+        return node::retire_gateway(&args.node, plane.gateway(), components);
     }
     let (client, informers) = (plane.gateway(), plane.informers());
     node::run_gateway(
         &args.node,
         has(Part::GatewayApi),
+        true,
         client,
         informers,
         components,

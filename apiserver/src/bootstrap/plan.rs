@@ -90,6 +90,12 @@ pub fn plan(snapshot: &Snapshot, settings: &Settings) -> Vec<Write> {
         node_proxies(),
         add_subjects,
     ));
+    writes.extend(reconcile(
+        snapshot,
+        Place::new(RBAC, "clusterroles"),
+        gateways(),
+        add_rules,
+    ));
     writes.extend(plan_classes(snapshot, settings));
     writes.extend(plan_flow_control(snapshot));
     writes.extend(current(
@@ -348,6 +354,30 @@ fn node_proxies() -> Value {
             "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"}},
         "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": "system:node-proxier"},
         "subjects": [{"apiGroup": RBAC, "kind": "Group", "name": "system:nodes"}],
+    })
+}
+
+/// What a node needs that takes requests from outside. Nobody has it unless its user is bound to it: it reads all Secrets.
+fn gateways() -> Value {
+    const GROUP: &str = "gateway.networking.k8s.io";
+    let rule = |groups: &[&str], resources: &[&str], verbs: &[&str]| json!({"apiGroups": groups, "resources": resources, "verbs": verbs});
+    let read = ["get", "list", "watch"];
+    json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+        "metadata": {"name": "coxswain:gateway", "annotations": {AUTOUPDATE: "true"},
+            "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"}},
+        "rules": [
+            rule(&[""], &["namespaces", "nodes", "secrets", "services"], &read),
+            rule(&["discovery.k8s.io"], &["endpointslices"], &read),
+            rule(&["networking.k8s.io"], &["ingresses", "ingressclasses"], &read),
+            rule(&["networking.k8s.io"], &["ingressclasses"], &["create", "patch"]),
+            rule(&["networking.k8s.io"], &["ingresses/status"], &["patch"]),
+            rule(&[GROUP], &["*"], &read),
+            rule(&[GROUP], &["gatewayclasses"], &["create"]),
+            rule(&[GROUP], &["gatewayclasses/status", "gateways/status", "grpcroutes/status", "httproutes/status"], &["patch"]),
+            rule(&["apiextensions.k8s.io"], &["customresourcedefinitions"], &["create", "get"]),
+            rule(&["", "events.k8s.io"], &["events"], &["create", "patch"]),
+        ],
     })
 }
 

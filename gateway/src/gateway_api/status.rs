@@ -15,7 +15,7 @@ use crate::table::Port;
 /// Where requests are taken.
 #[derive(Debug)]
 pub(crate) struct Served<'a> {
-    pub(crate) ip: IpAddr,
+    pub(crate) ips: Vec<IpAddr>,
     pub(crate) open: &'a BTreeMap<Port, SocketAddr>,
     /// Ports that cannot be opened, and why.
     pub(crate) closed: &'a BTreeMap<Port, String>,
@@ -85,8 +85,12 @@ pub(super) fn gateway(
         true => Condition::holds("Programmed", "Programmed"),
         false => Condition::fails("Programmed", "Invalid", "No listener is served."),
     };
+    let taken_at = served.ips.iter().filter(|_| some);
+    let addresses: Vec<Value> = taken_at
+        .map(|ip| json!({"type": "IPAddress", "value": ip}))
+        .collect();
     json!({
-        "addresses": if some { json!([{"type": "IPAddress", "value": served.ip}]) } else { json!([]) },
+        "addresses": addresses,
         "conditions": render(&[accepted, ready], &gateway.status["conditions"], at, now),
         "listeners": rendered,
     })
@@ -160,7 +164,7 @@ mod tests {
             "port 443 of the node cannot be opened".to_owned(),
         )]);
         let served = Served {
-            ip: [127, 0, 0, 1].into(),
+            ips: vec![[127, 0, 0, 1].into()],
             open: &open,
             closed: &closed,
         };

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use k8s_openapi::api::networking::v1::Ingress;
 use serde_json::{Value, json};
 
+use crate::peers::Peers;
 use crate::table::Port;
 
 /// The status as it has to be.
@@ -26,6 +27,21 @@ pub(crate) fn wished(ip: IpAddr, open: &BTreeMap<Port, SocketAddr>, tls: bool) -
     }
 }
 
+/// What all gateways say together, as this one knows it: its own, and what those said that are still there.
+pub(crate) fn merged(present: &Value, ip: IpAddr, own: Value, peers: &Peers) -> Value {
+    let of_others = |entry: &&Value| {
+        let said = entry["ip"].as_str().and_then(|text| text.parse().ok());
+        said.is_some_and(|said: IpAddr| said != ip && peers.keeps(said))
+    };
+    let others = present.as_array().into_iter().flatten().filter(of_others);
+    let mut all: Vec<Value> = others.cloned().collect();
+    if let (true, Value::Array(own)) = (peers.counts(), own) {
+        all.extend(own);
+    }
+    all.sort_by_key(|entry| entry["ip"].as_str().map(str::to_owned));
+    json!(all)
+}
+
 /// The status as it is.
 pub(crate) fn present(ingress: &Ingress) -> Value {
     let balancer = ingress
@@ -39,6 +55,26 @@ pub(crate) fn present(ingress: &Ingress) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_gateway_says_its_own() {
+        let entry = |ip: &str| json!({"ip": ip, "ports": [{"port": 80, "protocol": "TCP"}]});
+        let node = |name: &str, ip: &str| {
+            let node = json!({"metadata": {"name": name, "labels": {"coxswain.dev/gateway": "true"}}, "status": {
+                "conditions": [{"type": "Ready", "status": "True"}], "addresses": [{"type": "InternalIP", "address": ip}]}});
+            std::sync::Arc::new(serde_json::from_value(node).unwrap())
+        };
+        let mut peers = Peers::new("b");
+        peers.read(&[node("a", "192.0.2.1"), node("b", "192.0.2.2")]);
+        let own: IpAddr = "192.0.2.2".parse().unwrap();
+        let present = json!([entry("192.0.2.1"), entry("192.0.2.9"), {"hostname": "old.example"}]);
+        let first = merged(&present, own, json!([entry("192.0.2.2")]), &peers);
+        assert_eq!(first, json!([entry("192.0.2.1"), entry("192.0.2.2")]));
+        let again = merged(&first, own, json!([entry("192.0.2.2")]), &peers);
+        assert_eq!(again, first, "settled");
+        let closed = merged(&first, own, json!([]), &peers);
+        assert_eq!(closed, json!([entry("192.0.2.1")]));
+    }
 
     #[test]
     fn where_requests_are_taken() {

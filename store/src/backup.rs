@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::flat::{Reader, put_object};
 use crate::object::{Attrs, Indexer, Object, ObjectKey, Revision, Sealer};
 use crate::persist::sled::Sled;
 use crate::persist::{Change, OpenError, Persist as _, PersistError};
@@ -17,6 +18,7 @@ use crate::state::{Snapshot, State};
 const MAGIC: &[u8] = b"coxswain backup 1\n";
 /// Stands where the length of another object's resource would.
 const END: u32 = u32::MAX;
+const CUT: BackupError = BackupError::Damaged("it is cut, or a key is not text");
 /// Bytes of objects written at a time.
 const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// A restored store goes on from here after the backup's revision: what was written after the backup and is lost now may have
@@ -79,25 +81,6 @@ pub fn encode(snapshot: &Snapshot, sealer: &dyn Sealer) -> Vec<u8> {
     bytes
 }
 
-fn put_object(bytes: &mut Vec<u8>, object: &Object, kept: &[u8]) {
-    let len = |len: usize| {
-        u32::try_from(len)
-            .expect("an object is far smaller than 4 GiB")
-            .to_le_bytes()
-    };
-    for part in [
-        object.key.resource.as_bytes(),
-        object.key.path.as_bytes(),
-        kept,
-    ] {
-        bytes.extend_from_slice(&len(part.len()));
-        bytes.extend_from_slice(part);
-    }
-    bytes.extend_from_slice(&object.revision.0.to_le_bytes());
-    bytes.extend_from_slice(&object.created.0.to_le_bytes());
-    bytes.extend_from_slice(&len(object.revision_at));
-}
-
 /// The objects of a backup.
 #[derive(Debug)]
 struct Decoded {
@@ -109,9 +92,7 @@ fn decode(bytes: &[u8], sealer: &dyn Sealer) -> Result<Decoded, BackupError> {
     let body = bytes
         .strip_prefix(MAGIC)
         .ok_or(BackupError::Damaged("it does not begin as one"))?;
-    let (all, checksum) = bytes
-        .split_last_chunk()
-        .ok_or(BackupError::Damaged("it is cut"))?;
+    let (all, checksum) = bytes.split_last_chunk().ok_or(CUT)?;
     if crc32fast::hash(all).to_le_bytes() != *checksum {
         return Err(BackupError::Damaged(
             "its checksum is another, as of a file that was cut or changed",
@@ -120,74 +101,37 @@ fn decode(bytes: &[u8], sealer: &dyn Sealer) -> Result<Decoded, BackupError> {
     let mut reader = Reader(&body[..body.len() - checksum.len()]);
     let mut objects = Vec::new();
     loop {
-        let len = reader.u32()?;
+        let len = reader.u32().ok_or(CUT)?;
         if len == END {
             break;
         }
-        objects.push(reader.object(len, sealer)?);
+        let object = reader.object_of(len).ok_or(CUT)?;
+        objects.push(unsealed(object, sealer)?);
     }
-    let (count, revision) = (reader.u64()?, Revision(reader.u64()?));
+    let (count, revision) = (reader.u64().ok_or(CUT)?, Revision(reader.u64().ok_or(CUT)?));
     if count != objects.len() as u64 || !reader.0.is_empty() {
         return Err(BackupError::Damaged("it does not hold what it says"));
     }
     Ok(Decoded { revision, objects })
 }
 
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn bytes(&mut self, len: usize) -> Result<&'a [u8], BackupError> {
-        let cut = self.0.split_at_checked(len);
-        let (taken, rest) = cut.ok_or(BackupError::Damaged("it is cut"))?;
-        self.0 = rest;
-        Ok(taken)
+/// The object as it was before it was sealed.
+fn unsealed(mut object: Object, sealer: &dyn Sealer) -> Result<Object, BackupError> {
+    let plain = sealer
+        .unseal(&object.key, &object.json)
+        .map_err(|reason| OpenError::Value {
+            key: object.key.to_string(),
+            reason,
+        })?;
+    if let Some(plain) = plain {
+        object.json = Bytes::from(plain);
     }
-
-    fn u32(&mut self) -> Result<u32, BackupError> {
-        let bytes = self.bytes(4)?.try_into().expect("four bytes");
-        Ok(u32::from_le_bytes(bytes))
+    if object.revision_at > object.json.len() {
+        return Err(BackupError::Damaged(
+            "an object has no place for its revision",
+        ));
     }
-
-    fn u64(&mut self) -> Result<u64, BackupError> {
-        let bytes = self.bytes(8)?.try_into().expect("eight bytes");
-        Ok(u64::from_le_bytes(bytes))
-    }
-
-    fn text(&mut self, len: u32) -> Result<&'a str, BackupError> {
-        std::str::from_utf8(self.bytes(len as usize)?)
-            .map_err(|_| BackupError::Damaged("a key is not text"))
-    }
-
-    fn object(&mut self, resource_len: u32, sealer: &dyn Sealer) -> Result<Object, BackupError> {
-        let resource = self.text(resource_len)?;
-        let len = self.u32()?;
-        let path = self.text(len)?;
-        let key = ObjectKey::new(resource, path);
-        let len = self.u32()?;
-        let kept = self.bytes(len as usize)?;
-        let plain = sealer
-            .unseal(&key, kept)
-            .map_err(|reason| OpenError::Value {
-                key: key.to_string(),
-                reason,
-            })?;
-        let json = plain.map_or_else(|| Bytes::copy_from_slice(kept), Bytes::from);
-        let (revision, created) = (Revision(self.u64()?), Revision(self.u64()?));
-        let revision_at = self.u32()? as usize;
-        if revision_at > json.len() {
-            return Err(BackupError::Damaged(
-                "an object has no place for its revision",
-            ));
-        }
-        Ok(Object {
-            key,
-            json,
-            revision,
-            created,
-            revision_at,
-            attrs: Attrs::default(),
-        })
-    }
+    Ok(object)
 }
 
 /// Selectors are not looked at here.

@@ -14,6 +14,7 @@
 
 pub mod backup;
 mod etcd;
+mod flat;
 mod mutation;
 mod object;
 mod persist;

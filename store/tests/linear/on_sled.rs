@@ -130,7 +130,7 @@ fn judge(
     close(store);
 }
 
-/// What a torn end of the file does: nothing is lost, or the store says that it is damaged.
+/// What a torn end of one of its files does: nothing is lost, or the store says that it is damaged.
 fn tear(
     dir: &Path,
     random: &mut Random,
@@ -144,8 +144,11 @@ fn tear(
             std::fs::copy(entry.path(), copy.path().join(entry.file_name())).expect("a copy");
         }
     }
-    let path = copy.path().join("db");
-    let mut bytes = std::fs::read(&path).expect("a database");
+    let files = ["db", "journal-0", "journal-1"];
+    let path = copy
+        .path()
+        .join(files[usize::try_from(random.below(3)).expect("small")]);
+    let mut bytes = std::fs::read(&path).expect("a file of the store");
     let end = bytes
         .iter()
         .rposition(|byte| *byte != 0)
@@ -188,13 +191,13 @@ pub fn histories_are_linear_whenever_the_process_is_killed() {
         let kill_after = 1 + random.below(600);
         let record = run_and_kill(&dir, group, seed.wrapping_add(group * 1000), kill_after);
         acknowledged += record.acknowledged;
-        judge(&dir, group, record, &mut settled, seed);
         if random.below(4) == 0 {
             match tear(&dir, &mut random, seed, &settled) {
                 "named" => named += 1,
                 _ => harmless += 1,
             }
         }
+        judge(&dir, group, record, &mut settled, seed);
         // The more groups there are, the longer each opening takes.
         while settled.len() > 50 {
             settled.pop_first();

@@ -3,13 +3,15 @@
 //! The bytes are first put into slabs and copied to their own places once sled has forgotten what it read: allocated
 //! between sled's pages, they would keep the heap as large as both together.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::record::{META_KEY, Meta, PartKey, Partial, fingerprint};
 use bytes::{Bytes, BytesMut};
 
-use crate::object::{Indexer, Object, Revision, Sealer};
-use crate::persist::OpenError;
+use super::journal::{Batch, Kept};
+use super::record::{META_KEY, Meta, PartKey, Partial, fingerprint};
+use crate::object::{Indexer, Object, ObjectKey, Revision, Sealer};
+use crate::persist::{OnDisk, OpenError};
 use crate::state::{Objects, State};
 
 /// Why reading ended early.
@@ -102,6 +104,37 @@ fn finish(partial: Option<Partial>, objects: &mut Slabs) -> Result<(), LoadError
         objects.push(partial.finish().map_err(wrong)?);
     }
     Ok(())
+}
+
+/// Brings the objects to where the journals end. Gives what the database has of each key that they change.
+pub(super) fn overlay(
+    objects: &mut Vec<Object>,
+    batches: Vec<Batch>,
+) -> HashMap<ObjectKey, Option<OnDisk>> {
+    let mut newest: HashMap<ObjectKey, Option<Object>> = HashMap::new();
+    for change in batches.into_iter().flat_map(|batch| batch.changes) {
+        let key = change.key().clone();
+        let object = match change {
+            Kept::Put(object) => Some(object),
+            Kept::Deleted(_) => None,
+        };
+        newest.insert(key, object);
+    }
+    let mut before: HashMap<ObjectKey, Option<OnDisk>> =
+        newest.keys().map(|key| (key.clone(), None)).collect();
+    if newest.is_empty() {
+        return before;
+    }
+    objects.retain(|object| match before.get_mut(&object.key) {
+        Some(on_disk) => {
+            *on_disk = Some(OnDisk::of(object));
+            false
+        }
+        None => true,
+    });
+    objects.extend(newest.into_values().flatten());
+    objects.sort_by(|a, b| a.key.cmp(&b.key));
+    before
 }
 
 /// Whether the objects are the ones that the meta record counts.

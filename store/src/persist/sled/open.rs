@@ -205,7 +205,7 @@ fn is_lock_error(error: &io::Error) -> bool {
     error.kind() == ErrorKind::Other && error.to_string().starts_with("could not acquire lock")
 }
 
-fn sync_dir(dir: &Path) -> Result<(), OpenError> {
+pub(super) fn sync_dir(dir: &Path) -> Result<(), OpenError> {
     File::open(dir)
         .and_then(|file| file.sync_all())
         .map_err(access(dir))

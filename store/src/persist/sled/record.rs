@@ -11,7 +11,9 @@
 
 use std::sync::Arc;
 
+use crate::flat::Reader;
 use crate::object::{Object, ObjectKey, Revision};
+use crate::persist::Change;
 
 /// Key of the meta record. Sorts before all objects.
 pub(super) const META_KEY: &[u8] = b"m";
@@ -22,13 +24,16 @@ pub(super) const FORMAT: u32 = 1;
 /// Longest part of a json in one value.
 pub(super) const CHUNK_LEN: usize = 5000;
 
+/// Bytes of an encoded [`Meta`].
+pub(super) const META_LEN: usize = 4 + 4 + 4 * 8;
+
 const OBJECT_TAG: u8 = b'o';
 const HEADER_LEN: usize = 4 + 8 + 8 + 4 + 4;
 
 /// What must be found on opening.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Meta {
-    /// Number of the batch that wrote this.
+    /// Number of the newest batch that this tells of.
     pub(super) sequence: u64,
     pub(super) reserved: Revision,
     /// Number of objects.
@@ -39,7 +44,7 @@ pub(super) struct Meta {
 
 impl Meta {
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut body = Vec::with_capacity(40);
+        let mut body = Vec::with_capacity(META_LEN);
         body.extend_from_slice(&self.sequence.to_le_bytes());
         body.extend_from_slice(&self.reserved.0.to_le_bytes());
         body.extend_from_slice(&self.count.to_le_bytes());
@@ -48,6 +53,26 @@ impl Meta {
         bytes.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
         bytes.extend_from_slice(&body);
         bytes
+    }
+
+    /// What stands after these changes.
+    pub(super) fn after(self, changes: &[Change], reserved: Revision) -> Self {
+        let mut meta = Self {
+            sequence: self.sequence + 1,
+            reserved,
+            ..self
+        };
+        for Change { key, before, after } in changes {
+            if let Some(before) = before {
+                meta.count -= 1;
+                meta.digest = meta.digest.wrapping_sub(fingerprint(key, before.revision));
+            }
+            if let Some(after) = after {
+                meta.count += 1;
+                meta.digest = meta.digest.wrapping_add(fingerprint(key, after.revision));
+            }
+        }
+        meta
     }
 
     /// `None` if the bytes are damaged. The format is not looked at.
@@ -251,22 +276,6 @@ impl Partial {
         } else {
             Err(object.key)
         }
-    }
-}
-
-struct Reader<'a>(&'a [u8]);
-
-impl Reader<'_> {
-    fn u32(&mut self) -> Option<u32> {
-        let (bytes, rest) = self.0.split_first_chunk()?;
-        self.0 = rest;
-        Some(u32::from_le_bytes(*bytes))
-    }
-
-    fn u64(&mut self) -> Option<u64> {
-        let (bytes, rest) = self.0.split_first_chunk()?;
-        self.0 = rest;
-        Some(u64::from_le_bytes(*bytes))
     }
 }
 

@@ -235,8 +235,16 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        let status = Command::new("umount").arg(self.0.path()).status();
-        assert!(status.is_ok_and(|status| status.success()) || std::thread::panicking());
+        // sled's threads may take a moment to let their files go.
+        let gone = (0..100).any(|_| {
+            let status = Command::new("umount").arg(self.0.path()).status();
+            let gone = status.is_ok_and(|status| status.success());
+            if !gone {
+                std::thread::park_timeout(std::time::Duration::from_millis(50));
+            }
+            gone
+        });
+        assert!(gone || std::thread::panicking());
     }
 }
 

@@ -105,15 +105,15 @@ async fn a_damaged_backup_changes_nothing() {
 async fn compaction_keeps_everything_and_takes_less_room() {
     let bed = Bed::sled();
     let store = bed.open();
-    for round in 0..40 {
-        for name in ["a", "b", "c"] {
-            Using(&store)
-                .put(
-                    &format!("pods/{name}"),
-                    &format!("{round}{}", "x".repeat(90_000)),
-                )
-                .await;
-        }
+    let kept = ["a", "b", "c"].map(|name| format!("pods/{name}"));
+    let gone: Vec<String> = (0..100)
+        .map(|number| format!("pods/gone{number}"))
+        .collect();
+    for path in kept.iter().chain(&gone) {
+        Using(&store).put(path, &"x".repeat(90_000)).await;
+    }
+    for path in &gone {
+        Using(&store).delete(path).await.unwrap();
     }
     let (before, revision) = (show(&store.snapshot(), "pods"), store.snapshot().revision());
     store.close().await;

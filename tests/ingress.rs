@@ -235,6 +235,11 @@ spec:
     filters: [{type: RequestRedirect, requestRedirect: {path: {type: ReplaceFullPath, replaceFullPath: /new}, statusCode: 301}}]
   - matches: [{path: {value: /gone}}]
     backendRefs: [{name: gone, port: 80}]
+  - matches: [{path: {value: /open}}]
+    filters:
+    - {type: CORS, cors: {allowOrigins: ["https://*.example"], allowMethods: [GET, PUT], allowCredentials: true, maxAge: 60}}
+    - {type: RequestMirror, requestMirror: {backendRef: {name: http, port: 80}, fraction: {numerator: 1, denominator: 2}}}
+    backendRefs: [{name: http, port: 80}]
 "#;
 
 /// The condition of this type, as `STATUS reason message`.
@@ -302,6 +307,32 @@ fn a_gateway_leads_to_a_service() {
     );
     assert!(get("/old").contains("location: http://a.example/new"));
     assert!(get("/gone").ends_with("Service default/gone does not exist.\n500\n"));
+    let url = format!("http://{at}/open");
+    let page = [
+        "-i",
+        "-H",
+        "Host: a.example",
+        "-H",
+        "Origin: https://shop.example",
+        &url,
+    ];
+    let question = ["-X", "OPTIONS", "-H", "Access-Control-Request-Method: PUT"];
+    let told = curl(&[&page[..], &question].concat()).ok();
+    for line in [
+        "access-control-allow-origin: https://shop.example\r\n",
+        "access-control-allow-methods: GET, PUT\r\n",
+        "access-control-max-age: 60\r\n",
+    ] {
+        assert!(told.contains(line) && told.ends_with("204\n"), "{told}");
+    }
+    for _ in 0..10 {
+        let answer = curl(&page).ok();
+        assert!(
+            answer.contains("access-control-allow-credentials: true\r\n")
+                && answer.ends_with("you asked for /open\n200\n"),
+            "{answer}"
+        );
+    }
     let route = cluster.json(&["get", "httproute", "front"])["status"]["parents"][0].clone();
     assert_eq!(route["controllerName"], "coxswain.dev/gateway");
     assert_eq!(

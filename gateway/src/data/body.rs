@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -10,10 +11,14 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
+use tokio::sync::mpsc;
 
 use cox_client::BoxError;
 
-/// A body of an answer.
+/// Parts of a body that its copy may be behind; one that is further behind is given up.
+const COPY_LEN_MAX: usize = 64;
+
+/// A body that is passed on, of whatever make.
 pub(crate) type Answer = UnsyncBoxBody<Bytes, BoxError>;
 
 /// A short text.
@@ -27,6 +32,7 @@ pub(crate) fn text(text: impl Into<Bytes>) -> Answer {
 #[derive(Clone, Debug)]
 pub(crate) struct Held {
     slot: Arc<Mutex<Option<Incoming>>>,
+    copies: Arc<Mutex<Vec<Copying>>>,
     size: SizeHint,
     empty: bool,
     bytes_max: Option<u64>,
@@ -38,6 +44,7 @@ impl Held {
             size: body.size_hint(),
             empty: body.is_end_stream(),
             slot: Arc::new(Mutex::new(Some(body))),
+            copies: Arc::default(),
             bytes_max,
         }
     }
@@ -58,6 +65,77 @@ impl Held {
             taken: None,
             sent: 0,
         }
+    }
+
+    /// Another body with the same content, as it is read.
+    pub(crate) fn copy(&self) -> Copied {
+        let (parts_tx, parts_rx) = mpsc::channel(COPY_LEN_MAX);
+        let whole = Arc::new(AtomicBool::new(self.empty));
+        self.copies.lock().push(Copying {
+            parts_tx,
+            whole: Arc::clone(&whole),
+        });
+        Copied {
+            parts_rx,
+            whole,
+            size: self.size,
+            empty: self.empty,
+        }
+    }
+
+    /// Passes a part to the copies; `None`: the end.
+    fn copied(&self, part: Option<&Bytes>) {
+        self.copies.lock().retain(|copy| match part {
+            Some(part) => copy.parts_tx.try_send(part.clone()).is_ok(),
+            None => {
+                copy.whole.store(true, Ordering::Release);
+                false
+            }
+        });
+    }
+}
+
+/// The writing end of a copy.
+#[derive(Debug)]
+struct Copying {
+    parts_tx: mpsc::Sender<Bytes>,
+    whole: Arc<AtomicBool>,
+}
+
+/// A copy of a body. It breaks off where it could not keep up, or where the body did.
+#[derive(Debug)]
+pub(crate) struct Copied {
+    parts_rx: mpsc::Receiver<Bytes>,
+    whole: Arc<AtomicBool>,
+    size: SizeHint,
+    empty: bool,
+}
+
+impl Body for Copied {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.empty {
+            return Poll::Ready(None);
+        }
+        let part = std::task::ready!(self.parts_rx.poll_recv(context));
+        Poll::Ready(match part {
+            Some(part) => Some(Ok(Frame::data(part))),
+            None if self.whole.load(Ordering::Acquire) => None,
+            None => Some(Err("the body broke off".into())),
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.empty
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.size
     }
 }
 
@@ -94,6 +172,19 @@ impl Body for Sending {
             if self.sent > max {
                 return Poll::Ready(Some(Err(TooLarge.into())));
             }
+        }
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(part) = frame.data_ref() {
+                    self.held.copied(Some(part));
+                }
+                // Whoever sends it may not come back for the end once it knows that there is no more.
+                if self.taken.as_ref().is_some_and(Body::is_end_stream) {
+                    self.held.copied(None);
+                }
+            }
+            Some(Err(_)) => self.held.copies.lock().clear(),
+            None => self.held.copied(None),
         }
         Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
     }

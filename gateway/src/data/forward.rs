@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, LOCATION, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, LOCATION, ORIGIN, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -126,6 +126,16 @@ impl Hop<'_> {
             };
             return self.redirect(&to_https, &request);
         }
+        let cors = self.route.edits.cors.as_ref();
+        if let Some(told) =
+            cors.and_then(|cors| cors.preflight(request.method(), request.headers()))
+        {
+            let mut response = Response::new(text(""));
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            *response.headers_mut() = told;
+            return response;
+        }
+        let origin = request.headers().get(ORIGIN).cloned();
         let mut response = match &*self.route.action {
             Action::Redirect(redirect) => self.redirect(redirect, &request),
             Action::Refuse(status, why) => refusal(*status, why),
@@ -137,6 +147,9 @@ impl Hop<'_> {
                 ),
             },
         };
+        if let Some(cors) = cors {
+            cors.apply(origin.as_ref(), response.headers_mut());
+        }
         self.route.edits.response.apply(response.headers_mut());
         response
     }
@@ -219,6 +232,9 @@ impl Hop<'_> {
         let (parts, body) = request.into_parts();
         let outgoing = self.outgoing(weighted, parts, upgrade.as_ref().map(|(wish, _)| wish));
         let held = Held::new(body, max);
+        if upgrade.is_none() {
+            self.mirror(weighted, &outgoing, &held);
+        }
         let mut response = match self.send(backend, outgoing, &held).await {
             Ok(response) => response,
             Err((status, why)) => return refusal(status, &why),
@@ -308,6 +324,40 @@ impl Hop<'_> {
         }
     }
 
+    /// Sends copies to those who are to have one. Nobody waits for them: what becomes of a copy changes nothing.
+    fn mirror(&self, weighted: &Weighted, outgoing: &Outgoing, held: &Held) {
+        let mirrors = [&self.route.edits, &weighted.edits].map(|edits| &edits.mirrors);
+        for mirror in mirrors.into_iter().flatten() {
+            let (of, all) = mirror.share;
+            if rand::random_range(0..all.max(1)) >= of {
+                continue;
+            }
+            let Some(to) = mirror.backend.next(&[]) else {
+                continue;
+            };
+            let (plane, backend) = (Arc::clone(self.plane), Arc::clone(&mirror.backend));
+            let (outgoing, body) = (outgoing.clone(), held.copy());
+            let patience = self.route.limits.answer;
+            tokio::spawn(async move {
+                let _counted = backend.service.begin();
+                let sending = async {
+                    let body = body.boxed_unsync();
+                    let sent = plane
+                        .upstreams
+                        .send(&to, backend.key.protocol, outgoing, body);
+                    let mut answer = sent.await?.into_body();
+                    while let Some(Ok(_)) = answer.frame().await {}
+                    Ok::<_, UpstreamError>(())
+                };
+                match tokio::time::timeout(patience, sending).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::debug!(%error, "A copy of a request was not taken"),
+                    Err(_) => tracing::debug!(%to, "A copy of a request took too long"),
+                }
+            });
+        }
+    }
+
     /// Tries endpoints until one answers. One that takes no connection costs nothing but time: nothing was sent.
     async fn send(
         &self,
@@ -331,7 +381,7 @@ impl Hop<'_> {
                 &to,
                 backend.key.protocol,
                 outgoing.clone(),
-                held.sending(),
+                held.sending().boxed_unsync(),
             );
             let error = match tokio::time::timeout(self.route.limits.answer, sending).await {
                 Ok(Ok(response)) => return Ok(response),

@@ -467,3 +467,106 @@ async fn no_request_is_lost_while_tables_and_endpoints_change() {
         "the tables have changed under the clients: {tables}"
     );
 }
+
+/// What a backend was sent, whole.
+async fn recording() -> (SocketAddr, mpsc::Receiver<String>) {
+    let (seen_tx, seen_rx) = mpsc::channel(8);
+    let (addr, _) = backend(move |request: Request<Incoming>| {
+        let seen_tx = seen_tx.clone();
+        async move {
+            let target = request.uri().to_string();
+            let body = request.into_body().collect().await;
+            let len = body.map_or(0, |body| body.to_bytes().len());
+            seen_tx.send(format!("{target} {len}")).await.unwrap();
+            Response::new(text("seen"))
+        }
+    })
+    .await;
+    (addr, seen_rx)
+}
+
+#[tokio::test]
+async fn copies_are_whole_and_nobody_waits_for_them() {
+    let bench = Bench::start(Protocol::Http).await;
+    let ((main, mut mains), (copy, mut copies)) = (recording().await, recording().await);
+    let other = BackendKey {
+        service: ServiceKey::new("default", "copy"),
+        ..bench.key.clone()
+    };
+    let mirror = crate::table::Mirror {
+        backend: bench.registry.backend(&other),
+        share: (1, 1),
+    };
+    let edits = Edits {
+        mirrors: vec![mirror],
+        ..Edits::default()
+    };
+    bench.load(edits, Limits::default());
+    let slice = |addr: SocketAddr| -> Arc<EndpointSlice> {
+        let slice = json!({"metadata": {}, "addressType": "IPv4", "ports": [{"port": addr.port()}],
+            "endpoints": [{"addresses": [addr.ip()]}]});
+        Arc::new(serde_json::from_value(slice).unwrap())
+    };
+    let endpoints = |copy: SocketAddr| {
+        bench.registry.refresh(|key| match &*key.name {
+            "copy" => vec![slice(copy)],
+            _ => vec![slice(main)],
+        });
+    };
+    endpoints(copy);
+    let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
+    let post = |len: usize| {
+        let uri = format!("http://{}/p?q", bench.addr);
+        client.request(
+            Request::post(uri)
+                .body(Full::from(vec![b'x'; len]))
+                .unwrap(),
+        )
+    };
+    for len in [0, 5, 100_000] {
+        assert_eq!(post(len).await.unwrap().status(), StatusCode::OK);
+        let expected = format!("/p?q {len}");
+        assert_eq!(mains.recv().await, Some(expected.clone()));
+        assert_eq!(copies.recv().await, Some(expected));
+    }
+    endpoints(dead().await);
+    assert_eq!(post(5).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(mains.recv().await.as_deref(), Some("/p?q 5"));
+}
+
+#[tokio::test]
+async fn browsers_that_ask_before_are_answered_here() {
+    let bench = Bench::start(Protocol::Http).await;
+    let (addr, count) = named("web").await;
+    bench.endpoints(&[addr]);
+    let cors = crate::table::Cors {
+        origins: vec!["https://a.example".to_owned()],
+        methods: vec!["PUT".to_owned()],
+        max_age_secs: 5,
+        ..crate::table::Cors::default()
+    };
+    let edits = Edits {
+        cors: Some(cors),
+        ..Edits::default()
+    };
+    bench.load(edits, Limits::default());
+    let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
+    let ask = |method: &str| {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("http://{}/", bench.addr))
+            .header("origin", "https://a.example")
+            .header("access-control-request-method", "PUT");
+        client.request(request.body(Full::default()).unwrap())
+    };
+    let told = ask("OPTIONS").await.unwrap();
+    assert_eq!(told.status(), StatusCode::NO_CONTENT);
+    assert_eq!(told.headers()["access-control-allow-methods"], "PUT");
+    assert_eq!(count.load(Ordering::SeqCst), 0, "the backend is not asked");
+    let answer = ask("PUT").await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK);
+    assert_eq!(
+        answer.headers()["access-control-allow-origin"],
+        "https://a.example"
+    );
+}

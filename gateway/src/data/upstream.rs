@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::CONNECT;
-use super::body::Sending;
+use super::body::Answer;
 use super::tls;
 use crate::backend::{Outside, Protocol, To};
 
@@ -53,11 +53,11 @@ pub(crate) struct Outgoing {
 }
 
 /// Connections by who is at their end and whether they are encrypted.
-type Shared = Mutex<HashMap<(To, bool), http2::SendRequest<Sending>>>;
+type Shared = Mutex<HashMap<(To, bool), http2::SendRequest<Answer>>>;
 
 #[derive(Debug)]
 pub(crate) struct Upstreams {
-    http1: Client<Connector, Sending>,
+    http1: Client<Connector, Answer>,
     http2: Shared,
     connector: Connector,
 }
@@ -87,7 +87,7 @@ impl Upstreams {
         to: &To,
         protocol: Protocol,
         outgoing: Outgoing,
-        body: Sending,
+        body: Answer,
     ) -> Result<Response<Incoming>, UpstreamError> {
         let scheme = if protocol.is_tls() { "https" } else { "http" };
         let authority = match protocol.is_http2() {
@@ -122,7 +122,7 @@ impl Upstreams {
         &self,
         to: &To,
         tls: bool,
-        request: Request<Sending>,
+        request: Request<Answer>,
     ) -> Result<Response<Incoming>, UpstreamError> {
         let known = self.http2.lock().get(&(to.clone(), tls)).cloned();
         let mut connection = match known.filter(|known| !known.is_closed()) {
@@ -139,7 +139,7 @@ impl Upstreams {
         &self,
         to: &To,
         tls: bool,
-    ) -> Result<http2::SendRequest<Sending>, UpstreamError> {
+    ) -> Result<http2::SendRequest<Answer>, UpstreamError> {
         let failed = |error: BoxError| UpstreamError::Connect(to.clone(), error);
         let stream = self.connector.connect(to, tls).await.map_err(failed)?;
         let mut builder = http2::Builder::new(TokioExecutor::new());

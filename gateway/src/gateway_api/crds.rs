@@ -281,11 +281,36 @@ fn filter(kinds: &[&str]) -> Value {
         "statusCode": with_default(json!({"type": "integer", "enum": [301, 302, 303, 307, 308]}), json!(302))}),
     );
     let rewrite = object(&[], json!({"hostname": hostname(), "path": modifier()}));
+    let fraction = object(
+        &["numerator"],
+        json!({
+        "numerator": {"type": "integer", "format": "int32", "minimum": 0},
+        "denominator": with_default(json!({"type": "integer", "format": "int32", "minimum": 1}), json!(100))}),
+    );
+    let target = object(
+        &["name"],
+        json!({
+        "group": with_default(text(253), json!("")), "kind": with_default(text(63), json!("Service")), "namespace": text(63),
+        "name": name(), "port": port()}),
+    );
+    let mirror = object(
+        &["backendRef"],
+        json!({
+        "backendRef": target, "fraction": fraction,
+        "percent": {"type": "integer", "format": "int32", "minimum": 0, "maximum": 100}}),
+    );
+    let cors = object(
+        &[],
+        json!({
+        "allowOrigins": list(text(253), 64), "allowCredentials": {"type": "boolean"},
+        "allowMethods": list(text(16), 9), "allowHeaders": list(text(256), 64), "exposeHeaders": list(text(256), 64),
+        "maxAge": with_default(json!({"type": "integer", "format": "int32", "minimum": 1}), json!(5))}),
+    );
     object(
         &["type"],
         json!({
         "type": one_of(kinds), "requestHeaderModifier": headers, "responseHeaderModifier": headers,
-        "requestRedirect": redirect, "urlRewrite": rewrite, "requestMirror": free(), "extensionRef": free()}),
+        "requestRedirect": redirect, "urlRewrite": rewrite, "requestMirror": mirror, "cors": cors, "extensionRef": free()}),
     )
 }
 

@@ -125,6 +125,18 @@ part! {
         response_header_modifier: HeaderModifier,
         request_redirect: RedirectSpec,
         url_rewrite: RewriteSpec,
+        request_mirror: MirrorSpec,
+        cors: CorsSpec,
+    }
+    MirrorSpec { backend_ref: BackendRef, percent: Option<u32>, fraction: Option<Fraction> }
+    Fraction { numerator: u32, denominator: Option<u32> }
+    CorsSpec {
+        allow_origins: Vec<String>,
+        allow_credentials: Option<bool>,
+        allow_methods: Vec<String>,
+        allow_headers: Vec<String>,
+        expose_headers: Vec<String>,
+        max_age: Option<u64>,
     }
     HeaderModifier { set: Vec<NamedValue>, add: Vec<NamedValue>, remove: Vec<String> }
     NamedValue { name: String, value: String }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::{HeaderValue, StatusCode};
 
 use crate::backend::Protocol;
-use crate::table::{Limits, Redirect};
+use crate::table::{Cors, Limits, Redirect};
 
 const PREFIXES: [&str; 2] = ["coxswain.dev/", "nginx.ingress.kubernetes.io/"];
 
@@ -28,6 +28,7 @@ pub(crate) struct Wishes {
     pub(crate) redirect: Option<Redirect>,
     pub(crate) upstream_host: Option<HeaderValue>,
     pub(crate) limits: Limits,
+    pub(crate) cors: Option<Cors>,
     /// What cannot be understood, in sentences.
     pub(crate) problems: Vec<String>,
 }
@@ -54,6 +55,9 @@ impl Wishes {
             wishes.https_only = Some(true);
         }
         wishes.app_root = get("app-root").map(|(value, _)| value.to_owned());
+        if is("enable-cors") == Some(true) {
+            wishes.cors = Some(cors(&|name| get(name).map(|(value, _)| value)));
+        }
         let mut problems = Vec::new();
         let mut unclear = |(value, key): (&str, String), expected: &str| {
             problems.push(format!("Annotation {key}: \"{value}\" is not {expected}."));
@@ -96,6 +100,31 @@ impl Wishes {
         }
         wishes.problems = problems;
         wishes
+    }
+}
+
+/// What pages of other origins may do, where nothing is said as ingress-nginx has it.
+fn cors<'a>(get: &dyn Fn(&str) -> Option<&'a str>) -> Cors {
+    const HEADERS: &str = "DNT, Keep-Alive, User-Agent, X-Requested-With, If-Modified-Since, Cache-Control, Content-Type, Range, \
+                           Authorization";
+    let list = |name: &str, usual: &str| -> Vec<String> {
+        let all = get(name).unwrap_or(usual).split(',').map(str::trim);
+        all.filter(|one| !one.is_empty())
+            .map(str::to_owned)
+            .collect()
+    };
+    Cors {
+        origins: list("cors-allow-origin", "*"),
+        credentials: get("cors-allow-credentials") != Some("false"),
+        methods: list(
+            "cors-allow-methods",
+            "GET, PUT, POST, DELETE, PATCH, OPTIONS",
+        ),
+        headers: list("cors-allow-headers", HEADERS),
+        exposed: list("cors-expose-headers", ""),
+        max_age_secs: get("cors-max-age")
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(1_728_000),
     }
 }
 
@@ -150,6 +179,26 @@ mod tests {
         assert_eq!(wishes.limits.answer, Duration::from_secs(5));
         assert_eq!(wishes.limits.body_bytes_max, Some(8 << 20));
         assert!(wishes.problems.is_empty());
+    }
+
+    #[test]
+    fn pages_of_other_origins() {
+        assert_eq!(read(&[("coxswain.dev/cors-allow-origin", "*")]).cors, None);
+        let wishes = read(&[
+            ("nginx.ingress.kubernetes.io/enable-cors", "true"),
+            (
+                "nginx.ingress.kubernetes.io/cors-allow-origin",
+                "https://a.example, https://*.b.example",
+            ),
+            ("nginx.ingress.kubernetes.io/cors-max-age", "60"),
+        ]);
+        let cors = wishes.cors.unwrap();
+        assert_eq!(cors.origins, ["https://a.example", "https://*.b.example"]);
+        assert_eq!(
+            (cors.credentials, cors.max_age_secs, cors.methods.len()),
+            (true, 60, 6)
+        );
+        assert!(cors.headers.contains(&"Authorization".to_owned()) && cors.exposed.is_empty());
     }
 
     #[test]

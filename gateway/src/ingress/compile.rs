@@ -169,6 +169,7 @@ impl Compiling<'_> {
         Edits {
             host: self.wishes.upstream_host.clone(),
             path,
+            cors: self.wishes.cors.clone(),
             ..Edits::default()
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! A table is never changed: a new one takes its place, and requests under way go on with the one they began with.
 
+mod cors;
 mod hosts;
 mod matching;
 mod rewrite;
@@ -17,6 +18,7 @@ use rustls::sign::CertifiedKey;
 
 use crate::backend::Backend;
 
+pub(crate) use cors::Cors;
 pub(crate) use hosts::{HostPattern, Hosts};
 pub(crate) use matching::{Facts, Match, PathMatch, ValueMatch};
 pub(crate) use rewrite::PathRewrite;
@@ -131,6 +133,16 @@ pub(crate) struct Edits {
     pub(crate) response: HeaderEdits,
     pub(crate) host: Option<HeaderValue>,
     pub(crate) path: Option<PathRewrite>,
+    pub(crate) cors: Option<Cors>,
+    pub(crate) mirrors: Vec<Mirror>,
+}
+
+/// Somebody who gets a copy of requests, and whose answers nobody reads.
+#[derive(Clone, Debug)]
+pub(crate) struct Mirror {
+    pub(crate) backend: Arc<Backend>,
+    /// Of so many requests so many are copied: the second, the first.
+    pub(crate) share: (u32, u32),
 }
 
 /// Headers that are changed, in this order.

@@ -7,15 +7,15 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 
 use super::super::conditions::Condition;
 use super::super::types::{
-    BackendRef, Filter, GROUP, HeaderModifier, PathModifier, ReferenceGrant, RouteMatch, Rule,
-    ValueSpec,
+    BackendRef, CorsSpec, Filter, GROUP, HeaderModifier, MirrorSpec, PathModifier, ReferenceGrant,
+    RouteMatch, Rule, ValueSpec,
 };
 use super::{Kind, granted};
 use crate::backend::{Protocol, ServiceKey};
 use crate::resolve::{PortRef, Resolver, duration_millis};
 use crate::table::{
-    Action, Age, Conditions, Edits, HeaderEdits, Limits, Match, PathMatch, PathRewrite, Redirect,
-    Route, Target, ValueMatch, Weighted,
+    Action, Age, Conditions, Cors, Edits, HeaderEdits, Limits, Match, Mirror, PathMatch,
+    PathRewrite, Redirect, Route, Target, ValueMatch, Weighted,
 };
 
 /// What became of the rules.
@@ -222,6 +222,8 @@ impl Building<'_> {
                         .and_then(|host| HeaderValue::try_from(host).ok());
                     edits.path = rewrite.path.as_ref().and_then(rewritten);
                 }
+                "RequestMirror" => edits.mirrors.extend(self.mirror(&filter.request_mirror)),
+                "CORS" => edits.cors = Some(cors(&filter.cors)),
                 "RequestRedirect" => {
                     let spec = &filter.request_redirect;
                     let scheme = match spec.scheme.as_deref() {
@@ -249,6 +251,22 @@ impl Building<'_> {
             }
         }
         Ok((edits, redirect))
+    }
+
+    /// `None`: there is nobody to have a copy, which the route's status says; requests go their way all the same.
+    fn mirror(&mut self, spec: &MirrorSpec) -> Option<Mirror> {
+        let share = match (&spec.fraction, spec.percent) {
+            (Some(fraction), _) => (fraction.numerator, fraction.denominator.unwrap_or(100)),
+            (None, percent) => (percent.unwrap_or(100), 100),
+        };
+        match self.target(&spec.backend_ref) {
+            Ok(Target::Backend(backend)) => Some(Mirror { backend, share }),
+            Ok(Target::Missing(..)) => None,
+            Err(failed) => {
+                self.unresolved.get_or_insert(failed);
+                None
+            }
+        }
     }
 
     fn headers(&mut self, modifier: &HeaderModifier, edits: &mut HeaderEdits) {
@@ -282,7 +300,14 @@ impl Building<'_> {
             Target::Missing(StatusCode::INTERNAL_SERVER_ERROR, why)
         });
         let edits = match self.filters(&reference.filters) {
-            Ok((edits, _)) => edits,
+            Ok((edits, redirect)) => {
+                if redirect.is_some() || edits.cors.is_some() {
+                    let message =
+                        "RequestRedirect and CORS are for rules, not for one of their backends.";
+                    self.unsupported.get_or_insert(message.to_owned());
+                }
+                edits
+            }
             Err(_) => Edits::default(),
         };
         Weighted {
@@ -338,6 +363,17 @@ impl Building<'_> {
             .resolver
             .backend(namespace, name, &PortRef::Number(port), protocol);
         found.map_err(|message| fails("BackendNotFound", message))
+    }
+}
+
+fn cors(spec: &CorsSpec) -> Cors {
+    Cors {
+        origins: spec.allow_origins.clone(),
+        credentials: spec.allow_credentials.unwrap_or(false),
+        methods: spec.allow_methods.clone(),
+        headers: spec.allow_headers.clone(),
+        exposed: spec.expose_headers.clone(),
+        max_age_secs: spec.max_age.unwrap_or(5),
     }
 }
 

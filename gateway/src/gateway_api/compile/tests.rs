@@ -370,13 +370,13 @@ fn backends_of_other_namespaces_need_a_grant() {
 
 #[test]
 fn a_filter_that_is_not_served_lets_nothing_through() {
-    let rules = json!([{"filters": [{"type": "RequestMirror"}], "backendRefs": [{"name": "a", "port": 80}]}]);
+    let rules = json!([{"filters": [{"type": "ExtensionRef"}], "backendRefs": [{"name": "a", "port": 80}]}]);
     let (table, output) = Cluster::new(all())
         .route("default", "r", json!({"rules": rules}))
         .compile();
     assert_eq!(
         fate(&table, Port::Http, "h", "/", ""),
-        "500 Filter RequestMirror is not served."
+        "500 Filter ExtensionRef is not served."
     );
     let key = http("default", "r");
     assert_eq!(
@@ -468,4 +468,33 @@ fn a_mere_name_of_a_service_elsewhere_needs_the_grant_too() {
         "from": [{"group": GROUP, "kind": "HTTPRoute", "namespace": "default"}], "to": [{"group": "", "kind": "Service"}]})));
     let (table, _) = cluster.compile();
     assert_eq!(fate(&table, Port::Http, "h", "/", ""), "other/a*1");
+}
+
+#[test]
+fn a_mirror_that_is_not_there_is_said_and_stops_nobody() {
+    let mirror = |name: &str| json!({"type": "RequestMirror", "requestMirror": {"backendRef": {"name": name, "port": 80}, "percent": 50}});
+    for (name, mirrors, said_of) in [
+        ("b", 1, "Accepted:Accepted ResolvedRefs:ResolvedRefs"),
+        ("gone", 0, "Accepted:Accepted !ResolvedRefs:BackendNotFound"),
+    ] {
+        let rules =
+            json!([{"filters": [mirror(name)], "backendRefs": [{"name": "a", "port": 80}]}]);
+        let (table, output) = Cluster::new(all())
+            .route("default", "r", json!({"rules": rules}))
+            .compile();
+        assert_eq!(fate(&table, Port::Http, "h", "/", ""), "default/a*1");
+        let headers = HeaderMap::new();
+        let facts = Facts {
+            host: "h",
+            path: "/",
+            query: None,
+            method: &Method::GET,
+            headers: &headers,
+        };
+        let route = table.ports[&Port::Http].find(&facts).unwrap();
+        assert_eq!(route.edits.mirrors.len(), mirrors, "{name}");
+        assert!(route.edits.mirrors.iter().all(|one| one.share == (50, 100)));
+        let state = &output.routes[&http("default", "r")][0];
+        assert_eq!(said(&state.conditions), said_of, "{name}");
+    }
 }

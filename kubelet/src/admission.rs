@@ -18,6 +18,8 @@ pub struct NodeView {
     /// What Pods hold whose spec says something else: their resize waits.
     pub held: BTreeMap<String, Amounts>,
     pub pods_max: u32,
+    /// Kubelet and runtime run without root, so that nothing in a Pod can be root on the host.
+    pub is_rootless: bool,
 }
 
 /// Why a Pod is not taken. It fails with this reason and message.
@@ -52,6 +54,15 @@ pub fn refusal(pod: &Pod, others: &[Arc<Pod>], node: &NodeView) -> Option<Refusa
         return refuse(
             "PodOSNotSupported",
             "Failed to admit pod as the OS field doesn't match node OS",
+        );
+    }
+    // Running it as if it had not asked would take a wall away that its owner counts on. A guest (Wasm) has no identity on the host,
+    // but what breaks out of the engine has the runtime's: only where that is not root either, nothing is lost.
+    if spec.host_users == Some(false) && !node.is_rootless {
+        return refuse(
+            "PodFeatureUnsupported",
+            "user namespaces (hostUsers: false) are not supported on this node: its runtime has no ID-mapped mounts \
+             (runc has them from 1.2 on); nodes that run without root take such Pods",
         );
     }
     let live: Vec<&Pod> = others
@@ -246,6 +257,7 @@ mod tests {
             allocatable: Amounts::from([("cpu".to_owned(), 2000), ("memory".to_owned(), 1 << 30)]),
             held: BTreeMap::new(),
             pods_max: 3,
+            is_rootless: false,
         };
         let asks = |resource: &str, amount: &str| json!({"containers": [{"name": "c", "resources": {"requests": {resource: amount}}}]});
         let port = |port: i32| json!({"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": port}]}]});
@@ -302,12 +314,29 @@ mod tests {
             ("its affinity", affinity, none, "NodeAffinity"),
             ("a taken port", port(80), &ports[..], "NodePorts"),
             ("a free port", port(81), &ports[..], ""),
+            (
+                "users of its own",
+                json!({"hostUsers": false}),
+                none,
+                "PodFeatureUnsupported",
+            ),
+            ("the host's users", json!({"hostUsers": true}), none, ""),
         ];
         for (name, spec, others, reason) in cases {
             let found = refusal(&pod("p", spec), others, &node);
             let found = found.map(|refusal| refusal.reason).unwrap_or_default();
             assert_eq!(found, reason, "case: {name}");
         }
+        let rootless = NodeView {
+            is_rootless: true,
+            ..node.clone()
+        };
+        let own_users = pod("p", json!({"hostUsers": false}));
+        assert_eq!(
+            refusal(&own_users, &[], &rootless),
+            None,
+            "nothing there is root"
+        );
         let tainted = NodeView {
             taints: vec![taint],
             ..node

@@ -45,7 +45,13 @@ pub fn namespaces(pod: &Pod) -> v1::NamespaceOption {
     } else {
         v1::NamespaceMode::Container
     };
+    // Without a range of ids: a runtime that would have to make the namespace refuses, and none drops the wish silently.
+    let own_users = spec.host_users == Some(false);
     v1::NamespaceOption {
+        userns_options: own_users.then(|| v1::UserNamespace {
+            mode: v1::NamespaceMode::Pod.into(),
+            ..v1::UserNamespace::default()
+        }),
         network: host(spec.host_network).into(),
         pid: pid.into(),
         ipc: host(spec.host_ipc).into(),

@@ -30,14 +30,6 @@ const SAFE_SYSCTLS: [&str; 12] = [
 #[must_use]
 pub fn refusal(pod: &Pod) -> Option<Refusal> {
     let spec = spec(pod);
-    if spec.host_users == Some(false) {
-        // Running it as if it had not asked would take a wall away that its owner counts on.
-        return Some(Refusal {
-            reason: "PodFeatureUnsupported",
-            message: "user namespaces (hostUsers: false) are not supported on this node: its runtime has no ID-mapped mounts (runc has them from 1.2 on)"
-                .to_owned(),
-        });
-    }
     let context = spec.security_context.as_ref();
     let sysctls = context.and_then(|context| context.sysctls.as_ref());
     for sysctl in sysctls.into_iter().flatten() {
@@ -76,19 +68,6 @@ pub fn refusal(pod: &Pod) -> Option<Refusal> {
 mod tests {
     use super::*;
     use serde_json::json;
-
-    #[test]
-    fn a_pod_that_asks_for_a_user_namespace_is_not_run_without_one() {
-        let pod = |users: bool| {
-            let spec = json!({"containers": [], "hostUsers": users});
-            serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap()
-        };
-        assert_eq!(
-            refusal(&pod(false)).unwrap().reason,
-            "PodFeatureUnsupported"
-        );
-        assert_eq!(refusal(&pod(true)), None);
-    }
 
     #[test]
     fn sysctls_table() {

@@ -119,6 +119,7 @@ impl Shared {
             allocatable,
             held: self.allocations.pending(),
             pods_max: self.config.max_pods,
+            is_rootless: !rustix::process::geteuid().is_root(),
         }
     }
 

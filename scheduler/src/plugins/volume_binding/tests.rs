@@ -536,9 +536,11 @@ fn bindings_are_whole_when_both_sides_are_seen() {
     let done = |claim: Value, volume: &str| {
         merged(
             claim,
-            json!({"spec": {"volumeName": volume}, "metadata": {"annotations": {"pv.kubernetes.io/bind-completed": "yes"}}}),
+            json!({"spec": {"volumeName": volume}, "metadata": {"annotations": {"pv.kubernetes.io/bind-completed": "yes"}},
+                "status": {"phase": "Bound"}}),
         )
     };
+    let unsaid = |claim: Value| merged(claim, json!({"status": {"phase": "Pending"}}));
     let bound_d = done(merged(made.clone(), chosen("a")), "w");
     let bound_c = done(late.clone(), "v");
     let v_named = merged(v.clone(), names_c);
@@ -577,6 +579,12 @@ fn bindings_are_whole_when_both_sides_are_seen() {
             vec![bound_c.clone(), bound_d.clone()],
             vec![v_named.clone(), volume("w", "2Gi", "a")],
             Progress::Bound,
+        ),
+        (
+            "one is bound, and its status does not say so yet",
+            vec![unsaid(bound_c.clone()), bound_d.clone()],
+            vec![v_named.clone(), volume("w", "2Gi", "a")],
+            Progress::Waiting,
         ),
         (
             "the provisioner gave the node back",

@@ -154,6 +154,12 @@ fn revision(meta: &ObjectMeta) -> u64 {
     text.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
+/// Bound, and said to be: nodes go by what its status says, and would fail the Pod's first mounts until then.
+fn is_whole(claim: &PersistentVolumeClaim) -> bool {
+    let status = claim.status.as_ref();
+    is_bound(claim) && status.and_then(|status| status.phase.as_deref()) == Some("Bound")
+}
+
 /// How far it is by what is known now.
 pub(super) fn progress(
     pod: &PodInfo,
@@ -224,7 +230,7 @@ fn binding_is_whole(
     if !is_for(&found, &claim) {
         return Err(format!("ClaimRef got reset for pv \"{volume}\""));
     }
-    Ok(is_bound(&claim))
+    Ok(is_whole(&claim))
 }
 
 fn provision_is_whole(
@@ -249,5 +255,5 @@ fn provision_is_whole(
     if let Some(volume) = volume.and_then(|name| storage.volume(name)) {
         must_reach(&volume, planned)?;
     }
-    Ok(is_bound(&claim))
+    Ok(is_whole(&claim))
 }

@@ -16,10 +16,12 @@ mod client;
 mod etcd_kit;
 mod history;
 mod on_etcd;
+mod on_power;
 mod on_sled;
 mod record;
 
 use std::path::Path;
+use std::sync::Arc;
 
 const TESTS: &[(&str, fn())] = &[
     (
@@ -43,9 +45,20 @@ const TESTS: &[(&str, fn())] = &[
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    if let ["victim", dir, group, seed] = words[..] {
-        let number = |text: &str| text.parse().expect("a number");
-        return on_sled::victim(Path::new(dir), number(group), number(seed));
+    let number = |text: &str| text.parse().expect("a number");
+    match words[..] {
+        ["victim", dir, group, seed] => {
+            let tell = Arc::new(on_sled::Print);
+            return on_sled::victim(Path::new(dir), number(group), number(seed), tell);
+        }
+        ["victim", dir, group, seed, port] => {
+            let tell = Arc::new(on_power::Port::open(Path::new(port)));
+            return on_sled::victim(Path::new(dir), number(group), number(seed), tell);
+        }
+        ["power", kernel, initrd] => {
+            return on_power::histories_are_linear_whenever_the_power_goes(kernel, initrd);
+        }
+        _ => {}
     }
     if words.contains(&"--list") {
         if !words.contains(&"--ignored") {

@@ -20,7 +20,7 @@ fn open(dir: &Path) -> Result<Store, OpenError> {
     Store::open(config, Arc::new(Plain))
 }
 
-struct Print;
+pub struct Print;
 
 impl Tell for Print {
     fn tell(&self, line: String) {
@@ -33,7 +33,7 @@ impl Tell for Print {
 }
 
 /// The process that is killed.
-pub fn victim(dir: &Path, group: u64, seed: u64) {
+pub fn victim(dir: &Path, group: u64, seed: u64, tell: Arc<dyn Tell>) {
     let store = match open(dir) {
         Ok(store) => store,
         Err(error) => panic!("{error}"),
@@ -51,7 +51,7 @@ pub fn victim(dir: &Path, group: u64, seed: u64) {
                 ops: 100_000,
                 large_one_in: 25,
             })
-            .map(|plan| tokio::spawn(client::run(store.clone(), plan, Arc::new(Print))))
+            .map(|plan| tokio::spawn(client::run(store.clone(), plan, Arc::clone(&tell))))
             .collect();
         for client in clients {
             client.await.expect("no client panics");
@@ -102,7 +102,7 @@ fn close(store: Store) {
 }
 
 /// Reads everything after a crash, and judges the group that was being written.
-fn judge(
+pub fn judge(
     dir: &Path,
     group: u64,
     mut record: Record,
@@ -235,17 +235,21 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // sled's threads may take a moment to let their files go.
-        let gone = (0..100).any(|_| {
-            let status = Command::new("umount").arg(self.0.path()).status();
-            let gone = status.is_ok_and(|status| status.success());
-            if !gone {
-                std::thread::park_timeout(std::time::Duration::from_millis(50));
-            }
-            gone
-        });
-        assert!(gone || std::thread::panicking());
+        let_go(self.0.path());
     }
+}
+
+/// Unmounts: sled's threads may take a moment to close their files.
+pub fn let_go(mounted: &Path) {
+    let gone = (0..100).any(|_| {
+        let status = Command::new("umount").arg(mounted).status();
+        let gone = status.is_ok_and(|status| status.success());
+        if !gone {
+            std::thread::park_timeout(std::time::Duration::from_millis(50));
+        }
+        gone
+    });
+    assert!(gone || std::thread::panicking());
 }
 
 pub fn a_full_disk_loses_nothing_that_was_acknowledged() {

@@ -796,6 +796,90 @@ fn joined_nodes_take_requests_too() {
 }
 
 #[test]
+fn a_gateway_elsewhere_asks_at_the_door_of_one_that_sleeps() {
+    if !can_make_networks("a_gateway_elsewhere_asks_at_the_door_of_one_that_sleeps") {
+        return;
+    }
+    let switch = Network::new();
+    let network = |address: &str| {
+        let network = Network::new();
+        network.plug_into(&switch, address);
+        network
+    };
+    let args = [
+        "examples/http",
+        "--no-follow",
+        "--bind=192.0.2.1",
+        "--node-ip=192.0.2.1",
+        "--pod-cidr=10.64.0.0/20",
+        "--service-cidr=10.96.0.0/16",
+    ];
+    let mut up = Cluster::prepare(COX, &args).in_network(network("192.0.2.1/24"));
+    up.start();
+    let agent = Cluster::prepare(COX, &[]).in_network(network("192.0.2.11/24"));
+    let bind = [
+        "create",
+        "clusterrolebinding",
+        "gateways",
+        "--clusterrole=coxswain:gateway",
+    ];
+    up.kubectl(&[&bind[..], &["--user=system:node:a"]].concat())
+        .ok();
+    let line = Output::of(&mut up.command("token")).ok();
+    let joining: Vec<&str> = line.split_whitespace().skip(2).collect();
+    let own = ["--node-name=a", "--node-ip=192.0.2.11", "--enable=ingress"];
+    let alone = ["--containerd-socket", "/nonexistent/c.sock"];
+    let running = start(&agent, "agent", &[&joining[..], &own, &alone].concat());
+    // The Pod that is woken may run on either node.
+    Output::of(agent.command("image load").arg("examples/http/http.wasm")).ok();
+    let everything = "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: {name: all}\n\
+                      spec: {defaultBackend: {service: {name: http, port: {name: web}}}}\n";
+    up.apply(everything).ok();
+    let ask = || {
+        let mut curl = agent.inside(Path::new("curl"));
+        let url = "http://192.0.2.11/x";
+        Output::of(curl.args(["-sS", "--max-time", "30", "-w", "%{http_code}\n", url]))
+    };
+    let good = |answer: &Output| answer.stdout.ends_with("you asked for /x\n200\n");
+    eventually("an answer while somebody is awake", || {
+        let answer = ask();
+        match good(&answer) {
+            true => Ok(()),
+            false => Err(format!("{}{}", answer.stdout, answer.stderr)),
+        }
+    });
+    up.kubectl(&[
+        "annotate",
+        "service",
+        "http",
+        "coxswain.dev/scale-to-zero=1s",
+    ])
+    .ok();
+    eventually("all Pods to be gone", || {
+        let pods = up.json(&["get", "pods", "-l", "app=http"]);
+        match pods["items"].as_array().unwrap().len() {
+            0 => Ok(()),
+            left => Err(left),
+        }
+    });
+    let answer = ask();
+    assert!(good(&answer), "{}{}", answer.stdout, answer.stderr);
+    // A node that takes requests no more says so at its next start.
+    let labels = || up.json(&["get", "node", "a"])["metadata"]["labels"].clone();
+    assert_eq!(labels()["coxswain.dev/gateway"], "true");
+    drop(running);
+    let _running = start(&agent, "agent", &[&own[..2], &alone].concat());
+    eventually("the node's mark to be gone, and its address", || {
+        let shown = up.json(&["get", "ingress", "all"])["status"]["loadBalancer"].clone();
+        let marked = !labels()["coxswain.dev/gateway"].is_null();
+        match marked || shown.to_string().contains("192.0.2.11") {
+            true => Err(format!("{marked} {shown}")),
+            false => Ok(()),
+        }
+    });
+}
+
+#[test]
 fn a_service_sleeps_and_the_next_request_wakes_it() {
     let cluster = cluster(3, &["examples/http"]);
     let everything = "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: {name: all}\n\

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use cox_apiserver::auth::authorization::Mode;
-use cox_apiserver::auth::go_duration;
+use cox_apiserver::go_duration;
 use cox_apiserver::services::cidr::Cidr;
 
 /// Kubernetes in one small program, with Wasm components and OCI containers side by side in a Pod.
@@ -102,6 +102,9 @@ pub(crate) struct ListenArgs {
     pub(crate) oidc: OidcArgs,
     #[command(flatten)]
     pub(crate) auth: AuthArgs,
+    /// Upstream's AdmissionConfiguration: what PodSecurity does where namespaces say nothing, and to whom it does not apply
+    #[arg(long, value_name = "FILE")]
+    pub(crate) admission_control_config_file: Option<PathBuf>,
 }
 
 /// Who else says who asks, and who decides what they may do.

@@ -79,6 +79,9 @@ impl ControlPlane {
         config.audit = audit(&listen.audit);
         config.oidc = oidc(&listen.oidc)?;
         set_auth(&mut config, &listen.auth);
+        config
+            .admission_file
+            .clone_from(&listen.admission_control_config_file);
         config.dns_service = !listen.disable.contains(&Part::Dns);
         let mut deps = cox_apiserver::Deps::new(store.clone());
         deps.encryption = encryption;

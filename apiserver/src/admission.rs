@@ -31,6 +31,7 @@ pub(crate) use node_restriction::check_token as check_node_token;
 pub use notes::Notes;
 pub(crate) use policies::check_types;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use cox_api::meta;
@@ -40,8 +41,10 @@ use cox_store::Snapshot;
 use serde_json::Value;
 
 use crate::auth::{Authorizer, UserInfo};
+use crate::config_file::ConfigError;
 use crate::query::Query;
 use crate::registry::{Entry, Registry};
+use pod_security::PodSecurity;
 use policies::Policies;
 use quota::Charges;
 use webhooks::Webhooks;
@@ -187,6 +190,7 @@ pub struct Admission {
     charges: Arc<Charges>,
     webhooks: Arc<Webhooks>,
     policies: Arc<Policies>,
+    pod_security: Arc<PodSecurity>,
 }
 
 impl Admission {
@@ -198,7 +202,17 @@ impl Admission {
             charges: Arc::default(),
             webhooks: Arc::default(),
             policies: Arc::default(),
+            pod_security: Arc::default(),
         }
+    }
+
+    /// Takes what upstream's AdmissionConfiguration in this file says of plugins.
+    ///
+    /// # Errors
+    /// The place of what is wrong in it.
+    pub fn configure(&mut self, file: &Path) -> Result<(), ConfigError> {
+        self.pod_security = Arc::new(PodSecurity::read(file)?);
+        Ok(())
     }
 
     /// Whether anybody but our own plugins has a say: webhooks or policies.
@@ -251,7 +265,7 @@ impl Admission {
         let snapshot = self.registry.store().snapshot();
         limit_ranger::validate(request, &snapshot)?;
         node_restriction::validate(request, &snapshot)?;
-        pod_security::validate(request, &snapshot)?;
+        pod_security::validate(request, &snapshot, &self.pod_security)?;
         priority::validate(request, &snapshot)?;
         storage::validate(request, &snapshot)?;
         runtime_class::validate(request, &snapshot)?;

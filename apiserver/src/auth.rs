@@ -12,7 +12,6 @@ pub mod authorization;
 mod authorizer;
 mod bootstrap_tokens;
 mod bound;
-mod configured;
 mod impersonate;
 mod node;
 pub mod oidc;
@@ -31,7 +30,6 @@ mod webhook;
 pub use attributes::{Attributes, Decision};
 pub use authenticator::{Authenticator, Verified};
 pub use authorizer::{Authorizer, forbidden};
-pub use configured::{AuthConfigError, go_duration};
 pub use remote::RemoteError;
 pub use user::{
     ANONYMOUS, AUTHENTICATED, MASTERS, NODE_PREFIX, NODES, Peer, SERVICE_ACCOUNT_PREFIX,

@@ -17,6 +17,7 @@ pub mod auth;
 pub mod body;
 pub mod bootstrap;
 mod call;
+mod config_file;
 mod content;
 mod definitions;
 mod discovery;
@@ -51,5 +52,6 @@ mod verbs;
 mod websocket;
 
 pub use api::{BACKUP_PATH, BODY_BYTES_MAX};
+pub use config_file::{ConfigError, go_duration};
 pub use registry::{BuiltinIndexer, Registry};
 pub use server::{ApiServer, Config, Deps, LocalService, SERVICE_CIDR, StartError, start};

@@ -25,8 +25,9 @@ use crate::aggregator::Aggregator;
 use crate::api::Api;
 use crate::audit::{self, Audit, AuditError};
 use crate::auth::oidc::{self, OidcError};
-use crate::auth::{AuthConfigError, Peer, UserInfo, aggregation, authorization, token_webhook};
+use crate::auth::{Peer, UserInfo, aggregation, authorization, token_webhook};
 use crate::bootstrap;
+use crate::config_file::ConfigError;
 use crate::definitions;
 use crate::encryption::Encryption;
 use crate::fairness;
@@ -82,6 +83,8 @@ pub struct Config {
     pub audiences: Vec<String>,
     /// Who decides what users may do.
     pub authorization: authorization::Config,
+    /// Upstream's AdmissionConfiguration: what PodSecurity does where namespaces say nothing, and to whom it does not apply.
+    pub admission_file: Option<PathBuf>,
 }
 
 impl Config {
@@ -108,6 +111,7 @@ impl Config {
             anonymous: None,
             audiences: Vec::new(),
             authorization: authorization::Config::default(),
+            admission_file: None,
         }
     }
 }
@@ -167,9 +171,9 @@ pub enum StartError {
     /// The OpenID provider cannot be trusted.
     #[error(transparent)]
     Oidc(#[from] OidcError),
-    /// Who asks, or whether they may, cannot be found out as it is configured.
+    /// Who asks, whether they may, or what is let in, cannot be found out as it is configured.
     #[error(transparent)]
-    Auth(#[from] AuthConfigError),
+    Auth(#[from] ConfigError),
     /// There is no audit log.
     #[error(transparent)]
     Audit(#[from] AuditError),
@@ -290,6 +294,9 @@ fn api(
     }
     api.authn.answer_to(&config.audiences);
     authorization::configure(&api.authz, &config.authorization)?;
+    if let Some(file) = &config.admission_file {
+        api.admission.configure(file)?;
+    }
     if let Some(audit) = &config.audit {
         api.audit = Some(Arc::new(Audit::open(audit)?));
     }

@@ -2,6 +2,7 @@
 //! the version of the rules.
 
 mod checks;
+mod config;
 mod policy;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use serde_json::Value;
 
 use super::{Operation, Request, items, stored};
 use checks::violations;
+pub(crate) use config::PodSecurity;
 use policy::{Level, Mode, Policy};
 
 const ANNOTATION: &str = "pod-security.kubernetes.io/";
@@ -30,32 +32,61 @@ const HARMLESS: [&str; 8] = [
     "status",
 ];
 
-pub(super) fn validate(request: &Request<'_>, snapshot: &Snapshot) -> Result<(), ApiStatus> {
+pub(super) fn validate(
+    request: &Request<'_>,
+    snapshot: &Snapshot,
+    config: &PodSecurity,
+) -> Result<(), ApiStatus> {
     if !matches!(request.operation, Operation::Create | Operation::Update) {
         return Ok(());
     }
     let resource = request.resource;
     match (resource.group.as_str(), resource.plural.as_str()) {
-        ("", "namespaces") if request.subresource.is_empty() => namespace(request, snapshot),
-        ("", "pods") if !HARMLESS.contains(&request.subresource) => pod(request, snapshot),
+        ("", "namespaces") if request.subresource.is_empty() => {
+            namespace(request, snapshot, config)
+        }
+        ("", "pods") if !HARMLESS.contains(&request.subresource) => pod(request, snapshot, config),
         ("" | "apps" | "batch", _) if request.subresource.is_empty() => {
-            template(request, snapshot);
+            template(request, snapshot, config);
             Ok(())
         }
         _ => Ok(()),
     }
 }
 
-fn policy_of(snapshot: &Snapshot, namespace: &str) -> Option<Policy> {
+fn policy_of(snapshot: &Snapshot, namespace: &str, config: &PodSecurity) -> Option<Policy> {
     let namespace = stored(snapshot, "namespaces", namespace)?;
-    Some(Policy::read(&namespace))
+    Some(Policy::read(&namespace, &config.defaults))
 }
 
-fn pod(request: &Request<'_>, snapshot: &Snapshot) -> Result<(), ApiStatus> {
+/// Whether the namespace, the user or the runtime of the Pod (`spec` is its) is left alone; that is noted.
+fn is_exempt(request: &Request<'_>, spec: &Value, config: &PodSecurity) -> bool {
+    let exempt = &config.exempt;
+    let has = |names: &[String], name: &str| names.iter().any(|one| one == name);
+    let runtime = spec["runtimeClassName"].as_str();
+    let why = if has(&exempt.namespaces, request.namespace) {
+        "namespace"
+    } else if has(&exempt.usernames, &request.user.name) {
+        "user"
+    } else if runtime.is_some_and(|runtime| has(&exempt.runtime_classes, runtime)) {
+        "runtimeClass"
+    } else {
+        return false;
+    };
+    request
+        .notes
+        .audit(format!("{ANNOTATION}exempt"), why.to_owned());
+    true
+}
+
+fn pod(request: &Request<'_>, snapshot: &Snapshot, config: &PodSecurity) -> Result<(), ApiStatus> {
     let Some(pod) = &request.object else {
         return Ok(());
     };
-    let Some(policy) = policy_of(snapshot, request.namespace) else {
+    if is_exempt(request, &pod["spec"], config) {
+        return Ok(());
+    }
+    let Some(policy) = policy_of(snapshot, request.namespace, config) else {
         let why = format!("failed to lookup namespace {:?}", request.namespace);
         return Err(ApiStatus::internal(why));
     };
@@ -88,7 +119,7 @@ fn is_significant(new: &Value, old: &Value) -> bool {
 }
 
 /// Whatever makes Pods is told early; only its Pods are refused.
-fn template(request: &Request<'_>, snapshot: &Snapshot) {
+fn template(request: &Request<'_>, snapshot: &Snapshot, config: &PodSecurity) {
     let Some(object) = &request.object else {
         return;
     };
@@ -103,10 +134,10 @@ fn template(request: &Request<'_>, snapshot: &Snapshot) {
         | "Job" => &object["spec"]["template"],
         _ => return,
     };
-    if !template.is_object() {
+    if !template.is_object() || is_exempt(request, &template["spec"], config) {
         return;
     }
-    let Some(policy) = policy_of(snapshot, request.namespace) else {
+    let Some(policy) = policy_of(snapshot, request.namespace, config) else {
         return;
     };
     // Nothing is enforced, so nothing is refused.
@@ -165,27 +196,70 @@ fn judge(
 }
 
 /// Labels must make sense, and who raises a level is told which Pods would not be let in any more.
-fn namespace(request: &Request<'_>, snapshot: &Snapshot) -> Result<(), ApiStatus> {
+fn namespace(
+    request: &Request<'_>,
+    snapshot: &Snapshot,
+    config: &PodSecurity,
+) -> Result<(), ApiStatus> {
     let Some(object) = &request.object else {
         return Ok(());
     };
-    let new = Policy::read(object);
-    let old = request.old.map(Policy::read);
+    let read = |namespace: &Value| Policy::read(namespace, &config.defaults);
+    let new = read(object);
+    let old = request.old.map(read);
+    let exempt = config
+        .exempt
+        .namespaces
+        .iter()
+        .any(|name| name == request.name);
     let known = |old: &Policy| old.errors == new.errors;
     if !new.errors.is_empty() && !old.as_ref().is_some_and(known) {
         let name = meta::name(object);
         return Err(ApiStatus::invalid("", "Namespace", name, new.errors));
     }
-    let Some(old) = old else { return Ok(()) };
+    let Some(old) = old else {
+        if exempt {
+            warn_of_exemption(request, object, &new, config);
+        }
+        return Ok(());
+    };
     let raised = new.enforce != old.enforce
         && new.enforce.level != Level::Privileged
         && !(new.enforce.version == old.enforce.version && new.enforce.level <= old.enforce.level);
-    if raised {
+    if raised && exempt {
+        warn_of_exemption(request, object, &new, config);
+    } else if raised {
         for warning in existing(snapshot, request.name, &new.enforce) {
             request.notes.warn(warning);
         }
     }
     Ok(())
+}
+
+/// Labels that nobody will look at.
+fn warn_of_exemption(
+    request: &Request<'_>,
+    namespace: &Value,
+    policy: &Policy,
+    config: &PodSecurity,
+) {
+    let said = |mode: &str| {
+        let label = |suffix: &str| meta::label(namespace, &format!("{ANNOTATION}{mode}{suffix}"));
+        label("").is_some() || label("-version").is_some()
+    };
+    let ignored: Vec<String> = policy
+        .modes()
+        .into_iter()
+        .filter(|(name, mode)| mode.level != Level::Privileged && said(name))
+        .map(|(name, mode)| format!("{name}={mode}"))
+        .collect();
+    if !ignored.is_empty() && policy.modes() != config.defaults.modes() {
+        request.notes.warn(format!(
+            "namespace {:?} is exempt from Pod Security, and the policy ({}) will be ignored",
+            request.name,
+            ignored.join(", ")
+        ));
+    }
 }
 
 fn existing(snapshot: &Snapshot, namespace: &str, enforce: &Mode) -> Vec<String> {

@@ -18,11 +18,11 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::bootstrap_tokens;
 use super::bound::{self, Holding};
-use super::configured::AuthConfigError;
 use super::oidc::{self, Anonymous, Issuer, OidcError};
 use super::token_webhook::{self, TokenWebhook};
 use super::tokens::{Claims, ISSUER, TokenError, TokenKey};
 use super::{Peer, UserInfo};
+use crate::config_file::ConfigError;
 use crate::pki::Pki;
 
 /// Tokens remembered; above that the memory starts anew.
@@ -91,7 +91,7 @@ impl Authenticator {
     ///
     /// # Errors
     /// What is wrong with the file.
-    pub fn configure(&mut self, file: &Path) -> Result<(), AuthConfigError> {
+    pub fn configure(&mut self, file: &Path) -> Result<(), ConfigError> {
         let (issuers, anonymous) = oidc::read(file)?;
         self.issuers.extend(issuers);
         if let Some(anonymous) = anonymous {
@@ -104,7 +104,7 @@ impl Authenticator {
     ///
     /// # Errors
     /// What is wrong with its configuration.
-    pub fn ask(&mut self, webhook: &token_webhook::Config) -> Result<(), AuthConfigError> {
+    pub fn ask(&mut self, webhook: &token_webhook::Config) -> Result<(), ConfigError> {
         self.webhook = Some(TokenWebhook::open(webhook)?);
         Ok(())
     }

@@ -10,8 +10,8 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use super::authorizer::{Authorizer, Step};
-use super::configured::{self, AuthConfigError, GoDuration};
 use super::webhook::{OnFailure, ReviewVersion, Settings, Webhook};
+use crate::config_file::{self, ConfigError, GoDuration};
 
 /// How often the file is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -142,7 +142,7 @@ struct Condition {
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn configure(authorizer: &Authorizer, config: &Config) -> Result<(), AuthConfigError> {
+pub fn configure(authorizer: &Authorizer, config: &Config) -> Result<(), ConfigError> {
     let steps = match config {
         Config::Flags { modes, webhook } => of_flags(modes, webhook.as_ref())?,
         Config::File(path) => of_file(path)?,
@@ -180,8 +180,8 @@ pub async fn follow(authorizer: Authorizer, path: PathBuf, cancel: CancellationT
     }
 }
 
-fn of_flags(modes: &[Mode], webhook: Option<&FlagWebhook>) -> Result<Vec<Step>, AuthConfigError> {
-    let flags = |why: String| AuthConfigError::Flags(why);
+fn of_flags(modes: &[Mode], webhook: Option<&FlagWebhook>) -> Result<Vec<Step>, ConfigError> {
+    let flags = |why: String| ConfigError::Flags(why);
     if modes.is_empty() {
         return Err(flags(
             "--authorization-mode needs at least one mode".to_owned(),
@@ -232,13 +232,13 @@ fn plain(mode: Mode) -> Step {
     }
 }
 
-fn of_file(path: &Path) -> Result<Vec<Step>, AuthConfigError> {
-    let file: File = configured::read(
+fn of_file(path: &Path) -> Result<Vec<Step>, ConfigError> {
+    let file: File = config_file::read(
         path,
         "AuthorizationConfiguration",
         &["v1", "v1beta1", "v1alpha1"],
     )?;
-    steps(file).map_err(|reason| AuthConfigError::File {
+    steps(file).map_err(|reason| ConfigError::File {
         path: path.to_owned(),
         reason,
     })

@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::UserInfo;
-use super::configured::AuthConfigError;
 use super::remembered::Remembered;
 use super::remote::Remote;
 use super::user::AUTHENTICATED;
 use super::webhook::ReviewVersion;
+use crate::config_file::ConfigError;
 
 /// Answers remembered.
 const CACHE_LEN_MAX: usize = 4096;
@@ -46,15 +46,15 @@ pub(super) struct TokenWebhook {
 }
 
 impl TokenWebhook {
-    pub(super) fn open(config: &Config) -> Result<Self, AuthConfigError> {
+    pub(super) fn open(config: &Config) -> Result<Self, ConfigError> {
         let version = ReviewVersion::parse(&config.version).ok_or_else(|| {
-            AuthConfigError::Flags(format!(
+            ConfigError::Flags(format!(
                 "--authentication-token-webhook-version: {:?} is neither v1 nor v1beta1",
                 config.version
             ))
         })?;
         let remote = Remote::of_kubeconfig(&config.kubeconfig)
-            .map_err(|error| AuthConfigError::Flags(error.to_string()))?;
+            .map_err(|error| ConfigError::Flags(error.to_string()))?;
         Ok(Self {
             remote,
             version,

@@ -351,3 +351,45 @@ async fn namespaces_say_what_pods_may_do() {
         )
     );
 }
+
+#[tokio::test]
+async fn a_file_says_what_holds_where_namespaces_say_nothing_and_for_whom_it_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("admission.yaml");
+    let text = json!({"apiVersion": "apiserver.config.k8s.io/v1", "kind": "AdmissionConfiguration", "plugins": [{"name": "PodSecurity",
+        "configuration": {"apiVersion": "pod-security.admission.config.k8s.io/v1", "kind": "PodSecurityConfiguration",
+            "defaults": {"enforce": "baseline"}, "exemptions": {"namespaces": ["b"], "runtimeClasses": ["vm"]}}}]});
+    std::fs::write(&file, text.to_string()).unwrap();
+    let server = Server::configured(|config| config.admission_file = Some(file.clone())).await;
+    for name in ["a", "b"] {
+        let namespace = json!({"metadata": {"name": name}});
+        server.post("/api/v1/namespaces", &namespace).await.ok(201);
+        let account = json!({"metadata": {"name": "default"}});
+        let accounts = format!("/api/v1/namespaces/{name}/serviceaccounts");
+        server.post(&accounts, &account).await.ok(201);
+    }
+    let class = json!({"metadata": {"name": "vm"}, "handler": "vm"});
+    let classes = "/apis/node.k8s.io/v1/runtimeclasses";
+    server.post(classes, &class).await.ok(201);
+    let mut bold = pod("bold");
+    bold["spec"]["hostNetwork"] = true.into();
+    let (code, _, message) = server.post(PODS, &bold).await.failure();
+    assert_eq!(
+        (code, message.as_str()),
+        (
+            403,
+            "pods \"bold\" is forbidden: violates PodSecurity \"baseline:latest\": host namespaces (hostNetwork=true)"
+        )
+    );
+    let elsewhere = PODS.replace("/a/", "/b/");
+    server.post(&elsewhere, &bold).await.ok(201);
+    bold["spec"]["runtimeClassName"] = "vm".into();
+    server.post(PODS, &bold).await.ok(201);
+    let labels =
+        json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}});
+    let warned = server.merge("/api/v1/namespaces/b", &labels).await;
+    assert_eq!(
+        warned.headers["warning"],
+        "299 - \"namespace \\\"b\\\" is exempt from Pod Security, and the policy (enforce=restricted:latest) will be ignored\""
+    );
+}

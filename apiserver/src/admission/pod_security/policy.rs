@@ -6,6 +6,9 @@ use cox_api::meta;
 use cox_api::validation::FieldError;
 use serde_json::Value;
 
+pub(super) const NO_LEVEL: &str = "must be one of privileged, baseline, restricted";
+pub(super) const NO_VERSION: &str = "must be \"latest\" or \"v1.x\"";
+
 /// How much Pods may do; the stricter the greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Level {
@@ -47,7 +50,7 @@ impl fmt::Display for Mode {
     }
 }
 
-fn level(text: &str) -> Option<Level> {
+pub(super) fn level(text: &str) -> Option<Level> {
     match text {
         "privileged" => Some(Level::Privileged),
         "baseline" => Some(Level::Baseline),
@@ -56,7 +59,7 @@ fn level(text: &str) -> Option<Level> {
     }
 }
 
-fn version(text: &str) -> Option<Minor> {
+pub(super) fn version(text: &str) -> Option<Minor> {
     if text == "latest" {
         return Some(None);
     }
@@ -68,24 +71,38 @@ fn version(text: &str) -> Option<Minor> {
     minor.parse().ok().map(Some)
 }
 
-impl Policy {
-    /// Reads the labels of a namespace. What is no level is the strictest one to enforce, and none to audit or warn about.
-    pub(super) fn read(namespace: &Value) -> Self {
-        let mut errors = Vec::new();
-        let enforce = mode(namespace, "enforce", Level::Restricted, &mut errors);
-        let audit = mode(namespace, "audit", Level::Privileged, &mut errors);
-        let warn = mode(namespace, "warn", Level::Privileged, &mut errors);
+/// Asks for nothing.
+impl Default for Policy {
+    fn default() -> Self {
         let nothing = Mode {
             level: Level::Privileged,
             version: None,
         };
-        let enforced = enforce.valid_level;
-        let mut policy = Policy {
-            enforce: enforce.mode.unwrap_or(nothing),
-            audit: audit.mode.unwrap_or(nothing),
-            warn: warn.mode.unwrap_or(nothing),
+        Policy {
+            enforce: nothing,
+            audit: nothing,
+            warn: nothing,
+            errors: Vec::new(),
+        }
+    }
+}
+
+impl Policy {
+    /// Reads the labels of a namespace; what they do not say is as in `defaults`. What is no level is the strictest one to enforce,
+    /// and none to audit or warn about.
+    pub(super) fn read(namespace: &Value, defaults: &Policy) -> Self {
+        let mut policy = defaults.clone();
+        let errors = &mut policy.errors;
+        let enforced = read_mode(
+            namespace,
+            "enforce",
+            Level::Restricted,
+            &mut policy.enforce,
             errors,
-        };
+        );
+        let lenient = Level::Privileged;
+        read_mode(namespace, "audit", lenient, &mut policy.audit, errors);
+        read_mode(namespace, "warn", lenient, &mut policy.warn, errors);
         let label =
             |mode: &str| meta::label(namespace, &format!("pod-security.kubernetes.io/{mode}"));
         if label("warn").is_none() && enforced && policy.enforce.level > policy.warn.level {
@@ -97,25 +114,32 @@ impl Policy {
         policy
     }
 
+    /// Each mode with its name.
+    pub(super) fn modes(&self) -> [(&'static str, Mode); 3] {
+        [
+            ("enforce", self.enforce),
+            ("audit", self.audit),
+            ("warn", self.warn),
+        ]
+    }
+
     /// Nothing is ever refused, noted or warned about.
     pub(super) fn is_privileged(&self) -> bool {
-        let modes = [self.enforce, self.audit, self.warn];
-        self.errors.is_empty() && modes.iter().all(|mode| mode.level == Level::Privileged)
+        let lenient = |(_, mode): (_, Mode)| mode.level == Level::Privileged;
+        self.errors.is_empty() && self.modes().into_iter().all(lenient)
     }
 }
 
-struct Read {
-    mode: Option<Mode>,
-    valid_level: bool,
-}
-
-fn mode(namespace: &Value, name: &str, wrong: Level, errors: &mut Vec<FieldError>) -> Read {
+/// Reads the two labels of a mode. Says whether its level is there, and is one.
+fn read_mode(
+    namespace: &Value,
+    name: &str,
+    wrong: Level,
+    mode: &mut Mode,
+    errors: &mut Vec<FieldError>,
+) -> bool {
     let key = format!("pod-security.kubernetes.io/{name}");
     let of_version = format!("{key}-version");
-    let mut read = Read {
-        mode: None,
-        valid_level: false,
-    };
     let mut complain = |key: &str, value: &str, why: &str| {
         errors.push(FieldError::invalid(
             format!("metadata.labels[{key}]"),
@@ -123,31 +147,21 @@ fn mode(namespace: &Value, name: &str, wrong: Level, errors: &mut Vec<FieldError
             why,
         ));
     };
+    let mut valid = false;
     if let Some(text) = meta::label(namespace, &key) {
         let found = level(text);
         if found.is_none() {
-            let why = "must be one of privileged, baseline, restricted";
-            complain(&key, text, why);
+            complain(&key, text, NO_LEVEL);
         }
-        read.valid_level = found.is_some();
-        read.mode = Some(Mode {
-            level: found.unwrap_or(wrong),
-            version: None,
-        });
+        valid = found.is_some();
+        mode.level = found.unwrap_or(wrong);
     }
     if let Some(text) = meta::label(namespace, &of_version) {
         let found = version(text);
         if found.is_none() {
-            complain(&of_version, text, "must be \"latest\" or \"v1.x\"");
+            complain(&of_version, text, NO_VERSION);
         }
-        let present = read.mode.unwrap_or(Mode {
-            level: Level::Privileged,
-            version: None,
-        });
-        read.mode = Some(Mode {
-            version: found.unwrap_or(None),
-            ..present
-        });
+        mode.version = found.unwrap_or(None);
     }
-    read
+    valid
 }

@@ -8,8 +8,8 @@ use serde::Deserialize;
 
 use super::mapping::{ClaimRule, From, Mapping, Rule, over_claims};
 use super::{Issuer, Provider};
-use crate::auth::configured::{self, AuthConfigError};
 use crate::auth::tokens::ISSUER;
+use crate::config_file::{self, ConfigError};
 use crate::outside::Trust;
 
 #[derive(Deserialize)]
@@ -121,15 +121,13 @@ pub(in crate::auth) enum Anonymous {
 }
 
 /// The issuers of a file, and what it says of requests without credentials, if anything.
-pub(in crate::auth) fn read(
-    path: &Path,
-) -> Result<(Vec<Issuer>, Option<Anonymous>), AuthConfigError> {
-    let file: File = configured::read(
+pub(in crate::auth) fn read(path: &Path) -> Result<(Vec<Issuer>, Option<Anonymous>), ConfigError> {
+    let file: File = config_file::read(
         path,
         "AuthenticationConfiguration",
         &["v1", "v1beta1", "v1alpha1"],
     )?;
-    understood(file).map_err(|reason| AuthConfigError::File {
+    understood(file).map_err(|reason| ConfigError::File {
         path: path.to_owned(),
         reason,
     })

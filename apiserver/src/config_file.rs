@@ -1,4 +1,4 @@
-//! What the files and flags of authentication and authorization have in common: reading them strictly, durations, naming the place of
+//! What the files of authentication, authorization and admission have in common: reading them strictly, durations, naming the place of
 //! what is wrong.
 
 use std::path::{Path, PathBuf};
@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
-/// Why the server does not start with such a configuration of authentication or authorization.
+/// Why the server does not start with such a configuration of authentication, authorization or admission.
 #[derive(Debug, thiserror::Error)]
-pub enum AuthConfigError {
+pub enum ConfigError {
     /// No such file, or not readable.
     #[error("{} cannot be read", .path.display())]
     Read {
@@ -34,7 +35,7 @@ pub enum AuthConfigError {
 
 /// A text such as `1m30s`, as Go writes durations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct GoDuration(pub(super) Duration);
+pub(crate) struct GoDuration(pub(crate) Duration);
 
 /// Reads Go's form of durations.
 ///
@@ -55,45 +56,56 @@ impl<'de> Deserialize<'de> for GoDuration {
 }
 
 /// Reads a file of one kind, in any of these versions of `apiserver.config.k8s.io`. Fields that are not known are errors.
-pub(super) fn read<T: DeserializeOwned>(
+pub(crate) fn read<T: DeserializeOwned>(
     path: &Path,
     kind: &str,
     versions: &[&str],
-) -> Result<T, AuthConfigError> {
-    let text = std::fs::read(path).map_err(|source| AuthConfigError::Read {
+) -> Result<T, ConfigError> {
+    let text = std::fs::read(path).map_err(|source| ConfigError::Read {
         path: path.to_owned(),
         source,
     })?;
-    parse(&text, kind, versions).map_err(|reason| AuthConfigError::File {
+    parse(&text, kind, versions).map_err(|reason| ConfigError::File {
         path: path.to_owned(),
         reason,
     })
 }
 
-pub(super) fn parse<T: DeserializeOwned>(
+pub(crate) fn parse<T: DeserializeOwned>(
     text: &[u8],
     kind: &str,
     versions: &[&str],
 ) -> Result<T, String> {
-    let mut file = cox_api::codec::yaml_value(text).map_err(|error| error.to_string())?;
-    if file["kind"] != kind {
+    let file = cox_api::codec::yaml_value(text).map_err(|error| error.to_string())?;
+    of_kind(file, "apiserver.config.k8s.io", kind, versions)
+}
+
+/// The fields of an object that must be of this kind.
+pub(crate) fn of_kind<T: DeserializeOwned>(
+    mut object: Value,
+    group: &str,
+    kind: &str,
+    versions: &[&str],
+) -> Result<T, String> {
+    if object["kind"] != kind {
         return Err(format!("kind: must be {kind}"));
     }
-    let version = file["apiVersion"].as_str().unwrap_or_default();
+    let version = object["apiVersion"].as_str().unwrap_or_default();
     let known = version
-        .strip_prefix("apiserver.config.k8s.io/")
+        .strip_prefix(group)
+        .and_then(|version| version.strip_prefix('/'))
         .is_some_and(|version| versions.contains(&version));
     if !known {
         return Err(format!(
-            "apiVersion: must be apiserver.config.k8s.io/{}",
+            "apiVersion: must be {group}/{}",
             versions.join(" or ")
         ));
     }
-    if let Some(fields) = file.as_object_mut() {
+    if let Some(fields) = object.as_object_mut() {
         fields.remove("kind");
         fields.remove("apiVersion");
     }
-    serde_json::from_value(file).map_err(|error| error.to_string())
+    serde_json::from_value(object).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

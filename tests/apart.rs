@@ -53,6 +53,8 @@ fn a_node_apart_from_its_control_plane_runs_pods() {
             file.to_str().unwrap(),
             "--node-name",
             "edge-1",
+            "--pod-cidr",
+            "127.122.0.0/18",
             // Not the machine's own, whose network would then be changed.
             "--containerd-socket",
             "/nonexistent/containerd.sock",

@@ -43,9 +43,11 @@ fn ready(cluster: &Cluster) {
 }
 
 /// Flags that keep the test off the machine's own containerd.
-const NODE: [&str; 4] = [
+const NODE: [&str; 6] = [
     "--node-name",
     "edge-2",
+    "--pod-cidr",
+    "127.121.0.0/18",
     "--containerd-socket",
     "/nonexistent/containerd.sock",
 ];

@@ -36,7 +36,7 @@ fn looks(cluster: &Cluster) {
         pods.lines().any(|line| line.contains("hello")
             && line.contains("1/1")
             && line.contains("Running")
-            && line.contains("127.64.")),
+            && line.contains(" 127.")),
         "{pods}"
     );
     let described = cluster.kubectl(&["describe", "pod", "hello"]).ok();

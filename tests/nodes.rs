@@ -165,9 +165,9 @@ fn ranges_that_are_full_say_so_and_leak_nothing() {
     let flags = [
         "--no-follow",
         "--service-cidr",
-        "127.129.7.0/28",
+        "127.250.7.0/28",
         "--pod-cidr",
-        "127.70.7.0/29",
+        "127.120.7.0/29",
     ];
     let cluster = Cluster::up(COX, &flags);
     Output::of(cluster.command("image load").arg(SOCKETS)).ok();
@@ -239,7 +239,7 @@ fn ranges_that_are_full_say_so_and_leak_nothing() {
                 "reason=FailedCreatePodSandBox",
             ])
             .ok();
-        if events.contains("no free Pod address in 127.70.7.0/29") {
+        if events.contains("no free Pod address in 127.120.7.0/29") {
             Ok(())
         } else {
             Err(events)

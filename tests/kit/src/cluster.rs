@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -82,6 +83,20 @@ pub fn kubectl_binary() -> PathBuf {
     std::env::var_os("COX_TEST_KUBECTL").map_or_else(|| PathBuf::from("kubectl"), PathBuf::from)
 }
 
+/// Ranges of Pods and Services that no other cluster has at this time: tests run beside one another, and Pods of two clusters must
+/// not want the same addresses of one machine. The first are those that `cox up` has by itself.
+fn free_ranges() -> [String; 2] {
+    static IN_THIS_PROCESS: AtomicU8 = AtomicU8::new(0);
+    let slot = std::env::var("NEXTEST_TEST_GLOBAL_SLOT").ok();
+    let slot: u8 = slot.and_then(|slot| slot.parse().ok()).unwrap_or_default();
+    let here = IN_THIS_PROCESS.fetch_add(1, Ordering::Relaxed);
+    let place = (slot % 24 * 4).wrapping_add(here) % 96;
+    [
+        format!("--pod-cidr=127.{}.{}.0/18", 64 + place / 4, place % 4 * 64),
+        format!("--service-cidr=127.{}.0.0/16", 128 + place),
+    ]
+}
+
 /// A running `cox up` (or `cox server`), stopped hard when dropped.
 #[derive(Debug)]
 pub struct Cluster {
@@ -90,6 +105,7 @@ pub struct Cluster {
     dir: TempDir,
     process: Option<Child>,
     network: Option<Network>,
+    ranges: [String; 2],
 }
 
 impl Cluster {
@@ -121,6 +137,7 @@ impl Cluster {
             dir,
             process: None,
             network: None,
+            ranges: free_ranges(),
         }
     }
 
@@ -196,6 +213,7 @@ impl Cluster {
         command
             .args(["--port", "0", "--no-merge-kubeconfig"])
             .args(self.without_containerd())
+            .args(self.own_ranges())
             .args(&self.args)
             .stdin(Stdio::null());
         command
@@ -209,6 +227,14 @@ impl Cluster {
         }
         let nowhere = self.dir.path().join("no-containerd.sock");
         vec![FLAG.to_owned(), nowhere.display().to_string()]
+    }
+
+    fn own_ranges(&self) -> &[String] {
+        let chosen = self.args.iter().any(|arg| arg.starts_with("--pod-cidr"));
+        if chosen || self.network.is_some() {
+            return &[];
+        }
+        &self.ranges
     }
 
     /// `cox SUBCOMMAND` with this cluster's folders.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use cox_store::{CommitError, Durability, Mutation, ObjectKey, Op, Precondition, Revision, Store};
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 
 use crate::bed::{Bed, Using, body, new_object, take};
 
@@ -235,8 +236,16 @@ fn block_on(future: impl Future<Output = ()>) {
         .block_on(future);
 }
 
+fn config() -> ProptestConfig {
+    ProptestConfig {
+        cases: 48,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn memory_does_what_the_model_does(steps in steps()) {
@@ -244,21 +253,25 @@ proptest! {
     }
 
     #[test]
-    fn etcd_does_what_the_model_does(steps in steps()) {
-        static CASES: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
-        static ETCD: std::sync::LazyLock<Option<Bed>> = std::sync::LazyLock::new(|| Bed::etcd("etcd_does_what_the_model_does"));
-        if let Some(etcd) = &*ETCD {
-            // One server for all cases, each with a place of its own.
-            let case = CASES.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            let mut bed = Bed::memory();
-            bed.config = etcd.config.clone();
-            bed.etcd_config(|config| config.prefix = format!("/case-{case}"));
-            block_on(run(bed, true, steps));
-        }
-    }
-
-    #[test]
     fn sled_does_what_the_model_does(steps in steps()) {
         block_on(run(Bed::sled(), true, steps));
     }
+}
+
+#[test]
+fn etcd_does_what_the_model_does() {
+    // One server for all cases, each with a place of its own. It ends with the test.
+    let Some(etcd) = Bed::etcd("etcd_does_what_the_model_does") else {
+        return;
+    };
+    let cases = std::cell::Cell::new(0);
+    let outcome = TestRunner::new(config()).run(&steps(), |steps| {
+        cases.set(cases.get() + 1);
+        let mut bed = Bed::memory();
+        bed.config = etcd.config.clone();
+        bed.etcd_config(|config| config.prefix = format!("/case-{}", cases.get()));
+        block_on(run(bed, true, steps));
+        Ok(())
+    });
+    outcome.unwrap_or_else(|error| panic!("{error}"));
 }

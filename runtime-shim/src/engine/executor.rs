@@ -487,6 +487,10 @@ mod tests {
             .build()
             .unwrap();
         let executor = Executor::start(1, io.handle().clone(), Ticker::idle()).unwrap();
+        // On a busy machine the thread beside the others may still be on its way when a test begins.
+        while executor.shared.queue.lock().express_sleeping == 0 {
+            std::thread::yield_now();
+        }
         (io, executor)
     }
 

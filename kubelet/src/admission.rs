@@ -2,6 +2,7 @@
 //! before, but Pods also come by name, from the static folder, or to a node that has changed since.
 
 use crate::pod::containers::{all, spec};
+use crate::pod::is_over;
 use crate::resources::{Amounts, of_pod};
 use cox_client::placement::{NodeTerm, tolerates};
 use k8s_openapi::api::core::v1::{Pod, Taint};
@@ -68,7 +69,7 @@ pub fn refusal(pod: &Pod, others: &[Arc<Pod>], node: &NodeView) -> Option<Refusa
     let live: Vec<&Pod> = others
         .iter()
         .map(Arc::as_ref)
-        .filter(|other| other.metadata.uid != pod.metadata.uid && !is_over(other))
+        .filter(|other| other.metadata.uid != pod.metadata.uid && !is_over(other.status.as_ref()))
         .collect();
     let refused = too_much(pod, &live, node).or_else(|| taken_port(pod, &live));
     // The scheduler has looked at labels and taints a moment ago, and our own view of them may be behind its.
@@ -92,15 +93,6 @@ fn was_scheduled(pod: &Pod) -> bool {
 #[must_use]
 pub fn is_greedy(pod: &Pod) -> bool {
     of_pod(pod).values().any(|amount| *amount > 0) || !host_ports(pod).is_empty()
-}
-
-/// A Pod that ended holds nothing any more.
-fn is_over(pod: &Pod) -> bool {
-    let phase = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 fn too_much(pod: &Pod, live: &[&Pod], node: &NodeView) -> Option<Refusal> {

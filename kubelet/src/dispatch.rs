@@ -18,9 +18,9 @@ use crate::cri::client::Runtime;
 use crate::cri::observe::{self, FoundPod};
 use crate::files;
 use crate::keep::Record;
-use crate::pod::PodUid;
 use crate::pod::plan::previous_container;
 use crate::pod::view::PodView;
+use crate::pod::{PodUid, is_over};
 use crate::sources::mirror;
 use crate::worker::mailbox::Failing;
 use crate::worker::refuse;
@@ -158,12 +158,8 @@ impl Dispatcher {
     }
 
     /// The Pods that are not over, as their workers see them.
-    fn live(&self) -> Vec<Arc<Pod>> {
-        let is_over = |known: &Known| {
-            let status = known.status.borrow();
-            let phase = status.as_ref().and_then(|status| status.phase.as_deref());
-            matches!(phase, Some("Succeeded" | "Failed"))
-        };
+    pub(crate) fn live(&self) -> Vec<Arc<Pod>> {
+        let is_over = |known: &Known| is_over(known.status.borrow().as_deref());
         let all = self.lock();
         let live = all
             .values()

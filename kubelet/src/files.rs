@@ -1,9 +1,11 @@
-//! Small files that are always whole.
+//! Small files that are always whole, a count of who writes how often, and sockets.
 
 use std::fmt::Write;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::net::UnixListener;
 
 /// How often somebody wrote to the node's disk.
 #[derive(Debug, Default)]
@@ -29,6 +31,17 @@ pub(crate) fn writes_text(by: &[(&str, u64)]) -> String {
             .expect("writing to a String cannot fail");
     }
     text
+}
+
+/// Listens on a socket, in place of what an earlier process left there.
+pub(crate) fn listen(socket: &Path) -> io::Result<UnixListener> {
+    if let Some(folder) = socket.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    match std::fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => UnixListener::bind(socket),
+    }
 }
 
 /// Writes a file anew. Written beside it first, renamed then: whoever reads it, after a kill too, has the old or the new.

@@ -19,14 +19,13 @@ pub mod proto {
 
 use crate::devices::HeldDevice;
 use crate::dispatch::Dispatcher;
+use crate::files;
 use crate::pod::containers::{inits, is_sidecar, mains};
 use crate::worker::shared::Shared;
 use k8s_openapi::api::core::v1::Pod;
 use proto::pod_resources_lister_server::{PodResourcesLister, PodResourcesListerServer};
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -51,7 +50,7 @@ impl PodResources {
     /// Serves until cancelled.
     pub(crate) async fn run(self, cancel: CancellationToken) {
         let socket = socket(&self.shared.config.data_dir);
-        let listener = match listen(&socket) {
+        let listener = match files::listen(&socket) {
             Ok(listener) => listener,
             Err(error) => {
                 tracing::error!(socket = %socket.display(), %error, "Nobody can ask who holds which devices");
@@ -68,16 +67,6 @@ impl PodResources {
         if let Err(error) = served.await {
             tracing::error!(%error, "Nobody can ask any more who holds which devices");
         }
-    }
-
-    /// The Pods that hold something: those that have not ended.
-    fn pods(&self) -> impl Iterator<Item = Arc<Pod>> {
-        let pods = self.dispatcher.pods().into_iter();
-        pods.filter(|pod| {
-            let status = self.dispatcher.status_of(pod);
-            let phase = status.as_ref().and_then(|status| status.phase.as_deref());
-            !matches!(phase, Some("Succeeded" | "Failed"))
-        })
     }
 
     fn of(&self, pod: &Pod) -> proto::PodResources {
@@ -107,16 +96,6 @@ impl PodResources {
     }
 }
 
-fn listen(socket: &Path) -> io::Result<UnixListener> {
-    if let Some(folder) = socket.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    match std::fs::remove_file(socket) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => UnixListener::bind(socket),
-    }
-}
-
 /// One message for each device, as each may sit elsewhere.
 fn messages(held: Vec<HeldDevice>) -> Vec<proto::ContainerDevices> {
     let message = |one: HeldDevice| proto::ContainerDevices {
@@ -135,7 +114,8 @@ impl PodResourcesLister for PodResources {
         &self,
         _: Request<proto::ListPodResourcesRequest>,
     ) -> Result<Response<proto::ListPodResourcesResponse>, Status> {
-        let pod_resources = self.pods().map(|pod| self.of(&pod)).collect();
+        let live = self.dispatcher.live();
+        let pod_resources = live.iter().map(|pod| self.of(pod)).collect();
         Ok(Response::new(proto::ListPodResourcesResponse {
             pod_resources,
         }))

@@ -130,7 +130,10 @@ impl CpuManager {
     /// The cores that are a container's own.
     #[must_use]
     pub fn own(&self, uid: &str, container: &str) -> CpuSet {
-        self.state().own(uid, container)
+        self.state()
+            .own(uid, container)
+            .cloned()
+            .unwrap_or_default()
     }
 
     /// The cores that can be somebody's own.

@@ -105,9 +105,8 @@ impl State {
     }
 
     /// What a container has for itself.
-    pub(super) fn own(&self, uid: &str, container: &str) -> CpuSet {
-        let own = self.given.get(uid).and_then(|pod| pod.get(container));
-        own.cloned().unwrap_or_default()
+    pub(super) fn own(&self, uid: &str, container: &str) -> Option<&CpuSet> {
+        self.given.get(uid)?.get(container)
     }
 
     /// What can be given away.
@@ -117,8 +116,8 @@ impl State {
     }
 
     pub(super) fn of(&self, uid: &str, container: &str) -> CpuSet {
-        let own = self.given.get(uid).and_then(|pod| pod.get(container));
-        own.cloned().unwrap_or_else(|| self.shared())
+        let own = self.own(uid, container).cloned();
+        own.unwrap_or_else(|| self.shared())
     }
 
     pub(super) fn take(&mut self, uid: &str, container: &str, count: usize) -> Result<(), String> {

@@ -10,6 +10,7 @@ use super::proto::{
     NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
     NodeUnstageVolumeRequest,
 };
+use crate::files;
 use crate::volumes::tokens::Tokens;
 use cox_client::attachments;
 use jiff::{SignedDuration, Timestamp};
@@ -221,9 +222,7 @@ impl Csi {
             return Ok(());
         }
         self.writes.note();
-        let fresh = folder.join(".vol_data.json");
-        std::fs::write(&fresh, note)?;
-        std::fs::rename(fresh, file)
+        files::replace(&file, note)
     }
 
     /// Takes all volumes of drivers out of a Pod's folder. What is still in use elsewhere stays staged.

@@ -6,13 +6,12 @@ use super::proto::registration_server::{Registration, RegistrationServer};
 use super::proto::{self, DevicePluginOptions, RegisterRequest};
 use super::{Devices, Plugin};
 use crate::csi::{stream_channel, text};
+use crate::files;
 use cox_client::tasks::TaskScope;
 use std::collections::BTreeMap;
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -80,7 +79,7 @@ fn is_extended(name: &str) -> bool {
 impl Devices {
     /// Serves the socket until cancelled.
     pub(crate) async fn run(self: Arc<Self>, cancel: CancellationToken) {
-        let listener = match self.listen() {
+        let listener = match files::listen(&self.folder.join(SOCKET)) {
             Ok(listener) => listener,
             Err(error) => {
                 tracing::error!(folder = %self.folder.display(), %error, "Device plugins cannot register");
@@ -100,15 +99,6 @@ impl Devices {
             );
         if let Err(error) = served.await {
             tracing::error!(%error, "Device plugins cannot register any more");
-        }
-    }
-
-    fn listen(&self) -> io::Result<UnixListener> {
-        std::fs::create_dir_all(&self.folder)?;
-        let socket = self.folder.join(SOCKET);
-        match std::fs::remove_file(&socket) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => UnixListener::bind(&socket),
         }
     }
 

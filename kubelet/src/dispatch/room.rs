@@ -3,7 +3,7 @@
 
 use super::{Dispatcher, uid};
 use crate::admission::{self, Refusal};
-use crate::pod::PodUid;
+use crate::pod::{PodUid, is_over};
 use crate::preemption;
 use crate::worker::mailbox::Failing;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -141,10 +141,7 @@ impl Dispatcher {
 
 /// Completes when a Pod holds nothing any more.
 async fn until_over(mut status: watch::Receiver<Option<Arc<PodStatus>>>) {
-    let is_over = |status: &Option<Arc<PodStatus>>| {
-        let phase = status.as_ref().and_then(|status| status.phase.as_deref());
-        matches!(phase, Some("Succeeded" | "Failed"))
-    };
+    let is_over = |status: &Option<Arc<PodStatus>>| is_over(status.as_deref());
     // An error means that the worker has ended, and the Pod with it.
     if status.wait_for(is_over).await.is_err() {
         tracing::trace!("Worker of a Pod that makes room ended");

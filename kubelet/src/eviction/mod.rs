@@ -127,7 +127,7 @@ impl EvictionKeeper {
             }
         };
         let mut users = Vec::new();
-        for pod in self.live_pods() {
+        for pod in self.dispatcher.live() {
             let used = self.used(&pod, &stats, threshold.signal).await;
             users.push(User { pod, used });
         }
@@ -160,17 +160,6 @@ impl EvictionKeeper {
         self.dispatcher.fail(pod, failing);
     }
 
-    /// Pods that are not over.
-    fn live_pods(&self) -> Vec<Arc<Pod>> {
-        let pods = self.dispatcher.pods().into_iter();
-        pods.filter(|pod| {
-            let status = self.dispatcher.status_of(pod);
-            let phase = status.as_ref().and_then(|status| status.phase.as_deref());
-            !matches!(phase, Some("Succeeded" | "Failed"))
-        })
-        .collect()
-    }
-
     async fn used(&self, pod: &Pod, stats: &[v1::PodSandboxStats], signal: Signal) -> u64 {
         let linux = stats_of(stats, pod);
         let containers = linux
@@ -197,7 +186,7 @@ impl EvictionKeeper {
 
     /// Fails Pods that keep more on disk than they said.
     async fn enforce_limits(&self) {
-        for pod in self.live_pods() {
+        for pod in self.dispatcher.live() {
             if let Some(message) = self.volume_too_large(&pod).await {
                 self.fail(&pod, own_fault(message));
                 continue;

@@ -7,6 +7,7 @@
 pub mod record;
 pub mod seal;
 
+use crate::files::Writes;
 use cox_client::Clock;
 use k8s_openapi::api::core::v1::Service;
 pub use record::Record;
@@ -53,7 +54,7 @@ pub struct Keeper {
     changed: Notify,
     /// The API server was not there when the node's Pods had to start.
     offline: AtomicBool,
-    writes: AtomicU64,
+    writes: Writes,
     failures: AtomicU64,
 }
 
@@ -74,7 +75,7 @@ impl Keeper {
             state: Mutex::default(),
             changed: Notify::new(),
             offline: AtomicBool::new(false),
-            writes: AtomicU64::new(0),
+            writes: Writes::default(),
             failures: AtomicU64::new(0),
         }
     }
@@ -197,7 +198,7 @@ impl Keeper {
     /// How often a file of a Pod was written or removed.
     #[must_use]
     pub fn writes(&self) -> u64 {
-        self.writes.load(Ordering::Relaxed)
+        self.writes.count()
     }
 
     /// Writes what changes until cancelled, and what is left then.
@@ -283,7 +284,7 @@ impl Keeper {
             },
             (Change::Write(_), None) => return Ok(()),
         }
-        self.writes.fetch_add(1, Ordering::Relaxed);
+        self.writes.note();
         Ok(())
     }
 
@@ -297,7 +298,7 @@ impl Keeper {
              # HELP kubelet_kept_pod_write_failures_total Such writes that failed.\n\
              # TYPE kubelet_kept_pod_write_failures_total counter\n\
              kubelet_kept_pod_write_failures_total {}\n",
-            self.writes.load(Ordering::Relaxed),
+            self.writes.count(),
             self.failures.load(Ordering::Relaxed),
         )
     }
@@ -324,7 +325,7 @@ mod tests {
 
     async fn settle(keeper: &Arc<Keeper>) -> u64 {
         keeper.clone().round().await;
-        keeper.writes.load(Ordering::Relaxed)
+        keeper.writes()
     }
 
     #[tokio::test]

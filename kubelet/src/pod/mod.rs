@@ -15,6 +15,15 @@ pub mod resize;
 pub mod status;
 pub mod view;
 
+use k8s_openapi::api::core::v1::PodStatus;
+
+/// Whether a Pod has ended for good: it holds nothing any more.
+#[must_use]
+pub fn is_over(status: Option<&PodStatus>) -> bool {
+    let phase = status.and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
 /// Declares a newtype over `String` for one kind of identifier, so that two of them cannot be swapped.
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {

@@ -59,7 +59,8 @@ pub(super) fn put(
     now: Timestamp,
 ) -> Result<Written, String> {
     let text = |error: io::Error| error.to_string();
-    match content {
+    // All but the first are places for files of others.
+    let placed = match content {
         Content::Files {
             folder,
             mut payload,
@@ -69,18 +70,8 @@ pub(super) fn put(
                     file.mode |= GROUP_READ;
                 }
             }
-            atomic::write(&folder, &payload, ownership.gid, now).map_err(text)
+            return atomic::write(&folder, &payload, ownership.gid, now).map_err(text);
         }
-        other => place(other, ownership, stands).map(|()| Written::Unchanged),
-    }
-}
-
-/// What is a place for files of others.
-fn place(content: Content, ownership: Ownership, stands: bool) -> Result<(), String> {
-    let text = |error: io::Error| error.to_string();
-    match content {
-        // Not a place: its files are ours.
-        Content::Files { .. } => Ok(()),
         Content::Empty { folder, medium } if !stands => empty(&folder, &medium, ownership),
         Content::Empty { .. } | Content::Nothing => Ok(()),
         Content::Host { path, kind } => host_path::prepare(&path, &kind),
@@ -110,11 +101,12 @@ fn place(content: Content, ownership: Ownership, stands: bool) -> Result<(), Str
                     .map_err(text)?;
             }
             if stands {
-                return Ok(());
+                return Ok(Written::Unchanged);
             }
             ownership::apply(&path, ownership).map_err(text)
         }
-    }
+    };
+    placed.map(|()| Written::Unchanged)
 }
 
 /// Makes the folder, mounts its medium unless that was done by an earlier kubelet, and opens it to all.

@@ -18,6 +18,7 @@ mod start;
 use super::admit::refusal;
 use super::containers::spec;
 use super::history::{EndingCause, History, Volumes};
+use super::is_over;
 use super::probe::ProbeKind;
 use super::view::{ContainerView, PodView};
 use super::{ContainerId, SandboxId};
@@ -139,8 +140,7 @@ pub fn plan_pod(input: PlanInput<'_>) -> Plan {
     if let Some(ending) = &input.history.ending {
         return plan_ending(input, ending);
     }
-    let phase = input.previous.and_then(|status| status.phase.as_deref());
-    if matches!(phase, Some("Succeeded" | "Failed")) {
+    if is_over(input.previous) {
         return Plan::ended(EndingCause::Finished);
     }
     let untouched = input.view.is_empty() && input.history.sandboxes_made == 0;

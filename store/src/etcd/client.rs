@@ -119,10 +119,7 @@ impl Client {
             // The first that is done; the attempt is given up with the others, which is what a failure of unknown outcome says.
             biased;
             outcome = attempt => outcome.map(tonic::Response::into_inner),
-            why = self.hopeless(at, term) => Err(Status::unavailable(why)),
-            () = tokio::time::sleep(ATTEMPT_TIMEOUT) => {
-                Err(Status::unavailable(format!("{} does not answer", self.names[at])))
-            }
+            why = self.too_long(at, term) => Err(Status::unavailable(why)),
         };
         let status = match outcome {
             Ok(answer) => {
@@ -167,11 +164,20 @@ impl Client {
         self.term.fetch_max(term, Ordering::Relaxed);
     }
 
+    /// Ends when an attempt that was begun in `term` is to be given up. Nearly all are answered before the first of these times is over.
+    async fn too_long(&self, at: usize, term: u64) -> String {
+        tokio::time::sleep(DOUBT_AFTER).await;
+        let rest = ATTEMPT_TIMEOUT.saturating_sub(DOUBT_AFTER);
+        match tokio::time::timeout(rest, self.hopeless(at, term)).await {
+            Ok(why) => why,
+            Err(_) => format!("{} does not answer", self.names[at]),
+        }
+    }
+
     /// Ends when an attempt that was begun in `term` will not be answered: the member is not there, or another leader was elected
     /// since, and what was on its way to the old one is lost. etcd itself tells that only after seven seconds.
     async fn hopeless(&self, at: usize, term: u64) -> String {
         let mut term = term;
-        tokio::time::sleep(DOUBT_AFTER).await;
         loop {
             let asked = async {
                 let mut grpc = grpc(self.members[at].clone());

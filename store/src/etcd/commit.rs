@@ -53,7 +53,21 @@ enum Step {
     Failed(CommitError),
 }
 
-pub(super) async fn commit(parts: &Parts, mutation: Mutation) -> Result<Committed, CommitError> {
+/// A write that is ready to be sent.
+pub(super) struct Prepared {
+    key: ObjectKey,
+    etcd_key: Bytes,
+    precondition: Precondition,
+    /// None for a deletion.
+    own: Option<Arc<Own>>,
+    /// The revision that the object must be at; zero if it must not be there.
+    base: Revision,
+    /// The object as it is known here.
+    known: Option<Arc<Object>>,
+}
+
+/// What the caller can do by itself: encryption and copies.
+pub(super) fn prepare(parts: &Parts, mutation: Mutation) -> Result<Prepared, CommitError> {
     let Mutation {
         key,
         precondition,
@@ -70,11 +84,8 @@ pub(super) async fn commit(parts: &Parts, mutation: Mutation) -> Result<Committe
             Some(Arc::new(Own::new(new, sealed)))
         }
     };
-    let known = parts
-        .published
-        .state()
-        .get(&key.resource, &key.path)
-        .cloned();
+    let state = parts.published.state();
+    let known = state.get(&key.resource, &key.path).cloned();
     let base = match precondition {
         Precondition::Absent => Revision(0),
         Precondition::Revision(revision) => revision,
@@ -82,7 +93,26 @@ pub(super) async fn commit(parts: &Parts, mutation: Mutation) -> Result<Committe
             known.as_ref().map_or(Revision(0), |object| object.revision)
         }
     };
-    let etcd_key = parts.layout.encode(&key);
+    Ok(Prepared {
+        etcd_key: parts.layout.encode(&key),
+        key,
+        precondition,
+        own,
+        base,
+        known,
+    })
+}
+
+/// Runs on the store's thread, where the connections and the watch are: so a write wakes its caller once, when all is over.
+pub(super) async fn carry_out(parts: &Parts, prepared: Prepared) -> Result<Committed, CommitError> {
+    let Prepared {
+        key,
+        etcd_key,
+        precondition,
+        own,
+        base,
+        known,
+    } = prepared;
     let _expected = own
         .as_ref()
         .map(|own| parts.pending.add(etcd_key.clone(), Arc::clone(own)));

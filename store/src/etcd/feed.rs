@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tonic::Streaming;
+use tonic::{Status, Streaming};
 
 use super::client::Failure;
 use super::wire::{self, KeyValue, WatchCreateRequest, WatchEvent, WatchResponse};
@@ -18,6 +18,9 @@ use crate::state::State;
 
 /// Without any message for so long, a watch of which somebody misses something is stuck.
 const SILENT: Duration = Duration::from_millis(900);
+
+/// So many writes are shown together at most, if they have come: those before them wait as long.
+const EVENTS_AT_ONCE_MAX: usize = 256;
 
 /// Why a watch ended.
 enum End {
@@ -67,7 +70,7 @@ async fn open(parts: &Parts) -> Result<(Streaming<WatchResponse>, usize), Failur
 async fn follow(parts: &Parts, mut stream: Streaming<WatchResponse>, at: usize) -> End {
     let mut heard = Instant::now();
     loop {
-        let message = tokio::select! {
+        let mut message = tokio::select! {
             // A message that was not taken stays in the stream.
             message = stream.message() => message,
             () = parts.kick.notified() => {
@@ -79,19 +82,47 @@ async fn follow(parts: &Parts, mut stream: Streaming<WatchResponse>, at: usize) 
             }
         };
         heard = Instant::now();
-        match message {
-            Err(status) => {
-                parts.client.leave(at);
-                return End::Broken(status.message().to_owned());
+        // etcd sends a message for each write: what has come already is shown at once, for less than each of them by itself.
+        let mut events = Vec::new();
+        let end = loop {
+            match judge(parts, message, at) {
+                Ok(more) => events.extend(more),
+                Err(end) => break Some(end),
             }
-            Ok(None) => return End::Broken("the member ended it".to_owned()),
-            Ok(Some(response)) if response.compact_revision > 0 => return End::Compacted,
-            Ok(Some(response)) if response.canceled => {
-                parts.client.leave(at);
-                return End::Broken(response.cancel_reason);
+            if events.len() >= EVENTS_AT_ONCE_MAX {
+                break None;
             }
-            Ok(Some(response)) => apply(parts, response.events),
+            message = tokio::select! {
+                biased;
+                message = stream.message() => message,
+                () = std::future::ready(()) => break None,
+            };
+        };
+        apply(parts, events);
+        if let Some(end) = end {
+            return end;
         }
+    }
+}
+
+/// The writes that a message tells of, or why there will be no more.
+fn judge(
+    parts: &Parts,
+    message: Result<Option<WatchResponse>, Status>,
+    at: usize,
+) -> Result<Vec<WatchEvent>, End> {
+    match message {
+        Err(status) => {
+            parts.client.leave(at);
+            Err(End::Broken(status.message().to_owned()))
+        }
+        Ok(None) => Err(End::Broken("the member ended it".to_owned())),
+        Ok(Some(response)) if response.compact_revision > 0 => Err(End::Compacted),
+        Ok(Some(response)) if response.canceled => {
+            parts.client.leave(at);
+            Err(End::Broken(response.cancel_reason))
+        }
+        Ok(Some(response)) => Ok(response.events),
     }
 }
 

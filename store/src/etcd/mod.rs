@@ -5,7 +5,7 @@
 //! watch has brought it back. What other servers write, upstream's included, comes the same way.
 //!
 //! ```text
-//! commit ─► transaction ─► etcd ─► watch ─► feed ─► publish ─► answer
+//! commit ─► queue ─► transaction ─► etcd ─► watch ─► feed ─► publish ─► answer
 //! ```
 
 mod barrier;
@@ -23,7 +23,8 @@ mod wire;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::mutation::{CommitError, Committed, Mutation};
@@ -33,6 +34,7 @@ use crate::publish::{Published, RetainLimits};
 use crate::ring::RingLimits;
 use barrier::Barrier;
 use client::Client;
+use commit::Prepared;
 use layout::Layout;
 use pending::Pending;
 use waiters::Waiters;
@@ -77,6 +79,15 @@ struct Parts {
     kick: Notify,
 }
 
+/// A write on its way to the store's thread, and who waits for it.
+struct Order {
+    prepared: Prepared,
+    outcome_tx: oneshot::Sender<Result<Committed, CommitError>>,
+}
+
+/// Orders that the thread takes from the queue at once.
+const TAKE_MAX: usize = 64;
+
 /// What an open store needs to know.
 pub(crate) struct Opening {
     pub(crate) config: EtcdConfig,
@@ -91,7 +102,9 @@ pub(crate) struct Opening {
 pub(crate) struct Etcd {
     parts: Arc<Parts>,
     barrier: Barrier,
+    /// Bounds what is in the queue.
     gate: Semaphore,
+    orders_tx: UnboundedSender<Order>,
     writes_max: u32,
     cancel: CancellationToken,
 }
@@ -114,6 +127,7 @@ pub(crate) fn open(opening: Opening, closed: &CancellationToken) -> Result<Opene
     let writes_max = u32::try_from(opening.writes_max).unwrap_or(u32::MAX);
     let cancel = CancellationToken::new();
     let (ready_tx, ready_rx) = mpsc::sync_channel(1);
+    let (orders_tx, orders_rx) = unbounded_channel();
     let thread = std::thread::Builder::new()
         .name("store".into())
         .spawn({
@@ -124,7 +138,7 @@ pub(crate) fn open(opening: Opening, closed: &CancellationToken) -> Result<Opene
                     .enable_all()
                     .build();
                 match runtime {
-                    Ok(runtime) => runtime.block_on(serve(opening, &ready_tx, &cancel)),
+                    Ok(runtime) => runtime.block_on(serve(opening, orders_rx, &ready_tx, &cancel)),
                     Err(error) => drop(ready_tx.send(Err(OpenError::Thread(error)))),
                 }
             }
@@ -139,6 +153,7 @@ pub(crate) fn open(opening: Opening, closed: &CancellationToken) -> Result<Opene
             parts,
             barrier: Barrier::default(),
             gate: Semaphore::new(writes_max as usize),
+            orders_tx,
             writes_max,
             cancel,
         },
@@ -148,7 +163,12 @@ pub(crate) fn open(opening: Opening, closed: &CancellationToken) -> Result<Opene
 
 type Ready = mpsc::SyncSender<Result<Arc<Parts>, OpenError>>;
 
-async fn serve(opening: Opening, ready_tx: &Ready, cancel: &CancellationToken) {
+async fn serve(
+    opening: Opening,
+    orders_rx: UnboundedReceiver<Order>,
+    ready_tx: &Ready,
+    cancel: &CancellationToken,
+) {
     let compact_interval = opening.config.compact_interval;
     let parts = match start(opening).await {
         Ok(parts) => Arc::new(parts),
@@ -159,6 +179,8 @@ async fn serve(opening: Opening, ready_tx: &Ready, cancel: &CancellationToken) {
         }
     };
     drop(ready_tx.send(Ok(Arc::clone(&parts))));
+    // A task of its own, as each write is: what wakes one of them does not look at the others. They end with the runtime.
+    tokio::spawn(take_orders(Arc::clone(&parts), orders_rx));
     let compactor = async {
         if compact_interval > Duration::ZERO {
             compact::run(&parts, compact_interval).await;
@@ -173,6 +195,21 @@ async fn serve(opening: Opening, ready_tx: &Ready, cancel: &CancellationToken) {
         () = compactor => {}
     }
     parts.published.close();
+}
+
+/// Begins every write that is handed over; they end in whatever order.
+async fn take_orders(parts: Arc<Parts>, mut orders_rx: UnboundedReceiver<Order>) {
+    let mut orders = Vec::with_capacity(TAKE_MAX);
+    while orders_rx.recv_many(&mut orders, TAKE_MAX).await > 0 {
+        for order in orders.drain(..) {
+            let parts = Arc::clone(&parts);
+            tokio::spawn(async move {
+                let outcome = commit::carry_out(&parts, order.prepared).await;
+                // Whoever has gone away wants to know nothing.
+                order.outcome_tx.send(outcome).ok();
+            });
+        }
+    }
 }
 
 async fn start(opening: Opening) -> Result<Parts, OpenError> {
@@ -213,7 +250,18 @@ impl Etcd {
     pub(crate) async fn commit(&self, mutation: Mutation) -> Result<Committed, CommitError> {
         // More than that wait here, in order.
         let _place = self.gate.acquire().await.map_err(|_| CommitError::Closed)?;
-        commit::commit(&self.parts, mutation).await
+        let prepared = commit::prepare(&self.parts, mutation)?;
+        let (outcome_tx, outcome_rx) = oneshot::channel();
+        let order = Order {
+            prepared,
+            outcome_tx,
+        };
+        self.orders_tx
+            .send(order)
+            .map_err(|_| CommitError::Closed)?;
+        outcome_rx
+            .await
+            .unwrap_or_else(|_| Err(CommitError::Unknown("the store was closed".to_owned())))
     }
 
     /// See [`Store::current`](crate::Store::current).

@@ -3,7 +3,7 @@
 pub(crate) mod memory;
 pub(crate) mod sled;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::object::{Indexer, Object, ObjectKey, Revision};
@@ -75,6 +75,14 @@ pub enum PersistError {
         #[source]
         source: std::io::Error,
     },
+}
+
+/// What it means that a file could not be written or synced.
+pub(crate) fn unsynced(path: &Path) -> impl FnOnce(std::io::Error) -> PersistError {
+    |source| PersistError::Sync {
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// A store could not be opened. Nothing on disk was changed.

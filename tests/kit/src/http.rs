@@ -54,10 +54,11 @@ pub fn send(
     exchange(connect(address)?, address, method, path, headers, body)
 }
 
-/// An administrator who speaks to the API server byte by byte.
+/// An administrator, or somebody else, who speaks to the API server byte by byte.
 #[derive(Clone, Debug)]
 pub struct Admin {
     access: Access,
+    token: Option<String>,
 }
 
 impl Admin {
@@ -69,7 +70,26 @@ impl Admin {
     pub fn of(kubeconfig: &Path) -> Self {
         Self {
             access: Access::read(kubeconfig).expect("a kubeconfig with certificates"),
+            token: None,
         }
+    }
+
+    /// Nobody in particular, or whoever has this token.
+    ///
+    /// # Panics
+    /// When it is no kubeconfig.
+    #[must_use]
+    pub fn without_certificate(kubeconfig: &Path, token: Option<&str>) -> Self {
+        Self {
+            access: Access::of_nobody(kubeconfig).expect("a kubeconfig with certificates"),
+            token: token.map(str::to_owned),
+        }
+    }
+
+    /// Where the server is, and how its certificate is checked.
+    #[must_use]
+    pub fn access(&self) -> &Access {
+        &self.access
     }
 
     /// Posts an object; status and the answer.
@@ -101,10 +121,12 @@ impl Admin {
         let tls =
             rustls::ClientConnection::new(self.access.tls.clone(), self.access.server_name.clone())
                 .map_err(Error::other)?;
-        let headers = [
+        let bearer = self.token.as_ref().map(|token| format!("Bearer {token}"));
+        let mut headers = vec![
             ("Content-Type", content_type),
             ("Accept", "application/json"),
         ];
+        headers.extend(bearer.as_ref().map(|bearer| ("Authorization", &**bearer)));
         let answer = exchange(
             rustls::StreamOwned::new(tls, tcp),
             &self.access.authority,

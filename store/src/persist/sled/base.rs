@@ -7,7 +7,7 @@ use super::load::{self, LoadError};
 use super::open::{self, Opened};
 use super::record::{META_KEY, Meta, part_key, part_value, parts};
 use crate::object::{Object, SEAL_LEN_MAX, Sealer};
-use crate::persist::{Change, OpenError, PersistError};
+use crate::persist::{Change, OpenError, PersistError, unsynced};
 
 /// Above this many objects, what sled has read is worth its time to be forgotten.
 const DROP_CACHE_LEN: usize = 1000;
@@ -57,7 +57,7 @@ impl Base {
     pub(super) fn read(&mut self, meta: &Meta) -> Result<Vec<Object>, OpenError> {
         let objects = open::guarded(|| {
             Ok(load::read_objects(self.opened.db()).and_then(|objects| {
-                load::check(&objects, meta)?;
+                load::check(&objects, meta).map_err(LoadError::Damaged)?;
                 Ok(objects)
             }))
         });
@@ -85,10 +85,7 @@ impl Base {
             }
         })?;
         let synced = self.opened.file.sync_data();
-        synced.map_err(|source| PersistError::Sync {
-            path: self.opened.file_path.clone(),
-            source,
-        })
+        synced.map_err(unsynced(&self.opened.file_path))
     }
 
     fn batch(&self, changes: &[Change], meta: &Meta) -> sled::Batch {

@@ -138,32 +138,34 @@ pub(super) fn overlay(
 }
 
 /// Whether the objects are the ones that the meta record counts.
-pub(super) fn check(objects: &[Object], meta: &Meta) -> Result<(), LoadError> {
+///
+/// # Errors
+/// What is wrong with them.
+pub(super) fn check(objects: &[Object], meta: &Meta) -> Result<(), String> {
     let digest = objects.iter().fold(0, |sum: u64, object| {
         sum.wrapping_add(fingerprint(&object.key, object.revision))
     });
     if objects.len() as u64 != meta.count {
-        let text = format!(
+        return Err(format!(
             "it holds {} objects where {} were written",
             objects.len(),
             meta.count
-        );
-        return Err(LoadError::Damaged(text));
+        ));
     }
     if digest != meta.digest {
-        return Err(LoadError::Damaged(format!(
+        return Err(format!(
             "some of its {} objects are older than what was written",
             meta.count
-        )));
+        ));
     }
     match objects
         .iter()
         .find(|object| object.revision > meta.reserved)
     {
-        Some(object) => Err(LoadError::Damaged(format!(
+        Some(object) => Err(format!(
             "{} is from a revision that was never given out",
             object.key
-        ))),
+        )),
         None => Ok(()),
     }
 }

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crate::object::{Indexer, Object, ObjectKey, Revision, Sealer};
-use crate::persist::{Change, Loaded, OnDisk, OpenError, Persist, PersistError};
+use crate::persist::{Change, Loaded, OnDisk, OpenError, Persist, PersistError, unsynced};
 use crate::state::State;
 use base::Base;
 use journal::{Batch, Journal};
@@ -161,10 +161,7 @@ impl Sled {
 
     fn acknowledge(&self, meta: &Meta) -> Result<(), PersistError> {
         let written = self.witness.write(meta.sequence);
-        written.map_err(|source| PersistError::Sync {
-            path: self.witness.path().to_owned(),
-            source,
-        })
+        written.map_err(unsynced(self.witness.path()))
     }
 
     /// Waits until sled has taken over what it was told last.
@@ -201,10 +198,7 @@ impl Sled {
             .name("checkpoint".into())
             .spawn(move || base.write(&changes, &meta));
         self.failed |= running.is_err();
-        self.running = Some(running.map_err(|source| PersistError::Sync {
-            path: self.dir.clone(),
-            source,
-        })?);
+        self.running = Some(running.map_err(unsynced(&self.dir))?);
         Ok(())
     }
 
@@ -237,10 +231,7 @@ impl Persist for Sled {
         let mut objects = base.read(&base_meta)?;
         self.found = !batches.is_empty();
         let before = load::overlay(&mut objects, batches);
-        load::check(&objects, &meta).map_err(|error| match error {
-            load::LoadError::Damaged(found) => open::damaged(&self.dir, found),
-            load::LoadError::Database(error) => open::database_error(&self.dir, error),
-        })?;
+        load::check(&objects, &meta).map_err(|found| open::damaged(&self.dir, found))?;
         load::unseal(&mut objects, &*self.sealer)?;
         load::index(&mut objects, indexer);
         if !self.base.used() {
@@ -268,12 +259,8 @@ impl Persist for Sled {
         let mut record = std::mem::take(&mut self.record);
         journal::encode(&mut record, &meta, changes, &*self.sealer);
         let journal = &mut self.journals[self.active];
-        journal
-            .append(&record)
-            .map_err(|source| PersistError::Sync {
-                path: journal.path().to_owned(),
-                source,
-            })?;
+        let written = journal.append(&record);
+        written.map_err(unsynced(journal.path()))?;
         self.record = record;
         self.meta = meta;
         for Change { key, before, after } in changes {
@@ -295,15 +282,11 @@ impl Persist for Sled {
             let changes = self.take_pending();
             self.base.write(&changes, &self.meta)?;
         }
-        self.witness.sync().map_err(|source| PersistError::Sync {
-            path: self.witness.path().to_owned(),
-            source,
-        })?;
+        let synced = self.witness.sync();
+        synced.map_err(unsynced(self.witness.path()))?;
         for journal in &mut self.journals {
-            journal.clear().map_err(|source| PersistError::Sync {
-                path: journal.path().to_owned(),
-                source,
-            })?;
+            let cleared = journal.clear();
+            cleared.map_err(unsynced(journal.path()))?;
         }
         Ok(())
     }

@@ -284,19 +284,29 @@ async fn measure(args: &Args, subject: &Subject) -> Result<Vec<Figure>> {
         ));
     }
     if args.wants("pods") {
-        let (ready, gone) = pods::many_at_once(&subject.access, &subject.pods, args.pods).await?;
+        let many =
+            pods::many_at_once(&subject.access, &subject.pods, args.pods, &subject.pids).await?;
         figures.push(figure(
             &format!("{} Pods at once, last Ready", args.pods),
             "s",
             "5 (1,000 Wasm)",
-            ready,
+            many.ready,
             false,
         ));
+        if !subject.pids.is_empty() {
+            figures.push(figure(
+                &format!("memory with {} Pods", args.pods),
+                "MB",
+                "",
+                many.memory_mb,
+                false,
+            ));
+        }
         figures.push(figure(
             &format!("{} Pods deleted, last gone", args.pods),
             "s",
             "",
-            gone,
+            many.gone,
             false,
         ));
     }

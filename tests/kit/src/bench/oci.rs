@@ -532,7 +532,7 @@ async fn whole_pods(args: &Args, containerd: &Containerd) -> Result<Vec<Figure>>
         figures.push(figure(&title(99), "ms", "", at(99), false));
     }
     if args.wants("oci-pods") {
-        let (ready, gone) = pods::many_at_once(&access, &kind, 60).await?;
+        let pods::Many { ready, gone, .. } = pods::many_at_once(&access, &kind, 60, &[]).await?;
         figures.push(figure(
             "60 OCI Pods at once, last Ready",
             "s",

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::api::{Connection, connect};
 use super::load::NAMESPACE;
+use super::memory::resident_mb;
 
 /// How long one Pod, or the last of many, may take before the benchmark gives up.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -70,12 +71,23 @@ pub(crate) async fn one_at_a_time(
     Ok(times)
 }
 
-/// Seconds until the last of `count` Pods made at once is Ready, and seconds until all are gone again.
+/// Many Pods that were made at once.
+pub(crate) struct Many {
+    /// Seconds until the last one was Ready,
+    pub(crate) ready: f64,
+    /// and until all were gone again.
+    pub(crate) gone: f64,
+    /// The memory of the cluster while all were Ready.
+    pub(crate) memory_mb: f64,
+}
+
+/// Makes `count` Pods at once and deletes them; `cluster` are the processes whose memory counts, with what they started.
 pub(crate) async fn many_at_once(
     access: &Access,
     kind: &PodKind,
     count: usize,
-) -> Result<(f64, f64)> {
+    cluster: &[u32],
+) -> Result<Many> {
     let mut events = Events::open(access).await?;
     let start = Instant::now();
     let mut creators = tokio::task::JoinSet::new();
@@ -109,6 +121,10 @@ pub(crate) async fn many_at_once(
     while let Some(creator) = creators.join_next().await {
         creator??;
     }
+    let mut memory_mb = 0.0;
+    for pid in cluster {
+        memory_mb += resident_mb(*pid)?.0;
+    }
     let start = Instant::now();
     let mut connection = connect(access).await?;
     connection
@@ -122,7 +138,11 @@ pub(crate) async fn many_at_once(
         })
         .await
         .context("not all Pods went away")?;
-    Ok((last_ready, start.elapsed().as_secs_f64()))
+    Ok(Many {
+        ready: last_ready,
+        gone: start.elapsed().as_secs_f64(),
+        memory_mb,
+    })
 }
 
 /// What the benchmark reads of a watch event.

@@ -1,18 +1,18 @@
-//! Writes over etcd: what etcd itself takes from the same number of clients with values of the same size, then ConfigMap creates through
-//! an API server over the same etcd. Both in one run, in turn and more than once, for the disk and the machine are shared.
+//! Writes over etcd: what etcd itself takes from the same number of clients with values of the same size; beside it the storage backend
+//! alone, and ConfigMap creates through an API server. All by turns and more than once, for the disk and the machine are shared.
+
+mod backend;
+mod raw;
 
 use std::fs::File;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use cox_testkit::access::Access;
-use tonic::transport::Endpoint;
-use tonic_prost::ProstCodec;
+use raw::{Plan, Work};
 
 use super::load::{self, Load};
 use super::{Figure, api, figure};
@@ -22,23 +22,17 @@ const WRITES: usize = 6_000;
 const ROUNDS: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// `Put` of etcd's API: all that its own benchmark sends.
-#[derive(Clone, PartialEq, prost::Message)]
-struct PutRequest {
-    #[prost(bytes = "vec", tag = "1")]
-    key: Vec<u8>,
-    #[prost(bytes = "vec", tag = "2")]
-    value: Vec<u8>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct PutResponse {}
-
 /// A process that ends with its folder.
 struct Process(
     Child,
     #[allow(dead_code, reason = "it holds the folder")] tempfile::TempDir,
 );
+
+impl Process {
+    fn id(&self) -> u32 {
+        self.0.id()
+    }
+}
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -105,46 +99,29 @@ async fn start_server(binary: &Path, etcd: &str) -> Result<(Process, PathBuf)> {
 
 /// Puts per second, each client with a connection of its own.
 async fn puts(url: &str, round: usize) -> Result<f64> {
-    let mut channels = Vec::new();
-    for _ in 0..CLIENTS {
-        let endpoint = Endpoint::from_shared(url.to_owned())?.tcp_nodelay(true);
-        channels.push(endpoint.connect().await?);
-    }
-    let next = Arc::new(AtomicUsize::new(0));
-    let begun = Instant::now();
-    let mut workers = tokio::task::JoinSet::new();
-    for channel in channels {
-        let next = Arc::clone(&next);
-        workers.spawn(async move {
-            let mut grpc = tonic::client::Grpc::new(channel);
-            loop {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                if number >= WRITES {
-                    return anyhow::Ok(());
-                }
-                let request = tonic::Request::new(PutRequest {
-                    key: format!("/benchmark/{round}/configmaps/c-{number}").into_bytes(),
-                    // As long as the ConfigMap is that the other clients make.
-                    value: vec![b'x'; 1_400],
-                });
-                grpc.ready().await?;
-                let path =
-                    tonic::codegen::http::uri::PathAndQuery::from_static("/etcdserverpb.KV/Put");
-                let codec = ProstCodec::<PutRequest, PutResponse>::default();
-                grpc.unary(request, path, codec).await?;
-            }
-        });
-    }
-    while let Some(worker) = workers.join_next().await {
-        worker??;
-    }
-    #[allow(clippy::cast_precision_loss, reason = "a few thousand")]
-    Ok(WRITES as f64 / begun.elapsed().as_secs_f64())
+    let plan = Plan {
+        url,
+        clients: CLIENTS,
+        connections: CLIENTS,
+        writes: WRITES,
+        len: backend::LEN,
+        folder: &round.to_string(),
+    };
+    let seconds = raw::run(Work::Puts, plan).await?;
+    Ok(f64::from(u32::try_from(WRITES)?) / seconds)
 }
 
 pub(crate) async fn measure(binary: &Path) -> Result<Vec<Figure>> {
-    let (_etcd, url) = start_etcd()?;
-    let (_server, kubeconfig) = start_server(binary, &url).await?;
+    let mut figures = backend::measure().await?;
+    figures.extend(through_the_server(binary).await?);
+    Ok(figures)
+}
+
+/// The API server's etcd is not the one that works alone: what the server's watch costs would be etcd's own.
+async fn through_the_server(binary: &Path) -> Result<Vec<Figure>> {
+    let (_alone, url) = start_etcd()?;
+    let (_etcd, under) = start_etcd()?;
+    let (_server, kubeconfig) = start_server(binary, &under).await?;
     let access = Access::read(&kubeconfig)?;
     let mut connection = api::connect(&access).await?;
     load::make_namespace(&mut connection).await?;

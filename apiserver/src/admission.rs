@@ -6,6 +6,7 @@
 
 mod certificates;
 mod configured;
+mod decoded;
 mod expressions;
 mod ingress_class;
 mod limit_ranger;
@@ -300,18 +301,6 @@ fn mutate_at(snapshot: &Snapshot, request: &mut Request<'_>) -> Result<(), ApiSt
 /// Whether the Pod mirrors a static Pod of a node.
 fn is_mirror_pod(pod: &Value) -> bool {
     meta::annotation(pod, "kubernetes.io/config.mirror").is_some()
-}
-
-/// The decoded object at a path of the store.
-fn stored(snapshot: &Snapshot, prefix: &str, path: &str) -> Option<Value> {
-    serde_json::from_slice(&snapshot.get(prefix, path)?.json).ok()
-}
-
-/// All decoded objects of a resource.
-fn all_stored(snapshot: &Snapshot, prefix: &str) -> impl Iterator<Item = Value> {
-    snapshot
-        .range(prefix, "", None)
-        .filter_map(|object| serde_json::from_slice(&object.json).ok())
 }
 
 /// The items of a list field; none when it is absent.

@@ -3,8 +3,9 @@
 use cox_api::meta;
 use cox_store::Snapshot;
 
+use super::decoded::all_known;
 use super::storage::default_of;
-use super::{Operation, Request, all_stored};
+use super::{Operation, Request};
 
 const IS_DEFAULT: [&str; 1] = ["ingressclass.kubernetes.io/is-default-class"];
 /// How Ingresses named their class before there was a field for it.
@@ -22,7 +23,7 @@ pub(super) fn admit(request: &mut Request<'_>, snapshot: &Snapshot) {
     {
         return;
     }
-    if let Some(class) = default_of(all_stored(snapshot, "ingressclasses"), &IS_DEFAULT) {
+    if let Some(class) = default_of(all_known(snapshot, "ingressclasses"), &IS_DEFAULT) {
         ingress["spec"]["ingressClassName"] = class.into();
     }
 }

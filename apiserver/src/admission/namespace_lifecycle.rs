@@ -4,7 +4,8 @@ use cox_api::meta;
 use cox_api::status::{ApiStatus, Cause, Details};
 use cox_store::Snapshot;
 
-use super::{Operation, Request, stored};
+use super::decoded::known;
+use super::{Operation, Request};
 
 /// Namespaces that may not be deleted.
 const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
@@ -24,7 +25,7 @@ pub(super) fn admit(request: &Request<'_>, snapshot: &Snapshot) -> Result<(), Ap
     {
         return Ok(());
     }
-    let Some(namespace) = stored(snapshot, "namespaces", request.namespace) else {
+    let Some(namespace) = known(snapshot, "namespaces", request.namespace) else {
         return Err(ApiStatus::not_found("", "namespaces", request.namespace));
     };
     let terminating =

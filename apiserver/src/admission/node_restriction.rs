@@ -8,7 +8,8 @@ use cox_api::status::ApiStatus;
 use cox_store::Snapshot;
 use serde_json::Value;
 
-use super::{Operation, Request, is_mirror_pod, items, stored};
+use super::decoded::stored;
+use super::{Operation, Request, is_mirror_pod, items};
 
 /// Labels in Kubernetes' own domains that a kubelet sets.
 const CLAIMED_LABELS: [&str; 11] = [

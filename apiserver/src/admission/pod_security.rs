@@ -12,7 +12,8 @@ use cox_api::status::ApiStatus;
 use cox_store::Snapshot;
 use serde_json::Value;
 
-use super::{Operation, Request, items, stored};
+use super::decoded::known;
+use super::{Operation, Request, items};
 use checks::violations;
 pub(crate) use config::PodSecurity;
 use policy::{Level, Mode, Policy};
@@ -55,7 +56,7 @@ pub(super) fn validate(
 }
 
 fn policy_of(snapshot: &Snapshot, namespace: &str, config: &PodSecurity) -> Option<Policy> {
-    let namespace = stored(snapshot, "namespaces", namespace)?;
+    let namespace = known(snapshot, "namespaces", namespace)?;
     Some(Policy::read(&namespace, &config.defaults))
 }
 

@@ -5,7 +5,8 @@ use cox_api::status::ApiStatus;
 use cox_store::Snapshot;
 use serde_json::Value;
 
-use super::{Operation, Request, all_stored, stored};
+use super::decoded::{all_known, known};
+use super::{Operation, Request};
 
 const PREFIX: &str = "priorityclasses";
 const PREEMPT: &str = "PreemptLowerPriority";
@@ -84,12 +85,12 @@ fn resolve_into(spec: &mut Value, snapshot: &Snapshot) -> Result<(), String> {
 
 fn resolve(name: &str, snapshot: &Snapshot) -> Result<Resolved, String> {
     if !name.is_empty() {
-        let class = stored(snapshot, PREFIX, name)
+        let class = known(snapshot, PREFIX, name)
             .ok_or_else(|| format!("no PriorityClass with name {name} was found"))?;
         return Ok(of_class(&class));
     }
     // Two defaults can meet only by a race; the lower one wins then.
-    let default = all_stored(snapshot, PREFIX)
+    let default = all_known(snapshot, PREFIX)
         .filter(|class| class["globalDefault"] == true)
         .min_by_key(|class| class["value"].as_i64());
     Ok(default.map_or_else(
@@ -125,7 +126,7 @@ pub(super) fn validate(request: &Request<'_>, snapshot: &Snapshot) -> Result<(),
     if class["globalDefault"] != true {
         return Ok(());
     }
-    let other = all_stored(snapshot, PREFIX)
+    let other = all_known(snapshot, PREFIX)
         .find(|other| other["globalDefault"] == true && meta::name(other) != meta::name(class));
     match other {
         Some(other) => Err(request.forbidden(format!(

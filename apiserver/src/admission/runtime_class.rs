@@ -1,10 +1,13 @@
 //! RuntimeClass: a Pod's class exists, its overhead is the class's, and the Pod goes where the class can run.
 
+use std::sync::Arc;
+
 use cox_api::status::ApiStatus;
 use cox_store::Snapshot;
 use serde_json::{Map, Value};
 
-use super::{Request, items, push, stored};
+use super::decoded::known;
+use super::{Request, items, push};
 
 pub(super) fn admit(request: &mut Request<'_>, snapshot: &Snapshot) -> Result<(), ApiStatus> {
     if !request.creates_pod() {
@@ -44,10 +47,10 @@ pub(super) fn validate(request: &Request<'_>, snapshot: &Snapshot) -> Result<(),
     }
 }
 
-fn class_of(pod: &Value, snapshot: &Snapshot) -> Result<Option<Value>, String> {
+fn class_of(pod: &Value, snapshot: &Snapshot) -> Result<Option<Arc<Value>>, String> {
     match pod["spec"]["runtimeClassName"].as_str() {
         None | Some("") => Ok(None),
-        Some(name) => stored(snapshot, "runtimeclasses", name)
+        Some(name) => known(snapshot, "runtimeclasses", name)
             .map(Some)
             .ok_or_else(|| format!("pod rejected: RuntimeClass {name:?} not found")),
     }

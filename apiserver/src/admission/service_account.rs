@@ -7,7 +7,8 @@ use cox_store::{Snapshot, Store, WatchItem};
 use rand::Rng;
 use serde_json::{Value, json};
 
-use super::{Request, is_mirror_pod, items, push, stored};
+use super::decoded::known;
+use super::{Request, is_mirror_pod, items, push};
 
 const DEFAULT: &str = "default";
 const MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -97,7 +98,7 @@ fn check_mirror_pod(pod: &Value) -> Result<(), String> {
 
 fn equip(pod: &mut Value, snapshot: &Snapshot, namespace: &str) -> Result<(), String> {
     let name = account_name(pod).to_owned();
-    let account = stored(snapshot, "serviceaccounts", &format!("{namespace}/{name}")).ok_or_else(|| {
+    let account = known(snapshot, "serviceaccounts", &format!("{namespace}/{name}")).ok_or_else(|| {
         format!("error looking up service account {namespace}/{name}: serviceaccount {name:?} not found")
     })?;
     let spec = &mut pod["spec"];

@@ -1,12 +1,15 @@
 //! What admission has to say about storage: DefaultStorageClass, StorageObjectInUseProtection, PersistentVolumeClaimResize.
 
+use std::sync::Arc;
+
 use cox_api::meta;
 use cox_api::status::ApiStatus;
 use cox_api::totals::amounts;
 use cox_store::Snapshot;
 use serde_json::Value;
 
-use super::{Operation, Request, all_stored, push, stored};
+use super::decoded::{all_known, known};
+use super::{Operation, Request, push};
 
 const CLASSES: &str = "storageclasses";
 const BETA_CLASS: &str = "volume.beta.kubernetes.io/storage-class";
@@ -44,14 +47,17 @@ fn set_class(request: &mut Request<'_>, snapshot: &Snapshot) {
     if has_class {
         return;
     }
-    if let Some(class) = default_of(all_stored(snapshot, CLASSES), &IS_DEFAULT) {
+    if let Some(class) = default_of(all_known(snapshot, CLASSES), &IS_DEFAULT) {
         claim["spec"]["storageClassName"] = class.into();
     }
 }
 
 /// The newest of the classes that are marked as default; of equals the first by name.
-pub(super) fn default_of(classes: impl Iterator<Item = Value>, marks: &[&str]) -> Option<String> {
-    let mut defaults: Vec<Value> = classes
+pub(super) fn default_of(
+    classes: impl Iterator<Item = Arc<Value>>,
+    marks: &[&str],
+) -> Option<String> {
+    let mut defaults: Vec<Arc<Value>> = classes
         .filter(|class| {
             marks
                 .iter()
@@ -89,7 +95,7 @@ pub(super) fn validate(request: &Request<'_>, snapshot: &Snapshot) -> Result<(),
     let class = class_of(new);
     let grows = !class.is_empty()
         && class == class_of(old)
-        && stored(snapshot, CLASSES, &class)
+        && known(snapshot, CLASSES, &class)
             .is_some_and(|class| class["allowVolumeExpansion"] == true);
     if grows {
         Ok(())

@@ -130,6 +130,14 @@ async fn bodies_that_grow_are_refused() {
             400,
         ),
         (
+            "objects in objects in an apply",
+            "PATCH",
+            &target,
+            "application/apply-patch+yaml",
+            nested("{\"a\":", "}", 100_000).into(),
+            400,
+        ),
+        (
             "messages in messages",
             "POST",
             CONFIG_MAPS,

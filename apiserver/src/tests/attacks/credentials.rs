@@ -207,6 +207,55 @@ async fn tokens_that_do_not_hold() {
     );
 }
 
+/// A token is of one object, not of its name: who comes after it under that name does not bring it back.
+#[tokio::test]
+async fn tokens_end_with_what_they_are_bound_to() {
+    let server = Server::with_namespace().await;
+    let accounts = "/api/v1/namespaces/a/serviceaccounts";
+    let node = json!({"metadata": {"name": "n"}});
+    let secret = json!({"metadata": {"name": "s"}});
+    let account = json!({"metadata": {"name": "short"}});
+    let cases: [(&str, &str, Value, Option<&str>); 4] = [
+        ("Pod", PODS, pod("bound"), Some("v1")),
+        ("Secret", SECRETS, secret, Some("v1")),
+        ("Node", "/api/v1/nodes", node, Some("v1")),
+        ("ServiceAccount", accounts, account, None),
+    ];
+    for (kind, path, object, bound) in cases {
+        let made = server.post(path, &object).await.ok(201);
+        let name = made["metadata"]["name"].as_str().unwrap();
+        let (account, spec) = match bound {
+            Some(version) => {
+                let uid = &made["metadata"]["uid"];
+                let reference =
+                    json!({"kind": kind, "apiVersion": version, "name": name, "uid": uid});
+                ("default", json!({"boundObjectRef": reference}))
+            }
+            None => (name, json!({})),
+        };
+        let answer = server
+            .post(
+                &format!("{accounts}/{account}/token"),
+                &json!({"spec": spec}),
+            )
+            .await
+            .ok(201);
+        let token = answer["status"]["token"].as_str().unwrap();
+        let ask = async || {
+            let mut client = Client::bearer(&server, token).await;
+            client.ask("GET", "/apis", "").await.code
+        };
+        assert_eq!(ask().await, 200, "{kind}");
+        server
+            .delete(&format!("{path}/{name}?gracePeriodSeconds=0"))
+            .await
+            .ok(200);
+        assert_eq!(ask().await, 401, "{kind} is gone");
+        server.post(path, &object).await.ok(201);
+        assert_eq!(ask().await, 401, "another {kind} has the name");
+    }
+}
+
 /// Plain HTTP, and versions of TLS that are broken, get no further than the handshake.
 #[tokio::test]
 async fn downgraded_connections_end_at_the_handshake() {

@@ -287,3 +287,76 @@ async fn streams_opened_and_reset_cost_their_sender() {
         200
     );
 }
+
+/// A frame of HTTP/2.
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let mut bytes = vec![len[1], len[2], len[3], kind, flags, 0, 0, 0, stream];
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+/// Frames that cost nothing to send (HTTP/2's floods): the connection ends or stands still, and the server goes on.
+#[tokio::test]
+async fn floods_of_frames_drown_nobody() {
+    const FLOOD_LEN: usize = 24 << 20;
+    let server = Server::with_namespace().await;
+    let before = peak_bytes();
+    let jane = server.pki.issue_client("jane", &[]).unwrap();
+    // POST / of host x, whose head or body is to come.
+    let head: &[u8] = &[0x83, 0x87, 0x84, 0x01, 0x01, b'x'];
+    let unending = [0x00, 0x01, b'a', 0x01, b'b'].repeat(200);
+    let cases: [(&str, Vec<u8>, Vec<u8>, bool); 6] = [
+        (
+            "a head that goes on",
+            frame(1, 0, 1, head),
+            frame(9, 0, 1, &unending),
+            true,
+        ),
+        (
+            "a head that goes on with nothing",
+            frame(1, 0, 1, head),
+            frame(9, 0, 1, &[]),
+            true,
+        ),
+        ("pings", Vec::new(), frame(6, 0, 0, &[0; 8]), false),
+        ("settings", Vec::new(), frame(4, 0, 0, &[]), false),
+        (
+            "a body of nothing",
+            frame(1, 4, 1, head),
+            frame(0, 0, 1, &[]),
+            false,
+        ),
+        (
+            "priorities",
+            Vec::new(),
+            frame(2, 0, 1, &[0, 0, 0, 0, 1]),
+            false,
+        ),
+    ];
+    for (case, first, each, must_end) in cases {
+        let mut stream = secured(&server, Some(&jane)).await;
+        let mut begin = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        begin.extend(frame(4, 0, 0, &[]));
+        begin.extend(first);
+        stream.write_all(&begin).await.unwrap();
+        let block = each.repeat((64 << 10) / each.len());
+        let (mut sent, mut ended) = (0, false);
+        while sent < FLOOD_LEN {
+            match tokio::time::timeout(Duration::from_secs(3), stream.write_all(&block)).await {
+                Ok(Ok(())) => sent += block.len(),
+                Ok(Err(_)) => {
+                    ended = true;
+                    break;
+                }
+                // The server reads no more: whoever floods waits for their own answers to be read.
+                Err(_) => break,
+            }
+        }
+        assert!(ended || !must_end, "{case}: {sent} bytes were taken");
+        let mut other = Client::new(&server, None).await;
+        assert_eq!(other.ask("GET", "/healthz", "").await.code, 200, "{case}");
+        let grown = peak_bytes() - before;
+        assert!(grown < GROWTH_BYTES_MAX, "{case}: {grown} bytes");
+    }
+}

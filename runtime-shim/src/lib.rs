@@ -25,6 +25,7 @@ mod server;
 mod shim;
 mod state;
 mod streaming;
+pub mod unused_code;
 
 pub use config::{CgroupDriver, CompileLimits, Config, Mirror, NetnsUse, Network, Registries};
 pub use engine::EngineError;

@@ -1,6 +1,6 @@
 //! Names that may be in use once: CRI wants a second sandbox or container of the same name and attempt refused.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use parking_lot::Mutex;
 
@@ -39,9 +39,9 @@ impl Names {
         })
     }
 
-    /// Whoever holds a name now: what stands, and what is being made.
-    pub(crate) fn holders(&self) -> HashSet<String> {
-        self.taken.lock().values().cloned().collect()
+    /// Whether `id` holds a name now: it stands, or is being made.
+    pub(crate) fn is_holder(&self, id: &str) -> bool {
+        self.taken.lock().values().any(|holder| holder == id)
     }
 
     /// Gives `name` back if `id` holds it.

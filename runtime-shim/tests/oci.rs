@@ -439,6 +439,69 @@ async fn containers_outlive_the_shim_and_containerd() {
     shim.stop().await;
 }
 
+/// A runtime that is killed while it waits for containerd leaves it a wish that may come true after the next runtime has looked around.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_containerd_makes_late_for_an_earlier_runtime_is_removed() {
+    if !can_run_oci("what_containerd_makes_late_for_an_earlier_runtime_is_removed") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let containerd = Containerd::start(dir.path()).await;
+    let mut shim = Shim::with_containerd(dir.path(), &containerd).await;
+    shim.load_busybox("busybox").await;
+    let pod = shim.host_sandbox("late").await;
+    let notes = tempfile::tempdir().unwrap();
+    let line = "echo began >>/notes/began; [ $(wc -l </notes/began) = 1 ] || sleep 1000";
+    let mut config = shell("over", "busybox", line);
+    config.mounts = vec![Mount {
+        host_path: notes.path().display().to_string(),
+        container_path: "/notes".into(),
+        ..Mount::default()
+    }];
+    let over = shim.launch(&pod, config).await;
+    assert_eq!(shim.exit(&over).await.exit_code, 0);
+    let before = (
+        containerd.ctr(&["containers", "ls", "-q"]),
+        containerd.ctr(&["snapshots", "ls"]),
+    );
+
+    let image = containerd.ctr(&["images", "ls", "-q"]);
+    let image = image.lines().find(|name| name.contains("busybox")).unwrap();
+    let owner = format!("dev.coxswain/shim={}", shim.config.state_dir.display());
+    for (id, label) in [("ours", owner.as_str()), ("anothers", "owner=another")] {
+        containerd.ctr(&["containers", "create", "--label", label, image, id]);
+    }
+    wait_until("ours is removed", || async {
+        let all = containerd.ctr(&["containers", "ls", "-q"]);
+        (!all.lines().any(|id| id == "ours")).then_some(())
+    })
+    .await;
+    let all = containerd.ctr(&["containers", "ls", "-q"]);
+    assert!(all.lines().any(|id| id == "anothers"), "{all}");
+    containerd.ctr(&["containers", "rm", "anothers"]);
+    wait_until("nothing of it is left", || async {
+        let after = (
+            containerd.ctr(&["containers", "ls", "-q"]),
+            containerd.ctr(&["snapshots", "ls"]),
+        );
+        (after == before).then_some(())
+    })
+    .await;
+
+    // The same with a process: its container has ended long ago.
+    containerd.ctr(&["tasks", "start", "--detach", "--null-io", &over]);
+    wait_until("the process has begun and is ended", || async {
+        let began = std::fs::read_to_string(notes.path().join("began")).unwrap();
+        let tasks = containerd.ctr(&["tasks", "ls", "-q"]);
+        (began.lines().count() == 2 && tasks.is_empty()).then_some(())
+    })
+    .await;
+    assert_eq!(shim.status(&over).await.exit_code, 0);
+    remove_pod(&mut shim, &pod).await;
+    assert_eq!(containerd.ctr(&["containers", "ls", "-q"]), "");
+    shim.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_exec_that_ends_its_container_is_told_its_own_end() {
     if !can_run_oci("an_exec_that_ends_its_container_is_told_its_own_end") {

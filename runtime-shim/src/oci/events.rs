@@ -1,10 +1,11 @@
 //! What containerd tells: ends of processes and changes of images. After every gap (a start of this shim, a restart of containerd)
-//! everything is compared once, so nothing that happened meanwhile is missed.
+//! everything is compared once, so nothing that happened meanwhile is missed. What containerd still made for an earlier shim, which
+//! died waiting for it, may come after that: so beginnings are looked at, too.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use containerd_client::events::TaskExit;
+use containerd_client::events::{ContainerCreate, TaskExit, TaskStart};
 use containerd_client::services::v1::{
     DeleteContainerRequest, ListContainersRequest, PublishRequest, SubscribeRequest,
 };
@@ -95,6 +96,8 @@ impl Backend {
         let subscribe = SubscribeRequest {
             filters: vec![
                 filter("==\"/tasks/exit\""),
+                filter("==\"/tasks/start\""),
+                filter("==\"/containers/create\""),
                 filter("~=\"^/images/\""),
                 filter(&format!("==\"{HELLO}\"")),
             ],
@@ -125,35 +128,80 @@ impl Backend {
         }
     }
 
+    /// Work is a task of its own: what one container needs must not delay the news of others.
     async fn take(self: &Arc<Self>, shim: &Arc<Shim>, event: &Envelope) {
-        match event.topic.as_str() {
-            "/tasks/exit" => {
-                let bytes = event.event.as_ref().map_or(&[][..], |event| &event.value);
-                match TaskExit::decode(bytes) {
-                    // The end of an exec has the exec's id.
-                    Ok(exit) if exit.id == exit.container_id => {
-                        if let Some(container) = shim.oci_container(&exit.container_id) {
-                            let (shim, status) = (Arc::clone(shim), exit.exit_status);
-                            let backend = Arc::clone(self);
-                            // A task of its own: draining one container's output must not delay the news of others.
-                            shim.tasks.clone().spawn(async move {
-                                let code = super::task::exit_code(status);
-                                backend.ended(&shim, &container, code).await;
-                            });
-                        }
+        let bytes = event.event.as_ref().map_or(&[][..], |event| &event.value);
+        let taken = match event.topic.as_str() {
+            "/tasks/exit" => TaskExit::decode(bytes).map(|exit| {
+                // The end of an exec has the exec's id.
+                let is_main = exit.id == exit.container_id;
+                let container = is_main.then(|| shim.oci_container(&exit.id)).flatten();
+                self.with(shim, container, async move |backend, shim, container| {
+                    let code = super::task::exit_code(exit.exit_status);
+                    backend.ended(&shim, &container, code).await;
+                });
+            }),
+            "/tasks/start" => TaskStart::decode(bytes).map(|start| {
+                let container = shim.oci_container(&start.container_id);
+                self.with(shim, container, async |backend, _, container| {
+                    backend.end_late(&container).await;
+                });
+            }),
+            "/containers/create" => ContainerCreate::decode(bytes).map(|create| {
+                let unknown = !is_known(shim, &create.id);
+                self.with(shim, unknown.then_some(create.id), async |backend, shim, id| {
+                    if let Err(err) = backend.remove_orphans(&shim, Some(&id)).await {
+                        tracing::warn!(error = %err, container = id, "A container that nobody knows could not be looked at");
                     }
-                    Ok(_) => {}
-                    Err(err) => {
-                        tracing::warn!(error = %err, "An event of containerd's cannot be read")
-                    }
-                }
-            }
+                });
+            }),
             topic if topic.starts_with("/images/") => {
                 if let Err(err) = self.index.refresh(&self.containerd).await {
                     tracing::warn!(error = %err, "The images could not be read again");
                 }
+                Ok(())
             }
-            _ => {}
+            _ => Ok(()),
+        };
+        if let Err(err) = taken {
+            tracing::warn!(error = %err, topic = event.topic, "An event of containerd's cannot be read");
+        }
+    }
+
+    fn with<T, F>(
+        self: &Arc<Self>,
+        shim: &Arc<Shim>,
+        subject: Option<T>,
+        work: impl FnOnce(Arc<Self>, Arc<Shim>, T) -> F,
+    ) where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        if let Some(subject) = subject {
+            let work = work(Arc::clone(self), Arc::clone(shim), subject);
+            shim.tasks.spawn(work);
+        }
+    }
+
+    /// Ends a process that began after its container was given up: an earlier shim had asked for it and died.
+    async fn end_late(&self, container: &Container) {
+        let Some(oci) = &container.oci else { return };
+        let _turn = oci.turn.lock().await;
+        if container.record().phase.name() != "exited" {
+            return;
+        }
+        let id = container.id.as_str();
+        let ended = match self.task_state(id).await {
+            Ok(TaskState::Absent) => return,
+            Ok(_) => self.clear_away(id, oci).await.map(drop),
+            Err(err) => Err(err),
+        };
+        match ended {
+            Ok(()) => {
+                tracing::info!(container = id, "A process that began too late is ended");
+            }
+            Err(err) => {
+                tracing::warn!(error = %err, container = id, "A process that began too late could not be ended");
+            }
         }
     }
 
@@ -200,7 +248,7 @@ impl Backend {
                 tracing::warn!(error = %err, container = %container.id, "A container could not be taken over");
             }
         }
-        self.remove_orphans(shim).await
+        self.remove_orphans(shim, None).await
     }
 
     async fn compare_one(
@@ -250,10 +298,11 @@ impl Backend {
         Ok(())
     }
 
-    /// Removes what an earlier shim began to make and did not live to write down.
-    async fn remove_orphans(&self, shim: &Shim) -> Result<(), OciError> {
+    /// Removes what an earlier shim began to make and did not live to write down: all of it, or only container `id`.
+    async fn remove_orphans(&self, shim: &Shim, id: Option<&str>) -> Result<(), OciError> {
+        let id = id.map_or_else(String::new, |id| format!("id==\"{id}\","));
         let list = ListContainersRequest {
-            filters: vec![format!("labels.\"{OWNER}\"==\"{}\"", self.owner)],
+            filters: vec![format!("{id}labels.\"{OWNER}\"==\"{}\"", self.owner)],
         };
         let records = self
             .containerd
@@ -263,10 +312,9 @@ impl Backend {
             .map_err(self.containerd.failed("list containers"))?
             .into_inner()
             .containers;
-        // Asked for after the list: whatever is in it and being made holds its name from before.
-        let holders = shim.names.holders();
         for record in records {
-            if holders.contains(&record.id) || shim.oci_container(&record.id).is_some() {
+            // Asked after the list: whatever is in it and being made holds its name from before.
+            if is_known(shim, &record.id) {
                 continue;
             }
             tracing::info!(
@@ -286,4 +334,9 @@ impl Backend {
         }
         Ok(())
     }
+}
+
+/// Whether a container stands or is being made.
+fn is_known(shim: &Shim, id: &str) -> bool {
+    shim.oci_container(id).is_some() || shim.names.is_holder(id)
 }

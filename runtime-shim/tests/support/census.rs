@@ -59,6 +59,11 @@ impl Census {
             containerd: containerd.map_or_else(Vec::new, held),
         }
     }
+
+    /// Whether containerd keeps the same.
+    pub fn is_even_in_containerd(&self, other: &Self) -> bool {
+        self.containerd == other.containerd
+    }
 }
 
 /// What containerd has, without what changes by itself.

@@ -35,7 +35,8 @@ pub(crate) async fn run(mut args: AgentArgs) -> Result<()> {
     access.keep(&kept)?;
     let replaceable = Replaceable::new(cox_client::from_kubeconfig(&kept).await?);
     let client = replaceable.client();
-    pod_range::ensure(&client, &mut args.node).await?;
+    let known = paths.known();
+    pod_range::ensure(&client, &mut args.node, &known).await?;
     let runtime = Runtime::start(&paths, &args.node).await?;
     let mut components = Components::new();
     let cancel = components.cancellation();
@@ -49,16 +50,17 @@ pub(crate) async fn run(mut args: AgentArgs) -> Result<()> {
         serving_updates: Some(serving_updates),
         client_ca_pem: access.ca_pem.clone(),
     };
-    let cluster_dns = match cox_network::cluster_dns(&identity.client).await {
-        Ok(ip) => ip,
-        Err(error) => {
-            tracing::warn!(%error, "The cluster's DNS is not known: Pods that start now resolve as the node does");
-            None
-        }
-    };
-    node::run_network(&paths, &args.node, &identity, &mut components)?;
+    let cluster_dns = pod_range::cluster_dns(&identity.client, &known).await;
+    let isolation = node::run_network(&paths, &args.node, &identity, &mut components)?;
     run_gateway(&args, &identity, &mut components)?;
-    let kubelet = node::run_kubelet(&paths, &args.node, identity, cluster_dns, &mut components)?;
+    let kubelet = node::run_kubelet(
+        &paths,
+        &args.node,
+        identity,
+        cluster_dns,
+        isolation,
+        &mut components,
+    )?;
     let renew = renewal::keep_client(name.clone(), access, replaceable, kept, cancel.clone());
     components.spawn("client certificate", async move {
         renew.await;

@@ -344,6 +344,17 @@ pub(crate) struct NodeArgs {
     /// How Services are brought to their Pods
     #[arg(long, value_enum, default_value_t = Proxy::Auto, value_name = "MODE")]
     pub(crate) proxy_mode: Proxy,
+    /// Which Pod gets a connection, with --proxy-mode ipvs: a scheduler that the kernel has
+    #[arg(
+        long,
+        default_value = "rr",
+        value_parser = ["rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf"],
+        value_name = "SCHEDULER"
+    )]
+    pub(crate) ipvs_scheduler: String,
+    /// Answer ARP only for addresses of the interface that was asked, with --proxy-mode ipvs: for load balancers on the nodes' link
+    #[arg(long)]
+    pub(crate) ipvs_strict_arp: bool,
     /// Port of the node for Ingresses, opened with the first of them; 0 picks a free one [default: 80, where that cannot be had
     /// 8080, else a free one]
     #[arg(long, value_name = "PORT")]
@@ -439,6 +450,8 @@ pub(crate) enum Proxy {
     Nftables,
     /// By the kernel, through `iptables-restore` (needs root)
     Iptables,
+    /// By the kernel's virtual servers (IPVS; needs root)
+    Ipvs,
     /// By this process
     Userspace,
     /// By somebody else
@@ -451,6 +464,7 @@ impl From<Proxy> for cox_network::ProxyMode {
             Proxy::Auto => Self::Auto,
             Proxy::Nftables => Self::Nftables,
             Proxy::Iptables => Self::Iptables,
+            Proxy::Ipvs => Self::Ipvs,
             Proxy::Userspace => Self::Userspace,
             Proxy::None => Self::None,
         }
@@ -466,6 +480,8 @@ pub(crate) enum NodeNetwork {
     Routes,
     /// Always through VXLAN
     Vxlan,
+    /// Always through WireGuard, so that nobody between nodes reads what Pods say (UDP port 51820; needs root)
+    Wireguard,
     /// By somebody else
     None,
 }
@@ -476,6 +492,7 @@ impl From<NodeNetwork> for cox_network::NodeNetwork {
             NodeNetwork::Auto => Self::Auto,
             NodeNetwork::Routes => Self::Routes,
             NodeNetwork::Vxlan => Self::Vxlan,
+            NodeNetwork::Wireguard => Self::Wireguard,
             NodeNetwork::None => Self::None,
         }
     }

@@ -77,6 +77,13 @@ fn main() -> ExitCode {
 }
 
 async fn run(command: Command) -> Result<()> {
+    if let Command::Up(_) | Command::Server(_) | Command::Agent(_) | Command::Shim { .. } = &command
+    {
+        // For as long as the process lives.
+        drop(tokio::spawn(
+            cox_runtime_shim::unused_code::keep_letting_go(),
+        ));
+    }
     match command {
         Command::Up(args) => Box::pin(up::run(args)).await,
         Command::Server(args) => Box::pin(server::run(args)).await,

@@ -9,6 +9,8 @@ use cox_apiserver::pki::PemPair;
 use cox_client::{Informers, SystemClock};
 use cox_kubelet::ServingPair;
 use cox_kubelet::credentials::{CredentialSources, NodeCredentials};
+use futures::future::BoxFuture;
+use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -60,6 +62,7 @@ pub(crate) fn run_kubelet(
     node: &NodeArgs,
     identity: Identity,
     cluster_dns: Option<IpAddr>,
+    isolation: Option<Isolation>,
     components: &mut Components,
 ) -> Result<cox_kubelet::Handle> {
     let mut config = cox_kubelet::Config::new(
@@ -78,8 +81,13 @@ pub(crate) fn run_kubelet(
             .clone()
             .unwrap_or_else(|| paths.manifests()),
     );
+    if !rustix::process::geteuid().is_root() {
+        // Nothing can be mounted; but the folder of a user's session is in memory already.
+        config.memory_dir = paths.state.join("volumes");
+    }
     config.pod_cidrs = PodRanges::of(node)?.all();
     config.max_pods = node.max_pods;
+    config.isolation = isolation.map(|isolation| Arc::new(isolation) as _);
     config.credentials = Arc::new(credentials(paths, node)?);
     set_up(&mut config, node)?;
     config.cluster_dns.extend(cluster_dns);
@@ -225,20 +233,37 @@ fn set_up(config: &mut cox_kubelet::Config, node: &NodeArgs) -> Result<()> {
     Ok(())
 }
 
-/// Starts the node's network (Services and names) as one of `components`.
+/// How the kubelet asks the node's network for its policies to hold.
+#[derive(Debug)]
+pub(crate) struct Isolation(cox_network::Isolation);
+
+impl cox_kubelet::Isolation for Isolation {
+    fn isolate<'a>(&'a self, pod: &'a Pod, ips: &'a [IpAddr]) -> BoxFuture<'a, ()> {
+        Box::pin(self.0.isolate(pod, ips))
+    }
+}
+
+/// Starts the node's network (Services, names and policies) as one of `components`. `None`: it holds no policies.
 pub(crate) fn run_network(
     paths: &Paths,
     node: &NodeArgs,
     identity: &Identity,
     components: &mut Components,
-) -> Result<()> {
+) -> Result<Option<Isolation>> {
     let mut config =
         cox_network::Config::new(&node_name(node)?, node.node_ip, paths.services_file());
     config.mode = node.proxy_mode.into();
+    config.ipvs = cox_network::IpvsSettings {
+        scheduler: node.ipvs_scheduler.clone(),
+        strict_arp: node.ipvs_strict_arp,
+    };
     config.policy_file = (!node.no_network_policy).then(|| paths.policies_file());
     config.linux_containers = node.containerd_socket.exists();
     config.stub_domains.clone_from(&node.stub_domains);
     config.node_network = node.node_network.into();
+    config.wireguard_key = paths.wireguard_key();
+    config.check()?;
+    let isolation = Isolation(config.isolation.clone());
     let deps = cox_network::Deps {
         client: identity.client.clone(),
         informers: identity.informers.clone(),
@@ -248,7 +273,7 @@ pub(crate) fn run_network(
         run.await;
         Ok(())
     });
-    Ok(())
+    Ok((!node.no_network_policy).then_some(isolation))
 }
 
 /// Starts the gateway for requests from outside as one of `components`.

@@ -65,6 +65,10 @@ impl Paths {
     pub(crate) fn serving_pair(&self) -> PathBuf {
         self.pki().join("kubelet-serving.pem")
     }
+    /// What a node that joined knows of its cluster.
+    pub(crate) fn known(&self) -> PathBuf {
+        self.data.join("cluster.json")
+    }
     pub(crate) fn manifests(&self) -> PathBuf {
         self.data.join("manifests")
     }
@@ -83,6 +87,10 @@ impl Paths {
     /// What the node's proxy tells the runtime of Services.
     pub(crate) fn services_file(&self) -> PathBuf {
         self.state.join("services.json")
+    }
+    /// The node's own key, by which other nodes know it.
+    pub(crate) fn wireguard_key(&self) -> PathBuf {
+        self.data.join("wireguard.key")
     }
     /// What the node's network tells the runtime of NetworkPolicies.
     pub(crate) fn policies_file(&self) -> PathBuf {

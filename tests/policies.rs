@@ -33,10 +33,22 @@ const VIRTUAL: &str = "  runtimeClassName: wasm\n";
 
 /// Runs a Wasm client of this label once; answers what it printed.
 fn ask_from_wasm(cluster: &Cluster, app: &str, target: &str) -> String {
+    let container = wasm(&format!("[get, '{target}', '8080']"));
+    ask_once(cluster, app, VIRTUAL, &container)
+}
+
+/// The same of a Linux client, which asks with the first thing that it does.
+fn ask_from_linux(cluster: &Cluster, app: &str, target: &str) -> String {
+    let container = format!(
+        "{{name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [nc, -w, '5', '{target}', '8080']}}"
+    );
+    ask_once(cluster, app, "", &container)
+}
+
+fn ask_once(cluster: &Cluster, app: &str, network: &str, container: &str) -> String {
     let name = format!("{app}-client");
-    let more = format!("{VIRTUAL}  restartPolicy: Never\n");
-    let args = format!("[get, '{target}', '8080']");
-    cluster.apply(&pod(&name, app, &more, &wasm(&args))).ok();
+    let more = format!("{network}  restartPolicy: Never\n");
+    cluster.apply(&pod(&name, app, &more, container)).ok();
     eventually("the client to end", || {
         let pod = cluster.json(&["get", "pod", &name]);
         match pod["status"]["phase"].as_str() {
@@ -69,6 +81,20 @@ fn reaches(case: &str, wanted: bool, ask: impl Fn() -> String) {
     });
 }
 
+/// Friends only, without a second try.
+fn meet_policies_at_once(servers: &[(&str, String)], ask: impl Fn(&str, &str) -> String) {
+    for (name, server) in servers {
+        for (client, wanted) in [("friend", true), ("stranger", false)] {
+            let said = ask(client, server);
+            assert_eq!(
+                said.starts_with("from "),
+                wanted,
+                "a {client} that has just started asks {name}: {said}"
+            );
+        }
+    }
+}
+
 fn ip(cluster: &Cluster, pod: &str) -> String {
     let pod = cluster.json(&["get", "pod", pod]);
     pod["status"]["podIP"].as_str().unwrap().to_owned()
@@ -95,6 +121,11 @@ fn wasm_pods_keep_policies_without_root() {
     reaches("a friend is let in", true, || {
         ask_from_wasm(&cluster, "friend", &web)
     });
+    for _ in 0..5 {
+        meet_policies_at_once(&[("web", web.clone())], |client, server| {
+            ask_from_wasm(&cluster, client, server)
+        });
+    }
     let port = "{podSelector: {matchLabels: {app: friend}}, policyTypes: [Egress], egress: [{ports: [{port: 9}]}]}";
     cluster.apply(&policy("one-port", port)).ok();
     reaches("a friend that may only send elsewhere", false, || {
@@ -151,6 +182,7 @@ fn linux_and_wasm_pods_keep_the_same_policies() {
     all_reach("no policy", true);
     cluster.apply(&policy("friends", FRIENDS_ONLY)).ok();
     all_reach("friends only", false);
+    meet_policies_at_once(&servers, |who, server| ask_from_linux(cluster, who, server));
     for (name, server) in &servers {
         let mut command = cluster.inside(std::path::Path::new("/bin/busybox"));
         let said = Output::of(command.args(["nc", "-w", "5", server, "8080"])).stdout;

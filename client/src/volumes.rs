@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{
     Node, ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec, Pod,
     Volume,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta;
 use kube::api::ObjectMeta;
 
 use crate::placement::NodeTerm;
@@ -157,7 +158,13 @@ fn selected(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> bool {
     let Some(selector) = selector else {
         return true;
     };
-    let labels = volume.metadata.labels.iter().flatten();
+    selects(selector, &volume.metadata)
+}
+
+/// Whether a selector means an object; one that is wrong means none.
+#[must_use]
+pub fn selects(selector: &meta::v1::LabelSelector, object: &ObjectMeta) -> bool {
+    let labels = object.labels.iter().flatten();
     let labels = labels.map(|(key, value)| (key.as_str(), value.as_str()));
     serde_json::to_value(selector)
         .ok()

@@ -66,6 +66,16 @@ pub fn refusal(pod: &Pod, others: &[Arc<Pod>], node: &NodeView) -> Option<Refusa
              (runc has them from 1.2 on); nodes that run without root take such Pods",
         );
     }
+    if spec
+        .resource_claims
+        .as_ref()
+        .is_some_and(|claims| !claims.is_empty())
+    {
+        return refuse(
+            "PodFeatureUnsupported",
+            "resource claims (dynamic resource allocation) are not supported on this node: its containers would run without what they claim",
+        );
+    }
     let live: Vec<&Pod> = others
         .iter()
         .map(Arc::as_ref)
@@ -313,6 +323,12 @@ mod tests {
                 "PodFeatureUnsupported",
             ),
             ("the host's users", json!({"hostUsers": true}), none, ""),
+            (
+                "a claim on a device",
+                json!({"resourceClaims": [{"name": "gpu", "resourceClaimName": "gpu"}]}),
+                none,
+                "PodFeatureUnsupported",
+            ),
         ];
         for (name, spec, others, reason) in cases {
             let found = refusal(&pod("p", spec), others, &node);

@@ -3,6 +3,8 @@
 use crate::eviction::thresholds::{self, Threshold};
 use crate::resources::Amounts;
 use crate::shutdown;
+use futures::future::BoxFuture;
+use k8s_openapi::api::core::v1::Pod;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -23,6 +25,12 @@ impl std::fmt::Debug for ServingPair {
     }
 }
 
+/// Whoever holds network policies on this node.
+pub trait Isolation: std::fmt::Debug + Send + Sync {
+    /// Waits until the policies hold for a Pod that is going to start with these addresses; not for ever.
+    fn isolate<'a>(&'a self, pod: &'a Pod, ips: &'a [IpAddr]) -> BoxFuture<'a, ()>;
+}
+
 /// Configuration of one kubelet.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -32,6 +40,8 @@ pub struct Config {
     pub node_ip: IpAddr,
     /// Holds `pods/UID/volumes`, as upstream's `/var/lib/kubelet`.
     pub data_dir: PathBuf,
+    /// Where secrets and tokens of Pods are: a tmpfs is mounted here, unless the folder is on one already or nothing can be mounted.
+    pub memory_dir: PathBuf,
     /// The key that seals what is kept of Pods; made when it is missing. Its place is the operator's choice: a file beside the data,
     /// or one that a TPM or systemd's credentials put there.
     pub node_key: PathBuf,
@@ -55,6 +65,8 @@ pub struct Config {
     pub pod_cidrs: Vec<String>,
     /// Where static Pods are fetched from beside the folder: a Pod or a list of them, over HTTP.
     pub static_pod_url: Option<String>,
+    /// Asked before the first container of a Pod starts; `None`: nobody here holds network policies.
+    pub isolation: Option<std::sync::Arc<dyn Isolation>>,
     /// How many Pods the node takes.
     pub max_pods: u32,
     /// Labels beside the well-known ones.
@@ -114,6 +126,7 @@ impl Config {
             node_ip,
             node_key: data_dir.join("keys/node.key"),
             log_dir: data_dir.join("logs"),
+            memory_dir: data_dir.join("memory"),
             data_dir,
             cri_socket,
             listen: SocketAddr::new(node_ip, 10250),
@@ -135,6 +148,7 @@ impl Config {
             log_size_max: 10 << 20,
             log_files_max: 5,
             credentials: std::sync::Arc::default(),
+            isolation: None,
             eviction: thresholds::defaults(),
             eviction_max_grace: Duration::from_secs(30),
             shutdown: shutdown::defaults(),

@@ -35,7 +35,7 @@ pub mod stats;
 pub mod volumes;
 pub mod worker;
 
-pub use config::{Config, ServingPair};
+pub use config::{Config, Isolation, ServingPair};
 pub use cox_client::Deps;
 pub use run::{Handle, RunError, prepare, run};
 pub use server::ServerError;

@@ -23,7 +23,7 @@ use crate::pod_resources::PodResources;
 use crate::probes::metrics::ProbeMetrics;
 use crate::server::tls::Serving;
 use crate::server::{Server, ServerError};
-use crate::volumes::Volumes;
+use crate::volumes::{Places, Volumes};
 use crate::worker::shared::{ClientHandle, Shared};
 use cox_client::events::{EventType, Recorder};
 use cox_client::tasks::TaskScope;
@@ -136,8 +136,11 @@ pub fn prepare(
         ),
         runtime: runtime.clone(),
         volumes: Volumes::new(
-            config.data_dir.join("pods"),
-            config.local_path_dir(),
+            Places {
+                pods: config.data_dir.join("pods"),
+                memory: config.memory_dir.clone(),
+                local: config.local_path_dir(),
+            },
             csi,
             deps.client.clone(),
             deps.clock.clone(),
@@ -155,6 +158,7 @@ pub fn prepare(
         starts: Semaphore::new(config.parallel_starts.max(1)),
         writes: Semaphore::new(PARALLEL_WRITES),
         runtime_name: OnceLock::new(),
+        read_only_below: false.into(),
         resolv_conf: host_resolv_conf(Path::new("/etc/resolv.conf")),
         allocatable,
         node,

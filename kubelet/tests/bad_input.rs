@@ -92,10 +92,10 @@ impl Drop for Disk {
     }
 }
 
-/// A Pod with a volume that the kubelet has to write.
+/// A Pod with a volume that the kubelet has to write, to the disk: secrets and the like are in memory.
 fn with_volume() -> Value {
     let mut spec = one("stay");
-    spec["volumes"] = json!([{"name": "v", "downwardAPI": {"items": [{"path": "name", "fieldRef": {"fieldPath": "metadata.name"}}]}}]);
+    spec["volumes"] = json!([{"name": "v", "configMap": {"name": "kube-root-ca.crt"}}]);
     spec["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
     spec
 }

@@ -77,13 +77,16 @@ async fn after_a_power_cut_pods_run_again_without_a_control_plane() {
     cluster.replace_runtime();
     cluster.runtime.state.lock().unwrap().images = images;
     std::fs::remove_dir_all(cluster.volumes(&pod)).unwrap();
+    cluster.lose_memory();
     cluster.set_link(false);
     let node = cluster.kubelet();
     eventually("it runs again", || cluster.runtime.running() == ["a"]).await;
     assert!(env(&cluster).contains(&"S=sealed".to_owned()));
     let file = cluster.volumes(&pod).join("kubernetes.io~configmap/v/k");
     assert_eq!(std::fs::read_to_string(file).unwrap(), "kept");
-    let projected = cluster.volumes(&pod).join("kubernetes.io~projected");
+    let projected = cluster
+        .volumes_in_memory(&pod)
+        .join("kubernetes.io~projected");
     let token = std::fs::read_dir(projected)
         .unwrap()
         .next()
@@ -236,7 +239,9 @@ async fn a_node_whose_clock_is_off_by_a_day_runs_pods_and_asks_for_no_more_token
         let node = cluster.kubelet_by(std::sync::Arc::new(Off(hours)), |_| {});
         let pod = demanding(&cluster, "p").await;
         let token = || {
-            let projected = cluster.volumes(&pod).join("kubernetes.io~projected");
+            let projected = cluster
+                .volumes_in_memory(&pod)
+                .join("kubernetes.io~projected");
             let volume = std::fs::read_dir(projected).unwrap().next().unwrap();
             std::fs::read_to_string(volume.unwrap().path().join("token")).unwrap()
         };

@@ -9,11 +9,14 @@
 mod support;
 
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Event, Node, PersistentVolume, PersistentVolumeClaim, Secret,
+};
 use kube::Api;
 use kube::api::{ListParams, LogParams, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
 use serde_json::json;
+use std::os::unix::fs::MetadataExt;
 use support::{Cluster, NODE, condition, eventually, is_ready, one, phase, waiting};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -211,11 +214,15 @@ async fn volumes_hold_tokens_and_follow_config_maps() {
     let pod = cluster.until("p", "ready", is_ready).await;
     let file = cluster.volumes(&pod).join("kubernetes.io~configmap/v/k");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "old");
-    let token = std::fs::read_dir(cluster.volumes(&pod).join("kubernetes.io~projected"))
-        .unwrap()
-        .next()
-        .unwrap()
-        .unwrap();
+    let token = std::fs::read_dir(
+        cluster
+            .volumes_in_memory(&pod)
+            .join("kubernetes.io~projected"),
+    )
+    .unwrap()
+    .next()
+    .unwrap()
+    .unwrap();
     assert_eq!(
         std::fs::read_to_string(token.path().join("token"))
             .unwrap()
@@ -252,6 +259,104 @@ async fn volumes_hold_tokens_and_follow_config_maps() {
     .unwrap();
     eventually("the file follows", || {
         std::fs::read_to_string(&file).is_ok_and(|text| text == "new")
+    })
+    .await;
+}
+
+/// Every file below a folder that is on the folder's own file system.
+fn files_on_disk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let device = std::fs::metadata(folder).unwrap().dev();
+    let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let found = std::fs::symlink_metadata(&path).unwrap();
+            match found.file_type() {
+                kind if found.dev() != device || kind.is_symlink() => {}
+                kind if kind.is_dir() => folders.push(path),
+                kind if kind.is_file() => files.push(path),
+                _ => {}
+            }
+        }
+    }
+    files
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_and_tokens_are_never_in_clear_on_the_disk_and_their_tmpfs_goes_with_the_last_pod()
+{
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: a tmpfs needs root");
+        return;
+    }
+    let cluster = Cluster::start().await;
+    let node = cluster.kubelet();
+    let word = "a-word-that-is-nowhere-else";
+    let secret = json!({"metadata": {"name": "s"}, "stringData": {"k": word}});
+    let secrets: Api<Secret> = Api::namespaced(cluster.admin.clone(), "default");
+    let secret = serde_json::from_value(secret).unwrap();
+    secrets
+        .create(&PostParams::default(), &secret)
+        .await
+        .unwrap();
+    let mut spec = one("stay");
+    spec["automountServiceAccountToken"] = json!(true);
+    spec["volumes"] = json!([
+        {"name": "s", "secret": {"secretName": "s"}},
+        {"name": "p", "projected": {"sources": [{"secret": {"name": "s"}}]}},
+        {"name": "d", "downwardAPI": {"items": [
+            {"path": "k", "fieldRef": {"fieldPath": "metadata.labels"}}]}}]);
+    spec["containers"][0]["volumeMounts"] = json!([
+        {"name": "s", "mountPath": "/s"}, {"name": "p", "mountPath": "/p"}]);
+    cluster.create("p", spec).await;
+    let pod = cluster.until("p", "ready", is_ready).await;
+    let folder = cluster.volumes_in_memory(&pod);
+    let file = |kind: &str| folder.join(format!("kubernetes.io~{kind}/k"));
+    for kind in ["secret/s", "projected/p"] {
+        assert_eq!(std::fs::read_to_string(file(kind)).unwrap(), word, "{kind}");
+    }
+    let projected = std::fs::read_dir(folder.join("kubernetes.io~projected")).unwrap();
+    let tokens: Vec<String> = projected
+        .filter_map(|volume| std::fs::read_to_string(volume.unwrap().path().join("token")).ok())
+        .collect();
+    assert_eq!(tokens.len(), 1);
+    let kept = cluster.dir.path().join("kubelet/kept");
+    let uid = pod.metadata.uid.clone().unwrap();
+    eventually("the Pod is kept", || kept.join(&uid).exists()).await;
+    for path in files_on_disk(&cluster.dir.path().join("kubelet")) {
+        let bytes = std::fs::read(&path).unwrap();
+        for hidden in [word, &tokens[0]] {
+            let holds = bytes
+                .windows(hidden.len())
+                .any(|part| part == hidden.as_bytes());
+            assert!(!holds, "{} holds it", path.display());
+        }
+    }
+    // A kubelet that comes back goes on with the files that are there.
+    node.quit().await;
+    let written = || {
+        std::fs::metadata(file("secret/s"))
+            .unwrap()
+            .modified()
+            .unwrap()
+    };
+    let before = written();
+    let _node = cluster.kubelet();
+    let changed = json!({"metadata": {"labels": {"seen": "again"}}});
+    let labels = file("downward-api/d");
+    let pods = cluster.pods();
+    pods.patch("p", &PatchParams::default(), &Patch::Merge(changed))
+        .await
+        .unwrap();
+    eventually("the labels follow", || {
+        std::fs::read_to_string(&labels).is_ok_and(|text| text.contains("again"))
+    })
+    .await;
+    assert_eq!(written(), before, "what did not change is not written");
+    cluster.delete("p").await;
+    cluster.until_gone("p").await;
+    eventually("nothing is mounted", || {
+        !cluster.dir.path().join("kubelet/memory").exists()
     })
     .await;
 }

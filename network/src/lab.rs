@@ -17,15 +17,7 @@ impl Lab {
                 std::env::var_os("CI").is_none(),
                 "{test} needs root and iproute2"
             );
-            let note = format!("{test}: needs root and iproute2\n");
-            if let Ok(file) = std::env::var("COX_TEST_SKIPS") {
-                let mut skips = std::fs::OpenOptions::new()
-                    .append(true)
-                    .create(true)
-                    .open(file)
-                    .unwrap();
-                std::io::Write::write_all(&mut skips, note.as_bytes()).unwrap();
-            }
+            skip(test, "root and iproute2");
             return None;
         }
         // A name of a link has 15 bytes.
@@ -108,6 +100,28 @@ impl Drop for Lab {
                 .output()
                 .ok();
         }
+    }
+}
+
+/// Whether the kernel has what a test needs. Debian's has it, in the machine of `tests/vm/network`, where nothing may be missing;
+/// that of a developer or of CI need not.
+pub(crate) fn kernel_has(test: &str, what: &str, is_there: bool) -> bool {
+    assert!(
+        is_there || std::env::var_os("COX_VM").is_none(),
+        "{test} needs {what}"
+    );
+    if !is_there {
+        skip(test, &format!("{what} (see tests/vm/network)"));
+    }
+    is_there
+}
+
+fn skip(test: &str, what: &str) {
+    if let Ok(file) = std::env::var("COX_TEST_SKIPS") {
+        let mut options = std::fs::OpenOptions::new();
+        let mut skips = options.append(true).create(true).open(file).unwrap();
+        let note = format!("{test}: needs {what}\n");
+        std::io::Write::write_all(&mut skips, note.as_bytes()).unwrap();
     }
 }
 

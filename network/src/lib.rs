@@ -3,7 +3,7 @@
 //! Inputs: [`Config`], [`Deps`] (services, endpoint slices, nodes, this node's Pods). Outputs: the proxy's rules in the kernel or
 //! listeners in this process, cluster DNS on its well-known address, and the file from which the runtime shim knows Services (for
 //! Pods that have no network of the kernel's). Tasks: one that syncs, one for DNS, one for policies, one for routes to other nodes. It
-//! writes nothing to the API server but events, and leaves the kernel's rules in place when it ends: Pods go on without it.
+//! writes nothing to the API server but events and its node's WireGuard key, and leaves the kernel's rules in place when it ends: Pods go on without it.
 
 #![warn(missing_docs)]
 
@@ -11,6 +11,7 @@ mod dns;
 mod health;
 #[cfg(test)]
 mod lab;
+mod netlink;
 mod nft;
 mod nodes;
 mod plan;
@@ -19,6 +20,7 @@ mod proxy;
 mod table;
 mod view;
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,12 +39,12 @@ use dns::forward::Forwarder;
 pub use dns::forward::{StubDomain, StubDomainError};
 use dns::server::{Dns, Listeners};
 use health::HealthPorts;
-use ipnet::IpNet;
 pub use nodes::NodeNetwork;
 use plan::Rule;
-use proxy::iptables::{self, Iptables};
-use proxy::nftables::{self, Nftables};
-use proxy::userspace::{Problem, Userspace};
+pub use policy::Isolation;
+pub use proxy::ipvs::IpvsSettings;
+use proxy::userspace::Problem;
+use proxy::{Around, Proxy, ProxyError};
 use table::TableFile;
 use view::View;
 
@@ -50,6 +52,8 @@ use view::View;
 const SYNC_PAUSE: Duration = Duration::from_millis(10);
 /// After a sync that failed, and between attempts to read what is needed at start.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Between two looks that the kernel's own events ask for.
+const LOOK_PAUSE: Duration = Duration::from_secs(2);
 const DNS_PORT: u16 = 53;
 
 /// How Services are brought to their endpoints.
@@ -62,6 +66,8 @@ pub enum ProxyMode {
     Nftables,
     /// By the kernel, through `iptables-restore`.
     Iptables,
+    /// By the kernel's virtual servers (IPVS).
+    Ipvs,
     /// By listeners of this process.
     Userspace,
     /// By somebody else; the shim still learns of Services.
@@ -77,10 +83,14 @@ pub struct Config {
     pub node_ip: IpAddr,
     /// The proxy.
     pub mode: ProxyMode,
+    /// How [`ProxyMode::Ipvs`] behaves.
+    pub ipvs: IpvsSettings,
     /// Where the runtime shim looks for Services.
     pub table_file: PathBuf,
     /// Where it looks for NetworkPolicies; `None`: somebody else holds them.
     pub policy_file: Option<PathBuf>,
+    /// Who starts Pods here asks by it for policies to hold first. Nobody answers without `policy_file`.
+    pub isolation: Isolation,
     /// Whether Pods with a network namespace may run here: then [`ProxyMode::Auto`] may change the node's network.
     pub linux_containers: bool,
     /// Their bridge.
@@ -95,6 +105,8 @@ pub struct Config {
     pub stub_domains: Vec<StubDomain>,
     /// How Pods reach Pods of other nodes.
     pub node_network: NodeNetwork,
+    /// Where the node keeps its key for [`NodeNetwork::Wireguard`]; made when it is needed first.
+    pub wireguard_key: PathBuf,
 }
 
 impl Config {
@@ -104,9 +116,12 @@ impl Config {
         Self {
             node_name: node_name.to_owned(),
             node_ip,
+            wireguard_key: table_file.with_file_name("wireguard.key"),
             mode: ProxyMode::Auto,
+            ipvs: IpvsSettings::default(),
             table_file,
             policy_file: None,
+            isolation: Isolation::default(),
             linux_containers: false,
             bridge: "cox0".into(),
             dns: true,
@@ -116,6 +131,50 @@ impl Config {
             node_network: NodeNetwork::None,
         }
     }
+
+    /// Whether this node can do what it is told, before anything is started.
+    ///
+    /// # Errors
+    /// When its kernel or this process's rights do not allow it.
+    pub fn check(&self) -> Result<(), Unsupported> {
+        const IPVS: &str = "the proxy mode ipvs";
+        const WIREGUARD: &str = "the node network wireguard";
+        let ipvs = (self.mode == ProxyMode::Ipvs).then_some((IPVS, ["ip", "nft"]));
+        let wireguard = self.node_network == NodeNetwork::Wireguard;
+        let wireguard = wireguard.then_some((WIREGUARD, ["ip", "bridge"]));
+        for (what, programs) in ipvs.into_iter().chain(wireguard) {
+            if !rights() {
+                return Err(Unsupported::Rights(what));
+            }
+            if let Some(program) = programs.into_iter().find(|name| !nft::has_program(name)) {
+                return Err(Unsupported::Program(what, program));
+            }
+        }
+        if ipvs.is_some() && !proxy::ipvs::is_there() {
+            return Err(Unsupported::Kernel(IPVS, "IPVS (module ip_vs)"));
+        }
+        if wireguard.is_some() && !nodes::wireguard::is_there() {
+            return Err(Unsupported::Kernel(
+                WIREGUARD,
+                "WireGuard (module wireguard)",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Why a node cannot do what it was told.
+#[derive(Debug, thiserror::Error)]
+pub enum Unsupported {
+    /// Not root.
+    #[error("{0} needs the right to change the node's network (CAP_NET_ADMIN)")]
+    Rights(&'static str),
+    /// A program is missing.
+    #[error("{0} needs the program {1}, which is not installed")]
+    Program(&'static str, &'static str),
+    /// A part of the kernel is missing.
+    #[error("{0} needs {1}, which the kernel of this node does not have")]
+    Kernel(&'static str, &'static str),
 }
 
 /// What it works with.
@@ -167,7 +226,7 @@ async fn serve(config: Config, deps: Deps, events: Recorder) {
             }
         }
     };
-    let sources = Sources::new(&deps.informers, &config.node_name);
+    let sources = Sources::new(&deps.informers, &config);
     sources.synced().await;
     let view = Arc::new(RwLock::new(Arc::new(View::default())));
     let proxy = Proxy::start(&config, &ranges).await;
@@ -190,12 +249,16 @@ async fn serve(config: Config, deps: Deps, events: Recorder) {
 /// Keeps routes to the Pods of other nodes, where this node may.
 fn keep_nodes(config: &Config, deps: &Deps) -> impl Future<Output = ()> + use<> {
     let able = rights() && nft::has_program("ip") && nft::has_program("bridge");
-    let mode = config.node_network;
-    let (node, bridge) = (config.node_name.clone(), config.bridge.clone());
-    let informers = deps.informers.clone();
+    let settings = nodes::Settings {
+        node: config.node_name.clone(),
+        bridge: config.bridge.clone(),
+        mode: config.node_network,
+        key_file: config.wireguard_key.clone(),
+    };
+    let Deps { client, informers } = deps.clone();
     async move {
-        if able && mode != NodeNetwork::None {
-            nodes::run(node, bridge, mode, informers).await;
+        if able && settings.mode != NodeNetwork::None {
+            nodes::run(settings, informers, client).await;
         }
         std::future::pending().await
     }
@@ -212,6 +275,7 @@ fn keep_policies(
         file,
         in_kernel: config.linux_containers && rights() && nft::has_program("nft"),
         dns,
+        isolation: config.isolation.clone(),
     });
     let informers = deps.informers.clone();
     async move {
@@ -281,92 +345,8 @@ async fn start_dns(
     (addr, run)
 }
 
-/// The proxy that runs.
-#[derive(Debug)]
-enum Proxy {
-    Nftables(Nftables),
-    Iptables(Iptables),
-    Userspace(Userspace),
-    None,
-}
-
-impl Proxy {
-    async fn start(config: &Config, ranges: &[String]) -> Self {
-        let routed: Vec<IpNet> = ranges
-            .iter()
-            .filter_map(|range| range.parse().ok())
-            .filter(|range: &IpNet| !range.network().is_loopback())
-            .collect();
-        let able = config.linux_containers && rights() && nft::has_program("nft");
-        let mode = match config.mode {
-            ProxyMode::Auto if !routed.is_empty() && able => ProxyMode::Nftables,
-            ProxyMode::Auto => ProxyMode::Userspace,
-            mode => mode,
-        };
-        // Without need nothing of the node's network is touched: Wasm Pods reach Services all the same.
-        if matches!(mode, ProxyMode::Nftables | ProxyMode::Iptables)
-            || mode == config.mode && mode == ProxyMode::Userspace && rights()
-        {
-            for range in routed {
-                if let Err(error) = nftables::make_local(range).await {
-                    tracing::warn!(%error, %range, "Service addresses cannot be made local to the node");
-                }
-            }
-        }
-        went_over(&config.table_file.with_file_name("proxy-mode"), mode).await;
-        tracing::info!(?mode, ?ranges, "Services are served");
-        match mode {
-            ProxyMode::Nftables => Self::Nftables(Nftables::new(&config.bridge)),
-            ProxyMode::Iptables => Self::Iptables(Iptables::new(None)),
-            ProxyMode::Userspace => Self::Userspace(Userspace::default()),
-            ProxyMode::None | ProxyMode::Auto => Self::None,
-        }
-    }
-
-    async fn sync(
-        &mut self,
-        rules: &[Rule],
-        (node_ip, bridge): (IpAddr, &str),
-    ) -> Result<Vec<Problem>, nft::NftError> {
-        match self {
-            Self::Nftables(proxy) => {
-                proxy.sync(rules).await?;
-                nftables::prepare_bridge(bridge);
-            }
-            Self::Iptables(proxy) => {
-                proxy.sync(rules).await?;
-                nftables::prepare_bridge(bridge);
-            }
-            Self::Userspace(proxy) => return Ok(proxy.sync(rules, node_ip)),
-            Self::None => {}
-        }
-        Ok(Vec::new())
-    }
-}
-
-/// Removes what another mode of an earlier run left in the kernel: two that translate the same packets are one too many. `file` says
-/// which one that was.
-async fn went_over(file: &std::path::Path, mode: ProxyMode) {
-    let name = format!("{mode:?}");
-    let last = std::fs::read_to_string(file).unwrap_or_default();
-    if last == name {
-        return;
-    }
-    let removed = match last.as_str() {
-        "Iptables" => iptables::remove(None).await,
-        "Nftables" => nftables::remove().await,
-        _ => Ok(()),
-    };
-    if let Err(error) = removed {
-        tracing::warn!(%error, last, "What the last mode of the proxy left in the kernel was not removed");
-    }
-    if let Err(error) = std::fs::write(file, name) {
-        tracing::debug!(%error, "The proxy's mode is not remembered");
-    }
-}
-
 /// Whether this process may change the node's network.
-fn rights() -> bool {
+pub(crate) fn rights() -> bool {
     const NET_ADMIN: u32 = 12;
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
@@ -380,16 +360,20 @@ struct Sources {
     services: Informer<Service>,
     slices: Informer<EndpointSlice>,
     nodes: Informer<Node>,
+    /// Where the addresses of other nodes matter.
+    all_nodes: Option<Informer<Node>>,
     pods: Informer<Pod>,
 }
 
 impl Sources {
-    fn new(informers: &Informers, node: &str) -> Self {
+    fn new(informers: &Informers, config: &Config) -> Self {
+        let node = &config.node_name;
         Self {
             services: informers.of(),
             slices: informers.of(),
             // The same informers as the kubelet's: a watch each for both.
             nodes: informers.of_selected(&format!("metadata.name={node}")),
+            all_nodes: (config.mode == ProxyMode::Ipvs).then(|| informers.of()),
             pods: informers.of_selected(&format!("spec.nodeName={node}")),
         }
     }
@@ -398,8 +382,24 @@ impl Sources {
         tokio::join!(
             self.services.synced(),
             self.slices.synced(),
-            self.nodes.synced()
+            self.nodes.synced(),
+            async {
+                if let Some(nodes) = &self.all_nodes {
+                    nodes.synced().await;
+                }
+            }
         );
+    }
+
+    /// Addresses of nodes but `own`, where they matter.
+    fn other_nodes(&self, own: &str) -> BTreeSet<IpAddr> {
+        let nodes = self.all_nodes.iter().flat_map(Informer::list);
+        let others = nodes.filter(|node| node.metadata.name.as_deref() != Some(own));
+        let statuses = others.filter_map(|node| node.status.clone());
+        let addresses = statuses.flat_map(|status| status.addresses.unwrap_or_default());
+        addresses
+            .filter_map(|address| address.address.parse().ok())
+            .collect()
     }
 }
 
@@ -429,14 +429,13 @@ impl Syncing {
                 change = nodes.next() => change.is_some(),
                 change = pods.next() => {
                     // The first Pod with a namespace brings the bridge.
-                    if matches!(self.proxy, Proxy::Nftables(_) | Proxy::Iptables(_)) {
-                        nftables::prepare_bridge(&self.config.bridge);
-                    }
+                    self.proxy.prepare_bridge(&self.config.bridge);
                     if change.is_some() {
                         continue;
                     }
                     false
                 }
+                () = self.proxy.due() => true,
             };
             if !open {
                 // Informers end only when everything does.
@@ -472,8 +471,13 @@ impl Syncing {
             .into_iter()
             .filter(|rule| !(served && table::is_dns(rule) && rule.endpoints.is_empty()))
             .collect();
-        let place = (self.config.node_ip, self.config.bridge.as_str());
-        for problem in self.proxy.sync(&passed, place).await? {
+        let around = Around {
+            node_ip: self.config.node_ip,
+            bridge: &self.config.bridge,
+            others: self.sources.other_nodes(&self.config.node_name),
+            dns: self.dns_addr.map(|addr| addr.ip()),
+        };
+        for problem in self.proxy.sync(&passed, &around).await? {
             self.say(&view, &problem);
         }
         tracing::debug!(rules = passed.len(), "Services are up to date");
@@ -508,5 +512,7 @@ enum SyncError {
     #[error("the runtime's table cannot be written: {0}")]
     Table(#[from] std::io::Error),
     #[error(transparent)]
-    Kernel(#[from] nft::NftError),
+    Proxy(#[from] ProxyError),
+    #[error(transparent)]
+    Policies(#[from] nft::NftError),
 }

@@ -1,21 +1,26 @@
 //! Brings packets from Pods of this node to Pods of the others, and keeps their addresses as they are: a route for each node's
-//! range, straight to the node where both share a link, through a VXLAN tunnel where routers lie between.
+//! range, straight to the node where both share a link, through a VXLAN tunnel where routers lie between; or to all of them through
+//! WireGuard ([`wireguard`]), whose keys nodes tell each other by an annotation of their Node objects.
 //!
 //! Inputs: the Node objects (addresses and Pod ranges). [`plan`] is pure; [`kernel`] reads what the kernel has and changes the
 //! difference, so that a restart adopts what is there and repairs it; [`events`] says when somebody else changed it. Nobody but the
 //! Node objects tells where a Pod is: there is no daemon, no store and no protocol between nodes. What it made stays when the process
-//! ends. It touches nothing that does not carry its own mark (a routing protocol number, and the tunnel's name).
+//! ends. It touches nothing that does not carry its own mark (a routing protocol number, and the tunnels' names).
 
 pub(crate) mod events;
 pub(crate) mod kernel;
 pub(crate) mod plan;
+pub(crate) mod wireguard;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use cox_client::{Informer, Informers};
 use k8s_openapi::api::core::v1::Node;
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
 
-use crate::{RETRY_PAUSE, drain};
+use crate::{LOOK_PAUSE, RETRY_PAUSE, drain};
 use events::Watcher;
 use kernel::Kernel;
 use plan::Cluster;
@@ -30,34 +35,57 @@ pub enum NodeNetwork {
     Routes,
     /// Always through VXLAN.
     Vxlan,
+    /// Always through WireGuard: nobody between nodes reads what Pods say to each other.
+    Wireguard,
     /// By somebody else.
     None,
 }
 
 /// Changes that come together are one look.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Between two looks that the kernel's own events ask for.
-const LOOK_PAUSE: Duration = Duration::from_secs(2);
+
+/// What it is told.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// Name of this node.
+    pub(crate) node: String,
+    /// The bridge of its Pods.
+    pub(crate) bridge: String,
+    pub(crate) mode: NodeNetwork,
+    /// Where its WireGuard key lies, or will.
+    pub(crate) key_file: PathBuf,
+}
+
+/// Why Pods of other nodes are not reached as they should be.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NodesError {
+    #[error(transparent)]
+    Program(#[from] crate::nft::NftError),
+    #[error(transparent)]
+    Wireguard(#[from] wireguard::WireguardError),
+    #[error("the node's WireGuard key cannot be told to the others: {0}")]
+    Publish(#[source] kube::Error),
+}
 
 /// Runs until it is dropped.
-pub(crate) async fn run(node: String, bridge: String, mode: NodeNetwork, informers: Informers) {
+pub(crate) async fn run(settings: Settings, informers: Informers, client: kube::Client) {
     let nodes = informers.of::<Node>();
     nodes.synced().await;
     let mut keeper = Keeper {
-        node,
+        kernel: Kernel::new(None, Some(settings.bridge.clone())),
+        settings,
         nodes,
-        kernel: Kernel::new(None, Some(bridge)),
-        mode,
+        client,
         skipped: Vec::new(),
     };
     keeper.run().await;
 }
 
 struct Keeper {
-    node: String,
+    settings: Settings,
     nodes: Informer<Node>,
+    client: kube::Client,
     kernel: Kernel,
-    mode: NodeNetwork,
     /// What was said already.
     skipped: Vec<String>,
 }
@@ -76,7 +104,7 @@ impl Keeper {
         let mut look = true;
         loop {
             drain(&mut changes);
-            let cluster = Cluster::read(&self.node, &self.nodes.list());
+            let cluster = Cluster::read(&self.settings.node, &self.nodes.list());
             // Nodes write their status all the time; most of it concerns nobody here.
             if look || last.as_ref() != Some(&cluster) {
                 while let Err(error) = self.bring(&cluster).await {
@@ -101,14 +129,36 @@ impl Keeper {
         }
     }
 
-    async fn bring(&mut self, cluster: &Cluster) -> Result<(), crate::nft::NftError> {
-        let skipped = self.kernel.sync(cluster, self.mode).await?;
-        if skipped != self.skipped {
-            for reason in &skipped {
+    async fn bring(&mut self, cluster: &Cluster) -> Result<(), NodesError> {
+        let mode = self.settings.mode;
+        if mode == NodeNetwork::Wireguard && self.kernel.key.is_none() {
+            let key = wireguard::PrivateKey::kept(&self.settings.key_file)?;
+            self.kernel.key = Some(key);
+        }
+        let done = self.kernel.sync(cluster, mode).await?;
+        if done.skipped != self.skipped {
+            for reason in &done.skipped {
                 tracing::warn!(reason, "Pods of another node cannot be reached");
             }
-            self.skipped = skipped;
+            self.skipped = done.skipped;
         }
+        let known = cluster.own.as_ref().and_then(|own| own.key.as_ref());
+        match done.key {
+            Some(key) if known != Some(&key) => self.publish(&key).await,
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Tells the others the key by which they know this node.
+    async fn publish(&self, key: &str) -> Result<(), NodesError> {
+        let nodes = kube::Api::<Node>::all(self.client.clone());
+        let patch = json!({"metadata": {"annotations": {wireguard::ANNOTATION: key}}});
+        let params = PatchParams::default();
+        nodes
+            .patch(&self.settings.node, &params, &Patch::Merge(patch))
+            .await
+            .map_err(NodesError::Publish)?;
+        tracing::info!(key, "The node's WireGuard key is told to the others");
         Ok(())
     }
 }

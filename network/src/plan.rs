@@ -60,6 +60,25 @@ pub(crate) struct Rule {
     pub(crate) external_local: bool,
 }
 
+impl Rule {
+    /// What no other rule of its time has.
+    pub(crate) fn key(&self) -> (&str, Protocol) {
+        (&self.name, self.protocol)
+    }
+
+    /// For traffic from inside and from outside.
+    pub(crate) fn all_endpoints(&self) -> impl Iterator<Item = &SocketAddr> {
+        self.endpoints.iter().chain(&self.external_endpoints)
+    }
+
+    /// How traffic comes in: by an address, or by a port of the node.
+    pub(crate) fn ways(&self) -> impl Iterator<Item = (Protocol, Option<IpAddr>, u16)> {
+        let addrs = self.cluster.iter().chain(&self.external);
+        let addrs = addrs.map(|addr| (self.protocol, Some(addr.ip()), addr.port()));
+        addrs.chain(self.node_port.map(|port| (self.protocol, None, port)))
+    }
+}
+
 /// All rules, ordered by name.
 pub(crate) fn rules(view: &View) -> Vec<Rule> {
     let mut rules = Vec::new();

@@ -6,6 +6,7 @@
 //! <https://kubernetes.io/docs/concepts/services-networking/network-policies/>
 
 mod compile;
+mod isolation;
 mod kernel;
 mod run;
 mod table;
@@ -15,6 +16,7 @@ use std::net::IpAddr;
 
 use crate::plan::Protocol;
 
+pub use isolation::Isolation;
 pub(crate) use run::{Config, run};
 
 /// What one policy says on this node.

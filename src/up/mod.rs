@@ -45,27 +45,22 @@ pub(crate) async fn run(args: UpArgs) -> Result<()> {
             Some(args.node.node_ip)
         )
     );
-    let (runtime, plane) = match (runtime, plane) {
-        (Ok(runtime), Ok(plane)) => (runtime, plane),
-        (Err(error), plane) => {
-            if let Ok(plane) = plane {
-                plane.stop().await;
-            }
-            return Err(error);
-        }
-        (Ok(runtime), Err(error)) => {
-            runtime.stop().await;
-            return Err(error);
-        }
-    };
+    let (runtime, plane) = both(runtime, plane).await?;
     let mut components = Components::new();
     plane.run_components(&mut components);
     let name = node::node_name(&args.node)?;
     let identity = identity(&plane, &name, &args)?;
     let cluster_dns = cox_network::cluster_dns(&identity.client).await?;
-    node::run_network(&paths, &args.node, &identity, &mut components)?;
+    let isolation = node::run_network(&paths, &args.node, &identity, &mut components)?;
     run_gateway(&args, &plane, &mut components)?;
-    let kubelet = node::run_kubelet(&paths, &args.node, identity, cluster_dns, &mut components)?;
+    let kubelet = node::run_kubelet(
+        &paths,
+        &args.node,
+        identity,
+        cluster_dns,
+        isolation,
+        &mut components,
+    )?;
 
     let work = serve(
         &args,
@@ -97,6 +92,26 @@ pub(crate) async fn run(args: UpArgs) -> Result<()> {
     plane.stop().await;
     runtime.stop().await;
     outcome
+}
+
+/// Both, or neither: what started alone is stopped.
+async fn both(
+    runtime: Result<Runtime>,
+    plane: Result<ControlPlane>,
+) -> Result<(Runtime, ControlPlane)> {
+    match (runtime, plane) {
+        (Ok(runtime), Ok(plane)) => Ok((runtime, plane)),
+        (Err(error), plane) => {
+            if let Ok(plane) = plane {
+                plane.stop().await;
+            }
+            Err(error)
+        }
+        (Ok(runtime), Err(error)) => {
+            runtime.stop().await;
+            Err(error)
+        }
+    }
 }
 
 /// The way in for requests from outside, unless it is left out.

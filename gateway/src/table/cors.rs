@@ -70,23 +70,20 @@ impl Cors {
             let mut all = self.origins.iter();
             all.any(|pattern| is_origin(pattern, origin))
         });
-        if !everybody {
+        let star = everybody && !self.credentials;
+        if !star {
             // Else a cache would tell one page what holds for another.
             told.append(VARY, HeaderValue::from_name(ORIGIN));
         }
         if !everybody && !named {
             return false;
         }
-        let star = everybody && !self.credentials;
         let shown = if star {
             HeaderValue::from_static("*")
         } else {
             origin.clone()
         };
         told.insert(ACCESS_CONTROL_ALLOW_ORIGIN, shown);
-        if everybody && self.credentials {
-            told.append(VARY, HeaderValue::from_name(ORIGIN));
-        }
         if self.credentials {
             let yes = HeaderValue::from_static("true");
             told.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, yes);

@@ -3,7 +3,7 @@
 use crate::pod::containers::spec;
 use crate::pod::history::ImageUser;
 use cox_cri::v1;
-use k8s_openapi::api::core::v1::{Container, Pod, SELinuxOptions, SeccompProfile};
+use k8s_openapi::api::core::v1::{AppArmorProfile, Container, Pod, SELinuxOptions, SeccompProfile};
 
 /// Paths that a container does not see unless it asks for an unmasked /proc.
 const MASKED: [&str; 10] = [
@@ -101,6 +101,30 @@ fn seccomp(profile: Option<&SeccompProfile>) -> v1::SecurityProfile {
     }
 }
 
+/// `None`: nobody said anything, and the runtime takes what it usually does.
+fn apparmor(profile: Option<&AppArmorProfile>) -> Option<v1::SecurityProfile> {
+    use v1::security_profile::ProfileType;
+    let profile = profile?;
+    let kind = match profile.type_.as_str() {
+        "RuntimeDefault" => ProfileType::RuntimeDefault,
+        "Localhost" => ProfileType::Localhost,
+        _ => ProfileType::Unconfined,
+    };
+    Some(v1::SecurityProfile {
+        profile_type: kind.into(),
+        localhost_ref: profile.localhost_profile.clone().unwrap_or_default(),
+    })
+}
+
+/// Whether the image's groups come on top of the Pod's, or are kept away.
+fn groups_policy(pod: &Pod) -> v1::SupplementalGroupsPolicy {
+    let context = spec(pod).security_context.as_ref();
+    match context.and_then(|context| context.supplemental_groups_policy.as_deref()) {
+        Some("Strict") => v1::SupplementalGroupsPolicy::Strict,
+        _ => v1::SupplementalGroupsPolicy::Merge,
+    }
+}
+
 /// The Pod's supplemental groups, its fsGroup among them.
 fn groups(pod: &Pod) -> Vec<i64> {
     let context = spec(pod).security_context.as_ref();
@@ -130,6 +154,7 @@ pub fn of_sandbox(pod: &Pod) -> v1::LinuxSandboxSecurityContext {
         run_as_user: int(context.and_then(|context| context.run_as_user)),
         run_as_group: int(context.and_then(|context| context.run_as_group)),
         supplemental_groups: groups(pod),
+        supplemental_groups_policy: groups_policy(pod).into(),
         privileged: crate::pod::containers::all(pod).any(privileged),
         seccomp: Some(seccomp(
             context.and_then(|context| context.seccomp_profile.as_ref()),
@@ -182,6 +207,11 @@ pub fn of_container(pod: &Pod, container: &Container) -> v1::LinuxContainerSecur
             .and_then(|own| own.read_only_root_filesystem)
             .unwrap_or(false),
         supplemental_groups: groups(pod),
+        supplemental_groups_policy: groups_policy(pod).into(),
+        apparmor: apparmor(
+            own.and_then(|own| own.app_armor_profile.as_ref())
+                .or(outer.and_then(|outer| outer.app_armor_profile.as_ref())),
+        ),
         no_new_privs: !escalation,
         masked_paths: paths(&MASKED),
         readonly_paths: paths(&READ_ONLY),
@@ -229,6 +259,36 @@ pub fn refusal(pod: &Pod, container: &Container, image: &ImageUser) -> Option<St
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn profiles_and_the_image_s_groups_are_as_asked_for() {
+        use v1::security_profile::ProfileType;
+        let pod = |context: serde_json::Value| -> Pod {
+            let container = serde_json::json!({"name": "a"});
+            let own = serde_json::json!({"name": "b", "securityContext": {
+                "appArmorProfile": {"type": "Localhost", "localhostProfile": "mine"}}});
+            let spec =
+                serde_json::json!({"securityContext": context, "containers": [container, own]});
+            serde_json::from_value(serde_json::json!({"metadata": {}, "spec": spec})).unwrap()
+        };
+        let of =
+            |pod: &Pod, at: usize| of_container(pod, &pod.spec.as_ref().unwrap().containers[at]);
+        let silent = pod(serde_json::json!({}));
+        assert_eq!(of(&silent, 0).apparmor, None, "the runtime's usual one");
+        let merges = of(&silent, 0).supplemental_groups_policy();
+        assert_eq!(merges, v1::SupplementalGroupsPolicy::Merge);
+        let strict = pod(serde_json::json!({
+            "supplementalGroupsPolicy": "Strict", "appArmorProfile": {"type": "Unconfined"}}));
+        let policies = [
+            of(&strict, 0).supplemental_groups_policy(),
+            of_sandbox(&strict).supplemental_groups_policy(),
+        ];
+        assert_eq!(policies, [v1::SupplementalGroupsPolicy::Strict; 2]);
+        let profile = |at: usize| of(&strict, at).apparmor.unwrap();
+        assert_eq!(profile(0).profile_type(), ProfileType::Unconfined);
+        assert_eq!(profile(1).profile_type(), ProfileType::Localhost);
+        assert_eq!(profile(1).localhost_ref, "mine");
+    }
 
     #[test]
     fn the_container_wins_over_the_pod() {

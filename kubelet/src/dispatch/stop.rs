@@ -45,6 +45,8 @@ impl Dispatcher {
             }
         }
         self.until(|| self.lock().is_empty()).await;
+        // The next start makes the files again.
+        self.shared.volumes.clear_memory().await;
     }
 
     /// Waits for something that comes about when workers leave.

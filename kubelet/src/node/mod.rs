@@ -61,11 +61,44 @@ impl std::fmt::Debug for NodeKeeper {
     }
 }
 
+/// A runtime handler and what it can.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Handler {
+    /// Empty: the one of Pods without a runtime class.
+    pub name: String,
+    /// `None`: it does not say.
+    pub features: Option<HandlerFeatures>,
+}
+
+/// What a runtime handler can.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HandlerFeatures {
+    pub recursive_read_only_mounts: bool,
+    pub user_namespaces: bool,
+}
+
+impl Handler {
+    /// What a runtime says of its handlers, by their names.
+    #[must_use]
+    pub fn of(status: &cox_cri::v1::StatusResponse) -> Vec<Self> {
+        let handler = |said: &cox_cri::v1::RuntimeHandler| Self {
+            name: said.name.clone(),
+            features: said.features.as_ref().map(|features| HandlerFeatures {
+                recursive_read_only_mounts: features.recursive_read_only_mounts,
+                user_namespaces: features.user_namespaces,
+            }),
+        };
+        let mut handlers: Vec<Self> = status.runtime_handlers.iter().map(handler).collect();
+        handlers.sort();
+        handlers
+    }
+}
+
 /// What of the runtime shows in the Node.
 #[derive(Clone, Debug, Default)]
 pub struct RuntimeFacts {
     pub version: String,
-    pub handlers: Vec<String>,
+    pub handlers: Vec<Handler>,
     /// Whether groups of the image can be kept away from containers.
     pub supplemental_groups_policy: Option<bool>,
     pub images: Vec<k8s_openapi::api::core::v1::ContainerImage>,
@@ -147,11 +180,7 @@ impl NodeKeeper {
         match (self.runtime.version().await, self.runtime.status().await) {
             (Ok(version), Ok(status)) => {
                 facts.version = format!("{}://{}", version.name, version.version);
-                facts.handlers = status
-                    .runtime_handlers
-                    .iter()
-                    .map(|handler| handler.name.clone())
-                    .collect();
+                facts.handlers = Handler::of(&status);
                 facts.supplemental_groups_policy = status
                     .features
                     .as_ref()

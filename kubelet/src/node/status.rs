@@ -1,7 +1,7 @@
 //! The Node object and its status as they ought to be, and the patch between two statuses. Pure.
 
-use super::RuntimeFacts;
 use super::capacity::Machine;
+use super::{Handler, RuntimeFacts};
 use crate::config::Config;
 use crate::devices::Counts;
 use crate::eviction::Pressure;
@@ -9,7 +9,8 @@ use cox_cri::v1;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints,
-    NodeFeatures, NodeRuntimeHandler, NodeSpec, NodeStatus, NodeSystemInfo, Taint,
+    NodeFeatures, NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus,
+    NodeSystemInfo, Taint,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -46,7 +47,7 @@ pub fn node(config: &Config, machine: &Machine, facts: &RuntimeFacts) -> Node {
             machine.architecture.to_owned(),
         ),
     ]);
-    if facts.handlers.iter().any(|handler| handler == "wasm") {
+    if facts.handlers.iter().any(|handler| handler.name == "wasm") {
         labels.insert(WASM_LABEL.to_owned(), "true".to_owned());
     }
     labels.extend(config.labels.clone());
@@ -166,9 +167,12 @@ pub fn build(
             swap: None,
         }),
         runtime_handlers: (!facts.handlers.is_empty()).then(|| {
-            let handler = |name: &String| NodeRuntimeHandler {
-                name: Some(name.clone()),
-                features: None,
+            let handler = |handler: &Handler| NodeRuntimeHandler {
+                name: Some(handler.name.clone()),
+                features: handler.features.map(|can| NodeRuntimeHandlerFeatures {
+                    recursive_read_only_mounts: Some(can.recursive_read_only_mounts),
+                    user_namespaces: Some(can.user_namespaces),
+                }),
             };
             facts.handlers.iter().map(handler).collect()
         }),
@@ -414,7 +418,12 @@ mod tests {
     #[test]
     fn labels_and_taints() {
         let facts = RuntimeFacts {
-            handlers: vec![String::new(), "wasm".into()],
+            handlers: [String::new(), "wasm".into()]
+                .map(|name| Handler {
+                    name,
+                    features: None,
+                })
+                .to_vec(),
             ..RuntimeFacts::default()
         };
         let node = node(&config(), &machine(), &facts);
@@ -429,6 +438,41 @@ mod tests {
         assert_eq!(
             shown,
             [("a", Some("b"), "NoSchedule"), ("c", None, "NoExecute")]
+        );
+    }
+
+    #[test]
+    fn handlers_and_what_they_can_show() {
+        let handler = |name: &str, features| cox_cri::v1::RuntimeHandler {
+            name: name.into(),
+            features,
+        };
+        let can = cox_cri::v1::RuntimeHandlerFeatures {
+            recursive_read_only_mounts: true,
+            user_namespaces: false,
+        };
+        let answer = cox_cri::v1::StatusResponse {
+            runtime_handlers: vec![handler("wasm", None), handler("", Some(can))],
+            ..Default::default()
+        };
+        let facts = RuntimeFacts {
+            handlers: Handler::of(&answer),
+            supplemental_groups_policy: Some(true),
+            ..RuntimeFacts::default()
+        };
+        let pressure = Pressure::default();
+        let status = build(&config(), &machine(), pressure, &facts, 10250, None, at(0));
+        let shown = serde_json::to_value(&status).unwrap();
+        assert_eq!(
+            shown["runtimeHandlers"],
+            serde_json::json!([
+                {"name": "", "features": {"recursiveReadOnlyMounts": true, "userNamespaces": false}},
+                {"name": "wasm"}
+            ])
+        );
+        assert_eq!(
+            shown["features"],
+            serde_json::json!({"supplementalGroupsPolicy": true})
         );
     }
 

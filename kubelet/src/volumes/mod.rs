@@ -1,4 +1,5 @@
-//! Volumes of Pods, laid out below the data folder as upstream does: `pods/UID/volumes/kubernetes.io~KIND/NAME`.
+//! Volumes of Pods, laid out below the data folder as upstream does: `pods/UID/volumes/kubernetes.io~KIND/NAME`; those of secrets,
+//! projections and the downward API are in memory, at `memory/UID/volumes/kubernetes.io~KIND/NAME`.
 //!
 //! [`Volumes::sync`] makes or refreshes all volumes of a Pod (idempotent), [`Volumes::mounts`] turns a container's mounts into
 //! host paths, [`Volumes::remove`] deletes what was made. Kinds that this node cannot offer are an error with a sentence.
@@ -11,11 +12,13 @@
 //! | `payload`, `atomic` | files of config maps, secrets, projections, and how they are replaced at once |
 //! | `claims` | persistent volume claims and what they are bound to |
 //! | `objects`, `tokens`, `trust` | followed config maps and secrets, tokens, trust bundles |
+//! | `memory` | the tmpfs of secrets and tokens |
 //! | `ownership`, `system`, `host_path` | the Pod's group, mounts of the host, checks of host paths |
 
 pub mod atomic;
 mod claims;
 pub mod host_path;
+mod memory;
 mod mounts;
 pub mod objects;
 mod ownership;
@@ -39,6 +42,7 @@ use atomic::Written;
 use cox_client::Clock;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use memory::Memory;
 use objects::Objects;
 use ownership::Ownership;
 use std::collections::{HashMap, HashSet};
@@ -56,16 +60,29 @@ pub struct Volumes {
     pub secrets: Objects<Secret>,
     pub tokens: Tokens,
     pub allocatable: NodeAllocatable,
+    /// Where files are that may not be on a disk.
+    memory: Arc<Memory>,
     /// Folders of volumes that this node keeps.
     local: PathBuf,
     csi: Arc<Csi>,
     client: kube::Client,
     /// The volumes that stand, by the Pod's uid and their names.
     placed: Mutex<HashMap<String, HashMap<String, Placed>>>,
-    /// Volumes whose files were written anew.
+    /// Volumes on disk whose files were written anew.
     writes: Arc<files::Writes>,
     /// When drivers want to be asked again for a Pod's volume.
     republish: Mutex<HashMap<(String, String), Timestamp>>,
+}
+
+/// The folders in which volumes are.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// Those of Pods: `<data_dir>/pods`.
+    pub pods: PathBuf,
+    /// Those of Pods that may not be on a disk.
+    pub memory: PathBuf,
+    /// Persistent ones that this node keeps.
+    pub local: PathBuf,
 }
 
 /// One volume could not be made; the text goes into the FailedMount event.
@@ -99,8 +116,7 @@ impl Volumes {
     /// None stands yet.
     #[must_use]
     pub fn new(
-        root: PathBuf,
-        local: PathBuf,
+        places: Places,
         csi: Arc<Csi>,
         client: kube::Client,
         clock: Arc<dyn Clock>,
@@ -108,12 +124,13 @@ impl Volumes {
         cancel: &CancellationToken,
     ) -> Self {
         Self {
-            root,
+            root: places.pods,
             config_maps: Objects::new(client.clone(), cancel),
             secrets: Objects::new(client.clone(), cancel),
             tokens: Tokens::new(client.clone(), clock),
             allocatable,
-            local,
+            memory: Arc::new(Memory::new(places.memory)),
+            local: places.local,
             csi,
             client,
             placed: Mutex::default(),
@@ -140,10 +157,27 @@ impl Volumes {
 
     fn folder(&self, pod: &Pod, kind: &str, volume: &str) -> PathBuf {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        self.pod_dir(uid)
-            .join("volumes")
-            .join(format!("kubernetes.io~{kind}"))
-            .join(volume)
+        volume_folder(&self.pod_dir(uid), kind, volume)
+    }
+
+    /// Where a volume is that may not be on a disk; on one all the same where this node has no memory for it.
+    async fn folder_in_memory(&self, pod: &Pod, kind: &str, volume: &str) -> PathBuf {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let memory = Arc::clone(&self.memory);
+        let opened = tokio::task::spawn_blocking(move || memory.open(&uid)).await;
+        match opened.ok().flatten() {
+            Some(folder) => volume_folder(&folder, kind, volume),
+            None => self.folder(pod, kind, volume),
+        }
+    }
+
+    /// Takes away what no Pod uses any more, because all of them have ended with the node.
+    pub(crate) async fn clear_memory(&self) {
+        let memory = Arc::clone(&self.memory);
+        let cleared = tokio::task::spawn_blocking(move || memory.clear()).await;
+        if let Err(error) = cleared.unwrap_or_else(|error| Err(io::Error::other(error))) {
+            tracing::warn!(%error, "The tmpfs of secrets and tokens stays mounted");
+        }
     }
 
     fn placed(&self) -> MutexGuard<'_, HashMap<String, HashMap<String, Placed>>> {
@@ -186,6 +220,7 @@ impl Volumes {
         let pod_dir = self.pod_dir(&uid);
         let ownership = Ownership::of(pod);
         let writes = Arc::clone(&self.writes);
+        let memory = self.memory.folder(&uid);
         let written = tokio::task::spawn_blocking(move || {
             put::make_private(&pod_dir).map_err(|error| MountError {
                 volume: String::new(),
@@ -194,9 +229,11 @@ impl Volumes {
             let mut made = HashMap::new();
             for (volume, content, placed) in wanted {
                 let stands = standing.contains(&volume);
+                let in_memory =
+                    matches!(&placed, Placed::At { path, .. } if path.starts_with(&memory));
                 match put::put(content, ownership, stands, now) {
-                    Ok(Written::Changed) => writes.note(),
-                    Ok(Written::Unchanged) => {}
+                    Ok(Written::Changed) if !in_memory => writes.note(),
+                    Ok(Written::Changed | Written::Unchanged) => {}
                     Err(reason) => return Err(MountError { volume, reason }),
                 }
                 made.insert(volume, placed);
@@ -221,16 +258,32 @@ impl Volumes {
         // Drivers take their own mounts away; they know what else hangs on them.
         self.csi.unmount(uid).await?;
         let dir = self.pod_dir(uid);
-        let removed = tokio::task::spawn_blocking(move || remove_folder(&dir));
+        let (memory, uid) = (Arc::clone(&self.memory), uid.to_owned());
+        let removed = tokio::task::spawn_blocking(move || {
+            // First what shows parts of the files in memory elsewhere.
+            remove_folder(&dir)?;
+            memory.remove(&uid)
+        });
         removed
             .await
             .unwrap_or_else(|error| Err(io::Error::other(error)))
     }
 }
 
+/// As upstream lays them out.
+fn volume_folder(pod: &Path, kind: &str, volume: &str) -> PathBuf {
+    let kind = format!("kubernetes.io~{kind}");
+    pod.join("volumes").join(kind).join(volume)
+}
+
 fn remove_folder(dir: &Path) -> io::Result<()> {
     system::unmount_below(dir).map_err(io::Error::other)?;
-    match std::fs::remove_dir_all(dir) {
+    gone(std::fs::remove_dir_all(dir))
+}
+
+/// What was not there is gone too.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }

@@ -127,7 +127,11 @@ fn base(mount: &VolumeMount) -> v1::Mount {
     v1::Mount {
         container_path: mount.mount_path.clone(),
         propagation: propagation.into(),
-        recursive_read_only: mount.recursive_read_only.as_deref() == Some("Enabled"),
+        // A wish: whether the runtime can is looked at by who asks for the mounts.
+        recursive_read_only: matches!(
+            mount.recursive_read_only.as_deref(),
+            Some("Enabled" | "IfPossible")
+        ),
         ..v1::Mount::default()
     }
 }

@@ -66,7 +66,11 @@ impl Volumes {
             return self.of_driver(pod, volume, &wanted, now, renew_at).await;
         }
         let (kind, payload) = self.files(pod, volume, addresses, renew_at).await?;
-        let folder = self.folder(pod, kind, &volume.name);
+        // As upstream: a config map holds nothing that a disk must not, the others may.
+        let folder = match kind {
+            "configmap" => self.folder(pod, kind, &volume.name),
+            _ => self.folder_in_memory(pod, kind, &volume.name).await,
+        };
         let placed = Placed::At {
             path: folder.clone(),
             // What the kubelet replaces is not for containers to write.

@@ -3,13 +3,15 @@
 use super::effects::{NotStarted, Subject};
 use crate::cri::images::Missing;
 use crate::devices::ForContainer;
+use crate::node::Handler;
 use crate::pod::containers::spec;
 use crate::pod::history::ImageKind;
 use crate::pod::plan::PodNetwork;
 use crate::volumes::Viewer;
 use cox_client::events::EventType;
 use cox_cri::v1;
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::{Container, VolumeMount};
+use std::sync::atomic::Ordering;
 
 impl Subject {
     /// The mounts of a container's volumes; the images among them are on the node then.
@@ -31,11 +33,44 @@ impl Subject {
             PodNetwork::Namespace => Viewer::Mounts,
             PodNetwork::Virtual => Viewer::Opens,
         };
+        let failed = |message| failed("CreateContainerConfigError", message);
+        let read_only_below = self.read_only_below(container).await.map_err(failed)?;
         let volumes = &self.shared.volumes;
-        volumes
-            .mounts(&self.pod, container, variables, viewer)
-            .await
-            .map_err(|message| failed("CreateContainerConfigError", message))
+        let mounts = volumes.mounts(&self.pod, container, variables, viewer);
+        let mut mounts = mounts.await.map_err(failed)?;
+        for mount in &mut mounts {
+            mount.recursive_read_only &= read_only_below;
+        }
+        Ok(mounts)
+    }
+
+    /// Whether mounts that want to be read-only all the way down can be. One that has to be, and cannot, is an error.
+    async fn read_only_below(&self, container: &Container) -> Result<bool, String> {
+        let wish = |mount: &VolumeMount| mount.recursive_read_only.clone();
+        let mounts = container.volume_mounts.iter().flatten();
+        let mut wishes = mounts.filter_map(wish).filter(|wish| wish != "Disabled");
+        let Some(first) = wishes.next() else {
+            return Ok(false);
+        };
+        let handler = self.shared.handler(&self.pod).await?;
+        let status = self.shared.runtime.status().await;
+        let status = status.map_err(|error| error.to_string())?;
+        let can = Handler::of(&status)
+            .into_iter()
+            .find(|one| one.name == handler)
+            .and_then(|one| one.features)
+            .is_some_and(|features| features.recursive_read_only_mounts);
+        self.shared.read_only_below.store(can, Ordering::Relaxed);
+        if !can
+            && std::iter::once(first)
+                .chain(wishes)
+                .any(|wish| wish == "Enabled")
+        {
+            return Err(format!(
+                "recursive read-only mounts are not supported by runtime handler \"{handler}\""
+            ));
+        }
+        Ok(can)
     }
 
     /// What a container gets of plugins' devices, and the devices of its volumes.

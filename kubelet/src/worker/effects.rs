@@ -21,6 +21,7 @@ use cox_client::events::EventType;
 use cox_cri::v1;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -250,6 +251,12 @@ impl Subject {
     /// Makes the sandbox.
     pub async fn create_sandbox(self, attempt: u32, network: PodNetwork) -> Outcome {
         let result = self.try_create_sandbox(attempt, network).await;
+        if let (Ok(view), Some(isolation)) = (&result, &self.shared.config.isolation) {
+            let ips: Vec<IpAddr> = view.ips.iter().filter_map(|ip| ip.parse().ok()).collect();
+            if !ips.is_empty() {
+                isolation.isolate(&self.pod, &ips).await;
+            }
+        }
         if let Err(message) = &result {
             let message = format!("Failed to create pod sandbox: {message}");
             self.events

@@ -18,6 +18,7 @@ use cox_client::events::Recorder;
 use cox_client::{Clock, Informer};
 use k8s_openapi::api::core::v1::{Node, Pod, Secret, Service};
 use k8s_openapi::api::node::v1::RuntimeClass;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -52,6 +53,8 @@ pub struct Shared {
     pub writes: Semaphore,
     /// The runtime's name, once it answered.
     pub runtime_name: OnceLock<String>,
+    /// Whether the runtime's mounts can be read-only all the way down, once a Pod asked for that.
+    pub read_only_below: AtomicBool,
     /// The host's resolver configuration.
     pub resolv_conf: String,
     pub allocatable: NodeAllocatable,
@@ -81,6 +84,7 @@ impl Shared {
     pub fn node_facts(&self) -> NodeFacts {
         NodeFacts {
             host_ip: self.config.node_ip.to_string(),
+            read_only_below: self.read_only_below.load(Ordering::Relaxed),
             runtime_name: self
                 .runtime_name
                 .get()

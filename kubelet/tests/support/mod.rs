@@ -239,11 +239,32 @@ impl Cluster {
     }
 
     pub(crate) fn volumes(&self, pod: &Pod) -> PathBuf {
-        self.dir
-            .path()
-            .join("kubelet/pods")
-            .join(pod.metadata.uid.as_ref().unwrap())
-            .join("volumes")
+        self.below("pods", pod)
+    }
+
+    /// Where volumes are that may not be on a disk; on it all the same where nothing can be mounted.
+    pub(crate) fn volumes_in_memory(&self, pod: &Pod) -> PathBuf {
+        let memory = self.below("memory", pod);
+        if memory.exists() {
+            memory
+        } else {
+            self.volumes(pod)
+        }
+    }
+
+    fn below(&self, folder: &str, pod: &Pod) -> PathBuf {
+        let folder = self.dir.path().join("kubelet").join(folder);
+        let uid = pod.metadata.uid.as_ref().unwrap();
+        folder.join(uid).join("volumes")
+    }
+
+    /// What lies in memory is gone, as after a power cut.
+    pub(crate) fn lose_memory(&self) {
+        let memory = self.dir.path().join("kubelet/memory");
+        let mut umount = std::process::Command::new("umount");
+        // Without root nothing is mounted.
+        umount.arg("-l").arg(&memory).output().ok();
+        std::fs::remove_dir_all(&memory).ok();
     }
 }
 
@@ -259,6 +280,7 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         self.cancel.cancel();
         self.stop_runtime();
+        self.lose_memory();
     }
 }
 

@@ -7,7 +7,9 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::NodeNetwork;
+use super::NodesError;
 use super::plan::{Cluster, Plan, Route, TUNNEL, TUNNEL_ID, TUNNEL_PORT, Tunnel, Way, plan};
+use super::wireguard::{self, Device, PrivateKey};
 use crate::nft::{NftError, line, output, partial_output, run};
 
 /// Marks our routes: no routing daemon has this number.
@@ -20,6 +22,17 @@ pub(crate) struct Kernel {
     netns: Option<String>,
     /// The Pods' bridge, whose packets are not to be larger than others can take.
     bridge: Option<String>,
+    /// This node's, where WireGuard is to carry packets.
+    pub(super) key: Option<PrivateKey>,
+}
+
+/// What came of a look.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Done {
+    /// Why some nodes cannot be reached.
+    pub(crate) skipped: Vec<String>,
+    /// By which others know this node.
+    pub(crate) key: Option<String>,
 }
 
 /// What is there.
@@ -29,19 +42,34 @@ struct Present {
     tunnel: Option<Tunnel>,
     neighbours: BTreeMap<IpAddr, String>,
     forwards: BTreeMap<String, IpAddr>,
+    /// WireGuard's interface.
+    link: Option<Link>,
+}
+
+/// An interface of ours that tells no more.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Link {
+    is_wireguard: bool,
+    is_up: bool,
+    mtu: u32,
+    addresses: BTreeSet<IpAddr>,
 }
 
 impl Kernel {
     pub(crate) fn new(netns: Option<String>, bridge: Option<String>) -> Self {
-        Self { netns, bridge }
+        Self {
+            netns,
+            bridge,
+            key: None,
+        }
     }
 
-    /// Brings the kernel to what the cluster needs; answers why some nodes cannot be reached.
+    /// Brings the kernel to what the cluster needs.
     pub(crate) async fn sync(
         &self,
         cluster: &Cluster,
         mode: NodeNetwork,
-    ) -> Result<Vec<String>, NftError> {
+    ) -> Result<Done, NodesError> {
         let ways = self.ways(cluster).await?;
         let plan = plan(cluster, mode, &ways);
         let present = self.present().await?;
@@ -52,16 +80,25 @@ impl Kernel {
         if !forwards.is_empty() {
             run("bridge", &self.args(&["-batch", "-"]), &forwards).await?;
         }
-        if !links.is_empty() || !forwards.is_empty() {
+        let mut done = Done::default();
+        let mut changed = 0;
+        if let (Some(end), Some(key)) = (&plan.wireguard, &self.key) {
+            let mut device = Device::open(self.netns.as_deref())?;
+            done.key = Some(device.set_key(key)?);
+            changed = device.sync(&end.peers)?;
+        }
+        if !links.is_empty() || !forwards.is_empty() || changed > 0 {
             tracing::info!(
                 routes = plan.routes.len(),
                 tunnel = plan.tunnel.is_some(),
+                wireguard = plan.wireguard.map_or(0, |end| end.peers.len()),
                 mtu = plan.mtu,
                 "Routes to the Pods of other nodes are up to date"
             );
         }
         self.set_bridge(plan.mtu).await;
-        Ok(plan.skipped)
+        done.skipped = plan.skipped;
+        Ok(done)
     }
 
     fn args<'a>(&'a self, rest: &[&'a str]) -> Vec<&'a str> {
@@ -125,7 +162,9 @@ impl Kernel {
             present.routes.extend(routes.iter().filter_map(route));
         }
         let links = self.json("ip", &["-j", "-d", "address", "show"]).await?;
-        let tunnel = links.iter().find(|link| link["ifname"] == TUNNEL);
+        let named = |name: &str| links.iter().find(|link| link["ifname"] == name);
+        present.link = named(wireguard::INTERFACE).map(link_of);
+        let tunnel = named(TUNNEL);
         let Some(link) = tunnel else {
             return Ok(present);
         };
@@ -196,7 +235,7 @@ fn route(route: &Value) -> Option<(IpNet, Route)> {
     let one = || Some(dst.parse::<IpAddr>().ok()?.into());
     let range = dst.parse::<IpNet>().ok().or_else(one)?;
     let found = Route {
-        via: ip_of(&route["gateway"])?,
+        via: ip_of(&route["gateway"]),
         dev: route["dev"].as_str()?.to_owned(),
     };
     Some((range, found))
@@ -207,21 +246,40 @@ fn tunnel_of(link: &Value) -> Option<Tunnel> {
     let data = &link["linkinfo"]["info_data"];
     let is_ours =
         data["id"] == TUNNEL_ID && data["port"] == TUNNEL_PORT && data["learning"] == false;
-    let is_up = link["flags"]
-        .as_array()
-        .is_some_and(|flags| flags.iter().any(|flag| flag == "UP"));
+    let Link {
+        is_up, addresses, ..
+    } = link_of(link);
     let unknown = IpAddr::from([0, 0, 0, 0]);
     let local = ip_of(&data["local"]).or_else(|| ip_of(&data["local6"]));
-    let addresses = link["addr_info"].as_array().into_iter().flatten();
     Some(Tunnel {
         mac: link["address"].as_str()?.to_owned(),
         local: local.filter(|_| is_ours && is_up).unwrap_or(unknown),
         mtu: u32::try_from(link["mtu"].as_u64()?).ok()?,
+        addresses,
+    })
+}
+
+fn link_of(link: &Value) -> Link {
+    let flags = link["flags"].as_array();
+    let addresses = link["addr_info"].as_array().into_iter().flatten();
+    Link {
+        is_wireguard: link["linkinfo"]["info_kind"] == "wireguard",
+        is_up: flags.is_some_and(|flags| flags.iter().any(|flag| flag == "UP")),
+        mtu: link["mtu"]
+            .as_u64()
+            .and_then(|mtu| u32::try_from(mtu).ok())
+            .unwrap_or_default(),
         addresses: addresses
             .filter(|address| address["scope"] != "link")
             .filter_map(|address| ip_of(&address["local"]))
             .collect(),
-    })
+    }
+}
+
+/// Where a route goes, as `ip` wants it.
+fn words(route: &Route) -> String {
+    let via = route.via.map_or(String::new(), |via| format!("via {via} "));
+    format!("{via}dev {}", route.dev)
 }
 
 /// The words for `ip` and for `bridge` that make the plan of what is there.
@@ -231,14 +289,12 @@ fn difference(present: &Present, plan: &Plan) -> (String, String) {
         if !plan.routes.contains_key(range) {
             line(
                 &mut links,
-                &format!(
-                    "route del {range} via {} dev {} proto {PROTOCOL}",
-                    route.via, route.dev
-                ),
+                &format!("route del {range} {} proto {PROTOCOL}", words(route)),
             );
         }
     }
     let is_new = tunnel_difference(&mut links, present.tunnel.as_ref(), plan.tunnel.as_ref());
+    let is_new_link = link_difference(&mut links, present.link.as_ref(), plan);
     // What hung on the old one went with it.
     let none = Present::default();
     let kept = if is_new { &none } else { present };
@@ -271,13 +327,14 @@ fn difference(present: &Present, plan: &Plan) -> (String, String) {
     for (range, route) in &plan.routes {
         let is_there = present.routes.get(range) == Some(route);
         let through = route.dev == TUNNEL;
-        if !is_there || through && is_new {
+        let is_lost = through && is_new || is_new_link && route.dev == wireguard::INTERFACE;
+        if !is_there || is_lost {
             let onlink = if through { " onlink" } else { "" };
             line(
                 &mut links,
                 &format!(
-                    "route replace {range} via {} dev {}{onlink} proto {PROTOCOL}",
-                    route.via, route.dev
+                    "route replace {range} {}{onlink} proto {PROTOCOL}",
+                    words(route)
                 ),
             );
         }
@@ -326,16 +383,57 @@ fn tunnel_difference(text: &mut String, present: Option<&Tunnel>, wanted: Option
             line(text, &format!("link set {TUNNEL} up"));
         }
     }
-    let whole = |ip: &IpAddr| format!("{ip}/{}", if ip.is_ipv4() { "32" } else { "128 nodad" });
-    for ip in there.difference(&wanted.addresses) {
-        let bits = if ip.is_ipv4() { 32 } else { 128 };
-        line(text, &format!("address del {ip}/{bits} dev {TUNNEL}"));
-    }
-    for ip in wanted.addresses.difference(&there) {
-        line(text, &format!("address replace {} dev {TUNNEL}", whole(ip)));
-    }
+    set_addresses(text, TUNNEL, &there, &wanted.addresses);
     kept.is_none()
 }
 
+fn set_addresses(
+    text: &mut String,
+    dev: &str,
+    there: &BTreeSet<IpAddr>,
+    wanted: &BTreeSet<IpAddr>,
+) {
+    let whole = |ip: &IpAddr| format!("{ip}/{}", if ip.is_ipv4() { "32" } else { "128 nodad" });
+    for ip in there.difference(wanted) {
+        let bits = if ip.is_ipv4() { 32 } else { 128 };
+        line(text, &format!("address del {ip}/{bits} dev {dev}"));
+    }
+    for ip in wanted.difference(there) {
+        line(text, &format!("address replace {} dev {dev}", whole(ip)));
+    }
+}
+
+/// Whether WireGuard's interface is made anew, and with it its routes.
+fn link_difference(text: &mut String, present: Option<&Link>, plan: &Plan) -> bool {
+    const NAME: &str = wireguard::INTERFACE;
+    let Some(wanted) = &plan.wireguard else {
+        if present.is_some() {
+            line(text, &format!("link del {NAME}"));
+        }
+        return false;
+    };
+    let kept = present.filter(|link| link.is_wireguard);
+    if kept.is_none() {
+        if present.is_some() {
+            line(text, &format!("link del {NAME}"));
+        }
+        line(text, &format!("link add {NAME} type wireguard"));
+    }
+    if let Some(mtu) = wanted.mtu
+        && kept.is_none_or(|link| link.mtu != mtu)
+    {
+        line(text, &format!("link set {NAME} mtu {mtu}"));
+    }
+    // Its routes went when it went down.
+    let is_down = kept.is_none_or(|link| !link.is_up);
+    if is_down {
+        line(text, &format!("link set {NAME} up"));
+    }
+    let nothing = BTreeSet::new();
+    let there = kept.map_or(&nothing, |link| &link.addresses);
+    set_addresses(text, NAME, there, &wanted.addresses);
+    is_down
+}
+
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -4,13 +4,14 @@
 //! cluster, and its address inside the tunnel is the first of that range, which no Pod gets.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 
 use super::NodeNetwork;
+use super::wireguard;
 
 /// The tunnel's interface.
 pub(crate) const TUNNEL: &str = "cox-vxlan";
@@ -35,6 +36,8 @@ pub(crate) struct Member {
     pub(crate) name: String,
     pub(crate) ips: Vec<IpAddr>,
     pub(crate) ranges: Vec<IpNet>,
+    /// By which WireGuard knows it.
+    pub(crate) key: Option<String>,
 }
 
 impl Cluster {
@@ -71,10 +74,13 @@ fn member(node: &Node) -> Option<Member> {
         .filter_map(|address| address.address.parse().ok())
         .filter(|ip: &IpAddr| !ip.is_loopback())
         .collect();
+    let annotations = node.metadata.annotations.as_ref();
+    let key = annotations.and_then(|all| all.get(wireguard::ANNOTATION));
     (!ranges.is_empty() && !ips.is_empty()).then(|| Member {
         name: node.metadata.name.clone().unwrap_or_default(),
         ips,
         ranges,
+        key: key.cloned(),
     })
 }
 
@@ -96,6 +102,8 @@ pub(crate) struct Plan {
     pub(crate) neighbours: BTreeMap<IpAddr, String>,
     /// Which node has a hardware address.
     pub(crate) forwards: BTreeMap<String, IpAddr>,
+    /// This node's end of WireGuard.
+    pub(crate) wireguard: Option<Wireguard>,
     /// The largest packet that reaches every other node; none without other nodes.
     pub(crate) mtu: Option<u32>,
     /// Why a node's Pods cannot be reached.
@@ -105,8 +113,26 @@ pub(crate) struct Plan {
 /// Where the packets for a range go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Route {
-    pub(crate) via: IpAddr,
+    /// None: the interface knows.
+    pub(crate) via: Option<IpAddr>,
     pub(crate) dev: String,
+}
+
+/// This node's end of WireGuard, and the other ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Wireguard {
+    /// None without other nodes.
+    pub(crate) mtu: Option<u32>,
+    pub(crate) addresses: BTreeSet<IpAddr>,
+    /// By their keys.
+    pub(crate) peers: BTreeMap<String, Peer>,
+}
+
+/// Another end: where it is, and whose packets it sends and takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Peer {
+    pub(crate) endpoint: SocketAddr,
+    pub(crate) allowed: BTreeSet<IpNet>,
 }
 
 /// This node's end.
@@ -151,13 +177,16 @@ pub(crate) fn plan(cluster: &Cluster, mode: NodeNetwork, ways: &BTreeMap<IpAddr,
                 (NodeNetwork::Auto | NodeNetwork::Routes, Some((via, way))) => {
                     let dev = way.dev.clone();
                     plan.mtu = Some(plan.mtu.unwrap_or(way.mtu).min(way.mtu));
+                    let via = Some(via);
                     plan.routes.insert(*range, Route { via, dev });
                 }
                 (NodeNetwork::Routes, None) => plan.skipped.push(format!(
                     "node {} is on no link of this node, and tunnels are switched off",
                     peer.name
                 )),
-                (NodeNetwork::Auto | NodeNetwork::Vxlan, _) => far.push(*range),
+                (NodeNetwork::Auto | NodeNetwork::Vxlan | NodeNetwork::Wireguard, _) => {
+                    far.push(*range);
+                }
                 (NodeNetwork::None, _) => {}
             }
         }
@@ -171,7 +200,11 @@ pub(crate) fn plan(cluster: &Cluster, mode: NodeNetwork, ways: &BTreeMap<IpAddr,
             )),
         }
     }
-    add_tunnel(&mut plan, own, &tunnelled, ways);
+    if mode == NodeNetwork::Wireguard {
+        add_wireguard(&mut plan, own, &tunnelled, ways);
+    } else {
+        add_tunnel(&mut plan, own, &tunnelled, ways);
+    }
     plan
 }
 
@@ -210,7 +243,7 @@ fn add_tunnel(
             // Each kind of address has a neighbour of its own.
             let via = range.network();
             plan.neighbours.insert(via, mac.clone());
-            let dev = TUNNEL.to_owned();
+            let (via, dev) = (Some(via), TUNNEL.to_owned());
             plan.routes.insert(*range, Route { via, dev });
         }
     }
@@ -228,6 +261,53 @@ fn add_tunnel(
         mtu,
         addresses: own.ranges.iter().map(|range| range.network()).collect(),
     });
+}
+
+/// A node that has not told its key yet has its route all the same: its Pods' packets wait for the key, they do not leave in the clear.
+fn add_wireguard(
+    plan: &mut Plan,
+    own: &Member,
+    peers: &[(&Member, IpAddr, Vec<IpNet>)],
+    ways: &BTreeMap<IpAddr, Way>,
+) {
+    let mut end = Wireguard {
+        addresses: own.ranges.iter().map(|range| range.network()).collect(),
+        ..Wireguard::default()
+    };
+    for (peer, ip, ranges) in peers {
+        for range in ranges {
+            let (via, dev) = (None, wireguard::INTERFACE.to_owned());
+            plan.routes.insert(*range, Route { via, dev });
+        }
+        let Some(key) = &peer.key else {
+            plan.skipped
+                .push(format!("node {} has not told its WireGuard key", peer.name));
+            continue;
+        };
+        if peer.key == own.key || end.peers.contains_key(key) {
+            plan.skipped.push(format!(
+                "node {} has another node's WireGuard key",
+                peer.name
+            ));
+            continue;
+        }
+        let Some(way) = ways.get(ip) else {
+            plan.skipped.push(format!(
+                "this node has no route to {ip} of node {}",
+                peer.name
+            ));
+            continue;
+        };
+        let mtu = way.mtu.saturating_sub(wireguard::OVERHEAD);
+        end.mtu = Some(end.mtu.unwrap_or(mtu).min(mtu));
+        let peer = Peer {
+            endpoint: SocketAddr::new(*ip, wireguard::PORT),
+            allowed: ranges.iter().copied().collect(),
+        };
+        end.peers.insert(key.clone(), peer);
+    }
+    plan.mtu = end.mtu;
+    plan.wireguard = Some(end);
 }
 
 fn overlap(one: &IpNet, other: &IpNet) -> bool {
@@ -260,6 +340,7 @@ mod tests {
             name: name.to_owned(),
             ips: vec![ip.parse().unwrap()],
             ranges: ranges.iter().map(|range| range.parse().unwrap()).collect(),
+            key: None,
         }
     }
 
@@ -278,7 +359,10 @@ mod tests {
     fn routes(plan: &Plan) -> Vec<String> {
         let routes = plan.routes.iter();
         routes
-            .map(|(range, route)| format!("{range} {} {}", route.via, route.dev))
+            .map(|(range, route)| {
+                let via = route.via.map_or("-".to_owned(), |via| via.to_string());
+                format!("{range} {via} {}", route.dev)
+            })
             .collect()
     }
 
@@ -317,6 +401,62 @@ mod tests {
         let tunnels = plan(&cluster, NodeNetwork::Vxlan, &ways);
         assert!(tunnels.routes.values().all(|route| route.dev == TUNNEL));
         assert_eq!(plan(&cluster, NodeNetwork::None, &ways), Plan::default());
+    }
+
+    #[test]
+    fn through_wireguard_each_node_is_a_peer_by_its_key() {
+        let key = |mut member: Member, key: &str| {
+            member.key = Some(key.to_owned());
+            member
+        };
+        let mut cluster = Cluster {
+            own: Some(key(member("a", "192.0.2.1", &["10.64.0.0/18"]), "A")),
+            peers: vec![
+                key(member("b", "192.0.2.2", &["10.64.64.0/18"]), "B"),
+                member("c", "198.51.100.3", &["10.64.128.0/18"]),
+                key(member("d", "192.0.2.4", &["10.64.192.0/18"]), "B"),
+            ],
+        };
+        let mut ways = ways(&[
+            ("192.0.2.2", None),
+            ("192.0.2.4", None),
+            ("198.51.100.3", Some("192.0.2.254")),
+        ]);
+        let first = plan(&cluster, NodeNetwork::Wireguard, &ways);
+        assert_eq!(
+            routes(&first),
+            [
+                "10.64.64.0/18 - cox-wg",
+                "10.64.128.0/18 - cox-wg",
+                "10.64.192.0/18 - cox-wg"
+            ],
+            "nothing leaves in the clear"
+        );
+        assert_eq!(
+            first.skipped,
+            [
+                "node c has not told its WireGuard key",
+                "node d has another node's WireGuard key"
+            ]
+        );
+        let end = first.wireguard.unwrap();
+        assert_eq!((end.mtu, first.mtu), (Some(1420), Some(1420)));
+        let peer = Peer {
+            endpoint: "192.0.2.2:51820".parse().unwrap(),
+            allowed: ["10.64.64.0/18".parse().unwrap()].into(),
+        };
+        assert_eq!(end.peers, [("B".to_owned(), peer)].into());
+        assert!(first.tunnel.is_none());
+        cluster.peers.pop();
+        cluster.peers[1].key = Some("C".to_owned());
+        let far = ways.get_mut(&"198.51.100.3".parse().unwrap()).unwrap();
+        far.mtu = 1400;
+        let second = plan(&cluster, NodeNetwork::Wireguard, &ways);
+        assert_eq!((second.mtu, second.skipped.len()), (Some(1320), 0));
+        assert_eq!(second.wireguard.unwrap().peers.len(), 2);
+        cluster.peers.clear();
+        let alone = plan(&cluster, NodeNetwork::Wireguard, &ways);
+        assert!(alone.wireguard.is_some(), "its key has to be known first");
     }
 
     #[test]

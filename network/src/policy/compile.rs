@@ -223,7 +223,7 @@ fn container_port(pod: &Pod, name: &str, protocol: Protocol) -> Option<u16> {
 }
 
 /// Addresses that are the Pod's own: it has not ended, and does not use its node's.
-fn addresses(pod: &Pod) -> Vec<IpAddr> {
+pub(super) fn addresses(pod: &Pod) -> Vec<IpAddr> {
     let on_host = pod.spec.as_ref().and_then(|spec| spec.host_network);
     let Some(status) = &pod.status else {
         return Vec::new();

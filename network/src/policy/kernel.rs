@@ -9,6 +9,7 @@ use std::net::IpAddr;
 
 use super::{Allow, Policy, Ports};
 use crate::nft::{NftError, Ruleset, difference, line, run, short};
+use crate::proxy::ipvs::FORWARDED;
 
 const TABLE: &str = "inet coxswain-policies";
 
@@ -114,12 +115,16 @@ impl Kernel {
         line(&mut text, &format!("add chain {TABLE} refuse"));
         // Who asked a Service is refused in its name. The kernel would not translate it back: the reset to a packet that came over the
         // bridge goes straight out by the port where that came in (br_netfilter).
-        let in_its_name = FAMILIES.map(|(family, _, _)| {
-            format!(
-                "ct status dnat meta l4proto tcp {family} daddr set ct original {family} daddr \
-                 tcp dport set ct original proto-dst"
-            )
+        let of_services = ["ct status dnat".to_owned(), forwarded()];
+        let in_its_name = of_services.iter().flat_map(|is_asked| {
+            FAMILIES.map(|(family, _, _)| {
+                format!(
+                    "{is_asked} meta l4proto tcp {family} daddr set ct original {family} daddr \
+                     tcp dport set ct original proto-dst"
+                )
+            })
         });
+        let in_its_name: Vec<String> = in_its_name.collect();
         let refusals = [
             "meta l4proto tcp reject with tcp reset",
             "reject with icmpx admin-prohibited",
@@ -134,6 +139,7 @@ impl Kernel {
             ("forward", Direction::Ingress, -5),
             ("input", Direction::Egress, -6),
             ("input", Direction::Ingress, -5),
+            ("output", Direction::Egress, -6),
             ("output", Direction::Ingress, -5),
         ] {
             let chain = format!("{hook}-{}", direction.name());
@@ -159,6 +165,10 @@ impl Kernel {
             ));
         }
         let (own, _) = direction.sides();
+        if hook == "input" {
+            // What a virtual server takes leaves by the output, and is looked at there with the Pod as its destination.
+            rules.push(format!("{} accept", forwarded()));
+        }
         for (family, suffix, _) in FAMILIES {
             rules.push(format!(
                 "{family} saddr . {family} daddr @self{suffix} accept"
@@ -167,7 +177,8 @@ impl Kernel {
             // The node itself is one of its addresses, and comes from inside: only virtual Pods meet a policy there.
             let of_pods = format!("{family} saddr @local{suffix} ");
             let sources = match (hook, direction) {
-                ("output", _) => vec![of_pods],
+                ("output", Direction::Egress) => vec![forwarded() + " "],
+                ("output", Direction::Ingress) => vec![forwarded() + " ", of_pods],
                 ("input", Direction::Ingress) => vec!["iifname != \"lo\" ".to_owned(), of_pods],
                 _ => vec![String::new()],
             };
@@ -178,6 +189,11 @@ impl Kernel {
         }
         rules
     }
+}
+
+/// Packets that IPVS sends on for somebody else than the node.
+fn forwarded() -> String {
+    format!("meta mark & {FORWARDED} == {FORWARDED}")
 }
 
 fn suffix(ip: &IpAddr) -> &'static str {

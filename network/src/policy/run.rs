@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
 use super::compile::{Cluster, compile};
+use super::isolation::{Isolation, NewPod, with_new};
 use super::kernel::Kernel;
 use super::{Policy, table};
 use crate::table::TableFile;
@@ -22,6 +23,8 @@ pub(crate) struct Config {
     pub(crate) in_kernel: bool,
     /// Where the node answers for names.
     pub(crate) dns: Option<SocketAddr>,
+    /// By which Pods that start are told of.
+    pub(crate) isolation: Isolation,
 }
 
 /// All Pods and namespaces: read only where there are policies to understand.
@@ -45,8 +48,12 @@ pub(crate) async fn run(config: Config, informers: Informers) {
     held.bring(&[], &Cluster::new(Vec::new(), Vec::new(), &config.node))
         .await;
     while policies.is_empty() {
-        if changes.next().await.is_none() {
-            return std::future::pending().await;
+        tokio::select! {
+            change = changes.next() => if change.is_none() {
+                return std::future::pending().await;
+            },
+            // Nothing to wait for: to be dropped is an answer.
+            () = config.isolation.asked() => drop(config.isolation.take()),
         }
     }
     let members = Members {
@@ -56,18 +63,23 @@ pub(crate) async fn run(config: Config, informers: Informers) {
     tokio::join!(members.pods.synced(), members.namespaces.synced());
     let mut pods = members.pods.subscribe();
     let mut namespaces = members.namespaces.subscribe();
+    let mut new: Vec<NewPod> = Vec::new();
     loop {
         drain(&mut changes);
         drain(&mut pods);
         drain(&mut namespaces);
-        let cluster = Cluster::new(members.pods.list(), members.namespaces.list(), &config.node);
+        new.extend(config.isolation.take());
+        let all = with_new(members.pods.list(), &mut new);
+        let cluster = Cluster::new(all, members.namespaces.list(), &config.node);
         let compiled = compile(&policies.list(), &cluster);
         held.bring(&compiled, &cluster).await;
+        new.iter_mut().for_each(NewPod::done);
         tokio::time::sleep(SYNC_PAUSE).await;
         let open = tokio::select! {
             change = changes.next() => change.is_some(),
             change = pods.next(), if !policies.is_empty() => change.is_some(),
             change = namespaces.next(), if !policies.is_empty() => change.is_some(),
+            () = config.isolation.asked() => true,
         };
         if !open {
             // Informers end only when everything does.

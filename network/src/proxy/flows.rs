@@ -27,17 +27,14 @@ impl Flows {
 /// there. A way that is new may have flows too, of datagrams that came before it and met nobody.
 fn abandoned(old: &[Rule], new: &[Rule]) -> Vec<Flow> {
     let mut gone = unanswered(old, new);
-    let known: HashMap<(&str, Protocol), &Rule> = new
-        .iter()
-        .map(|rule| ((rule.name.as_str(), rule.protocol), rule))
-        .collect();
+    let known: HashMap<_, _> = new.iter().map(|rule| (rule.key(), rule)).collect();
     for rule in old.iter().filter(|rule| rule.protocol != Protocol::Tcp) {
-        let kept = known.get(&(rule.name.as_str(), rule.protocol));
+        let kept = known.get(&rule.key());
         if kept.is_some_and(|kept| **kept == *rule) {
             continue;
         }
-        let all = rule.endpoints.iter().chain(&rule.external_endpoints);
-        let mut lost: Vec<IpAddr> = all
+        let mut lost: Vec<IpAddr> = rule
+            .all_endpoints()
             .filter(|endpoint| {
                 kept.is_none_or(|kept| {
                     !kept.endpoints.contains(endpoint)
@@ -62,12 +59,10 @@ fn unanswered(old: &[Rule], new: &[Rule]) -> Vec<Flow> {
             && !(rule.endpoints.is_empty() && rule.external_endpoints.is_empty())
     };
     let served = old.iter().filter(is_served);
-    let served: HashSet<(&str, Protocol)> = served
-        .map(|rule| (rule.name.as_str(), rule.protocol))
-        .collect();
+    let served: HashSet<_> = served.map(Rule::key).collect();
     new.iter()
         .filter(is_served)
-        .filter(|rule| !served.contains(&(rule.name.as_str(), rule.protocol)))
+        .filter(|rule| !served.contains(&rule.key()))
         .flat_map(|rule| flows(rule, None))
         .collect()
 }

@@ -7,6 +7,8 @@
 //! `route_localnet` on the Pods' bridge lets the kernel bring packets of Pods to virtual Pods and to the node's own services on
 //! loopback addresses; the chain `guard` drops whatever asks for such an address itself.
 
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
@@ -17,7 +19,7 @@ use crate::nft::{NftError, Ruleset, difference, line, run, run_in, short};
 use crate::plan::Rule;
 
 /// Marks packets whose source is to be replaced by the node's, as upstream's proxy does.
-const MARK: &str = "0x4000";
+pub(crate) const MARK: &str = "0x4000";
 
 /// Both kinds of address, each with a table of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,14 +36,14 @@ impl Family {
     }
 
     /// The protocol's name in rules, and the family of tables.
-    fn ip(self) -> &'static str {
+    pub(crate) fn ip(self) -> &'static str {
         match self {
             Self::V4 => "ip",
             Self::V6 => "ip6",
         }
     }
 
-    fn addr(self) -> &'static str {
+    pub(crate) fn addr(self) -> &'static str {
         match self {
             Self::V4 => "ipv4_addr",
             Self::V6 => "ipv6_addr",
@@ -69,8 +71,8 @@ pub(crate) struct Nftables {
 #[derive(Debug)]
 struct Table {
     family: Family,
-    /// What is in the kernel; none before the first sync and after a failed one.
-    applied: Option<Ruleset>,
+    /// What the kernel was brought to; none before the first sync and after a failed one.
+    applied: Option<Vec<Rule>>,
 }
 
 impl Nftables {
@@ -87,24 +89,21 @@ impl Nftables {
         }
     }
 
-    /// The same for a network namespace of that name.
-    #[cfg(test)]
-    pub(crate) fn in_netns(mut self, name: &str) -> Self {
-        self.netns = Some(name.to_owned());
+    /// The same for a network namespace of that name, where there is one.
+    pub(crate) fn in_netns(mut self, name: Option<&str>) -> Self {
+        self.netns = name.map(str::to_owned);
         self
     }
 
     /// Brings the kernel to what `rules` say.
     pub(crate) async fn sync(&mut self, rules: &[Rule]) -> Result<(), NftError> {
         for table in &mut self.tables {
-            let script = table.next(rules, &self.bridge);
-            let (script, next) = match script {
-                Some(script) => script,
-                None => continue,
+            let Some(script) = table.next(rules, &self.bridge) else {
+                continue;
             };
             table.applied = None;
             run_in(self.netns.as_deref(), "nft", &["-f", "-"], &script).await?;
-            table.applied = Some(next);
+            table.applied = Some(table.own(rules).cloned().collect());
         }
         self.flows.follow(self.netns.as_deref(), rules).await;
         Ok(())
@@ -129,38 +128,89 @@ pub(crate) fn prepare_bridge(bridge: &str) {
 
 /// Removes both tables; none there is fine.
 pub(crate) async fn remove() -> Result<(), NftError> {
+    remove_in(None).await
+}
+
+/// The same in a network namespace of that name, where there is one.
+pub(crate) async fn remove_in(netns: Option<&str>) -> Result<(), NftError> {
     let tables = Family::BOTH.map(Family::table);
     let script: Vec<String> = tables
         .iter()
         .map(|table| format!("add table {table}\ndelete table {table}\n"))
         .collect();
-    run("nft", &["-f", "-"], &script.concat()).await
+    run_in(netns, "nft", &["-f", "-"], &script.concat()).await
 }
 
 impl Table {
-    /// The script that brings the table to what the rules say, and what is there then; none when it is as it should be.
-    fn next(&self, rules: &[Rule], bridge: &str) -> Option<(String, Ruleset)> {
+    /// The script that brings the table to what the rules say; none when it is as it should be.
+    fn next(&self, rules: &[Rule], bridge: &str) -> Option<String> {
         let family = self.family;
-        let next = render(rules, family);
         let table = family.table();
-        let is_empty = next == Ruleset::default();
-        let script = match &self.applied {
-            Some(applied) if *applied == next => return None,
+        let rules: Vec<&Rule> = self.own(rules).collect();
+        let applied = self.applied.as_deref();
+        let (old, new) = parts(applied.unwrap_or_default(), &rules, family);
+        match applied {
+            Some(_) if old == new => None,
             // No table for a kind of address that no Service has; an earlier run may have left one.
-            _ if is_empty && family == Family::V6 => {
-                format!("add table {table}\ndelete table {table}\n")
+            _ if rules.is_empty() && family == Family::V6 => {
+                Some(format!("add table {table}\ndelete table {table}\n"))
             }
-            Some(applied) if family == Family::V4 || *applied != Ruleset::default() => {
-                difference(&table, applied, &next)
+            Some(applied) if family == Family::V4 || !applied.is_empty() => {
+                Some(difference(&table, &old, &new))
             }
-            _ => format!(
-                "{}{}",
-                frame(family, bridge),
-                difference(&table, &Ruleset::default(), &next)
-            ),
-        };
-        Some((script, next))
+            _ => {
+                let all = difference(&table, &Ruleset::default(), &new);
+                Some(format!("{}{all}", frame(family, bridge)))
+            }
+        }
     }
+
+    /// Those of the rules that belong in it.
+    fn own<'a>(&self, rules: &'a [Rule]) -> impl Iterator<Item = &'a Rule> + use<'a> {
+        let family = self.family;
+        rules
+            .iter()
+            .filter(move |rule| family.has(&rule.cluster[0]))
+    }
+}
+
+/// What is to go and what is to come, rendered of those rules alone that differ: with thousands of Services that is what a change
+/// costs. What several rules put there stays as long as one of them is there; where two want the same way in, all is rendered.
+fn parts(old: &[Rule], new: &[&Rule], family: Family) -> (Ruleset, Ruleset) {
+    let before: HashMap<_, _> = old.iter().map(|rule| (rule.key(), rule)).collect();
+    let after: HashMap<_, _> = new.iter().map(|rule| (rule.key(), *rule)).collect();
+    let gone = old
+        .iter()
+        .filter(|rule| after.get(&rule.key()) != Some(rule));
+    let gone: Vec<&Rule> = gone.collect();
+    let (fresh, kept): (Vec<&Rule>, Vec<&Rule>) = new
+        .iter()
+        .partition(|rule| before.get(&rule.key()) != Some(*rule));
+    let (mut leaving, mut ways) = (HashSet::new(), HashSet::new());
+    for rule in &gone {
+        leaving.extend(rule.all_endpoints().map(SocketAddr::ip));
+    }
+    for rule in gone.iter().chain(&fresh) {
+        ways.extend(rule.ways());
+    }
+    if kept
+        .iter()
+        .any(|rule| rule.ways().any(|way| ways.contains(&way)))
+    {
+        return (render(old, family), render(new.iter().copied(), family));
+    }
+    let mut old = render(gone, family);
+    for ip in kept.iter().flat_map(|rule| rule.all_endpoints()) {
+        if leaving.remove(&ip.ip()) {
+            old.elements.remove(&hairpin(ip.ip()));
+        }
+    }
+    (old, render(fresh, family))
+}
+
+/// The element by which a Pod reaches itself through its Service.
+fn hairpin(ip: IpAddr) -> (Cow<'static, str>, String) {
+    ("hairpin".into(), format!("{ip} . {ip}"))
 }
 
 /// What does not depend on Services.
@@ -257,7 +307,7 @@ fn frame_rules(family: Family, bridge: &str) -> Vec<(&'static str, String)> {
 }
 
 /// Turns the switch on where the kernel has it.
-fn bridged_packets_are_filtered(family: Family) -> bool {
+pub(crate) fn bridged_packets_are_filtered(family: Family) -> bool {
     let switch = match family {
         Family::V4 => "/proc/sys/net/bridge/bridge-nf-call-iptables",
         Family::V6 => "/proc/sys/net/bridge/bridge-nf-call-ip6tables",
@@ -269,9 +319,10 @@ fn bridged_packets_are_filtered(family: Family) -> bool {
     }
 }
 
-fn render(rules: &[Rule], family: Family) -> Ruleset {
+/// What rules of a family put into its table.
+fn render<'a>(rules: impl IntoIterator<Item = &'a Rule>, family: Family) -> Ruleset {
     let mut set = Ruleset::default();
-    for rule in rules.iter().filter(|rule| family.has(&rule.cluster[0])) {
+    for rule in rules {
         let id = short((&rule.name, rule.protocol));
         let inside = format!("svc-{id}");
         let key = |addr: &SocketAddr| {
@@ -352,9 +403,7 @@ fn dispatch(
     let ip = family.ip();
     let endpoints: Vec<&SocketAddr> = endpoints.iter().filter(|one| family.has(one)).collect();
     for endpoint in &endpoints {
-        let own = endpoint.ip();
-        set.elements
-            .insert(("hairpin".into(), format!("{own} . {own}")), String::new());
+        set.elements.insert(hairpin(endpoint.ip()), String::new());
     }
     let count = endpoints.len();
     let Some(secs) = rule.affinity_secs else {
@@ -408,7 +457,7 @@ pub(crate) async fn make_local(range: IpNet) -> Result<(), NftError> {
 }
 
 #[cfg(test)]
-mod packets;
+pub(crate) mod packets;
 
 #[cfg(test)]
 mod tests {
@@ -467,5 +516,70 @@ mod tests {
             1,
             "the other one's clients stay: {script}"
         );
+    }
+
+    /// Rules at random: few names, ways and endpoints, so that they meet.
+    fn random(seed: &mut u64) -> Vec<Rule> {
+        let mut below = |end: u64| {
+            *seed ^= *seed << 13;
+            *seed ^= *seed >> 7;
+            *seed ^= *seed << 17;
+            *seed % end
+        };
+        let mut rules = Vec::new();
+        for name in 0..8 {
+            if below(4) == 0 {
+                continue;
+            }
+            let some = (0..below(4)).map(|_| format!("10.0.0.{}:80", below(5)));
+            let some: Vec<String> = some.collect();
+            let mut endpoints: Vec<&str> = some.iter().map(String::as_str).collect();
+            endpoints.sort_unstable();
+            endpoints.dedup();
+            let cluster = format!("10.96.0.{}:80", if below(9) == 0 { 1 } else { 10 + name });
+            rules.push(Rule {
+                cluster: vec![cluster.parse().unwrap()],
+                affinity_secs: (below(4) == 0).then_some(60),
+                node_port: (below(3) == 0).then(|| 30_000 + u16::try_from(name).unwrap()),
+                ..rule(&format!("a/{name}:"), &endpoints)
+            });
+        }
+        rules
+    }
+
+    #[test]
+    fn what_differs_brings_the_same_as_all() {
+        let mut seed = 0x5eed;
+        let mut old: Vec<Rule> = Vec::new();
+        let mut partly = 0;
+        for round in 0..2000 {
+            let mut new = random(&mut seed);
+            if round % 2 == 0 && !old.is_empty() {
+                // Most of them as before.
+                let changed = new.pop();
+                new.clone_from(&old);
+                let at = round % new.len();
+                changed.into_iter().for_each(|one| {
+                    new.retain(|kept| kept.name != one.name);
+                    new.push(one);
+                });
+                new.truncate(at.max(1));
+            }
+            let all: Vec<&Rule> = new.iter().collect();
+            let (out, come) = parts(&old, &all, Family::V4);
+            let whole = render_v4(&old);
+            partly += usize::from(out != whole);
+            let mut now = whole;
+            now.elements
+                .retain(|key, _| !out.elements.contains_key(key));
+            now.chains.retain(|key, _| !out.chains.contains_key(key));
+            now.sets.retain(|key, _| !out.sets.contains_key(key));
+            now.elements.extend(come.elements);
+            now.chains.extend(come.chains);
+            now.sets.extend(come.sets);
+            assert_eq!(now, render_v4(&new), "round {round}: {old:?} to {new:?}");
+            old = new;
+        }
+        assert!(partly > 500, "{partly}");
     }
 }

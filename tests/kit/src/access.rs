@@ -26,6 +26,18 @@ impl Access {
     /// # Errors
     /// When the file is no kubeconfig with certificates.
     pub fn read(path: &Path) -> Result<Self> {
+        Self::read_as(path, true)
+    }
+
+    /// The same server for somebody without a certificate.
+    ///
+    /// # Errors
+    /// As [`Access::read`].
+    pub fn of_nobody(path: &Path) -> Result<Self> {
+        Self::read_as(path, false)
+    }
+
+    fn read_as(path: &Path, with_certificate: bool) -> Result<Self> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("{} cannot be read", path.display()))?;
         let config: Value = serde_saphyr::from_str(&text)
@@ -69,8 +81,12 @@ impl Access {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(chain, key)?;
+            .with_root_certificates(roots);
+        let tls = if with_certificate {
+            tls.with_client_auth_cert(chain, key)?
+        } else {
+            tls.with_no_client_auth()
+        };
         Ok(Self {
             authority,
             server_name: ServerName::try_from(host)?,

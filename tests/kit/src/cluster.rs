@@ -230,8 +230,11 @@ impl Cluster {
     }
 
     fn own_ranges(&self) -> &[String] {
-        let chosen = self.args.iter().any(|arg| arg.starts_with("--pod-cidr"));
-        if chosen || self.network.is_some() {
+        let is_range = |arg: &String| {
+            let flags = ["--pod-cidr", "--service-cidr"];
+            flags.iter().any(|flag| arg.starts_with(flag))
+        };
+        if self.args.iter().any(is_range) || self.network.is_some() {
             return &[];
         }
         &self.ranges

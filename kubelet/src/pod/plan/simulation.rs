@@ -1,6 +1,6 @@
 //! Lives of random Pods by the hundred: what the runtime truly holds and what the kubelet believes are two things here. Containers
-//! end and sandboxes die unasked, calls fail, events are lost, the kubelet dies after any step, the spec changes. Then there is
-//! peace, and the Pod has to come to rest: no more steps but probes, and a status that stays.
+//! end and sandboxes die unasked, calls fail, events are lost or come again late, the kubelet dies after any step, the spec changes.
+//! Then there is peace, and the Pod has to come to rest: no more steps but probes, and a status that stays.
 //!
 //! `COX_SIM_SEEDS=10000` runs that many seeds, `COX_SIM_FIRST=7` begins with another one than the first.
 
@@ -19,6 +19,8 @@ use serde_json::{Value, json};
 const BAD: u64 = 60;
 const PATIENCE: u64 = 2000;
 const REST: u64 = 30;
+/// How old an event that comes again may be, in rounds.
+const PAST: usize = 8;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Role {
@@ -86,6 +88,8 @@ struct Life {
     pod: Pod,
     /// What is really there.
     truth: PodView,
+    /// What was there in the rounds before: an event may tell of it once more.
+    past: Vec<PodView>,
     /// What the kubelet believes.
     view: PodView,
     history: History,
@@ -104,6 +108,7 @@ impl Life {
             pod: random_pod(&mut dice),
             dice,
             truth: PodView::default(),
+            past: Vec::new(),
             view: PodView::default(),
             history: History::default(),
             previous: None,
@@ -224,6 +229,14 @@ impl Life {
         if self.is_bad() && self.dice.one_in(3) {
             return;
         }
+        if self.is_bad() && !self.past.is_empty() && self.dice.one_in(5) {
+            let old = self.dice.pick(&self.past).clone();
+            self.hear_of(&old);
+        }
+        if self.past.len() == PAST {
+            self.past.remove(0);
+        }
+        self.past.push(self.truth.clone());
         if !self.is_bad() || self.dice.one_in(4) {
             self.view
                 .containers
@@ -232,10 +245,14 @@ impl Life {
                 .sandboxes
                 .retain(|known| self.truth.sandboxes.iter().any(|one| one.id == known.id));
         }
-        for sandbox in self.truth.sandboxes.clone() {
+        self.hear_all();
+    }
+
+    fn hear_of(&mut self, told: &PodView) {
+        for sandbox in told.sandboxes.clone() {
             self.view.merge_sandbox(sandbox);
         }
-        for container in self.truth.containers.clone() {
+        for container in told.containers.clone() {
             self.view.merge_container(container);
         }
     }
@@ -456,12 +473,8 @@ impl Life {
 
     /// The answer of a call tells as much as an event.
     fn hear_all(&mut self) {
-        for sandbox in self.truth.sandboxes.clone() {
-            self.view.merge_sandbox(sandbox);
-        }
-        for container in self.truth.containers.clone() {
-            self.view.merge_container(container);
-        }
+        let truth = self.truth.clone();
+        self.hear_of(&truth);
     }
 
     /// What must hold at any time.
@@ -569,6 +582,7 @@ fn any_pod_comes_to_rest_after_any_misfortune() {
     let node = NodeFacts {
         host_ip: "10.0.0.1".into(),
         runtime_name: "cox".into(),
+        read_only_below: false,
     };
     for seed in first..first + count {
         live(seed, &node);

@@ -1087,6 +1087,7 @@ fn live(seed: u64) {
     let node = crate::pod::status::NodeFacts {
         host_ip: "10.0.0.1".into(),
         runtime_name: "cox".into(),
+        read_only_below: false,
     };
     let deleted_in_round = dice.roll(80);
     for round in 0..600_u64 {

@@ -78,7 +78,7 @@ pub(super) fn of(
             .cloned()
             // Clients take it for granted, also where nothing was asked for.
             .or_else(|| Some(ResourceRequirements::default())),
-        volume_mounts: mounts(container),
+        volume_mounts: mounts(container, node),
         user: latest.and_then(|latest| latest.user.clone()),
         ..ContainerStatus::default()
     }
@@ -298,16 +298,21 @@ fn reason(exit: &Exit) -> String {
     }
 }
 
-fn mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
+fn mounts(container: &Container, node: &NodeFacts) -> Option<Vec<VolumeMountStatus>> {
     let mounts = container.volume_mounts.as_ref()?;
     let status = |mount: &k8s_openapi::api::core::v1::VolumeMount| VolumeMountStatus {
         name: mount.name.clone(),
         mount_path: mount.mount_path.clone(),
         read_only: mount.read_only,
-        recursive_read_only: mount
-            .read_only
-            .unwrap_or(false)
-            .then(|| "Disabled".to_owned()),
+        recursive_read_only: mount.read_only.unwrap_or(false).then(|| {
+            let is_so = match mount.recursive_read_only.as_deref() {
+                // It would not have started otherwise.
+                Some("Enabled") => true,
+                Some("IfPossible") => node.read_only_below,
+                _ => false,
+            };
+            if is_so { "Enabled" } else { "Disabled" }.to_owned()
+        }),
         ..VolumeMountStatus::default()
     };
     Some(mounts.iter().map(status).collect())

@@ -23,6 +23,8 @@ pub struct NodeFacts {
     pub host_ip: String,
     /// The runtime's name, which goes before `://` in container ids.
     pub runtime_name: String,
+    /// Whether mounts can be read-only all the way down.
+    pub read_only_below: bool,
 }
 
 /// Computes the status of a Pod.

@@ -160,6 +160,7 @@ impl Case<'_> {
             &NodeFacts {
                 host_ip: "10.0.0.1".into(),
                 runtime_name: "cox".into(),
+                read_only_below: true,
             },
         )
     }

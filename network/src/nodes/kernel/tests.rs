@@ -5,7 +5,7 @@ use crate::lab::Lab;
 use crate::nodes::plan::Member;
 
 /// Nodes and their addresses.
-const NODES: [(&str, &str); 3] = [
+pub(in crate::nodes) const NODES: [(&str, &str); 3] = [
     ("a", "192.0.2.1"),
     ("b", "192.0.2.2"),
     ("c", "198.51.100.3"),
@@ -19,16 +19,16 @@ fn range6(at: usize) -> String {
     format!("fd64:{}::/64", at + 1)
 }
 
-fn pod(at: usize) -> String {
+pub(in crate::nodes) fn pod(at: usize) -> String {
     format!("10.64.{}.7", at * 64 + 32)
 }
 
-fn pod6(at: usize) -> String {
+pub(in crate::nodes) fn pod6(at: usize) -> String {
     format!("fd64:{}::7", at + 1)
 }
 
 /// a and b on a switch, and a router on it; c behind another router.
-fn lab(test: &str) -> Option<Lab> {
+pub(in crate::nodes) fn lab(test: &str) -> Option<Lab> {
     let mut lab = Lab::new(test)?;
     for host in ["switch", "r1", "r2", "a", "b", "c"] {
         lab.host(host);
@@ -87,13 +87,14 @@ fn lab(test: &str) -> Option<Lab> {
 }
 
 /// The cluster as the node sees it; only the first `count` nodes are there.
-fn cluster(own: &str, count: usize) -> Cluster {
+pub(in crate::nodes) fn cluster(own: &str, count: usize) -> Cluster {
     let mut cluster = Cluster::default();
     for (at, (name, ip)) in NODES.iter().enumerate().take(count) {
         let member = Member {
             name: (*name).to_owned(),
             ips: vec![ip.parse().unwrap()],
             ranges: vec![range(at).parse().unwrap(), range6(at).parse().unwrap()],
+            key: None,
         };
         if *name == own {
             cluster.own = Some(member);
@@ -107,17 +108,17 @@ fn cluster(own: &str, count: usize) -> Cluster {
 async fn sync(lab: &Lab, count: usize, mode: NodeNetwork) {
     for (host, _) in &NODES[..count] {
         let kernel = Kernel::new(Some(lab.netns(host)), Some("cox0".to_owned()));
-        let skipped = kernel.sync(&cluster(host, count), mode).await.unwrap();
-        assert!(skipped.is_empty(), "{skipped:?}");
+        let done = kernel.sync(&cluster(host, count), mode).await.unwrap();
+        assert_eq!(done, Done::default());
     }
 }
 
-fn ping(lab: &Lab, from: usize, ip: &str) -> (bool, String) {
+pub(in crate::nodes) fn ping(lab: &Lab, from: usize, ip: &str) -> (bool, String) {
     let host = format!("pod-{}", NODES[from].0);
     lab.try_inside(&host, &format!("busybox ping -c 1 -W 3 {ip}"))
 }
 
-fn assert_all_reach_all(lab: &Lab) {
+pub(in crate::nodes) fn assert_all_reach_all(lab: &Lab) {
     for (from, (name, _)) in NODES.iter().enumerate() {
         for to in 0..NODES.len() {
             for ip in [pod(to), pod6(to)] {
@@ -129,7 +130,7 @@ fn assert_all_reach_all(lab: &Lab) {
 }
 
 /// What a Pod of `to` sees as the address of a connection from a Pod of `from`.
-fn seen(lab: &Lab, from: usize, to: usize, ip: &str, bytes: usize) -> String {
+pub(in crate::nodes) fn seen(lab: &Lab, from: usize, to: usize, ip: &str, bytes: usize) -> String {
     let listener = format!(
         "import socket,sys\ns=socket.create_server(('{ip}',8080),family=socket.AF_INET{})\nprint('up',flush=True)\n\
          c,a=s.accept()\nn=0\nwhile n<{bytes}:\n d=c.recv(65536)\n if not d: break\n n+=len(d)\nprint(a[0],n)\n",

@@ -114,3 +114,107 @@ async fn who_asks_a_service_is_refused_as_at_once_as_who_asks_the_pod() {
         );
     }
 }
+
+/// The same for a Service of the kernel's virtual servers, whose packets are the node's own on their way.
+#[allow(clippy::too_many_lines, reason = "a story")]
+#[tokio::test]
+async fn policies_hold_for_services_of_ipvs() {
+    use crate::proxy::ipvs::{Ipvs, IpvsSettings, is_there};
+    use crate::proxy::nftables::packets::both;
+    let test = "policies_hold_for_services_of_ipvs";
+    if !crate::lab::kernel_has(test, "IPVS", is_there()) {
+        return;
+    }
+    let Some(mut lab) = lab(test) else {
+        return;
+    };
+    lab.host("out");
+    lab.cable(
+        ("node", "eth0", "192.0.2.1/24"),
+        ("out", "eth0", "192.0.2.9/24"),
+    );
+    let netns = lab.netns("node");
+    let mut proxy = Ipvs::new("cox0", IpvsSettings::default(), Some(&netns));
+    let mut rules = both(crate::plan::Protocol::Tcp, 80, &[8]);
+    for rule in &mut rules {
+        rule.external_local = true;
+    }
+    let none = BTreeSet::new();
+    assert_eq!(proxy.sync(&rules, &none, None).await.unwrap(), []);
+    let _server = crate::proxy::nftables::packets::serve_on(&lab, "p2");
+    let ips =
+        |all: &[&str]| -> BTreeSet<IpAddr> { all.iter().map(|ip| ip.parse().unwrap()).collect() };
+    let local = ips(&["10.64.32.7", "fd64::7", "10.64.32.8", "fd64::8"]);
+    let served = ips(&["10.64.32.8", "fd64::8"]);
+    let from = |ip: &str| Allow {
+        peers: Some(super::super::Peers {
+            pods: ips(&[ip]),
+            blocks: Vec::new(),
+        }),
+        ports: None,
+    };
+    let policy = |pods: &BTreeSet<IpAddr>, ingress, egress| Policy {
+        name: "ns/policy".to_owned(),
+        pods: pods.clone(),
+        ingress,
+        egress,
+    };
+    let asking = ips(&["10.64.32.7"]);
+    for (case, policy, expected) in [
+        (
+            "nobody may come",
+            policy(&served, Some(Vec::new()), None),
+            [false, false, false],
+        ),
+        (
+            "a Pod may come",
+            policy(&served, Some(vec![from("10.64.32.7")]), None),
+            [true, false, false],
+        ),
+        (
+            "who is outside may come",
+            policy(&served, Some(vec![from("192.0.2.9")]), None),
+            [false, true, false],
+        ),
+        (
+            "a Pod may go nowhere",
+            policy(&asking, None, Some(Vec::new())),
+            [false, true, true],
+        ),
+        (
+            "a Pod may go there",
+            policy(&asking, None, Some(vec![from("10.64.32.8")])),
+            [true, true, true],
+        ),
+    ] {
+        let rules = render(&[policy], &local);
+        let table = format!(
+            "{}{}",
+            Kernel::new(None).frame(),
+            difference(TABLE, &Ruleset::default(), &rules)
+        );
+        crate::nft::run_in(Some(&netns), "nft", &["-f", "-"], &table)
+            .await
+            .unwrap();
+        let asked = [
+            ("p1", "10.96.0.7", 80),
+            ("out", "192.0.2.1", 30_080),
+            ("p1", "fd96::7", 80),
+        ];
+        for ((host, ip, port), expected) in asked.into_iter().zip(expected) {
+            let (_, said) = lab.try_inside(host, &format!("python3 -c '{CLIENT}' {ip} {port}"));
+            let said = said.lines().next().unwrap_or_default().to_owned();
+            let wanted = if expected {
+                "answered"
+            } else {
+                "ConnectionRefusedError 111"
+            };
+            assert_eq!(said, wanted, "{case}: {host} to {ip}");
+        }
+        let (direct, _) = lab.try_inside(
+            "node",
+            "python3 -c 'import socket; socket.create_connection((\"10.64.32.8\", 8080), 3)'",
+        );
+        assert!(direct, "{case}: the node itself");
+    }
+}

@@ -6,7 +6,9 @@ use std::process::{Child, Stdio};
 use super::*;
 use crate::lab::Lab;
 use crate::plan::Protocol;
+use crate::proxy::ProxyError;
 use crate::proxy::iptables::{self, Iptables};
+use crate::proxy::ipvs::Ipvs;
 
 /// Says its name and who asks: over TCP on 8080, over UDP on 8081; both kinds of address.
 const SERVER: &str = r#"
@@ -39,7 +41,7 @@ for _ in range(int(sys.argv[3])):
 "#;
 
 /// What is killed when the test is over.
-struct Killed(Child);
+pub(crate) struct Killed(pub(crate) Child);
 
 impl Drop for Killed {
     fn drop(&mut self) {
@@ -49,27 +51,34 @@ impl Drop for Killed {
 }
 
 /// A proxy in the kernel, of either mode.
-enum Kernel {
+pub(crate) enum Kernel {
     Nft(Nftables),
     Ipt(Iptables),
+    Ipvs(Box<Ipvs>),
 }
 
 impl Kernel {
-    async fn sync(&mut self, rules: &[Rule]) -> Result<(), NftError> {
+    pub(crate) async fn sync(&mut self, rules: &[Rule]) -> Result<(), ProxyError> {
         match self {
-            Self::Nft(proxy) => proxy.sync(rules).await,
-            Self::Ipt(proxy) => proxy.sync(rules).await,
+            Self::Nft(proxy) => proxy.sync(rules).await?,
+            Self::Ipt(proxy) => proxy.sync(rules).await?,
+            Self::Ipvs(proxy) => {
+                let problems = proxy.sync(rules, &Default::default(), None).await?;
+                assert_eq!(problems, []);
+                proxy.drain()?;
+            }
         }
+        Ok(())
     }
 }
 
-struct Node {
-    lab: Lab,
-    servers: Vec<Killed>,
-    proxy: Kernel,
+pub(crate) struct Node {
+    pub(crate) lab: Lab,
+    pub(crate) servers: Vec<Killed>,
+    pub(crate) proxy: Kernel,
 }
 
-fn node(test: &str) -> Option<Node> {
+pub(crate) fn node(test: &str) -> Option<Node> {
     let mut lab = Lab::new(test)?;
     for host in ["node", "out", "p1", "p2"] {
         lab.host(host);
@@ -98,12 +107,12 @@ fn node(test: &str) -> Option<Node> {
         );
         lab.ip(pod, "route add default via 10.64.32.1");
         lab.ip(pod, "route add default via fd64::1");
-        servers.push(serve(&lab, pod));
+        servers.push(serve_on(&lab, pod));
     }
     for range in ["10.96.0.0/16", "fd96::/112"] {
         lab.ip("node", &format!("route add local {range} dev lo"));
     }
-    let proxy = Kernel::Nft(Nftables::new("cox0").in_netns(&lab.netns("node")));
+    let proxy = Kernel::Nft(Nftables::new("cox0").in_netns(Some(&lab.netns("node"))));
     Some(Node {
         lab,
         servers,
@@ -111,7 +120,7 @@ fn node(test: &str) -> Option<Node> {
     })
 }
 
-fn serve(lab: &Lab, pod: &str) -> Killed {
+pub(crate) fn serve_on(lab: &Lab, pod: &str) -> Killed {
     let mut server = lab
         .command(pod, &format!("exec python3 -c \"$SERVER\" {pod}"))
         .env("SERVER", SERVER)
@@ -128,7 +137,7 @@ fn serve(lab: &Lab, pod: &str) -> Killed {
 
 impl Node {
     /// Answers to connections, and whether all were answered.
-    fn ask(&self, host: &str, addr: &str, times: usize) -> (bool, Vec<String>) {
+    pub(crate) fn ask(&self, host: &str, addr: &str, times: usize) -> (bool, Vec<String>) {
         let addr: SocketAddr = addr.parse().unwrap();
         let script = format!(
             "python3 -c '{CLIENT}' {} {} {times}",
@@ -140,13 +149,18 @@ impl Node {
         (ok, said.lines().map(str::to_owned).collect())
     }
 
-    fn answers(&self, host: &str, addr: &str, times: usize) -> std::collections::BTreeSet<String> {
+    pub(crate) fn answers(
+        &self,
+        host: &str,
+        addr: &str,
+        times: usize,
+    ) -> std::collections::BTreeSet<String> {
         let (ok, said) = self.ask(host, addr, times);
         assert!(ok, "{host} to {addr}: {said:?}");
         said.into_iter().collect()
     }
 
-    fn rules(&self) -> String {
+    pub(crate) fn rules(&self) -> String {
         self.lab.inside("node", "nft list ruleset")
     }
 }
@@ -156,7 +170,7 @@ fn addrs(all: &[&str]) -> Vec<SocketAddr> {
 }
 
 /// The same Service for both kinds of address.
-fn both(protocol: Protocol, port: u16, pods: &[u8]) -> [Rule; 2] {
+pub(crate) fn both(protocol: Protocol, port: u16, pods: &[u8]) -> [Rule; 2] {
     let target = if protocol == Protocol::Udp {
         8081
     } else {
@@ -195,7 +209,7 @@ fn both(protocol: Protocol, port: u16, pods: &[u8]) -> [Rule; 2] {
     [of(false), of(true)]
 }
 
-fn set(all: &[&str]) -> std::collections::BTreeSet<String> {
+pub(crate) fn set(all: &[&str]) -> std::collections::BTreeSet<String> {
     all.iter().map(|&text| text.to_owned()).collect()
 }
 
@@ -258,7 +272,7 @@ async fn iptables_lead_to_pods_too_and_go_as_a_whole() {
 
 /// Each way in, for both kinds of address.
 #[allow(clippy::too_many_lines, reason = "a story")]
-async fn lead_to_pods(node: &mut Node) {
+pub(crate) async fn lead_to_pods(node: &mut Node) {
     node.proxy
         .sync(&both(Protocol::Tcp, 80, &[7, 8]))
         .await
@@ -402,7 +416,7 @@ async fn a_client_that_came_too_early_is_served_when_there_is_an_endpoint() {
 }
 
 /// A client outside with one socket, and so one flow: each call sends a datagram and tells who answered.
-fn flow(lab: &Lab, ip: &str, port: u16) -> impl FnMut() -> String + use<> {
+pub(crate) fn flow(lab: &Lab, ip: &str, port: u16) -> impl FnMut() -> String + use<> {
     let script = r#"
 import socket, sys
 ip = sys.argv[1]
@@ -505,13 +519,13 @@ while not stop.is_set():
 "#;
 
 /// Connections to a Service, one after the other, until it is told to end.
-struct Load {
+pub(crate) struct Load {
     client: Child,
     lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
 }
 
 impl Load {
-    fn start(lab: &Lab, host: &str, ip: &str, port: u16) -> Self {
+    pub(crate) fn start(lab: &Lab, host: &str, ip: &str, port: u16) -> Self {
         let mut client = lab
             .command(host, &format!("exec python3 -c '{LOAD}' {ip} {port}"))
             .stdin(Stdio::piped())
@@ -531,12 +545,12 @@ impl Load {
     }
 
     /// The next answer.
-    fn next(&mut self) -> String {
+    pub(crate) fn next(&mut self) -> String {
         self.next_with_time().1
     }
 
     /// The answers that had not been read, each with the time at which the question began.
-    fn stop(mut self) -> Vec<(f64, String)> {
+    pub(crate) fn stop(mut self) -> Vec<(f64, String)> {
         drop(self.client.stdin.take());
         let rest = self.lines.by_ref().map(|line| {
             let line = line.unwrap();
@@ -608,7 +622,7 @@ async fn a_proxy_that_starts_anew_drops_no_connection() {
     let mut load = Load::start(&node.lab, "p1", "10.96.0.7", 80);
     for _ in 0..20 {
         // It knows nothing of what its predecessor left, and replaces it as a whole, in one transaction.
-        let mut proxy = Nftables::new("cox0").in_netns(&node.lab.netns("node"));
+        let mut proxy = Nftables::new("cox0").in_netns(Some(&node.lab.netns("node")));
         proxy.sync(&rules).await.unwrap();
         for _ in 0..5 {
             load.next();

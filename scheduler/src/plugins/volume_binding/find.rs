@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use cox_api::quantity::Quantity;
-use cox_api::selector::LabelSelector;
 use cox_client::volumes::{
-    SELECTED_NODE, annotation, best, class_of, fits, is_bound, is_for, reachable,
+    SELECTED_NODE, annotation, best, class_of, fits, is_bound, is_for, reachable, selects,
 };
 use k8s_openapi::api::core::v1::{
     Node, PersistentVolume, PersistentVolumeClaim, TopologySelectorTerm,
@@ -16,7 +15,7 @@ use k8s_openapi::api::storage::v1::{CSIStorageCapacity, StorageClass};
 use super::key_of;
 use crate::pod_info::PodInfo;
 use crate::pod_volumes::{ClaimKey, ClaimUse};
-use crate::storage::{Storage, labels};
+use crate::storage::Storage;
 
 const NODE_CONFLICT: &str = "node(s) didn't match PersistentVolume's node affinity";
 const BIND_CONFLICT: &str = "node(s) didn't find available persistent volumes to bind";
@@ -355,11 +354,6 @@ fn largest(capacity: &CSIStorageCapacity) -> Option<i64> {
 }
 
 fn is_for_node(capacity: &CSIStorageCapacity, node: &Node) -> bool {
-    let Some(selector) = &capacity.node_topology else {
-        return false;
-    };
-    serde_json::to_value(selector)
-        .ok()
-        .and_then(|selector| LabelSelector::from_value(&selector).ok())
-        .is_some_and(|selector| selector.matches(labels(&node.metadata)))
+    let topology = capacity.node_topology.as_ref();
+    topology.is_some_and(|selector| selects(selector, &node.metadata))
 }

@@ -245,17 +245,16 @@ impl Pki {
         kubeconfig::render(server_url, &self.ca_pem, pair)
     }
 
-    /// rustls configuration of the API server: TLS 1.3, HTTP/2 and HTTP/1.1, asking for a client certificate without
-    /// judging its chain (see [`Pki::verify_client`]).
+    /// rustls configuration of the API server that shows `serving` (see [`Pki::serving`]): TLS 1.3, HTTP/2 and HTTP/1.1, asking for
+    /// a client certificate without judging its chain (see [`Pki::verify_client`]).
     ///
     /// # Errors
-    /// When the serving pair cannot be had or used.
-    pub fn server_config(&self, extra_sans: &[String]) -> Result<Arc<ServerConfig>, PkiError> {
-        let serving = self.serving(extra_sans)?;
+    /// When the serving pair cannot be used.
+    pub fn server_config(&self, serving: &PemPair) -> Result<Arc<ServerConfig>, PkiError> {
         // With the authority itself in the chain, a node that knows only its hash can learn it from the handshake.
         let shown = PemPair {
             certificate: format!("{}{}", serving.certificate, self.ca_pem),
-            key: serving.key,
+            key: serving.key.clone(),
         };
         tls::server_config(&shown, self.client_verifier.clone()).map_err(|source| PkiError::Tls {
             path: self.dir.join("apiserver.crt"),

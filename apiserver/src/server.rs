@@ -4,6 +4,7 @@
 //! per connection, one that sweeps expired Events. They end when the token given to [`start`] is cancelled: intake stops,
 //! watches are closed, requests in flight get [`DRAIN_TIMEOUT`].
 
+mod certificate;
 mod connection;
 mod local;
 mod sweep;
@@ -35,6 +36,7 @@ use crate::kubelet::{KubeletTlsError, Kubelets};
 use crate::pki::{Pki, PkiError};
 use crate::registry::{Clock, Registry};
 use crate::services::{self, cidr::Cidr};
+use certificate::Certificate;
 
 pub use local::LocalService;
 
@@ -57,6 +59,8 @@ pub struct Config {
     pub extra_sans: Vec<String>,
     /// Bound for requests other than watches and streams.
     pub request_timeout: Duration,
+    /// How often it is looked whether the serving certificate has to be issued again.
+    pub certificate_looks: Duration,
     /// Bound for the TLS handshake of a connection.
     pub handshake_timeout: Duration,
     /// Bound from the first byte of a request to the end of its headers.
@@ -98,6 +102,7 @@ impl Config {
             advertise: None,
             extra_sans: Vec::new(),
             request_timeout,
+            certificate_looks: Duration::from_secs(3600),
             handshake_timeout: Duration::from_secs(10),
             headers_timeout: Duration::from_secs(30),
             event_ttl,
@@ -207,7 +212,7 @@ pub async fn start(
     let mut sans = config.extra_sans.clone();
     sans.extend(ranges.iter().map(|range| range.at(1).to_string()));
     registry.services().set_ranges(ranges.clone());
-    let tls = config.pki.server_config(&sans)?;
+    let certificate = Certificate::of(Arc::clone(&config.pki), sans)?;
     let api = api(&config, registry, &cancel)?;
     let mut advertise = config.advertise.unwrap_or(addr);
     if advertise.port() == 0 {
@@ -229,10 +234,16 @@ pub async fn start(
     tasks.spawn(connection::accept(
         Arc::clone(&api),
         listener,
-        (tls, patience),
+        (certificate.shown(), patience),
         cancel.clone(),
         tasks.clone(),
     ));
+    let looks = config.certificate_looks;
+    tasks.spawn(
+        cancel
+            .clone()
+            .run_until_cancelled_owned(certificate.keep_fresh(looks)),
+    );
     tasks.spawn(sweep::expire_events(
         api.registry.clone(),
         config.event_ttl,

@@ -40,7 +40,7 @@ pub use dns::forward::{StubDomain, StubDomainError};
 use dns::server::{Dns, Listeners};
 use health::HealthPorts;
 pub use nodes::NodeNetwork;
-use plan::Rule;
+use plan::{Planner, Rule};
 pub use policy::Isolation;
 pub use proxy::ipvs::IpvsSettings;
 use proxy::userspace::Problem;
@@ -237,6 +237,7 @@ async fn serve(config: Config, deps: Deps, events: Recorder) {
         table: TableFile::new(config.table_file.clone()),
         config,
         proxy,
+        planner: Planner::default(),
         sources,
         view,
         dns_addr,
@@ -407,6 +408,7 @@ impl Sources {
 struct Syncing {
     config: Config,
     proxy: Proxy,
+    planner: Planner,
     table: TableFile,
     sources: Sources,
     view: Arc<RwLock<Arc<View>>>,
@@ -464,10 +466,10 @@ impl Syncing {
         if !matches!(self.proxy, Proxy::None) {
             self.health.sync(&view, self.config.node_ip);
         }
-        let rules = plan::rules(&view);
+        let rules = self.planner.rules(&view);
         self.table.write(&rules, self.dns_addr)?;
         let served = self.dns_addr.is_some();
-        let passed: Vec<Rule> = rules
+        let passed: Vec<Arc<Rule>> = rules
             .into_iter()
             .filter(|rule| !(served && table::is_dns(rule) && rule.endpoints.is_empty()))
             .collect();

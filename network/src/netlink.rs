@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -33,10 +34,23 @@ const GET_FAMILY: u8 = 3;
 const FAMILY_ID: u16 = 1;
 const FAMILY_NAME: u16 = 2;
 
+/// Kinds of addresses, as the kernel numbers them (`AF_INET`, `AF_INET6`).
+pub(crate) const IPV4: u16 = 2;
+pub(crate) const IPV6: u16 = 10;
+
 /// The kernel writes no more than this into one answer.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
 /// It never takes that long; a lost answer must not stop a node's network for ever.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The address that `bytes` begin with; `None` where they are too few, or of another kind.
+pub(crate) fn read_ip(kind: u16, bytes: &[u8]) -> Option<IpAddr> {
+    match kind {
+        IPV4 => bytes.first_chunk::<4>().map(|octets| (*octets).into()),
+        IPV6 => bytes.first_chunk::<16>().map(|octets| (*octets).into()),
+        _ => None,
+    }
+}
 
 /// Attributes of a message, as they are written.
 #[derive(Clone, Debug, Default)]

@@ -104,6 +104,20 @@ pub(crate) fn difference(table: &str, old: &Ruleset, new: &Ruleset) -> String {
     text
 }
 
+/// The script that removes a table; none there is fine.
+pub(crate) fn removal(table: &str) -> String {
+    format!("add table {table}\ndelete table {table}\n")
+}
+
+/// Removes tables; none there is fine.
+pub(crate) async fn remove(
+    netns: Option<&str>,
+    tables: impl IntoIterator<Item = String>,
+) -> Result<(), NftError> {
+    let script: Vec<String> = tables.into_iter().map(|table| removal(&table)).collect();
+    run_in(netns, "nft", &["-f", "-"], &script.concat()).await
+}
+
 /// Whether a program is there to be run.
 pub(crate) fn has_program(name: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();

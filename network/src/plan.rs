@@ -3,10 +3,12 @@
 //! Endpoints that are ready take the traffic; when none is, those that are terminating and still serve. Hints and traffic policies
 //! narrow the choice to the zone or the node, as the Service asks.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
-use k8s_openapi::api::discovery::v1::Endpoint;
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::view::{Key, NodeFacts, View, cluster_ips, is_ready};
@@ -71,6 +73,12 @@ impl Rule {
         self.endpoints.iter().chain(&self.external_endpoints)
     }
 
+    /// Who may come from outside, of one kind of address; none: everyone.
+    pub(crate) fn sources(&self, v6: bool) -> impl Iterator<Item = &str> {
+        let ranges = self.source_ranges.iter().map(String::as_str);
+        ranges.filter(move |range| range.contains(':') == v6)
+    }
+
     /// How traffic comes in: by an address, or by a port of the node.
     pub(crate) fn ways(&self) -> impl Iterator<Item = (Protocol, Option<IpAddr>, u16)> {
         let addrs = self.cluster.iter().chain(&self.external);
@@ -79,26 +87,71 @@ impl Rule {
     }
 }
 
-/// All rules, ordered by name.
-pub(crate) fn rules(view: &View) -> Vec<Rule> {
-    let mut rules = Vec::new();
-    for (key, service) in &view.services {
-        let Some(spec) = &service.spec else { continue };
-        if is_others(&service.metadata) {
-            continue;
-        }
-        let ips = cluster_ips(service);
-        if ips.is_empty() {
-            continue;
-        }
-        for port in spec.ports.iter().flatten() {
-            for v6 in [false, true] {
-                rules.extend(rule(view, key, service, spec, port, &ips, v6));
-            }
-        }
+/// Plans one view after the other: a Service that is as it was keeps its rules.
+#[derive(Debug, Default)]
+pub(crate) struct Planner {
+    node: NodeFacts,
+    planned: HashMap<Key, Planned>,
+}
+
+/// The rules of a Service, and what they were made of.
+#[derive(Debug)]
+struct Planned {
+    service: Arc<Service>,
+    slices: Vec<Arc<EndpointSlice>>,
+    rules: Vec<Arc<Rule>>,
+}
+
+impl Planned {
+    fn is_of(&self, service: &Arc<Service>, slices: &[Arc<EndpointSlice>]) -> bool {
+        let mut both = self.slices.iter().zip(slices);
+        Arc::ptr_eq(&self.service, service)
+            && self.slices.len() == slices.len()
+            && both.all(|(one, other)| Arc::ptr_eq(one, other))
     }
-    rules.sort_by(|a, b| a.name.cmp(&b.name));
-    rules
+}
+
+impl Planner {
+    /// All rules, ordered by name.
+    pub(crate) fn rules(&mut self, view: &View) -> Vec<Arc<Rule>> {
+        if self.node != view.node {
+            self.node.clone_from(&view.node);
+            self.planned.clear();
+        }
+        self.planned
+            .retain(|key, _| view.services.contains_key(key));
+        let mut all = Vec::with_capacity(self.planned.len());
+        for (key, service) in &view.services {
+            let slices = view.slices_of(key);
+            let known = self.planned.get(key);
+            if let Some(known) = known.filter(|known| known.is_of(service, slices)) {
+                all.extend_from_slice(&known.rules);
+                continue;
+            }
+            let rules: Vec<_> = rules_of(view, key, service).map(Arc::new).collect();
+            all.extend_from_slice(&rules);
+            let planned = Planned {
+                service: Arc::clone(service),
+                slices: slices.to_vec(),
+                rules,
+            };
+            self.planned.insert(key.clone(), planned);
+        }
+        all.sort_unstable_by(|a, b| a.key().cmp(&b.key()));
+        all
+    }
+}
+
+fn rules_of(view: &View, key: &Key, service: &Service) -> impl Iterator<Item = Rule> {
+    let ips = cluster_ips(service);
+    let is_ours = !ips.is_empty() && !is_others(&service.metadata);
+    let spec = service.spec.as_ref().filter(|_| is_ours);
+    let ports = spec
+        .and_then(|spec| spec.ports.as_ref())
+        .into_iter()
+        .flatten();
+    let both = ports.flat_map(|port| [(port, false), (port, true)]);
+    both.filter_map(move |(port, v6)| rule(view, key, service, port, &ips, v6))
 }
 
 /// Labels by which a Service, or a slice of endpoints, asks to be left to another proxy, or to none.
@@ -116,11 +169,11 @@ fn rule(
     view: &View,
     key: &Key,
     service: &Service,
-    spec: &ServiceSpec,
     port: &ServicePort,
     ips: &[IpAddr],
     v6: bool,
 ) -> Option<Rule> {
+    let spec = service.spec.as_ref()?;
     let number = u16::try_from(port.port).ok()?;
     let addresses = |all: &[IpAddr]| -> Vec<SocketAddr> {
         let own = all.iter().filter(|ip| ip.is_ipv6() == v6);
@@ -303,6 +356,10 @@ fn close_by<'a, 'b>(all: Vec<&'a Candidate<'b>>, node: &NodeFacts) -> Vec<&'a Ca
 pub(crate) mod fixture {
     use super::*;
 
+    pub(crate) fn shared(rules: &[Rule]) -> Vec<Arc<Rule>> {
+        rules.iter().cloned().map(Arc::new).collect()
+    }
+
     /// A Service with an address and a node port of its own.
     pub(crate) fn rule(name: &str, endpoints: &[&str]) -> Rule {
         let endpoints: Vec<SocketAddr> = endpoints.iter().map(|one| one.parse().unwrap()).collect();
@@ -347,6 +404,36 @@ mod tests {
             vec![Arc::new(serde_json::from_value(slice).unwrap())],
             node,
         )
+    }
+
+    fn rules(view: &View) -> Vec<Arc<Rule>> {
+        Planner::default().rules(view)
+    }
+
+    #[test]
+    fn a_service_that_is_as_it_was_keeps_its_rules() {
+        let one = view(json!({}), json!([endpoint("10.0.0.1", "rs", json!({}))]));
+        let mut planner = Planner::default();
+        let first = planner.rules(&one);
+        assert!(Arc::ptr_eq(&first[0], &planner.rules(&one)[0]));
+        let key = ("ns".to_owned(), "web".to_owned());
+        let with = |slice: Arc<EndpointSlice>, node| {
+            View::new(vec![one.services[&key].clone()], vec![slice], node)
+        };
+        let slice = &one.slices_of(&key)[0];
+        let mut moved = (**slice).clone();
+        moved.endpoints.as_mut().unwrap()[0].addresses = vec!["10.0.0.2".into()];
+        let changed = planner.rules(&with(Arc::new(moved), one.node.clone()));
+        assert_eq!(changed[0].endpoints, ["10.0.0.2:8080".parse().unwrap()]);
+        assert_eq!(planner.rules(&one), first);
+        let elsewhere = NodeFacts {
+            zone: Some("z2".into()),
+            ..one.node.clone()
+        };
+        let other = planner.rules(&with(Arc::clone(slice), elsewhere));
+        assert!(!Arc::ptr_eq(&other[0], &first[0]), "hints are for zones");
+        assert_eq!(planner.rules(&View::default()), []);
+        assert!(planner.planned.is_empty());
     }
 
     fn endpoint(ip: &str, conditions: &str, extra: Value) -> Value {

@@ -11,6 +11,7 @@ pub(crate) mod userspace;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -97,7 +98,7 @@ impl Proxy {
 
     pub(crate) async fn sync(
         &mut self,
-        rules: &[Rule],
+        rules: &[Arc<Rule>],
         around: &Around<'_>,
     ) -> Result<Vec<Problem>, ProxyError> {
         let mut problems = Vec::new();

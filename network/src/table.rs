@@ -8,6 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -43,7 +44,7 @@ impl TableFile {
     }
 
     /// `dns` is where this node answers for the cluster's DNS.
-    pub(crate) fn write(&mut self, rules: &[Rule], dns: Option<SocketAddr>) -> io::Result<()> {
+    pub(crate) fn write(&mut self, rules: &[Arc<Rule>], dns: Option<SocketAddr>) -> io::Result<()> {
         self.replace(render(rules, dns))
     }
 
@@ -63,7 +64,7 @@ pub(crate) fn is_dns(rule: &Rule) -> bool {
     rule.name.starts_with("kube-system/kube-dns:dns")
 }
 
-fn render(rules: &[Rule], dns: Option<SocketAddr>) -> Vec<u8> {
+fn render(rules: &[Arc<Rule>], dns: Option<SocketAddr>) -> Vec<u8> {
     let own = dns.map(|addr| [addr]);
     let rows = rules.iter().filter(|rule| rule.protocol != Protocol::Sctp);
     let services = rows

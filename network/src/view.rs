@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use cox_client::Informer;
 use k8s_openapi::api::core::v1::{Node, Service};
@@ -19,8 +19,8 @@ pub(crate) type Key = (String, String);
 pub(crate) struct View {
     pub(crate) services: HashMap<Key, Arc<Service>>,
     pub(crate) slices: HashMap<Key, Vec<Arc<EndpointSlice>>>,
-    /// Which name an address has: the Service of a cluster address, and the endpoints of Services.
-    pub(crate) owners: HashMap<IpAddr, Owner>,
+    /// See [`View::owner`].
+    owners: OnceLock<HashMap<IpAddr, Owner>>,
     pub(crate) node: NodeFacts,
 }
 
@@ -73,14 +73,6 @@ impl View {
                 continue;
             };
             let key = (namespace, service.clone());
-            for endpoint in slice.endpoints.iter().flatten() {
-                for ip in &endpoint.addresses {
-                    if let Ok(parsed) = ip.parse() {
-                        let owner = Owner::Endpoint(key.clone(), endpoint_label(endpoint, ip));
-                        view.owners.insert(parsed, owner);
-                    }
-                }
-            }
             view.slices.entry(key).or_default().push(slice);
         }
         for list in view.slices.values_mut() {
@@ -91,12 +83,36 @@ impl View {
                 service.metadata.namespace.clone().unwrap_or_default(),
                 service.metadata.name.clone().unwrap_or_default(),
             );
-            for ip in cluster_ips(&service) {
-                view.owners.insert(ip, Owner::Service(key.clone()));
-            }
             view.services.insert(key, service);
         }
         view
+    }
+
+    /// Which name an address has: the Service of a cluster address, else an endpoint of a Service. All are looked up when the first
+    /// is asked for: few views are asked, and there is a view for each change of a Service.
+    pub(crate) fn owner(&self, ip: IpAddr) -> Option<&Owner> {
+        self.owners.get_or_init(|| self.all_owners()).get(&ip)
+    }
+
+    fn all_owners(&self) -> HashMap<IpAddr, Owner> {
+        let mut owners = HashMap::new();
+        for (key, slices) in &self.slices {
+            let endpoints = slices.iter().flat_map(|slice| &slice.endpoints).flatten();
+            for endpoint in endpoints {
+                for ip in &endpoint.addresses {
+                    if let Ok(parsed) = ip.parse() {
+                        let owner = Owner::Endpoint(key.clone(), endpoint_label(endpoint, ip));
+                        owners.insert(parsed, owner);
+                    }
+                }
+            }
+        }
+        for (key, service) in &self.services {
+            for ip in cluster_ips(service) {
+                owners.insert(ip, Owner::Service(key.clone()));
+            }
+        }
+        owners
     }
 
     pub(crate) fn slices_of(&self, key: &Key) -> &[Arc<EndpointSlice>] {

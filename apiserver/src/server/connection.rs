@@ -11,6 +11,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -41,11 +42,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(super) async fn accept(
     api: Arc<Api>,
     listener: TcpListener,
-    (tls, patience): (Arc<ServerConfig>, Patience),
+    (tls, patience): (watch::Receiver<Arc<ServerConfig>>, Patience),
     cancel: CancellationToken,
     tasks: TaskTracker,
 ) {
-    let acceptor = TlsAcceptor::from(tls);
     loop {
         let accepted = tokio::select! {
             // Cancel safe: a connection that was not returned stays in the backlog.
@@ -54,9 +54,10 @@ pub(super) async fn accept(
         };
         match accepted {
             Ok((tcp, from)) => {
+                let acceptor = TlsAcceptor::from(Arc::clone(&tls.borrow()));
                 tasks.spawn(serve(
                     Arc::clone(&api),
-                    (acceptor.clone(), patience),
+                    (acceptor, patience),
                     (tcp, from),
                     cancel.clone(),
                 ));

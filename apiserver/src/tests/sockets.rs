@@ -200,6 +200,30 @@ async fn the_certificate_says_who_asks() {
 }
 
 #[tokio::test]
+async fn the_serving_certificate_is_replaced_while_connections_go_on() {
+    let looks = |config: &mut Config| config.certificate_looks = Duration::from_millis(20);
+    let server = Server::configured(looks).await;
+    let shown = async || {
+        let stream = secured(&server, None).await;
+        stream.get_ref().1.peer_certificates().unwrap()[0].clone()
+    };
+    let mut standing = connect(&server, None).await;
+    let first = shown().await;
+    assert_eq!(shown().await, first, "nothing is due");
+    // What is not there has to be issued, as what ends soon.
+    std::fs::remove_file(server.keys.path().join("apiserver.crt")).unwrap();
+    let replaced = async {
+        while shown().await == first {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), replaced)
+        .await
+        .unwrap();
+    assert_eq!(ask(&mut standing, "GET", "/healthz", "").await.code, 200);
+}
+
+#[tokio::test]
 async fn logs_come_from_the_kubelet_of_the_pods_node() {
     let server = Server::with_namespace().await;
     let port = kubelet(&server).await;

@@ -82,38 +82,30 @@ fn selinux(options: Option<&SELinuxOptions>) -> Option<v1::SeLinuxOption> {
     })
 }
 
-fn seccomp(profile: Option<&SeccompProfile>) -> v1::SecurityProfile {
+/// A profile of seccomp or AppArmor by the API's name of its kind.
+fn profile(kind: &str, localhost: Option<&String>) -> v1::SecurityProfile {
     use v1::security_profile::ProfileType;
-    let Some(profile) = profile else {
-        return v1::SecurityProfile {
-            profile_type: ProfileType::Unconfined.into(),
-            ..Default::default()
-        };
-    };
-    let kind = match profile.type_.as_str() {
+    let kind = match kind {
         "RuntimeDefault" => ProfileType::RuntimeDefault,
         "Localhost" => ProfileType::Localhost,
         _ => ProfileType::Unconfined,
     };
     v1::SecurityProfile {
         profile_type: kind.into(),
-        localhost_ref: profile.localhost_profile.clone().unwrap_or_default(),
+        localhost_ref: localhost.cloned().unwrap_or_default(),
     }
 }
 
+fn seccomp(asked: Option<&SeccompProfile>) -> v1::SecurityProfile {
+    asked.map_or_else(
+        || profile("Unconfined", None),
+        |asked| profile(&asked.type_, asked.localhost_profile.as_ref()),
+    )
+}
+
 /// `None`: nobody said anything, and the runtime takes what it usually does.
-fn apparmor(profile: Option<&AppArmorProfile>) -> Option<v1::SecurityProfile> {
-    use v1::security_profile::ProfileType;
-    let profile = profile?;
-    let kind = match profile.type_.as_str() {
-        "RuntimeDefault" => ProfileType::RuntimeDefault,
-        "Localhost" => ProfileType::Localhost,
-        _ => ProfileType::Unconfined,
-    };
-    Some(v1::SecurityProfile {
-        profile_type: kind.into(),
-        localhost_ref: profile.localhost_profile.clone().unwrap_or_default(),
-    })
+fn apparmor(asked: Option<&AppArmorProfile>) -> Option<v1::SecurityProfile> {
+    asked.map(|asked| profile(&asked.type_, asked.localhost_profile.as_ref()))
 }
 
 /// Whether the image's groups come on top of the Pod's, or are kept away.

@@ -216,7 +216,7 @@ impl<'a> Zone<'a> {
     }
 
     fn reverse(&self, name: &Name, text: &str, kind: RecordType) -> Answer {
-        let Some(owner) = reverse_ip(text).and_then(|ip| self.view.owners.get(&ip)) else {
+        let Some(owner) = reverse_ip(text).and_then(|ip| self.view.owner(ip)) else {
             return Answer::Elsewhere;
         };
         if kind != RecordType::PTR {

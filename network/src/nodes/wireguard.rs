@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io::{self, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -17,7 +17,7 @@ use ipnet::IpNet;
 use rand::TryRngCore;
 
 use super::plan::Peer;
-use crate::netlink::{Attrs, Family, attr, attr_u16, attrs};
+use crate::netlink::{Attrs, Family, IPV4, IPV6, attr, attr_u16, attrs, read_ip};
 
 /// Where a node tells its public key.
 pub(crate) const ANNOTATION: &str = "coxswain.dev/wireguard-public-key";
@@ -51,8 +51,6 @@ mod allowed {
     pub(super) const ADDR: u16 = 2;
     pub(super) const BITS: u16 = 3;
 }
-const IPV4: u16 = 2;
-const IPV6: u16 = 10;
 const KEY_BYTES: usize = 32;
 
 /// Why there is no WireGuard.
@@ -248,21 +246,7 @@ fn read_sockaddr(bytes: &[u8]) -> Option<SocketAddr> {
     let family = u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?);
     let port = u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?);
     let at = if family == IPV4 { 4 } else { 8 };
-    Some(SocketAddr::new(ip(family, bytes.get(at..)?)?, port))
-}
-
-fn ip(family: u16, bytes: &[u8]) -> Option<IpAddr> {
-    match family {
-        IPV4 => {
-            let octets: [u8; 4] = bytes.get(..4)?.try_into().ok()?;
-            Some(Ipv4Addr::from(octets).into())
-        }
-        IPV6 => {
-            let octets: [u8; 16] = bytes.get(..16)?.try_into().ok()?;
-            Some(Ipv6Addr::from(octets).into())
-        }
-        _ => None,
-    }
+    Some(SocketAddr::new(read_ip(family, bytes.get(at..)?)?, port))
 }
 
 /// The peers that messages tell of; one with many ranges goes on in the next message.
@@ -279,7 +263,7 @@ fn peers(messages: &[Vec<u8>]) -> Present {
             .or(entry.0);
         let ranges = attr(bytes, peer::ALLOWED).into_iter().flat_map(attrs);
         entry.1.extend(ranges.filter_map(|(_, range)| {
-            let ip = ip(
+            let ip = read_ip(
                 attr_u16(range, allowed::FAMILY)?,
                 attr(range, allowed::ADDR)?,
             )?;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::{Allow, Policy, Ports};
-use crate::nft::{NftError, Ruleset, difference, line, run, short};
+use crate::nft::{NftError, Ruleset, difference, line, removal, run, short};
 use crate::proxy::ipvs::FORWARDED;
 
 const TABLE: &str = "inet coxswain-policies";
@@ -78,13 +78,9 @@ impl Kernel {
         let script = match &self.applied {
             Some(applied) if *applied == next => return Ok(()),
             // Of an earlier run something may be left.
-            _ if is_empty => format!("add table {TABLE}\ndelete table {TABLE}\n"),
+            _ if is_empty => removal(TABLE),
             Some(applied) if *applied != Ruleset::default() => difference(TABLE, applied, &next),
-            _ => format!(
-                "{}{}",
-                self.frame(),
-                difference(TABLE, &Ruleset::default(), &next)
-            ),
+            _ => self.frame() + &difference(TABLE, &Ruleset::default(), &next),
         };
         self.applied = None;
         run("nft", &["-f", "-"], &script).await?;
@@ -94,7 +90,7 @@ impl Kernel {
 
     /// What does not depend on policies.
     fn frame(&self) -> String {
-        let mut text = format!("add table {TABLE}\ndelete table {TABLE}\nadd table {TABLE}\n");
+        let mut text = format!("{}add table {TABLE}\n", removal(TABLE));
         for (_, suffix, kind) in FAMILIES {
             for direction in Direction::BOTH {
                 let name = direction.name();

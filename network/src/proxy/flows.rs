@@ -1,7 +1,9 @@
 //! What the kernel remembers of clients (conntrack), where a protocol knows no end of a connection: removed when the endpoint goes.
 
+use std::borrow::Borrow;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use super::nftables::Family;
 use crate::nft::{NftError, output_in, run_in};
@@ -10,12 +12,12 @@ use crate::plan::{Protocol, Rule};
 /// The rules that the kernel had last.
 #[derive(Debug, Default)]
 pub(crate) struct Flows {
-    rules: Vec<Rule>,
+    rules: Vec<Arc<Rule>>,
 }
 
 impl Flows {
     /// Removes flows to endpoints that are no longer in `rules`, which the kernel has now.
-    pub(crate) async fn follow(&mut self, netns: Option<&str>, rules: &[Rule]) {
+    pub(crate) async fn follow(&mut self, netns: Option<&str>, rules: &[Arc<Rule>]) {
         let gone = abandoned(&self.rules, rules);
         let kept = rules.iter().filter(|rule| rule.protocol != Protocol::Tcp);
         self.rules = kept.cloned().collect();
@@ -25,12 +27,14 @@ impl Flows {
 
 /// Ways in whose protocol knows no end of a connection, and the endpoints behind them that are gone: the kernel would go on sending
 /// there. A way that is new may have flows too, of datagrams that came before it and met nobody.
-fn abandoned(old: &[Rule], new: &[Rule]) -> Vec<Flow> {
-    let mut gone = unanswered(old, new);
-    let known: HashMap<_, _> = new.iter().map(|rule| (rule.key(), rule)).collect();
+fn abandoned<R: Borrow<Rule>>(old: &[R], new: &[R]) -> Vec<Flow> {
+    let old: Vec<&Rule> = old.iter().map(Borrow::borrow).collect();
+    let new: Vec<&Rule> = new.iter().map(Borrow::borrow).collect();
+    let mut gone = unanswered(&old, &new);
+    let known: HashMap<_, _> = new.iter().map(|rule| (rule.key(), *rule)).collect();
     for rule in old.iter().filter(|rule| rule.protocol != Protocol::Tcp) {
         let kept = known.get(&rule.key());
-        if kept.is_some_and(|kept| **kept == *rule) {
+        if kept.is_some_and(|kept| **kept == **rule) {
             continue;
         }
         let mut lost: Vec<IpAddr> = rule
@@ -53,13 +57,13 @@ fn abandoned(old: &[Rule], new: &[Rule]) -> Vec<Flow> {
 }
 
 /// Flows that met nobody, and would go on doing so now that there is an endpoint: a client that asked a node port too early.
-fn unanswered(old: &[Rule], new: &[Rule]) -> Vec<Flow> {
-    let is_served = |rule: &&Rule| {
+fn unanswered(old: &[&Rule], new: &[&Rule]) -> Vec<Flow> {
+    let is_served = |rule: &&&Rule| {
         rule.protocol != Protocol::Tcp
             && !(rule.endpoints.is_empty() && rule.external_endpoints.is_empty())
     };
     let served = old.iter().filter(is_served);
-    let served: HashSet<_> = served.map(Rule::key).collect();
+    let served: HashSet<_> = served.map(|rule| rule.key()).collect();
     new.iter()
         .filter(is_served)
         .filter(|rule| !served.contains(&rule.key()))
@@ -244,7 +248,7 @@ mod tests {
             ]
         );
         assert!(
-            abandoned(&[rule("a/x:", &["10.0.0.1:53"])], &[]).is_empty(),
+            abandoned::<Rule>(&[rule("a/x:", &["10.0.0.1:53"])], &[]).is_empty(),
             "TCP ends by itself"
         );
     }

@@ -3,8 +3,10 @@
 //!
 //! [`render`] and [`script`] are pure; [`Iptables`] runs the programs. Nothing but the jumps into our chains stands in chains of others.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use super::flows::Flows;
 use super::nftables::Family;
@@ -48,7 +50,7 @@ impl Iptables {
     }
 
     /// Brings the kernel to what `rules` say.
-    pub(crate) async fn sync(&mut self, rules: &[Rule]) -> Result<(), NftError> {
+    pub(crate) async fn sync(&mut self, rules: &[Arc<Rule>]) -> Result<(), NftError> {
         for (family, at) in [(Family::V4, 0), (Family::V6, 1)] {
             let next = render(rules, family);
             let is_idle =
@@ -171,14 +173,15 @@ fn script(
     format!("*{table}\n{declared}{added}COMMIT\n")
 }
 
-fn render(rules: &[Rule], family: Family) -> Chains {
+fn render(rules: &[impl Borrow<Rule>], family: Family) -> Chains {
     let mut nat: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let (mut services, mut node_ports, mut refused) = (Vec::new(), Vec::new(), Vec::new());
     let whole = |addr: &SocketAddr| match family {
         Family::V4 => format!("{}/32", addr.ip()),
         Family::V6 => format!("{}/128", addr.ip()),
     };
-    for rule in rules.iter().filter(|rule| family.has(&rule.cluster[0])) {
+    let rules = rules.iter().map(Borrow::borrow);
+    for rule in rules.filter(|rule| family.has(&rule.cluster[0])) {
         let proto = rule.protocol.name();
         let id = short((&rule.name, rule.protocol));
         let to =
@@ -255,8 +258,7 @@ fn postrouting() -> Vec<String> {
 
 /// Whom the rule lets in from outside, as the beginning of a rule each; everyone is one without words.
 fn sources(rule: &Rule, family: Family) -> Vec<String> {
-    let ranges = rule.source_ranges.iter();
-    let own = ranges.filter(|range| range.contains(':') == (family == Family::V6));
+    let own = rule.sources(family == Family::V6);
     let own: Vec<String> = own.map(|range| format!("-s {range} ")).collect();
     if own.is_empty() {
         vec![String::new()]

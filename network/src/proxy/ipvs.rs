@@ -12,6 +12,7 @@ mod plan;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -111,7 +112,7 @@ impl Ipvs {
     /// nodes; at `dns` this node answers for names.
     pub(crate) async fn sync(
         &mut self,
-        rules: &[Rule],
+        rules: &[Arc<Rule>],
         others: &BTreeSet<IpAddr>,
         dns: Option<IpAddr>,
     ) -> Result<Vec<Problem>, IpvsError> {
@@ -121,7 +122,8 @@ impl Ipvs {
             own: own_addresses(netns).await?,
             others: others.clone(),
         };
-        let (own, left): (Vec<Rule>, Vec<Rule>) = rules.iter().cloned().partition(plan::suits);
+        let (own, left): (Vec<_>, Vec<_>) =
+            rules.iter().cloned().partition(|rule| plan::suits(rule));
         self.sync_others(&left).await?;
         for table in &mut self.tables {
             let next = filter::render(&own, table.family, &nodes, dns);
@@ -147,7 +149,7 @@ impl Ipvs {
     }
 
     /// Services of virtual Pods; a table of theirs is there once one was.
-    async fn sync_others(&mut self, rules: &[Rule]) -> Result<(), NftError> {
+    async fn sync_others(&mut self, rules: &[Arc<Rule>]) -> Result<(), NftError> {
         if rules.is_empty() && self.others.is_none() {
             return Ok(());
         }
@@ -274,12 +276,7 @@ pub(crate) async fn remove(netns: Option<&str>) -> Result<(), IpvsError> {
     if interface_addresses(netns).await?.is_some() {
         run_in(netns, "ip", &["link", "del", INTERFACE], "").await?;
     }
-    let tables = Family::BOTH.map(filter::table);
-    let script: Vec<String> = tables
-        .iter()
-        .map(|table| format!("add table {table}\ndelete table {table}\n"))
-        .collect();
-    run_in(netns, "nft", &["-f", "-"], &script.concat()).await?;
+    crate::nft::remove(netns, Family::BOTH.map(filter::table)).await?;
     super::nftables::remove_in(netns).await?;
     Ok(())
 }

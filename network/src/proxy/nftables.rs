@@ -1,25 +1,33 @@
 //! The proxy in the kernel: a table of nftables for each kind of address, with maps from Service addresses and node ports to chains,
 //! changed by one transaction per sync that names only what is different.
 //!
+//! Most Services have no chain of their own: those with so many endpoints share one, which draws a number and finds the endpoint in a
+//! map, by the address that was asked and the number. What the kernel and `nft` do for a change grows with the number of chains and
+//! anonymous maps, hardly with the number of elements. Services that keep their clients, ask where they come from or have more than
+//! [`SHARED_MAX`] endpoints have chains.
+//!
 //! [`render`] and [`difference`] are pure; [`Nftables`] runs `nft`. Service addresses are local to the node (one route), so what no
 //! rule takes is refused at once instead of leaving by the default route, and a node without one reaches Services too.
 //!
 //! `route_localnet` on the Pods' bridge lets the kernel bring packets of Pods to virtual Pods and to the node's own services on
 //! loopback addresses; the chain `guard` drops whatever asks for such an address itself.
 
-use std::borrow::Cow;
+use std::borrow::{Borrow, Cow};
 use std::collections::{HashMap, HashSet};
-use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::flows::Flows;
-use crate::nft::{NftError, Ruleset, difference, line, run, run_in, short};
+use crate::nft::{NftError, Ruleset, difference, line, removal, run, run_in, short};
 use crate::plan::Rule;
 
 /// Marks packets whose source is to be replaced by the node's, as upstream's proxy does.
 pub(crate) const MARK: &str = "0x4000";
+
+/// The most endpoints of a Service that has no chain of its own.
+const SHARED_MAX: usize = 16;
 
 /// Both kinds of address, each with a table of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +65,10 @@ impl Family {
     pub(crate) fn has(self, addr: &SocketAddr) -> bool {
         Self::of(addr.ip()) == self
     }
+
+    fn among(self, addrs: &[SocketAddr]) -> Vec<&SocketAddr> {
+        addrs.iter().filter(|addr| self.has(addr)).collect()
+    }
 }
 
 /// Keeps the kernel's tables.
@@ -72,7 +84,7 @@ pub(crate) struct Nftables {
 struct Table {
     family: Family,
     /// What the kernel was brought to; none before the first sync and after a failed one.
-    applied: Option<Vec<Rule>>,
+    applied: Option<Vec<Arc<Rule>>>,
 }
 
 impl Nftables {
@@ -96,7 +108,7 @@ impl Nftables {
     }
 
     /// Brings the kernel to what `rules` say.
-    pub(crate) async fn sync(&mut self, rules: &[Rule]) -> Result<(), NftError> {
+    pub(crate) async fn sync(&mut self, rules: &[Arc<Rule>]) -> Result<(), NftError> {
         for table in &mut self.tables {
             let Some(script) = table.next(rules, &self.bridge) else {
                 continue;
@@ -133,28 +145,21 @@ pub(crate) async fn remove() -> Result<(), NftError> {
 
 /// The same in a network namespace of that name, where there is one.
 pub(crate) async fn remove_in(netns: Option<&str>) -> Result<(), NftError> {
-    let tables = Family::BOTH.map(Family::table);
-    let script: Vec<String> = tables
-        .iter()
-        .map(|table| format!("add table {table}\ndelete table {table}\n"))
-        .collect();
-    run_in(netns, "nft", &["-f", "-"], &script.concat()).await
+    crate::nft::remove(netns, Family::BOTH.map(Family::table)).await
 }
 
 impl Table {
     /// The script that brings the table to what the rules say; none when it is as it should be.
-    fn next(&self, rules: &[Rule], bridge: &str) -> Option<String> {
+    fn next(&self, rules: &[Arc<Rule>], bridge: &str) -> Option<String> {
         let family = self.family;
         let table = family.table();
-        let rules: Vec<&Rule> = self.own(rules).collect();
+        let rules: Vec<&Arc<Rule>> = self.own(rules).collect();
         let applied = self.applied.as_deref();
         let (old, new) = parts(applied.unwrap_or_default(), &rules, family);
         match applied {
             Some(_) if old == new => None,
             // No table for a kind of address that no Service has; an earlier run may have left one.
-            _ if rules.is_empty() && family == Family::V6 => {
-                Some(format!("add table {table}\ndelete table {table}\n"))
-            }
+            _ if rules.is_empty() && family == Family::V6 => Some(removal(&table)),
             Some(applied) if family == Family::V4 || !applied.is_empty() => {
                 Some(difference(&table, &old, &new))
             }
@@ -166,7 +171,7 @@ impl Table {
     }
 
     /// Those of the rules that belong in it.
-    fn own<'a>(&self, rules: &'a [Rule]) -> impl Iterator<Item = &'a Rule> + use<'a> {
+    fn own<'a>(&self, rules: &'a [Arc<Rule>]) -> impl Iterator<Item = &'a Arc<Rule>> + use<'a> {
         let family = self.family;
         rules
             .iter()
@@ -176,14 +181,15 @@ impl Table {
 
 /// What is to go and what is to come, rendered of those rules alone that differ: with thousands of Services that is what a change
 /// costs. What several rules put there stays as long as one of them is there; where two want the same way in, all is rendered.
-fn parts(old: &[Rule], new: &[&Rule], family: Family) -> (Ruleset, Ruleset) {
+fn parts(old: &[Arc<Rule>], new: &[&Arc<Rule>], family: Family) -> (Ruleset, Ruleset) {
+    // A rule that is as it was is the same allocation: comparing it costs nothing.
     let before: HashMap<_, _> = old.iter().map(|rule| (rule.key(), rule)).collect();
     let after: HashMap<_, _> = new.iter().map(|rule| (rule.key(), *rule)).collect();
     let gone = old
         .iter()
         .filter(|rule| after.get(&rule.key()) != Some(rule));
-    let gone: Vec<&Rule> = gone.collect();
-    let (fresh, kept): (Vec<&Rule>, Vec<&Rule>) = new
+    let gone: Vec<&Arc<Rule>> = gone.collect();
+    let (fresh, kept): (Vec<&Arc<Rule>>, Vec<_>) = new
         .iter()
         .partition(|rule| before.get(&rule.key()) != Some(*rule));
     let (mut leaving, mut ways) = (HashSet::new(), HashSet::new());
@@ -216,7 +222,7 @@ fn hairpin(ip: IpAddr) -> (Cow<'static, str>, String) {
 /// What does not depend on Services.
 fn frame(family: Family, bridge: &str) -> String {
     let (table, addr) = (family.table(), family.addr());
-    let mut text = format!("add table {table}\ndelete table {table}\nadd table {table}\n");
+    let mut text = format!("{}add table {table}\n", removal(&table));
     for (name, kind) in [
         ("service-ips", "inet_proto . inet_service : verdict"),
         ("no-endpoints", "inet_proto . inet_service : verdict"),
@@ -226,9 +232,17 @@ fn frame(family: Family, bridge: &str) -> String {
             &format!("add map {table} {name} {{ type {addr} . {kind}; }}"),
         );
     }
+    // Any modulus gives the key of a map the same type.
+    let (ip, drawn) = (family.ip(), "numgen random mod 2");
     for declared in [
         format!("map {table} node-ports {{ type inet_proto . inet_service : verdict; }}"),
         format!("set {table} hairpin {{ type {addr} . {addr}; }}"),
+        format!(
+            "map {table} endpoints {{ typeof {ip} daddr . meta l4proto . th dport . {drawn} : {ip} daddr . th dport; }}"
+        ),
+        format!(
+            "map {table} port-endpoints {{ typeof meta l4proto . th dport . {drawn} : {ip} daddr . th dport; }}"
+        ),
     ] {
         line(&mut text, &format!("add {declared}"));
     }
@@ -250,14 +264,38 @@ fn frame(family: Family, bridge: &str) -> String {
     for name in ["services", "refuse"] {
         line(&mut text, &format!("add chain {table} {name}"));
     }
-    for (chain, rule) in frame_rules(family, bridge) {
+    let mut rules = frame_rules(family, bridge);
+    for (chain, rule) in shared_chains(family) {
+        line(&mut text, &format!("add chain {table} {chain}"));
+        rules.push((chain.into(), rule));
+    }
+    for (chain, rule) in rules {
         line(&mut text, &format!("add rule {table} {chain} {rule}"));
     }
     text
 }
 
+/// The chains of Services that have none of their own, by the number of endpoints. Two lead on: they replace the packet's source first.
+fn shared_chains(family: Family) -> impl Iterator<Item = (String, String)> {
+    let ip = family.ip();
+    (1..=SHARED_MAX).flat_map(move |count| {
+        let drawn = format!("meta l4proto . th dport . numgen random mod {count}");
+        let on = |chain: &str| format!("meta mark set meta mark | {MARK} goto {chain}-{count}");
+        [
+            (
+                "pick",
+                format!("dnat {ip} to {ip} daddr . {drawn} map @endpoints"),
+            ),
+            ("port", format!("dnat {ip} to {drawn} map @port-endpoints")),
+            ("out-pick", on("pick")),
+            ("out-port", on("port")),
+        ]
+        .map(|(chain, rule)| (format!("{chain}-{count}"), rule))
+    })
+}
+
 /// The rules of the frame, by their chains.
-fn frame_rules(family: Family, bridge: &str) -> Vec<(&'static str, String)> {
+fn frame_rules(family: Family, bridge: &str) -> Vec<(Cow<'static, str>, String)> {
     let ip = family.ip();
     let refused = format!("ct state new {ip} daddr . meta l4proto . th dport vmap @no-endpoints");
     let mut rules = Vec::new();
@@ -304,6 +342,9 @@ fn frame_rules(family: Family, bridge: &str) -> Vec<(&'static str, String)> {
         ));
     }
     rules
+        .into_iter()
+        .map(|(chain, rule)| (chain.into(), rule))
+        .collect()
 }
 
 /// Turns the switch on where the kernel has it.
@@ -320,128 +361,167 @@ pub(crate) fn bridged_packets_are_filtered(family: Family) -> bool {
 }
 
 /// What rules of a family put into its table.
-fn render<'a>(rules: impl IntoIterator<Item = &'a Rule>, family: Family) -> Ruleset {
+fn render<'a, R: Borrow<Rule> + 'a>(
+    rules: impl IntoIterator<Item = &'a R>,
+    family: Family,
+) -> Ruleset {
     let mut set = Ruleset::default();
     for rule in rules {
-        let id = short((&rule.name, rule.protocol));
-        let inside = format!("svc-{id}");
-        let key = |addr: &SocketAddr| {
-            format!("{} . {} . {}", addr.ip(), rule.protocol.name(), addr.port())
-        };
-        let mut point = |map: &'static str, key: String, chain: &str| {
-            set.elements
-                .insert((map.into(), key), format!("goto {chain}"));
-        };
-        for addr in &rule.cluster {
-            if rule.endpoints.is_empty() {
-                point("no-endpoints", key(addr), "refuse");
-            } else {
-                point("service-ips", key(addr), &inside);
-            }
-        }
-        let outside = format!("ext-{id}");
-        for addr in rule.external.iter().filter(|addr| family.has(addr)) {
-            if rule.external_endpoints.is_empty() {
-                point("no-endpoints", key(addr), "refuse");
-            } else {
-                point("service-ips", key(addr), &outside);
-            }
-        }
-        let is_external = !rule.external.is_empty() || rule.node_port.is_some();
-        if let Some(port) = rule
-            .node_port
-            .filter(|_| !rule.external_endpoints.is_empty())
-        {
-            point(
-                "node-ports",
-                format!("{} . {port}", rule.protocol.name()),
-                &outside,
-            );
-        }
-        if !rule.endpoints.is_empty() {
-            let rules = dispatch((rule, family), &id, &rule.endpoints, &mut set);
-            set.chains.insert(inside, rules);
-        }
-        if is_external && !rule.external_endpoints.is_empty() {
-            let mut chain = Vec::new();
-            let ranges: Vec<&str> = rule
-                .source_ranges
-                .iter()
-                .map(String::as_str)
-                .filter(|range| range.contains(':') == (family == Family::V6))
-                .collect();
-            if !ranges.is_empty() {
-                chain.push(format!(
-                    "{} saddr != {{ {} }} drop",
-                    family.ip(),
-                    ranges.join(", ")
-                ));
-            }
-            if !rule.external_local {
-                chain.push(format!("meta mark set meta mark | {MARK}"));
-            }
-            chain.extend(dispatch(
-                (rule, family),
-                &id,
-                &rule.external_endpoints,
-                &mut set,
-            ));
-            set.chains.insert(outside, chain);
-        }
+        let rule = rule.borrow();
+        Side::inside(rule, family).render(&mut set);
+        Side::outside(rule, family).render(&mut set);
     }
     set
 }
 
-/// The rules that spread connections over endpoints.
-fn dispatch(
-    (rule, family): (&Rule, Family),
-    id: &str,
-    endpoints: &[SocketAddr],
-    set: &mut Ruleset,
-) -> Vec<String> {
-    let proto = rule.protocol.name();
-    let ip = family.ip();
-    let endpoints: Vec<&SocketAddr> = endpoints.iter().filter(|one| family.has(one)).collect();
-    for endpoint in &endpoints {
-        set.elements.insert(hairpin(endpoint.ip()), String::new());
-    }
-    let count = endpoints.len();
-    let Some(secs) = rule.affinity_secs else {
-        if let [only] = endpoints.as_slice() {
-            return vec![format!("meta l4proto {proto} dnat to {only}")];
+/// A rule for traffic from inside the cluster, or for traffic from outside.
+struct Side<'a> {
+    rule: &'a Rule,
+    family: Family,
+    is_outside: bool,
+    addrs: Vec<&'a SocketAddr>,
+    node_port: Option<u16>,
+    /// Who may come; empty: everyone.
+    ranges: Vec<&'a str>,
+    endpoints: Vec<&'a SocketAddr>,
+}
+
+impl<'a> Side<'a> {
+    fn inside(rule: &'a Rule, family: Family) -> Self {
+        Self {
+            rule,
+            family,
+            is_outside: false,
+            addrs: rule.cluster.iter().collect(),
+            node_port: None,
+            ranges: Vec::new(),
+            endpoints: family.among(&rule.endpoints),
         }
-        let mut map = String::new();
-        for (at, endpoint) in endpoints.iter().enumerate() {
-            let comma = if at == 0 { "" } else { ", " };
-            write!(map, "{comma}{at} : {} . {}", endpoint.ip(), endpoint.port())
-                .expect("a text takes everything");
-        }
-        return vec![format!(
-            "meta l4proto {proto} dnat {ip} to numgen random mod {count} map {{ {map} }}"
-        )];
-    };
-    let (mut known, mut map) = (Vec::new(), Vec::new());
-    for (at, endpoint) in endpoints.iter().enumerate() {
-        let own = short(endpoint);
-        let (chain, clients) = (format!("ep-{id}-{own}"), format!("aff-{id}-{own}"));
-        let declared = format!(
-            "{{ type {}; flags dynamic,timeout; timeout {secs}s; }}",
-            family.addr()
-        );
-        set.sets.insert(clients.clone(), declared);
-        known.push(format!("{ip} saddr @{clients} goto {chain}"));
-        map.push(format!("{at} : goto {chain}"));
-        let rules = vec![
-            format!("update @{clients} {{ {ip} saddr }}"),
-            format!("meta l4proto {proto} dnat to {endpoint}"),
-        ];
-        set.chains.insert(chain, rules);
     }
-    known.push(format!(
-        "numgen random mod {count} vmap {{ {} }}",
-        map.join(", ")
-    ));
-    known
+
+    fn outside(rule: &'a Rule, family: Family) -> Self {
+        Self {
+            rule,
+            family,
+            is_outside: true,
+            addrs: family.among(&rule.external),
+            node_port: rule.node_port,
+            ranges: rule.sources(family == Family::V6).collect(),
+            endpoints: family.among(&rule.external_endpoints),
+        }
+    }
+
+    /// Whether the packet's source is replaced by the node's.
+    fn is_marked(&self) -> bool {
+        self.is_outside && !self.rule.external_local
+    }
+
+    fn has_own_chain(&self) -> bool {
+        self.rule.affinity_secs.is_some()
+            || !self.ranges.is_empty()
+            || self.endpoints.len() > SHARED_MAX
+    }
+
+    fn render(&self, set: &mut Ruleset) {
+        let proto = self.rule.protocol.name();
+        let addrs = self.addrs.iter().map(|addr| {
+            let key = format!("{} . {proto} . {}", addr.ip(), addr.port());
+            ("service-ips", "pick", "endpoints", key)
+        });
+        let port = self.node_port.map(|port| {
+            let key = format!("{proto} . {port}");
+            ("node-ports", "port", "port-endpoints", key)
+        });
+        if self.endpoints.is_empty() {
+            for (.., key) in addrs {
+                let refused = "goto refuse".to_owned();
+                set.elements.insert(("no-endpoints".into(), key), refused);
+            }
+            return;
+        }
+        let ways: Vec<_> = addrs.chain(port).collect();
+        if ways.is_empty() {
+            return;
+        }
+        for endpoint in &self.endpoints {
+            set.elements.insert(hairpin(endpoint.ip()), String::new());
+        }
+        let id = short((&self.rule.name, self.rule.protocol));
+        let own = self.has_own_chain().then(|| match self.is_outside {
+            true => format!("ext-{id}"),
+            false => format!("svc-{id}"),
+        });
+        for (map, shared, drawn, key) in ways {
+            let chain = own.clone().unwrap_or_else(|| {
+                let out = if self.is_marked() { "out-" } else { "" };
+                format!("{out}{shared}-{}", self.endpoints.len())
+            });
+            let numbered = self.endpoints.iter().enumerate();
+            for (at, endpoint) in numbered.filter(|_| own.is_none()) {
+                let value = format!("{} . {}", endpoint.ip(), endpoint.port());
+                set.elements
+                    .insert((drawn.into(), format!("{key} . {at}")), value);
+            }
+            set.elements
+                .insert((map.into(), key), format!("goto {chain}"));
+        }
+        if let Some(own) = own {
+            let rules = self.own_chain(&id, set);
+            set.chains.insert(own, rules);
+        }
+    }
+
+    fn own_chain(&self, id: &str, set: &mut Ruleset) -> Vec<String> {
+        let mut rules = Vec::new();
+        if !self.ranges.is_empty() {
+            let (ip, ranges) = (self.family.ip(), self.ranges.join(", "));
+            rules.push(format!("{ip} saddr != {{ {ranges} }} drop"));
+        }
+        if self.is_marked() {
+            rules.push(format!("meta mark set meta mark | {MARK}"));
+        }
+        match self.rule.affinity_secs {
+            Some(secs) => rules.extend(self.keep_clients(id, secs, set)),
+            None => rules.push(self.spread()),
+        }
+        rules
+    }
+
+    /// The rule that spreads connections over endpoints.
+    fn spread(&self) -> String {
+        let (ip, proto) = (self.family.ip(), self.rule.protocol.name());
+        let numbered = self.endpoints.iter().enumerate();
+        let map: Vec<String> = numbered
+            .map(|(at, endpoint)| format!("{at} : {} . {}", endpoint.ip(), endpoint.port()))
+            .collect();
+        let (count, map) = (map.len(), map.join(", "));
+        format!("meta l4proto {proto} dnat {ip} to numgen random mod {count} map {{ {map} }}")
+    }
+
+    /// The rules that bring a client to the endpoint that it had, and new ones to any.
+    fn keep_clients(&self, id: &str, secs: u32, set: &mut Ruleset) -> Vec<String> {
+        let (ip, proto) = (self.family.ip(), self.rule.protocol.name());
+        let (mut known, mut map) = (Vec::new(), Vec::new());
+        for (at, endpoint) in self.endpoints.iter().enumerate() {
+            let own = short(endpoint);
+            let (chain, clients) = (format!("ep-{id}-{own}"), format!("aff-{id}-{own}"));
+            let declared = format!(
+                "{{ type {}; flags dynamic,timeout; timeout {secs}s; }}",
+                self.family.addr()
+            );
+            set.sets.insert(clients.clone(), declared);
+            known.push(format!("{ip} saddr @{clients} goto {chain}"));
+            map.push(format!("{at} : goto {chain}"));
+            let rules = vec![
+                format!("update @{clients} {{ {ip} saddr }}"),
+                format!("meta l4proto {proto} dnat to {endpoint}"),
+            ];
+            set.chains.insert(chain, rules);
+        }
+        let (count, map) = (map.len(), map.join(", "));
+        known.push(format!("numgen random mod {count} vmap {{ {map} }}"));
+        known
+    }
 }
 
 /// Makes Service addresses local to the node.
@@ -462,9 +542,9 @@ pub(crate) mod packets;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::fixture::rule;
+    use crate::plan::fixture::{rule, shared};
 
-    fn render_v4(rules: &[Rule]) -> Ruleset {
+    fn render_v4(rules: &[impl Borrow<Rule>]) -> Ruleset {
         render(rules, Family::V4)
     }
 
@@ -472,30 +552,56 @@ mod tests {
     fn a_sync_names_only_what_changed() {
         let one = render_v4(&[rule("a/x:", &["10.0.0.1:80", "10.0.0.2:80"])]);
         let script = difference(&Family::V4.table(), &Ruleset::default(), &one);
-        assert!(
-            script.contains("numgen random mod 2 map { 0 : 10.0.0.1 . 80, 1 : 10.0.0.2 . 80 }"),
-            "{script}"
-        );
-        assert!(
-            script
-                .contains("add element ip coxswain-services node-ports { tcp . 30080 : goto ext-"),
-            "{script}"
-        );
+        for element in [
+            "service-ips { 10.96.0.7 . tcp . 80 : goto pick-2 }",
+            "endpoints { 10.96.0.7 . tcp . 80 . 1 : 10.0.0.2 . 80 }",
+            "node-ports { tcp . 30080 : goto out-port-2 }",
+            "port-endpoints { tcp . 30080 . 0 : 10.0.0.1 . 80 }",
+        ] {
+            let added = format!("add element ip coxswain-services {element}\n");
+            assert!(script.contains(&added), "{script}");
+        }
         assert_eq!(difference(&Family::V4.table(), &one, &one), "", "settled");
         let two = render_v4(&[rule("a/x:", &["10.0.0.1:80"])]);
         let script = difference(&Family::V4.table(), &one, &two);
         assert!(
-            !script.contains("service-ips"),
-            "its address is as it was: {script}"
+            !script.contains(" endpoints { 10.96.0.7 . tcp . 80 . 0 "),
+            "the first is as it was: {script}"
         );
-        assert!(script.contains("dnat to 10.0.0.1:80"), "{script}");
+        assert!(
+            script.contains("10.96.0.7 . tcp . 80 : goto pick-1"),
+            "{script}"
+        );
         let none = difference(&Family::V4.table(), &two, &render_v4(&[rule("a/x:", &[])]));
         assert!(none.contains("add element ip coxswain-services no-endpoints { 10.96.0.7 . tcp . 80 : goto refuse }"), "{none}");
         let gone = difference(&Family::V4.table(), &two, &Ruleset::default());
         assert!(
-            gone.contains("delete chain") && !gone.contains("add "),
+            gone.contains("delete element") && !gone.contains("add "),
             "{gone}"
         );
+    }
+
+    #[test]
+    fn many_endpoints_and_sources_have_a_chain_of_their_own() {
+        let many: Vec<String> = (0..=SHARED_MAX)
+            .map(|at| format!("10.0.1.{at}:80"))
+            .collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        let wide = render_v4(&[rule("a/x:", &many)]);
+        let chains: Vec<&str> = wide.chains.keys().map(|name| &name[..4]).collect();
+        assert_eq!(chains, ["ext-", "svc-"]);
+        let spread = &wide.chains.values().next_back().unwrap()[0];
+        assert!(
+            spread.contains("numgen random mod 17 map { 0 : 10.0.1.0 . 80"),
+            "{spread}"
+        );
+        let guarded = render_v4(&[Rule {
+            source_ranges: vec!["192.0.2.0/24".into(), "2001:db8::/32".into()],
+            ..rule("a/x:", &many[..2])
+        }]);
+        let (name, rules) = guarded.chains.first_key_value().unwrap();
+        assert!(name.starts_with("ext-"), "only from outside: {name}");
+        assert_eq!(rules[0], "ip saddr != { 192.0.2.0/24 } drop");
     }
 
     #[test]
@@ -550,10 +656,10 @@ mod tests {
     #[test]
     fn what_differs_brings_the_same_as_all() {
         let mut seed = 0x5eed;
-        let mut old: Vec<Rule> = Vec::new();
+        let mut old: Vec<Arc<Rule>> = Vec::new();
         let mut partly = 0;
         for round in 0..2000 {
-            let mut new = random(&mut seed);
+            let mut new = shared(&random(&mut seed));
             if round % 2 == 0 && !old.is_empty() {
                 // Most of them as before.
                 let changed = new.pop();
@@ -565,7 +671,7 @@ mod tests {
                 });
                 new.truncate(at.max(1));
             }
-            let all: Vec<&Rule> = new.iter().collect();
+            let all: Vec<&Arc<Rule>> = new.iter().collect();
             let (out, come) = parts(&old, &all, Family::V4);
             let whole = render_v4(&old);
             partly += usize::from(out != whole);

@@ -4,6 +4,7 @@
 //! below 1024 are not, unless the machine says so (`net.ipv4.ip_unprivileged_port_start`); Wasm Pods do not come this way and
 //! reach them all the same. Endpoints see this process as their peer.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -107,9 +108,9 @@ fn node_ports(node: IpAddr, is_ipv4: bool) -> IpAddr {
 }
 
 /// Which listeners there should be, and where their traffic goes. Pure. `node` is the node's address.
-fn wanted(rules: &[Rule], node: IpAddr) -> HashMap<Place, Target> {
+fn wanted(rules: &[impl Borrow<Rule>], node: IpAddr) -> HashMap<Place, Target> {
     let mut all = HashMap::new();
-    for rule in rules {
+    for rule in rules.iter().map(Borrow::borrow) {
         let affinity = rule
             .affinity_secs
             .map(|secs| Duration::from_secs(secs.into()));
@@ -133,7 +134,7 @@ fn wanted(rules: &[Rule], node: IpAddr) -> HashMap<Place, Target> {
 impl Userspace {
     /// Brings the listeners to what the rules say; connections that are there go on. Answers what its users should hear, each
     /// once.
-    pub(crate) fn sync(&mut self, rules: &[Rule], node: IpAddr) -> Vec<Problem> {
+    pub(crate) fn sync(&mut self, rules: &[impl Borrow<Rule>], node: IpAddr) -> Vec<Problem> {
         let mut problems = Vec::new();
         // A listener without endpoints would accept what it cannot serve: closed, it refuses.
         let mut wanted = wanted(rules, node);

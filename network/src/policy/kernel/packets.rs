@@ -140,7 +140,13 @@ async fn policies_hold_for_services_of_ipvs() {
         rule.external_local = true;
     }
     let none = BTreeSet::new();
-    assert_eq!(proxy.sync(&rules, &none, None).await.unwrap(), []);
+    assert_eq!(
+        proxy
+            .sync(&crate::plan::fixture::shared(&rules), &none, None)
+            .await
+            .unwrap(),
+        []
+    );
     let _server = crate::proxy::nftables::packets::serve_on(&lab, "p2");
     let ips =
         |all: &[&str]| -> BTreeSet<IpAddr> { all.iter().map(|ip| ip.parse().unwrap()).collect() };

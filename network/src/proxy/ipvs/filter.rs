@@ -4,10 +4,11 @@
 //! Packets to a virtual server are the node's own to the kernel: they come by its input, and leave by its output with another
 //! destination. [`FORWARDED`] tells policies that such a packet is a Pod's or somebody's from outside.
 
+use std::borrow::Borrow;
 use std::net::IpAddr;
 
 use super::plan::{Nodes, external};
-use crate::nft::{Ruleset, difference, line, short};
+use crate::nft::{Ruleset, difference, line, removal, short};
 use crate::plan::Rule;
 use crate::proxy::nftables::{Family, MARK, bridged_packets_are_filtered};
 
@@ -30,9 +31,7 @@ impl Table {
         match &self.applied {
             Some(applied) if applied == next => None,
             // No table for a kind of address that no Service has; an earlier run may have left one.
-            _ if *next == nothing && self.family == Family::V6 => {
-                Some(format!("add table {table}\ndelete table {table}\n"))
-            }
+            _ if *next == nothing && self.family == Family::V6 => Some(removal(&table)),
             Some(applied) if self.family == Family::V4 || *applied != nothing => {
                 Some(difference(&table, applied, next))
             }
@@ -50,7 +49,7 @@ pub(super) fn table(family: Family) -> String {
 
 fn frame(family: Family, bridge: &str) -> String {
     let (table, addr) = (table(family), family.addr());
-    let mut text = format!("add table {table}\ndelete table {table}\nadd table {table}\n");
+    let mut text = format!("{}add table {table}\n", removal(&table));
     let key = format!("{addr} . inet_proto . inet_service");
     for declared in [
         format!("set {table} services {{ type {key}; }}"),
@@ -133,13 +132,17 @@ fn frame_rules(family: Family, bridge: &str) -> Vec<(&'static str, String)> {
 
 /// What the rules need. `dns`: an address at which this node answers for names beside what the Service says.
 pub(super) fn render(
-    rules: &[Rule],
+    rules: &[impl Borrow<Rule>],
     family: Family,
     nodes: &Nodes,
     dns: Option<IpAddr>,
 ) -> Ruleset {
     let mut set = Ruleset::default();
-    for rule in rules.iter().filter(|rule| family.has(&rule.cluster[0])) {
+    for rule in rules
+        .iter()
+        .map(Borrow::borrow)
+        .filter(|rule| family.has(&rule.cluster[0]))
+    {
         let proto = rule.protocol.name();
         let mut element = |map: &'static str, key: String, value: String| {
             set.elements.insert((map.into(), key), value);
@@ -151,7 +154,7 @@ pub(super) fn render(
                 element("addresses", addr.ip().to_string(), String::new());
             }
         }
-        for endpoint in rule.endpoints.iter().chain(&rule.external_endpoints) {
+        for endpoint in rule.all_endpoints() {
             let own = endpoint.ip();
             element("hairpin", format!("{own} . {own}"), String::new());
         }
@@ -185,10 +188,7 @@ pub(super) fn render(
 /// What happens to packets from outside.
 fn outside(rule: &Rule, family: Family) -> Vec<String> {
     let mut chain = Vec::new();
-    let ranges = rule.source_ranges.iter().map(String::as_str);
-    let own: Vec<&str> = ranges
-        .filter(|range| range.contains(':') == (family == Family::V6))
-        .collect();
+    let own: Vec<&str> = rule.sources(family == Family::V6).collect();
     if !own.is_empty() {
         let ranges = own.join(", ");
         chain.push(format!("{} saddr != {{ {ranges} }} drop", family.ip()));

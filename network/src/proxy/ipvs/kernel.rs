@@ -1,10 +1,10 @@
 //! The kernel's virtual servers (family `IPVS` of generic netlink): reads them, and carries out steps.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use super::plan::{Place, Server, Servers, Settings, Step};
-use crate::netlink::{Attrs, Family, attr, attr_u16, attr_u32};
+use crate::netlink::{Attrs, Family, IPV4, IPV6, attr, attr_u16, attr_u32, read_ip};
 use crate::plan::Protocol;
 
 const FAMILY: &str = "IPVS";
@@ -44,8 +44,6 @@ mod dest {
 }
 /// `IP_VS_SVC_F_PERSISTENT`.
 const PERSISTENT: u32 = 1;
-const IPV4: u16 = 2;
-const IPV6: u16 = 10;
 
 /// The virtual servers of one network namespace.
 #[derive(Debug)]
@@ -180,7 +178,7 @@ fn read_service(bytes: &[u8]) -> Option<(Place, Settings)> {
         132 => Protocol::Sctp,
         _ => return None,
     };
-    let ip = ip(af, attr(bytes, service::ADDR)?)?;
+    let ip = read_ip(af, attr(bytes, service::ADDR)?)?;
     let addr = SocketAddr::new(ip, port(attr(bytes, service::PORT)?)?);
     let flags = attr(bytes, service::FLAGS)?.get(..4)?;
     let flags = u32::from_ne_bytes(flags.try_into().ok()?);
@@ -195,7 +193,7 @@ fn read_service(bytes: &[u8]) -> Option<(Place, Settings)> {
 }
 
 fn read_target(bytes: &[u8]) -> Option<Target> {
-    let ip = ip(
+    let ip = read_ip(
         attr_u16(bytes, dest::AF).unwrap_or(IPV4),
         attr(bytes, dest::ADDR)?,
     )?;
@@ -228,20 +226,6 @@ fn octets(ip: IpAddr) -> [u8; 16] {
             all
         }
         IpAddr::V6(ip) => ip.octets(),
-    }
-}
-
-fn ip(af: u16, bytes: &[u8]) -> Option<IpAddr> {
-    match af {
-        IPV4 => {
-            let octets: [u8; 4] = bytes.get(..4)?.try_into().ok()?;
-            Some(Ipv4Addr::from(octets).into())
-        }
-        IPV6 => {
-            let octets: [u8; 16] = bytes.get(..16)?.try_into().ok()?;
-            Some(Ipv6Addr::from(octets).into())
-        }
-        _ => None,
     }
 }
 

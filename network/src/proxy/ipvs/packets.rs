@@ -6,6 +6,7 @@ use std::process::Stdio;
 use super::*;
 use crate::lab::{Lab, kernel_has};
 use crate::plan::Protocol;
+use crate::plan::fixture::shared;
 use crate::proxy::nftables::packets::{self, Kernel as Proxy, Killed, Load, Node, both, flow, set};
 
 fn node(test: &str) -> Option<Node> {
@@ -344,7 +345,7 @@ async fn another_node_s_address_stays_another_node_s() {
         "192.0.2.9:80".parse().unwrap(),
     ];
     let others = BTreeSet::from(["192.0.2.9".parse().unwrap()]);
-    proxy.sync(&rules, &others, None).await.unwrap();
+    proxy.sync(&shared(&rules), &others, None).await.unwrap();
     assert_eq!(
         node.answers("out", "192.0.2.1:80", 3),
         set(&["p1 10.64.32.1"])

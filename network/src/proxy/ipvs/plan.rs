@@ -3,6 +3,7 @@
 //! An endpoint of TCP that goes is first given no new connections (weight 0) and removed when it has none left; the protocols that
 //! know no end of a connection lose it at once.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
@@ -53,14 +54,15 @@ pub(super) struct Nodes {
 
 /// Whether the kernel's virtual servers can do it: they bring no packets of others to loopback addresses, which virtual Pods have.
 pub(super) fn suits(rule: &Rule) -> bool {
-    let mut all = rule.endpoints.iter().chain(&rule.external_endpoints);
-    !all.any(|endpoint| endpoint.ip().is_loopback())
+    !rule
+        .all_endpoints()
+        .any(|endpoint| endpoint.ip().is_loopback())
 }
 
 /// What the rules need.
-pub(super) fn desired(rules: &[Rule], nodes: &Nodes, scheduler: &str) -> Desired {
+pub(super) fn desired(rules: &[impl Borrow<Rule>], nodes: &Nodes, scheduler: &str) -> Desired {
     let mut desired = Desired::default();
-    for rule in rules {
+    for rule in rules.iter().map(Borrow::borrow) {
         let settings = Settings {
             scheduler: scheduler.to_owned(),
             affinity_secs: rule.affinity_secs,

@@ -6,6 +6,7 @@ use std::process::{Child, Stdio};
 use super::*;
 use crate::lab::Lab;
 use crate::plan::Protocol;
+use crate::plan::fixture::shared;
 use crate::proxy::ProxyError;
 use crate::proxy::iptables::{self, Iptables};
 use crate::proxy::ipvs::Ipvs;
@@ -59,6 +60,7 @@ pub(crate) enum Kernel {
 
 impl Kernel {
     pub(crate) async fn sync(&mut self, rules: &[Rule]) -> Result<(), ProxyError> {
+        let rules = &shared(rules);
         match self {
             Self::Nft(proxy) => proxy.sync(rules).await?,
             Self::Ipt(proxy) => proxy.sync(rules).await?,
@@ -623,7 +625,7 @@ async fn a_proxy_that_starts_anew_drops_no_connection() {
     for _ in 0..20 {
         // It knows nothing of what its predecessor left, and replaces it as a whole, in one transaction.
         let mut proxy = Nftables::new("cox0").in_netns(Some(&node.lab.netns("node")));
-        proxy.sync(&rules).await.unwrap();
+        proxy.sync(&shared(&rules)).await.unwrap();
         for _ in 0..5 {
             load.next();
         }

@@ -115,7 +115,7 @@ async fn tell(node: Node, containerd: Option<Containerd>) {
         story.live_once(index).await;
         match story.dice.below(20) {
             0 | 1 => story.kill_shim(index).await,
-            2 if story.containerd.is_some() => story.kill_containerd(index).await,
+            2 | 3 if story.containerd.is_some() => story.kill_containerd(index).await,
             _ => {}
         }
     }
@@ -164,7 +164,10 @@ async fn tell(node: Node, containerd: Option<Containerd>) {
         (after.processes.is_empty() && after.cgroups.is_empty()).then_some(after)
     })
     .await;
-    assert_eq!(after, before, "{}", node.shim_log());
+    if after != before {
+        eprintln!("{}", node.shim_log());
+    }
+    assert_eq!(after, before);
     census::remove_cgroup_parent();
     eprintln!(
         "{cycles} cycles (seed {seed:#x}) in {took:?}: {counts:?}; namespaces, mounts, interfaces, addresses, processes, \
@@ -182,7 +185,7 @@ impl Story {
         if self.dice.below(6) == 0 {
             self.kill_a_container();
         }
-        if self.live.len() > LIVE_MAX || (!self.live.is_empty() && self.dice.below(2) == 0) {
+        while self.live.len() > LIVE_MAX || (!self.live.is_empty() && self.dice.below(2) == 0) {
             let at = usize::try_from(self.dice.below(self.live.len() as u64)).unwrap();
             let pod = self.live.swap_remove(at);
             if self.dice.below(2) == 0 {

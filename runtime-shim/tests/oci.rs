@@ -11,11 +11,18 @@
 mod support;
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use cox_cri::v1::security_profile::ProfileType;
 use cox_cri::v1::*;
 use support::oci::{Containerd, can_run_oci, shell};
 use support::{Pod, Shim, wait_until};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
 
 async fn exec(
     shim: &mut Shim,
@@ -499,6 +506,99 @@ async fn what_containerd_makes_late_for_an_earlier_runtime_is_removed() {
     assert_eq!(shim.status(&over).await.exit_code, 0);
     remove_pod(&mut shim, &pod).await;
     assert_eq!(containerd.ctr(&["containers", "ls", "-q"]), "");
+    shim.stop().await;
+}
+
+/// What lies between a runtime and its containerd. It breaks when it is armed and a container's file system has been asked for:
+/// containerd hears the wish, and nobody hears of it again until it is mended.
+struct Wire {
+    armed: AtomicBool,
+    broken: watch::Sender<bool>,
+}
+
+impl Wire {
+    fn between(own: &Path, containerd: PathBuf) -> Arc<Self> {
+        let listener = UnixListener::bind(own).unwrap();
+        let wire = Arc::new(Self {
+            armed: AtomicBool::new(false),
+            broken: watch::Sender::new(false),
+        });
+        let passing = Arc::clone(&wire);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                if !*passing.broken.borrow() {
+                    let server = UnixStream::connect(&containerd).await.unwrap();
+                    tokio::spawn(Arc::clone(&passing).pass(client, server));
+                }
+            }
+        });
+        wire
+    }
+
+    async fn pass(self: Arc<Self>, mut client: UnixStream, mut server: UnixStream) {
+        let (mut asked, mut answers) = client.split();
+        let (mut replies, mut wishes) = server.split();
+        let up = async {
+            let mut buffer = vec![0; 64 << 10];
+            while let Ok(len @ 1..) = asked.read(&mut buffer).await {
+                wishes.write_all(&buffer[..len]).await.unwrap();
+                if self.armed.load(Ordering::Relaxed) && is_prepare(&buffer[..len]) {
+                    self.broken.send_replace(true);
+                    // Carried out, before the end of the connection takes the wish back.
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    return;
+                }
+            }
+        };
+        let down = async {
+            let mut broken = self.broken.subscribe();
+            let breaks = async { drop(broken.wait_for(|broken| *broken).await) };
+            tokio::select! {
+                _ = tokio::io::copy(&mut replies, &mut answers) => {}
+                () = breaks => std::future::pending().await,
+            }
+        };
+        tokio::select! { () = up => {}, () = down => {} }
+    }
+}
+
+/// A snapshot on top of an image's last layer: field 3 of the request.
+fn is_prepare(bytes: &[u8]) -> bool {
+    let parent = [&[0x1a, 71][..], b"sha256:"].concat();
+    bytes.windows(parent.len()).any(|part| part == parent)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_half_made_when_containerd_goes_is_removed_when_it_is_back() {
+    if !can_run_oci("what_is_half_made_when_containerd_goes_is_removed_when_it_is_back") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let containerd = Containerd::start(dir.path()).await;
+    let socket = dir.path().join("wire.sock");
+    let wire = Wire::between(&socket, containerd.socket());
+    let mut shim = Shim::start_with(dir.path(), |config| config.containerd_socket = socket).await;
+    shim.load_busybox("busybox").await;
+    let pod = shim.host_sandbox("torn").await;
+    let first = shim.create(&pod, shell("first", "busybox", "true")).await;
+    first.unwrap();
+    let snapshots = || containerd.ctr(&["snapshots", "ls"]);
+    let before = snapshots();
+
+    wire.armed.store(true, Ordering::Relaxed);
+    let torn = shim.create(&pod, shell("torn", "busybox", "true")).await;
+    assert!(torn.is_err());
+    assert_eq!(snapshots().lines().count(), before.lines().count() + 1);
+
+    wire.armed.store(false, Ordering::Relaxed);
+    wire.broken.send_replace(false);
+    wait_until("what was half made is gone", || async {
+        (snapshots() == before).then_some(())
+    })
+    .await;
+    let again = shim.launch(&pod, shell("torn", "busybox", "true")).await;
+    assert_eq!(shim.exit(&again).await.exit_code, 0);
+    remove_pod(&mut shim, &pod).await;
     shim.stop().await;
 }
 

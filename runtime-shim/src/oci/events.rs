@@ -248,7 +248,8 @@ impl Backend {
                 tracing::warn!(error = %err, container = %container.id, "A container could not be taken over");
             }
         }
-        self.remove_orphans(shim, None).await
+        self.remove_orphans(shim, None).await?;
+        self.remove_torn().await
     }
 
     async fn compare_one(

@@ -69,6 +69,8 @@ pub(crate) struct Backend {
     snapshotter: OnceCell<Snapshotter>,
     /// Holds what containers need while they are being made; lives as long as this process.
     lease: tokio::sync::Mutex<Option<(Lease, Instant)>>,
+    /// What a making that went wrong may have left in containerd, which was not there to be asked: container and snapshotter.
+    torn: Mutex<Vec<(String, String)>>,
     locks: KeyedLocks,
     host: std::sync::OnceLock<spec::Host>,
     recursive_read_only: OnceCell<bool>,
@@ -92,6 +94,7 @@ impl Backend {
             index: ImageIndex::default(),
             snapshotter: OnceCell::new(),
             lease: tokio::sync::Mutex::new(None),
+            torn: Mutex::default(),
             locks: KeyedLocks::default(),
             host: std::sync::OnceLock::new(),
             recursive_read_only: OnceCell::new(),

@@ -183,9 +183,25 @@ impl Backend {
     ) -> Result<OciRecord, OciError> {
         self.ensure_unpacked(image).await?;
         let snapshotter = self.snapshotter().await?;
+        let made = self.make(image, new, &snapshotter).await;
+        if made.is_err()
+            && let Err(err) = self.remove_snapshots(new.id, &snapshotter).await
+        {
+            tracing::debug!(error = %err, container = new.id, "What was half made is removed when containerd answers again");
+            self.torn.lock().push((new.id.to_owned(), snapshotter));
+        }
+        made
+    }
+
+    async fn make(
+        &self,
+        image: &OciImage,
+        new: &NewContainer<'_>,
+        snapshotter: &str,
+    ) -> Result<OciRecord, OciError> {
         let lease = self.making().await?;
         let prepare = PrepareSnapshotRequest {
-            snapshotter: snapshotter.clone(),
+            snapshotter: snapshotter.to_owned(),
             key: new.id.to_owned(),
             parent: image.chain_id(),
             labels: HashMap::new(),
@@ -201,20 +217,36 @@ impl Backend {
             )?
             .into_inner()
             .mounts;
-        let made = match self.volumes(new.id, new.config, &lease).await {
-            Ok(volumes) => {
-                self.create_record(image, new, &snapshotter, &mounts, &volumes)
-                    .await
+        let volumes = self.volumes(new.id, new.config, &lease).await?;
+        self.create_record(image, new, snapshotter, &mounts, &volumes)
+            .await
+    }
+
+    /// The container's file system and those of its image volumes; none there is fine.
+    async fn remove_snapshots(&self, id: &str, snapshotter: &str) -> Result<(), OciError> {
+        self.remove_volumes(id, snapshotter).await?;
+        self.containerd.remove_snapshot(snapshotter, id).await
+    }
+
+    /// Removes what was half made when containerd went away. The lease that holds it lives as long as this process.
+    pub(super) async fn remove_torn(&self) -> Result<(), OciError> {
+        let torn = std::mem::take(&mut *self.torn.lock());
+        let mut torn = torn.into_iter();
+        while let Some((id, snapshotter)) = torn.next() {
+            match self.remove_snapshots(&id, &snapshotter).await {
+                Ok(()) => {}
+                Err(err @ OciError::Unavailable { .. }) => {
+                    let mut left = self.torn.lock();
+                    left.push((id, snapshotter));
+                    left.extend(torn);
+                    return Err(err);
+                }
+                Err(err) => {
+                    tracing::warn!(error = %err, container = id, "What was half made of a container stays in containerd until this runtime ends");
+                }
             }
-            Err(err) => Err(err),
-        };
-        if made.is_err() {
-            self.remove_volumes(new.id, &snapshotter).await?;
-            self.containerd
-                .remove_snapshot(&snapshotter, new.id)
-                .await?;
         }
-        made
+        Ok(())
     }
 
     async fn create_record(
@@ -517,8 +549,7 @@ impl Backend {
             Err(status) if status.code() == Code::NotFound => {}
             Err(status) => return Err(self.containerd.failed("remove the container")(status)),
         }
-        self.remove_volumes(id, snapshotter).await?;
-        self.containerd.remove_snapshot(snapshotter, id).await
+        self.remove_snapshots(id, snapshotter).await
     }
 
     pub(crate) async fn delete_container(

@@ -53,6 +53,12 @@ pub fn has_code(error: &kube::Error, code: u16) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == code)
 }
 
+/// The API server has spoken, if only to refuse: it was reached, and is neither in trouble itself nor too busy.
+#[must_use]
+pub fn is_answer(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code < 500 && status.code != 429)
+}
+
 /// The object does not exist (404).
 #[must_use]
 pub fn is_not_found(error: &kube::Error) -> bool {

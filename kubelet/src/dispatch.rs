@@ -265,7 +265,13 @@ impl Dispatcher {
             }
         }
         self.all_known.store(true, Ordering::Relaxed);
-        self.shared.keeper.set_offline(false);
+        if self.shared.keeper.is_offline() {
+            self.shared.keeper.set_offline(false);
+            // What was kept stood in for its word until now.
+            for known in self.lock().values() {
+                known.mailbox.put(|mail| mail.objects_changed = true);
+            }
+        }
         self.clear_kept(&here);
         self.clear_orphans();
         let live: HashSet<PodUid> = self.lock().keys().cloned().collect();
@@ -428,9 +434,9 @@ impl Dispatcher {
                 let name = secret.metadata.name.as_deref().unwrap_or_default();
                 volumes.secrets.seed(namespace, name, secret.clone());
             }
-            volumes
-                .tokens
-                .take_over(uid(&record.pod).as_str(), &record.tokens);
+            let uid = uid(&record.pod);
+            volumes.tokens.take_over(uid.as_str(), &record.tokens);
+            volumes.answers.take_over(uid.as_str(), &record.volumes);
         }
         *self
             .kept

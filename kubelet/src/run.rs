@@ -128,6 +128,7 @@ pub fn prepare(
         deps.client.clone(),
         &cancel,
     );
+    let keeper = Keeper::open(config.data_dir.join("kept"), &config.node_key);
     let shared = Arc::new(Shared {
         images: Images::new(
             runtime.clone(),
@@ -145,6 +146,7 @@ pub fn prepare(
             deps.client.clone(),
             deps.clock.clone(),
             allocatable,
+            keeper.offline(),
             &cancel,
         ),
         cgroups,
@@ -163,7 +165,7 @@ pub fn prepare(
         allocatable,
         node,
         probe_metrics: ProbeMetrics::default(),
-        keeper: Arc::new(Keeper::open(config.data_dir.join("kept"), &config.node_key)),
+        keeper: Arc::new(keeper),
         log_rotations: crate::files::Writes::default(),
         clock: deps.clock.clone(),
         client: ClientHandle(deps.client.clone()),

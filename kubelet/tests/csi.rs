@@ -17,7 +17,7 @@ use cox_kubelet::csi::registration::registration_server::{Registration, Registra
 use cox_kubelet::csi::registration::{
     InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse,
 };
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Secret};
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, VolumeAttachment};
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -156,6 +156,9 @@ impl Node for Driver {
     ) -> Result<Response<proto::NodeStageVolumeResponse>, Status> {
         let request = request.into_inner();
         std::fs::write(Path::new(&request.staging_target_path).join("disk"), "data")?;
+        if let Some(key) = request.secrets.get("key") {
+            self.note(format!("stage with {key}"));
+        }
         let rack = request.publish_context.get("rack").cloned();
         self.note(format!(
             "stage {} {}",
@@ -233,24 +236,15 @@ async fn provision(cluster: &Cluster, driver: Value) {
         serde_json::from_value(json!({"metadata": {"name": DRIVER}, "spec": driver})).unwrap();
     let drivers: Api<CSIDriver> = Api::all(cluster.admin.clone());
     drivers.create(&params, &driver).await.unwrap();
-    let claim: PersistentVolumeClaim = serde_json::from_value(json!({"metadata": {"name": "claim"},
-        "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "", "volumeName": "pv", "resources": {"requests": {"storage": "1Gi"}}}}))
+    let secret: Secret = serde_json::from_value(
+        json!({"metadata": {"name": "unlocks"}, "stringData": {"key": "s3cret"}}),
+    )
     .unwrap();
-    let claims: Api<PersistentVolumeClaim> = Api::namespaced(cluster.admin.clone(), "default");
-    let made = claims.create(&params, &claim).await.unwrap();
-    let volume: PersistentVolume = serde_json::from_value(json!({"metadata": {"name": "pv"}, "spec": {
-        "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"],
-        "csi": {"driver": DRIVER, "volumeHandle": "vol-1"},
-        "claimRef": {"kind": "PersistentVolumeClaim", "apiVersion": "v1", "namespace": "default", "name": "claim", "uid": made.metadata.uid}}}))
-    .unwrap();
-    let volumes: Api<PersistentVolume> = Api::all(cluster.admin.clone());
-    volumes.create(&params, &volume).await.unwrap();
-    // Nobody binds here: the test does it.
-    let bound: Value = json!({"status": {"phase": "Bound", "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}}});
-    claims
-        .patch_status("claim", &PatchParams::default(), &Patch::Merge(bound))
-        .await
-        .unwrap();
+    let secrets: Api<Secret> = Api::namespaced(cluster.admin.clone(), "default");
+    secrets.create(&params, &secret).await.unwrap();
+    let source = json!({"csi": {"driver": DRIVER, "volumeHandle": "vol-1",
+        "nodeStageSecretRef": {"name": "unlocks", "namespace": "default"}}});
+    cluster.bind("claim", source, None).await;
 }
 
 /// What a driver says that attaches nothing.
@@ -293,7 +287,7 @@ async fn a_driver_registers_mounts_for_two_pods_and_lets_go() {
     let pod = cluster.create("first", user_of("claim")).await;
     cluster.until("first", "ready", is_ready).await;
     let uid = pod.metadata.uid.unwrap();
-    let target = data.join(format!("pods/{uid}/volumes/kubernetes.io~csi/pv/mount"));
+    let target = data.join(format!("pods/{uid}/volumes/kubernetes.io~csi/claim/mount"));
     assert_eq!(
         std::fs::read_to_string(target.join("file")).unwrap(),
         "data"
@@ -373,57 +367,18 @@ async fn a_volume_of_a_driver_that_is_not_there_says_so() {
     let _node = cluster.kubelet();
     provision(&cluster, detached()).await;
     cluster.create("p", user_of("claim")).await;
-    let events: Api<k8s_openapi::api::core::v1::Event> =
-        Api::namespaced(cluster.admin.clone(), "default");
-    let wanted = format!("driver name {DRIVER} not found in the list of registered CSI drivers");
-    tokio::time::timeout(std::time::Duration::from_secs(30), async {
-        loop {
-            let all = events
-                .list(&kube::api::ListParams::default())
-                .await
-                .unwrap();
-            let told = all.iter().any(|event| {
-                event.reason.as_deref() == Some("FailedMount")
-                    && event
-                        .message
-                        .as_ref()
-                        .is_some_and(|text| text.contains(&wanted))
-            });
-            if told {
-                return;
-            }
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .expect("an event names the driver that is missing");
+    let words = format!("driver name {DRIVER} not found in the list of registered CSI drivers");
+    cluster.until_told("FailedMount", &words).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_volume_is_attached_used_grown_and_given_back() {
-    let cluster = Cluster::start().await;
-    let data = cluster.dir.path().join("kubelet");
-    std::fs::create_dir_all(data.join("plugins_registry")).unwrap();
-    let _node = cluster.kubelet();
-    let socket = cluster.dir.path().join("csi.sock");
-    let (driver, _tasks) = Driver::serve(&socket, &data.join("plugins_registry/files.sock"));
-    eventually("the driver is registered", || {
-        driver.calls().iter().any(|call| call == "registered true ")
-    })
-    .await;
-    provision(
-        &cluster,
-        json!({"tokenRequests": [{"audience": "vault"}], "requiresRepublish": true}),
-    )
-    .await;
-    cluster.create("p", user_of("claim")).await;
+/// The test is controller and attacher in one: it attaches the volume and says so.
+async fn attach(cluster: &Cluster, driver: &Driver) {
     let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(cluster.admin.clone());
-    // The test is controller and attacher in one.
     let name = cox_client::attachments::name("vol-1", DRIVER, NODE);
     let shown = cox_client::attachments::in_status("vol-1", DRIVER);
     let attachments: Api<VolumeAttachment> = Api::all(cluster.admin.clone());
     let attachment = json!({"metadata": {"name": name}, "spec": {"attacher": DRIVER, "nodeName": NODE,
-        "source": {"persistentVolumeName": "pv"}}});
+        "source": {"persistentVolumeName": "claim"}}});
     let attachment = serde_json::from_value(attachment).unwrap();
     attachments
         .create(&PostParams::default(), &attachment)
@@ -444,6 +399,30 @@ async fn a_volume_is_attached_used_grown_and_given_back() {
         .patch_status(NODE, &params, &Patch::Merge(named))
         .await
         .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_is_attached_used_grown_and_given_back() {
+    let cluster = Cluster::start().await;
+    let data = cluster.dir.path().join("kubelet");
+    std::fs::create_dir_all(data.join("plugins_registry")).unwrap();
+    let _node = cluster.kubelet();
+    let socket = cluster.dir.path().join("csi.sock");
+    let (driver, _tasks) = Driver::serve(&socket, &data.join("plugins_registry/files.sock"));
+    eventually("the driver is registered", || {
+        driver.calls().iter().any(|call| call == "registered true ")
+    })
+    .await;
+    provision(
+        &cluster,
+        json!({"tokenRequests": [{"audience": "vault"}], "requiresRepublish": true}),
+    )
+    .await;
+    cluster.create("p", user_of("claim")).await;
+    attach(&cluster, &driver).await;
+    let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(cluster.admin.clone());
+    let shown = cox_client::attachments::in_status("vol-1", DRIVER);
+    let params = PatchParams::default();
     cluster.until("p", "ready", is_ready).await;
     let calls = driver.calls();
     assert!(
@@ -462,7 +441,7 @@ async fn a_volume_is_attached_used_grown_and_given_back() {
     let volumes: Api<PersistentVolume> = Api::all(cluster.admin.clone());
     let larger = json!({"spec": {"capacity": {"storage": "2Gi"}}});
     volumes
-        .patch("pv", &params, &Patch::Merge(larger))
+        .patch("claim", &params, &Patch::Merge(larger))
         .await
         .unwrap();
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(cluster.admin.clone(), "default");
@@ -494,4 +473,91 @@ async fn a_volume_is_attached_used_grown_and_given_back() {
     })
     .await
     .expect("what is not used is not named any more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_is_staged_again_after_a_power_cut_without_a_control_plane() {
+    let mut cluster = Cluster::start().await;
+    let data = cluster.dir.path().join("kubelet");
+    let registry = data.join("plugins_registry/files.sock");
+    std::fs::create_dir_all(data.join("plugins_registry")).unwrap();
+    let node = cluster.kubelet();
+    let socket = cluster.dir.path().join("csi.sock");
+    let (driver, tasks) = Driver::serve(&socket, &registry);
+    let registered = |driver: &Driver| driver.calls().contains(&"registered true ".to_owned());
+    eventually("the driver is registered", || registered(&driver)).await;
+    let wishes = json!({"podInfoOnMount": true, "tokenRequests": [{"audience": "vault"}]});
+    provision(&cluster, wishes).await;
+    let pod = cluster.create("p", user_of("claim")).await;
+    attach(&cluster, &driver).await;
+    cluster.until("p", "ready", is_ready).await;
+    let uid = pod.metadata.uid.unwrap();
+    eventually("the Pod is kept", || data.join("kept").join(&uid).exists()).await;
+    let about_volumes = |driver: &Driver| -> Vec<String> {
+        let calls = driver.calls().into_iter();
+        calls
+            .filter(|call| !call.starts_with("registered"))
+            .collect()
+    };
+    let before = about_volumes(&driver);
+    node.quit().await;
+
+    // The driver dies with the rest, and so does what it had mounted; what is on the disk stays, its sockets among it.
+    for task in tasks {
+        task.abort();
+        task.await.ok();
+    }
+    cluster.cut_power();
+    let target = data.join(format!("pods/{uid}/volumes/kubernetes.io~csi/claim/mount"));
+    std::fs::remove_dir_all(&target).unwrap();
+    let staged = data.join("plugins/kubernetes.io/csi").join(DRIVER);
+    let staged = std::fs::read_dir(staged).unwrap().next().unwrap().unwrap();
+    std::fs::remove_file(staged.path().join("globalmount/disk")).unwrap();
+    cluster.set_link(false);
+    let node = cluster.kubelet();
+    eventually("it was taken over", || node.handle.pods_len() == 1).await;
+    assert_eq!(cluster.runtime.running(), Vec::<String>::new());
+    for socket in [&socket, &registry] {
+        std::fs::remove_file(socket).unwrap();
+    }
+    let (driver, _tasks) = Driver::serve(&socket, &registry);
+    eventually("it runs again", || cluster.runtime.running() == ["a"]).await;
+    let after = about_volumes(&driver);
+    assert_eq!(after, before, "the driver hears what it heard before");
+    assert!(after.contains(&"stage with s3cret".to_owned()));
+    assert_eq!(
+        std::fs::read_to_string(target.join("file")).unwrap(),
+        "data"
+    );
+
+    // The link is back: the volume was named as in use all the time, and the driver is told of.
+    let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(cluster.admin.clone());
+    let csi_nodes: Api<CSINode> = Api::all(cluster.admin.clone());
+    csi_nodes
+        .delete(NODE, &kube::api::DeleteParams::default())
+        .await
+        .unwrap();
+    cluster.set_link(true);
+    cluster.until("p", "restarted", support::is_restarted).await;
+    let status = nodes.get(NODE).await.unwrap().status.unwrap();
+    let shown = cox_client::attachments::in_status("vol-1", DRIVER);
+    assert_eq!(status.volumes_in_use.unwrap(), [shown]);
+    let named = tokio::time::timeout(std::time::Duration::from_secs(30), async {
+        while csi_nodes.get_opt(NODE).await.unwrap().is_none() {
+            tokio::task::yield_now().await;
+        }
+    });
+    named.await.expect("the driver is named again");
+    let told = csi_nodes.get(NODE).await.unwrap().spec.drivers;
+    assert_eq!(told[0].node_id, "box-7");
+    assert_eq!(
+        driver
+            .calls()
+            .iter()
+            .filter(|call| call.starts_with("stage v"))
+            .count(),
+        1,
+        "nothing is staged again"
+    );
+    node.quit().await;
 }

@@ -72,12 +72,8 @@ async fn after_a_power_cut_pods_run_again_without_a_control_plane() {
     let mut cluster = Cluster::start().await;
     let (node, pod) = a_kept_pod(&cluster).await;
     node.quit().await;
-    // Everything that ran is gone, and so is what lay in memory; the images stay.
-    let images = cluster.runtime.state.lock().unwrap().images.clone();
-    cluster.replace_runtime();
-    cluster.runtime.state.lock().unwrap().images = images;
+    cluster.cut_power();
     std::fs::remove_dir_all(cluster.volumes(&pod)).unwrap();
-    cluster.lose_memory();
     cluster.set_link(false);
     let node = cluster.kubelet();
     eventually("it runs again", || cluster.runtime.running() == ["a"]).await;
@@ -105,6 +101,137 @@ async fn after_a_power_cut_pods_run_again_without_a_control_plane() {
         calls.iter().filter(starts).collect::<Vec<_>>(),
         ["start a#1"]
     );
+    node.quit().await;
+}
+
+/// A Pod with claims: of a local volume, of a hostPath one, and one of its own. All of them are folders of the cluster's.
+async fn claiming(cluster: &Cluster) -> Pod {
+    let folder = |name: &str| cluster.dir.path().join(name);
+    for name in ["local", "host", "p-own"] {
+        std::fs::create_dir_all(folder(name)).unwrap();
+    }
+    let on_host = |name: &str| json!({"hostPath": {"path": folder(name)}});
+    let here = json!({"required": {"nodeSelectorTerms": [{"matchExpressions": [
+        {"key": "kubernetes.io/hostname", "operator": "In", "values": [support::NODE]}]}]}});
+    let local = json!({"local": {"path": folder("local")}, "nodeAffinity": here});
+    cluster.bind("local", local, None).await;
+    cluster.bind("host", on_host("host"), None).await;
+    let mut spec = one("stay");
+    let template = json!({"spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
+    spec["volumes"] = json!([{"name": "local", "persistentVolumeClaim": {"claimName": "local"}},
+        {"name": "host", "persistentVolumeClaim": {"claimName": "host", "readOnly": true}},
+        {"name": "own", "ephemeral": {"volumeClaimTemplate": template}}]);
+    spec["containers"][0]["volumeMounts"] = json!([{"name": "local", "mountPath": "/local"},
+        {"name": "host", "mountPath": "/host"}, {"name": "own", "mountPath": "/own"}]);
+    let pod = cluster.create("p", spec).await;
+    cluster.bind("p-own", on_host("p-own"), Some(&pod)).await;
+    cluster.until("p", "ready", is_ready).await;
+    kept(cluster, &pod).await;
+    pod
+}
+
+/// The folders that the container has of claims, and whether it may only read.
+fn mounts(cluster: &Cluster) -> Vec<(String, bool)> {
+    let state = cluster.runtime.state.lock().unwrap();
+    let containers = state.containers.values();
+    let mounts = containers.flat_map(|container| container.config.mounts.clone());
+    let mut found: Vec<_> = mounts
+        .filter_map(|mount| {
+            let folder = std::path::Path::new(&mount.host_path);
+            let name = folder.strip_prefix(cluster.dir.path()).ok()?;
+            let is_claims = name.components().count() == 1;
+            is_claims.then(|| (name.to_string_lossy().into_owned(), mount.readonly))
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn claims_are_used_again_after_a_power_cut_without_a_control_plane() {
+    let mut cluster = Cluster::start().await;
+    let node = cluster.kubelet();
+    let pod = claiming(&cluster).await;
+    let had = mounts(&cluster);
+    let expected = [("host", true), ("local", false), ("p-own", false)];
+    assert_eq!(
+        had,
+        expected.map(|(name, read_only)| (name.to_owned(), read_only))
+    );
+    node.quit().await;
+    let file = cluster
+        .dir
+        .path()
+        .join("kubelet/kept")
+        .join(pod.metadata.uid.clone().unwrap());
+    let sealed = std::fs::read(&file).unwrap();
+    assert!(!sealed.windows(5).any(|part| part == b"p-own"));
+    cluster.cut_power();
+    cluster.set_link(false);
+    let node = cluster.kubelet();
+    eventually("it runs again", || cluster.runtime.running() == ["a"]).await;
+    assert_eq!(mounts(&cluster), had);
+    cluster.set_link(true);
+    cluster
+        .until("p", "reported as restarted once", is_restarted)
+        .await;
+    let calls = cluster.runtime.calls();
+    let starts = calls.iter().filter(|call| call.starts_with("start "));
+    assert_eq!(starts.count(), 1, "nothing is started again: {calls:?}");
+
+    // What was kept goes with the Pod.
+    cluster.delete("p").await;
+    cluster.until_gone("p").await;
+    eventually("it is not kept any more", || !file.exists()).await;
+    node.quit().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_was_lost_meanwhile_is_not_used_once_the_api_server_says_so() {
+    let mut cluster = Cluster::start().await;
+    let node = cluster.kubelet();
+    claiming(&cluster).await;
+    node.quit().await;
+    let claims: Api<k8s_openapi::api::core::v1::PersistentVolumeClaim> =
+        Api::namespaced(cluster.admin.clone(), "default");
+    let lost = kube::api::Patch::Merge(json!({"status": {"phase": "Lost"}}));
+    claims
+        .patch_status("local", &Default::default(), &lost)
+        .await
+        .unwrap();
+    // Nobody can know without the API server.
+    cluster.cut_power();
+    cluster.set_link(false);
+    let node = cluster.kubelet();
+    eventually("it runs again", || cluster.runtime.running() == ["a"]).await;
+    // What runs goes on, as upstream, and the Pod says what is wrong.
+    cluster.set_link(true);
+    let words = "PVC default/local is not bound";
+    cluster.until_told("FailedMount", words).await;
+    assert_eq!(cluster.runtime.running(), ["a"]);
+    // The next start knows what was said, with a link and without: another Pod starts, this one does not.
+    let mut other = one("stay");
+    other["containers"][0]["name"] = json!("b");
+    cluster.create("q", other).await;
+    let other = cluster.until("q", "ready", is_ready).await;
+    kept(&cluster, &other).await;
+    node.quit().await;
+    let events: Api<k8s_openapi::api::core::v1::Event> =
+        Api::namespaced(cluster.admin.clone(), "default");
+    events
+        .delete_collection(&DeleteParams::default(), &Default::default())
+        .await
+        .unwrap();
+    cluster.cut_power();
+    cluster.set_link(false);
+    let node = cluster.kubelet();
+    eventually("the other runs again", || {
+        cluster.runtime.running().contains(&"b".to_owned())
+    })
+    .await;
+    cluster.set_link(true);
+    cluster.until_told("FailedMount", words).await;
+    assert_eq!(cluster.runtime.running(), ["b"]);
     node.quit().await;
 }
 

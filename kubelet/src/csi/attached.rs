@@ -4,8 +4,9 @@
 use super::Csi;
 use super::mount::{KIND, Note};
 use super::plan::{Wanted, needs_attachment};
+use crate::volumes::answers::Answers;
 use cox_client::attachments;
-use k8s_openapi::api::core::v1::NodeStatus;
+use k8s_openapi::api::core::v1::{NodeStatus, Pod};
 use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use kube::Api;
 use std::collections::{BTreeSet, HashMap};
@@ -15,19 +16,28 @@ use tokio::sync::watch;
 /// How long one attempt waits for the Node to change; the next attempt comes by itself.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// What an attacher tells the node.
+#[derive(Debug, Default)]
+pub(super) struct Attached {
+    pub(super) told: HashMap<String, String>,
+    /// The API server did not answer: this was told before.
+    is_kept: bool,
+}
+
 impl Csi {
     /// What the attacher tells the node, once the volume is attached where that is needed.
     pub(super) async fn attached(
         &self,
-        client: &kube::Client,
+        answers: &Answers,
+        pod: &Pod,
         wanted: &Wanted,
         known: Option<&CSIDriver>,
-    ) -> Result<HashMap<String, String>, String> {
+    ) -> Result<Attached, String> {
         if !needs_attachment(wanted, known) {
-            return Ok(HashMap::new());
+            return Ok(Attached::default());
         }
-        if let Some(told) = self.attachment(client, wanted).await? {
-            return Ok(told);
+        if let Some(attached) = self.attachment(answers, pod, wanted).await? {
+            return Ok(attached);
         }
         let name = attachments::in_status(&wanted.handle, &wanted.driver);
         let is_named = |status: &NodeStatus| {
@@ -35,7 +45,7 @@ impl Csi {
             attached.map(|one| &one.name).any(|one| *one == name)
         };
         self.node_says(is_named).await;
-        self.attachment(client, wanted).await?.ok_or_else(|| {
+        self.attachment(answers, pod, wanted).await?.ok_or_else(|| {
             format!(
                 "volume {} is not attached to the node yet: timed out waiting for external-attacher of {} CSI driver to attach volume {} (or its CSIDriver says attachRequired: false)",
                 wanted.name, wanted.driver, wanted.handle
@@ -46,15 +56,19 @@ impl Csi {
     /// What the attachment of a volume to this node says, if it is attached.
     async fn attachment(
         &self,
-        client: &kube::Client,
+        answers: &Answers,
+        pod: &Pod,
         wanted: &Wanted,
-    ) -> Result<Option<HashMap<String, String>>, String> {
+    ) -> Result<Option<Attached>, String> {
         let name = attachments::name(&wanted.handle, &wanted.driver, &self.node);
-        let api: Api<VolumeAttachment> = Api::all(client.clone());
-        let found = match api.get_opt(&name).await {
-            Ok(found) => found,
+        let api: Api<VolumeAttachment> = Api::all(answers.client.clone());
+        let (found, is_kept) = match answers.get(pod, &api, &name).await {
+            Ok(answer) => (answer.object, answer.is_kept),
             // What does not exist cannot be shown to belong to this node.
-            Err(error) if cox_client::has_code(&error, 403) => None,
+            Err(error) if cox_client::has_code(&error, 403) => {
+                answers.forget_one(pod, &api, &name);
+                (None, false)
+            }
             Err(error) => return Err(format!("volume attachment {name} cannot be read: {error}")),
         };
         let Some(found) = found.filter(|found| found.metadata.deletion_timestamp.is_none()) else {
@@ -71,7 +85,8 @@ impl Csi {
             )),
             None => Ok(status.attached.then(|| {
                 let told = status.attachment_metadata.unwrap_or_default();
-                told.into_iter().collect()
+                let told = told.into_iter().collect();
+                Attached { told, is_kept }
             })),
         }
     }
@@ -95,9 +110,21 @@ impl Csi {
     }
 
     /// Names a volume as in use before it is mounted, and waits until the Node shows it: from then on nobody detaches it.
-    pub(super) async fn claim_use(&self, wanted: &Wanted) -> Result<(), String> {
+    ///
+    /// Without an API server nobody waits: what is known of the attachment then is of a time when the Node showed it, and the
+    /// Node shows it still, since only this kubelet could have taken it back.
+    pub(super) async fn claim_use(
+        &self,
+        answers: &Answers,
+        pod: &Pod,
+        wanted: &Wanted,
+        attached: &Attached,
+    ) -> Result<(), String> {
         let name = attachments::in_status(&wanted.handle, &wanted.driver);
         self.see_what_is_in_use();
+        if attached.is_kept {
+            return Ok(());
+        }
         let is_named = |status: &NodeStatus| {
             status
                 .volumes_in_use
@@ -108,6 +135,9 @@ impl Csi {
         if self.node_says(is_named).await {
             Ok(())
         } else {
+            let api: Api<VolumeAttachment> = Api::all(answers.client.clone());
+            let attachment = attachments::name(&wanted.handle, &wanted.driver, &self.node);
+            answers.forget_one(pod, &api, &attachment);
             Err(format!(
                 "volume {} is not named in the Node as in use yet",
                 wanted.name

@@ -6,7 +6,8 @@ use super::mount::secret;
 use super::plan::Wanted;
 use super::proto::{CapacityRange, NodeExpandVolumeRequest};
 use crate::resources;
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use crate::volumes::answers::Answers;
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
@@ -57,11 +58,11 @@ impl Csi {
     /// Grows a volume that stands, if its claim says less than the volume has. True: it grew.
     pub(crate) async fn grow(
         &self,
-        client: &kube::Client,
+        answers: &Answers,
+        pod: &Pod,
         wanted: &Wanted,
         target: &Path,
-        claim: &PersistentVolumeClaim,
-        volume: &PersistentVolume,
+        (claim, volume): (&PersistentVolumeClaim, &PersistentVolume),
     ) -> Result<bool, String> {
         let driver = self.driver(&wanted.driver)?;
         let Some(bytes) = grown(claim, volume).filter(|_| driver.expands && !wanted.read_only)
@@ -82,7 +83,7 @@ impl Csi {
             }),
             staging_target_path: staged.to_string_lossy().into_owned(),
             volume_capability: Some(wanted.capability(&driver, None)),
-            secrets: secret(client, wanted.expand_secret.as_ref()).await?,
+            secrets: secret(answers, pod, wanted.expand_secret.as_ref()).await?,
         };
         driver
             .node()
@@ -91,7 +92,7 @@ impl Csi {
             .map_err(|status| format!("NodeExpandVolume failed: {}", text(status)))?;
         let namespace = claim.metadata.namespace.as_deref().unwrap_or_default();
         let name = claim.metadata.name.as_deref().unwrap_or_default();
-        let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
+        let api: Api<PersistentVolumeClaim> = Api::namespaced(answers.client.clone(), namespace);
         let patch = Patch::Merge(after_growth(claim, volume));
         api.patch_status(name, &PatchParams::default(), &patch)
             .await

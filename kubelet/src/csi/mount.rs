@@ -11,6 +11,7 @@ use super::proto::{
     NodeUnstageVolumeRequest,
 };
 use crate::files;
+use crate::volumes::answers::Answers;
 use crate::volumes::tokens::Tokens;
 use cox_client::attachments;
 use jiff::{SignedDuration, Timestamp};
@@ -38,7 +39,7 @@ pub(crate) struct Mounted {
 /// For whom a volume is mounted, and with what.
 #[derive(Clone, Copy)]
 pub(crate) struct Occasion<'a> {
-    pub(crate) client: &'a kube::Client,
+    pub(crate) answers: &'a Answers,
     pub(crate) pod: &'a Pod,
     /// The Pod's fsGroup.
     pub(crate) group: Option<u32>,
@@ -89,19 +90,21 @@ impl Csi {
         wanted: &Wanted,
     ) -> Result<Mounted, String> {
         let Occasion {
-            client, pod, group, ..
+            answers,
+            pod,
+            group,
+            ..
         } = occasion;
         let driver = self.driver(&wanted.driver)?;
-        let drivers: Api<CSIDriver> = Api::all(client.clone());
-        let known = drivers
-            .get_opt(&wanted.driver)
-            .await
+        let drivers: Api<CSIDriver> = Api::all(answers.client.clone());
+        let known = answers.get(pod, &drivers, &wanted.driver).await;
+        let known = known
             .map_err(|error| format!("CSIDriver {} cannot be read: {error}", wanted.driver))?;
-        let known = known.as_ref();
+        let known = known.object.as_ref();
         if let Some(refusal) = wanted.refusal(known) {
             return Err(refusal);
         }
-        let attached = self.attached(client, wanted, known).await?;
+        let attached = self.attached(answers, pod, wanted, known).await?;
         let is_attached = needs_attachment(wanted, known);
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let folder = self.volumes_of(uid).join(&wanted.name);
@@ -109,12 +112,13 @@ impl Csi {
         self.note(&folder, wanted, is_attached)
             .map_err(|error| format!("{}: {error}", folder.display()))?;
         if is_attached {
-            self.claim_use(wanted).await?;
+            self.claim_use(answers, pod, wanted, &attached).await?;
         }
+        let attached = attached.told;
         let mut staged = PathBuf::new();
         if driver.stages && !wanted.is_ephemeral {
             staged = self.stage_of(&wanted.driver, &wanted.handle);
-            let secrets = secret(client, wanted.stage_secret.as_ref()).await?;
+            let secrets = secret(answers, pod, wanted.stage_secret.as_ref()).await?;
             self.stage(&driver, wanted, &staged, &attached, secrets, group)
                 .await?;
         }
@@ -132,7 +136,7 @@ impl Csi {
             target_path: target.to_string_lossy().into_owned(),
             volume_capability: Some(wanted.capability(&driver, group)),
             readonly: wanted.read_only,
-            secrets: secret(client, wanted.publish_secret.as_ref()).await?,
+            secrets: secret(answers, pod, wanted.publish_secret.as_ref()).await?,
             volume_context: context.into_iter().collect(),
         };
         driver
@@ -311,7 +315,8 @@ impl Csi {
 }
 
 pub(super) async fn secret(
-    client: &kube::Client,
+    answers: &Answers,
+    pod: &Pod,
     reference: Option<&SecretReference>,
 ) -> Result<HashMap<String, String>, String> {
     let Some(reference) = reference else {
@@ -319,10 +324,13 @@ pub(super) async fn secret(
     };
     let name = reference.name.as_deref().unwrap_or_default();
     let namespace = reference.namespace.as_deref().unwrap_or_default();
-    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let found = api.get(name).await.map_err(|error| {
-        format!("failed to find the secret {name} in the namespace {namespace} with error: {error}")
-    })?;
+    let failed = |why: String| {
+        format!("failed to find the secret {name} in the namespace {namespace} with error: {why}")
+    };
+    let api: Api<Secret> = Api::namespaced(answers.client.clone(), namespace);
+    let found = answers.get(pod, &api, name).await;
+    let found = found.map_err(|error| failed(error.to_string()))?.object;
+    let found = found.ok_or_else(|| failed(format!("secrets \"{name}\" not found")))?;
     let data = found.data.unwrap_or_default().into_iter();
     Ok(data
         .map(|(key, value)| (key, String::from_utf8_lossy(&value.0).into_owned()))

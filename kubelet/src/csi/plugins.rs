@@ -1,5 +1,6 @@
 //! Drivers make themselves known by a socket in `<data_dir>/plugins_registry`: it is asked what it is, the Node and its CSINode tell
-//! of it, and the plugin hears whether it was taken. A socket that goes takes its driver along.
+//! of it, and the plugin hears whether it was taken. A socket that goes takes its driver along. Without an API server a driver is
+//! taken all the same, so that the node's Pods get their volumes after a power cut, and told of later.
 //!
 //! Woken by inotify, and again after a while as long as something did not work.
 
@@ -28,6 +29,8 @@ use tokio_util::sync::CancellationToken;
 const NODE_IDS: &str = "csi.volume.kubernetes.io/nodeid";
 /// First and longest wait before what did not work is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// How long the API server may take to be told of a driver, before the driver is taken without.
+const TELL_PATIENCE: Duration = Duration::from_secs(5);
 /// Versions of the registration that are spoken.
 const VERSIONS: [&str; 2] = ["1.0.0", "v1"];
 
@@ -40,6 +43,8 @@ pub(crate) struct Plugins {
     client: kube::Client,
     /// Drivers by the socket that they registered with.
     taken: BTreeMap<PathBuf, String>,
+    /// What drivers said that the API server has not heard yet.
+    untold: BTreeMap<String, proto::NodeGetInfoResponse>,
 }
 
 impl std::fmt::Debug for Plugins {
@@ -65,6 +70,7 @@ impl Plugins {
             folder: data_dir.join("plugins_registry"),
             client,
             taken: BTreeMap::new(),
+            untold: BTreeMap::new(),
         }
     }
 
@@ -127,6 +133,7 @@ impl Plugins {
                 self.taken.remove(&socket);
                 continue;
             }
+            self.untold.remove(&name);
             match self.tell(&name, None).await {
                 Ok(()) => {
                     tracing::info!(driver = name, "CSI driver is gone");
@@ -135,13 +142,14 @@ impl Plugins {
                 Err(error) => {
                     tracing::warn!(
                         driver = name,
-                        error,
+                        %error,
                         "CSI driver is gone, and the Node still names it"
                     );
                     all_well = false;
                 }
             }
         }
+        all_well &= self.tell_late().await;
         for socket in sockets {
             if self.taken.contains_key(&socket) {
                 continue;
@@ -157,10 +165,32 @@ impl Plugins {
                 }
             }
         }
+        all_well && self.untold.is_empty()
+    }
+
+    /// Tells of drivers that were taken without the API server. False if one has to be told of again.
+    async fn tell_late(&mut self) -> bool {
+        let mut all_well = true;
+        for (driver, said) in self.untold.clone() {
+            match self.tell(&driver, Some(&said)).await {
+                Ok(()) => {
+                    tracing::info!(driver, "The Node names a CSI driver that was there before");
+                    self.untold.remove(&driver);
+                }
+                Err(error) if cox_client::is_answer(&error) => {
+                    tracing::warn!(driver, %error, "The Node does not name a CSI driver yet");
+                    all_well = false;
+                }
+                Err(error) => {
+                    tracing::debug!(driver, %error, "The API server cannot be told of a CSI driver yet");
+                    all_well = false;
+                }
+            }
+        }
         all_well
     }
 
-    async fn take(&self, socket: &Path) -> Result<String, String> {
+    async fn take(&mut self, socket: &Path) -> Result<String, String> {
         let mut plugin = RegistrationClient::new(channel(socket));
         let info = plugin
             .get_info(InfoRequest {})
@@ -179,7 +209,7 @@ impl Plugins {
         taken.map(|()| info.name)
     }
 
-    async fn introduce(&self, info: &PluginInfo) -> Result<(), String> {
+    async fn introduce(&mut self, info: &PluginInfo) -> Result<(), String> {
         if info.r#type == "DevicePlugin" {
             let (devices, socket) = (self.devices.clone(), PathBuf::from(&info.endpoint));
             let mut plugin = DevicePluginClient::new(channel(&socket));
@@ -205,7 +235,19 @@ impl Plugins {
         }
         let endpoint = PathBuf::from(&info.endpoint);
         let Introduced { driver, info: node } = introduce(&info.name, &endpoint).await?;
-        self.tell(&info.name, Some(&node)).await?;
+        // What of it was written when the time is up is written again then.
+        let told = tokio::time::timeout(TELL_PATIENCE, self.tell(&info.name, Some(&node))).await;
+        match told {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) if cox_client::is_answer(&error) => return Err(error.to_string()),
+            Ok(Err(_)) | Err(_) => {
+                tracing::info!(
+                    driver = info.name,
+                    "The API server is away: a CSI driver is taken without it"
+                );
+                self.untold.insert(info.name.clone(), node);
+            }
+        }
         self.csi.drivers().insert(info.name.clone(), driver);
         Ok(())
     }
@@ -215,10 +257,9 @@ impl Plugins {
         &self,
         driver: &str,
         said: Option<&proto::NodeGetInfoResponse>,
-    ) -> Result<(), String> {
-        let text = |error: kube::Error| error.to_string();
+    ) -> Result<(), kube::Error> {
         let nodes: Api<Node> = Api::all(self.client.clone());
-        let node = nodes.get(&self.csi.node).await.map_err(text)?;
+        let node = nodes.get(&self.csi.node).await?;
         let patch = node_patch(&node, driver, said);
         nodes
             .patch(
@@ -226,10 +267,9 @@ impl Plugins {
                 &PatchParams::default(),
                 &Patch::Merge(patch),
             )
-            .await
-            .map_err(text)?;
+            .await?;
         let api: Api<CSINode> = Api::all(self.client.clone());
-        let known = api.get_opt(&self.csi.node).await.map_err(text)?;
+        let known = api.get_opt(&self.csi.node).await?;
         let is_new = known.is_none();
         let mut wanted = known.unwrap_or_else(|| empty(&node));
         let drivers = &mut wanted.spec.drivers;
@@ -237,11 +277,9 @@ impl Plugins {
         drivers.extend(said.map(|said| entry(driver, said)));
         let params = PostParams::default();
         if is_new {
-            api.create(&params, &wanted).await.map_err(text)?;
+            api.create(&params, &wanted).await?;
         } else {
-            api.replace(&self.csi.node, &params, &wanted)
-                .await
-                .map_err(text)?;
+            api.replace(&self.csi.node, &params, &wanted).await?;
         }
         Ok(())
     }

@@ -44,6 +44,23 @@ struct State {
     handlers: HashMap<String, String>,
 }
 
+/// Whether the API server was not there when the node's Pods had to start, and has not come back since.
+#[derive(Clone, Debug, Default)]
+pub struct Offline(Arc<AtomicBool>);
+
+impl Offline {
+    /// Tells all who hold a copy.
+    pub fn set(&self, offline: bool) {
+        self.0.store(offline, Ordering::Relaxed);
+    }
+
+    /// Now.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// The keeper of a node.
 #[derive(Debug)]
 pub struct Keeper {
@@ -52,8 +69,7 @@ pub struct Keeper {
     key: Option<NodeKey>,
     state: Mutex<State>,
     changed: Notify,
-    /// The API server was not there when the node's Pods had to start.
-    offline: AtomicBool,
+    offline: Offline,
     writes: Writes,
     failures: AtomicU64,
 }
@@ -74,7 +90,7 @@ impl Keeper {
             key,
             state: Mutex::default(),
             changed: Notify::new(),
-            offline: AtomicBool::new(false),
+            offline: Offline::default(),
             writes: Writes::default(),
             failures: AtomicU64::new(0),
         }
@@ -170,13 +186,19 @@ impl Keeper {
 
     /// The API server is away and kept Pods were started, or it is back.
     pub fn set_offline(&self, offline: bool) {
-        self.offline.store(offline, Ordering::Relaxed);
+        self.offline.set(offline);
+    }
+
+    /// The same, for others to see.
+    #[must_use]
+    pub fn offline(&self) -> Offline {
+        self.offline.clone()
     }
 
     /// Whether kept Pods had to be started without the API server, and it has not come back since.
     #[must_use]
     pub fn is_offline(&self) -> bool {
-        self.offline.load(Ordering::Relaxed)
+        self.offline.is_set()
     }
 
     /// The services that Pods of a namespace saw last.

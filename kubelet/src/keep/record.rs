@@ -1,5 +1,6 @@
 //! What is kept of one Pod: all that starting it again takes without an API server.
 
+use crate::volumes::KeptAnswer;
 use crate::volumes::tokens::KeptToken;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodStatus, Secret, Service};
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,8 @@ pub struct Record {
     /// Name and handler of its runtime class.
     pub runtime_class: Option<(String, String)>,
     pub tokens: Vec<KeptToken>,
+    /// Claims, persistent volumes, and what drivers need.
+    pub volumes: Vec<KeptAnswer>,
 }
 
 impl Record {

@@ -1,5 +1,6 @@
 //! Persistent volume claims: which one a volume of a Pod means, and the persistent volume behind it.
 
+use super::answers::{Answer, Answers};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Volume};
 use kube::Api;
 
@@ -14,32 +15,58 @@ pub(super) fn claim_of(pod: &Pod, volume: &Volume) -> Option<(String, bool)> {
     Some((format!("{name}-{}", volume.name), false))
 }
 
+/// A claim and the persistent volume that it is bound to.
+#[derive(Debug)]
+pub(super) struct Bound {
+    pub(super) claim: PersistentVolumeClaim,
+    pub(super) volume: PersistentVolume,
+    /// The API server did not answer: this is what it said before.
+    pub(super) is_kept: bool,
+}
+
 /// A claim of the Pod, and the persistent volume that it is bound to.
 pub(super) async fn bound(
-    client: kube::Client,
+    answers: &Answers,
     pod: &Pod,
     volume: &Volume,
     name: &str,
-) -> Result<(PersistentVolumeClaim, PersistentVolume), String> {
+) -> Result<Bound, String> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let failed = |error: kube::Error| {
-        format!("failed to fetch PVC \"{namespace}/{name}\" from API server: {error}")
-    };
-    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
-    let claim = claims.get(name).await.map_err(failed)?;
+    let what = format!("PVC \"{namespace}/{name}\"");
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(answers.client.clone(), namespace);
+    let claim = answers.get(pod, &claims, name).await;
+    let (claim, claim_is_kept) = there(claim, &what, "persistentvolumeclaims", name)?;
     let volume_name = bound_to(pod, volume, &claim)?;
-    let volumes: Api<PersistentVolume> = Api::all(client);
-    let found = volumes.get(&volume_name).await.map_err(|error| {
-        format!("failed to fetch PV \"{volume_name}\" from API server: {error}")
-    })?;
+    let what = format!("PV \"{volume_name}\"");
+    let volumes: Api<PersistentVolume> = Api::all(answers.client.clone());
+    let found = answers.get(pod, &volumes, &volume_name).await;
+    let (found, volume_is_kept) = there(found, &what, "persistentvolumes", &volume_name)?;
     let back = found.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref());
     if back.and_then(|back| back.uid.as_ref()) == claim.metadata.uid.as_ref() {
-        Ok((claim, found))
+        Ok(Bound {
+            claim,
+            volume: found,
+            is_kept: claim_is_kept || volume_is_kept,
+        })
     } else {
         Err(format!(
             "PVC {namespace}/{name} is bound to {volume_name}, which is bound to another claim"
         ))
     }
+}
+
+/// An object that has to be there, and whether it is the API server's former word.
+fn there<K>(
+    answer: Result<Answer<K>, kube::Error>,
+    what: &str,
+    resource: &str,
+    name: &str,
+) -> Result<(K, bool), String> {
+    let failed = |why: String| format!("failed to fetch {what} from API server: {why}");
+    let answer = answer.map_err(|error| failed(error.to_string()))?;
+    let object = answer.object;
+    let object = object.ok_or_else(|| failed(format!("{resource} \"{name}\" not found")))?;
+    Ok((object, answer.is_kept))
 }
 
 /// A volume of files is mounted, a device is not; a container that mixes them up is told so. Pure.

@@ -11,10 +11,12 @@
 //! | `mounts`, `sub_path` | what containers get of it |
 //! | `payload`, `atomic` | files of config maps, secrets, projections, and how they are replaced at once |
 //! | `claims` | persistent volume claims and what they are bound to |
+//! | `answers` | what the API server said of objects that volumes need, for when it does not answer |
 //! | `objects`, `tokens`, `trust` | followed config maps and secrets, tokens, trust bundles |
 //! | `memory` | the tmpfs of secrets and tokens |
 //! | `ownership`, `system`, `host_path` | the Pod's group, mounts of the host, checks of host paths |
 
+pub(crate) mod answers;
 pub mod atomic;
 mod claims;
 pub mod host_path;
@@ -31,13 +33,16 @@ mod system;
 pub mod tokens;
 mod trust;
 
+pub use answers::KeptAnswer;
 pub use mounts::Viewer;
 pub use references::References;
 
 use crate::csi::Csi;
 use crate::files;
+use crate::keep::Offline;
 use crate::pod::containers::spec;
 use crate::pod::fields::{NodeAllocatable, PodAddresses};
+use answers::Answers;
 use atomic::Written;
 use cox_client::Clock;
 use jiff::Timestamp;
@@ -65,7 +70,8 @@ pub struct Volumes {
     /// Folders of volumes that this node keeps.
     local: PathBuf,
     csi: Arc<Csi>,
-    client: kube::Client,
+    /// What the API server said of claims, volumes and what drivers need.
+    pub(crate) answers: Answers,
     /// The volumes that stand, by the Pod's uid and their names.
     placed: Mutex<HashMap<String, HashMap<String, Placed>>>,
     /// Volumes on disk whose files were written anew.
@@ -121,6 +127,7 @@ impl Volumes {
         client: kube::Client,
         clock: Arc<dyn Clock>,
         allocatable: NodeAllocatable,
+        offline: Offline,
         cancel: &CancellationToken,
     ) -> Self {
         Self {
@@ -132,7 +139,7 @@ impl Volumes {
             memory: Arc::new(Memory::new(places.memory)),
             local: places.local,
             csi,
-            client,
+            answers: Answers::new(client, offline),
             placed: Mutex::default(),
             writes: Arc::default(),
             republish: Mutex::default(),
@@ -253,6 +260,7 @@ impl Volumes {
     /// Deletes what was made for a Pod. What is mounted there is unmounted first, and nothing is deleted while a mount is left.
     pub async fn remove(&self, uid: &str) -> io::Result<()> {
         self.tokens.forget(uid);
+        self.answers.forget(uid);
         self.placed().remove(uid);
         self.republish().retain(|(pod, _), _| pod != uid);
         // Drivers take their own mounts away; they know what else hangs on them.

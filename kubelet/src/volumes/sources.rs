@@ -1,16 +1,17 @@
 //! What a volume is made of: reads what the API server holds for it and says what to put on disk.
 
+use super::claims::{self, Bound};
 use super::ownership::Ownership;
 use super::payload::{self, DEFAULT_MODE, File, Payload};
 use super::put::{Content, Medium};
-use super::{Placed, Volumes, claims, trust};
+use super::{Placed, Volumes, trust};
 use crate::cri::resources::value;
 use crate::csi::{Occasion, Wanted};
 use crate::pod::containers::{all, spec};
 use crate::pod::fields::PodAddresses;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{
-    EmptyDirVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod, ProjectedVolumeSource,
+    EmptyDirVolumeSource, PersistentVolume, Pod, ProjectedVolumeSource,
     ServiceAccountTokenProjection, Volume, VolumeProjection,
 };
 use std::path::{Path, PathBuf};
@@ -49,14 +50,18 @@ impl Volumes {
             return Ok((Content::Nothing, Placed::Image { reference }));
         }
         if let Some((claim, read_only)) = claims::claim_of(pod, volume) {
-            let (claim, bound) = claims::bound(self.client.clone(), pod, volume, &claim).await?;
-            claims::check_mode(pod, volume, &bound)?;
-            let Some(wanted) = Wanted::of_volume(&bound, read_only) else {
-                return persistent(&bound, read_only, &self.local);
+            let bound = claims::bound(&self.answers, pod, volume, &claim).await?;
+            claims::check_mode(pod, volume, &bound.volume)?;
+            if bound.is_kept {
+                // So that the API server's word counts soon after it is back.
+                come_again(renew_at, now);
+            }
+            let Some(wanted) = Wanted::of_volume(&bound.volume, read_only) else {
+                return persistent(&bound.volume, read_only, &self.local);
             };
             let made = self.of_driver(pod, volume, &wanted, now, renew_at).await?;
             if self.csi.expands(&wanted) {
-                self.grow(pod, &wanted, &made.1, &claim, &bound).await?;
+                self.grow(pod, &wanted, &made.1, &bound).await?;
                 come_again(renew_at, now);
             }
             return Ok(made);
@@ -104,7 +109,7 @@ impl Volumes {
             return Ok((Content::Nothing, placed));
         }
         let occasion = Occasion {
-            client: &self.client,
+            answers: &self.answers,
             pod,
             group: Ownership::of(pod).gid,
             tokens: &self.tokens,
@@ -129,22 +134,30 @@ impl Volumes {
         Ok((content, placed))
     }
 
-    /// Has a volume grown to what it has become.
+    /// Has a volume grown to what it has become. Nothing grows whose claim cannot be told of it.
     async fn grow(
         &self,
         pod: &Pod,
         wanted: &Wanted,
         placed: &Placed,
-        claim: &PersistentVolumeClaim,
-        volume: &PersistentVolume,
+        bound: &Bound,
     ) -> Result<(), String> {
+        if bound.is_kept {
+            return Ok(());
+        }
         let (Placed::At { path, .. } | Placed::Device { path, .. }) = placed else {
             return Ok(());
         };
-        let name = volume.metadata.name.as_deref().unwrap_or_default();
+        let name = bound.volume.metadata.name.as_deref().unwrap_or_default();
         if self
             .csi
-            .grow(&self.client, wanted, path, claim, volume)
+            .grow(
+                &self.answers,
+                pod,
+                wanted,
+                path,
+                (&bound.claim, &bound.volume),
+            )
             .await?
         {
             let pod = crate::pod::containers::display(pod);
@@ -249,7 +262,7 @@ impl Volumes {
         }
         if let Some(source) = &source.cluster_trust_bundle {
             payload::check_path(&source.path)?;
-            let found = trust::bundle(self.client.clone(), source).await?;
+            let found = trust::bundle(self.answers.client.clone(), source).await?;
             let file = found.map(|text| File::new(text.into_bytes(), permissions(mode)));
             return Ok(file
                 .map(|file| (source.path.clone(), file))

@@ -41,5 +41,6 @@ pub(super) fn record(shared: &Shared, pod: &Pod, status: &PodStatus) -> Record {
         services: services.iter().map(|service| (**service).clone()).collect(),
         runtime_class,
         tokens: shared.volumes.tokens.of_pod(uid),
+        volumes: shared.volumes.answers.of_pod(uid),
     }
 }

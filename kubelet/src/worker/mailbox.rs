@@ -31,7 +31,7 @@ pub struct Mail {
     pub removed: BTreeSet<ContainerId>,
     /// A full listing after a gap in the events: what is not in it does not exist.
     pub listing: Option<PodView>,
-    /// A config map or secret changed.
+    /// A config map or secret changed, or whatever else volumes are made of.
     pub objects_changed: bool,
 }
 

@@ -9,9 +9,11 @@ use cox_apiserver::pki::Pki;
 use cox_client::{Informers, SystemClock};
 use cox_kubelet::{Config, Deps, Handle};
 use fake_runtime::FakeRuntime;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Event, PersistentVolume, PersistentVolumeClaim, Pod, ServiceAccount,
+};
 use kube::Api;
-use kube::api::{DeleteParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
 use serde_json::{Value, json};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -205,6 +207,56 @@ impl Cluster {
             .unwrap()
     }
 
+    /// A persistent volume of this kind, and a claim of the same name that is bound to it.
+    pub(crate) async fn bind(&self, name: &str, source: Value, owner: Option<&Pod>) {
+        let params = PostParams::default();
+        let owners: Vec<Value> = owner
+            .map(|pod| {
+                json!({"apiVersion": "v1", "kind": "Pod", "name": pod.metadata.name, "uid": pod.metadata.uid, "controller": true})
+            })
+            .into_iter()
+            .collect();
+        let claim: PersistentVolumeClaim = serde_json::from_value(json!({"metadata": {"name": name, "ownerReferences": owners},
+            "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "", "volumeName": name, "resources": {"requests": {"storage": "1Gi"}}}}))
+        .unwrap();
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.admin.clone(), "default");
+        let made = claims.create(&params, &claim).await.unwrap();
+        let mut spec = json!({"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"],
+            "claimRef": {"kind": "PersistentVolumeClaim", "apiVersion": "v1", "namespace": "default", "name": name, "uid": made.metadata.uid}});
+        spec.as_object_mut()
+            .unwrap()
+            .extend(source.as_object().unwrap().clone());
+        let volume: PersistentVolume =
+            serde_json::from_value(json!({"metadata": {"name": name}, "spec": spec})).unwrap();
+        let volumes: Api<PersistentVolume> = Api::all(self.admin.clone());
+        volumes.create(&params, &volume).await.unwrap();
+        // Nobody binds here: the test does it.
+        let bound = json!({"status": {"phase": "Bound", "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}}});
+        claims
+            .patch_status(name, &PatchParams::default(), &Patch::Merge(bound))
+            .await
+            .unwrap();
+    }
+
+    /// Waits for an event with this reason and these words.
+    pub(crate) async fn until_told(&self, reason: &str, words: &str) {
+        let events: Api<Event> = Api::namespaced(self.admin.clone(), "default");
+        let told = tokio::time::timeout(PATIENCE, async {
+            loop {
+                let all = events.list(&ListParams::default()).await.unwrap();
+                let told = all.iter().any(|event| {
+                    let message = event.message.as_deref().unwrap_or_default();
+                    event.reason.as_deref() == Some(reason) && message.contains(words)
+                });
+                if told {
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
+        });
+        assert!(told.await.is_ok(), "no event {reason} says: {words}");
+    }
+
     pub(crate) async fn delete(&self, name: &str) {
         self.pods()
             .delete(name, &DeleteParams::default())
@@ -256,6 +308,14 @@ impl Cluster {
         let folder = self.dir.path().join("kubelet").join(folder);
         let uid = pod.metadata.uid.as_ref().unwrap();
         folder.join(uid).join("volumes")
+    }
+
+    /// The power is cut: everything that ran is gone, and so is what lay in memory; the images stay.
+    pub(crate) fn cut_power(&mut self) {
+        let images = self.runtime.state.lock().unwrap().images.clone();
+        self.replace_runtime();
+        self.runtime.state.lock().unwrap().images = images;
+        self.lose_memory();
     }
 
     /// What lies in memory is gone, as after a power cut.

@@ -265,6 +265,8 @@ impl Actor {
             // The files stand as they were; a refresh that failed is tried again.
             (Err(message), Volumes::Mounted) => {
                 self.events.pod(EventType::Warning, "FailedMount", message);
+                // What the API server takes back is not kept either.
+                self.keep = true;
                 self.renew_at = now.saturating_add(SignedDuration::from_secs(10)).ok();
             }
             (Err(message), before) => {

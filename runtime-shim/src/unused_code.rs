@@ -1,11 +1,17 @@
 //! Lets go of code that does not run. A program's code and constants are pages of its file: the kernel brings them in around each
-//! one that is touched, and a start touches most of a large program. An idle process uses a tenth of that.
+//! one that is touched, sixteen at a time, and a start touches most of a large program. An idle process uses a tenth of that.
+//!
+//! After the start they come one by one: the kernel brings in nothing around pages of which somebody might want to hear
+//! (userfaultfd(2)). Nobody ever hears of one: what is asked for are writes to pages that were marked, in a form in which the
+//! kernel answers by itself, and no page is marked. Linux 6.6 knows that form; before it, or where the call is not allowed, pages
+//! come in sixteens.
 //!
 //! Nothing is lost: what is used again comes from the kernel's cache, or from the file where the kernel needed the memory. Only pages
 //! that the program cannot write are let go, so they are as in the file. It never touches data.
 
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
@@ -26,6 +32,14 @@ const MAPS: u64 = 16_384;
 /// Dropping it ends the work, nothing else.
 pub async fn keep_letting_go() {
     tokio::time::sleep(FIRST).await;
+    // For as long as this is held.
+    let _one_by_one = match one_by_one() {
+        Ok(held) => Some(held),
+        Err(error) => {
+            tracing::debug!(%error, "Code comes in by sixteen pages");
+            None
+        }
+    };
     loop {
         if let Err(error) = let_go() {
             tracing::debug!(%error, "Code that is not used stays in memory");
@@ -35,8 +49,27 @@ pub async fn keep_letting_go() {
     }
 }
 
+/// Has pages that were let go come back one by one, for as long as the answer is held.
+pub fn one_by_one() -> io::Result<OwnedFd> {
+    let held = userfaults()?;
+    for (from, len) in constants()? {
+        watch_marks(&held, from, len)?;
+    }
+    Ok(held)
+}
+
 /// Lets go of everything at once; the answer is how many bytes of code and constants the program has. What is running comes back.
 pub fn let_go() -> io::Result<u64> {
+    let mut bytes = 0;
+    for (from, len) in constants()? {
+        forget(from, len)?;
+        bytes += len;
+    }
+    Ok(bytes)
+}
+
+/// Where the program's code and constants are in memory, and how long each part is.
+fn constants() -> io::Result<Vec<(u64, u64)>> {
     let mut head = vec![0; HEAD];
     let len = File::open("/proc/self/exe")?.read_at(&mut head, 0)?;
     head.truncate(len);
@@ -46,17 +79,83 @@ pub fn let_go() -> io::Result<u64> {
         .take(MAPS)
         .read_to_end(&mut maps)?;
     let base = base(&String::from_utf8_lossy(&maps))?;
-    let mut bytes = 0;
-    for (start, len) in constant_parts(&head)? {
+    let parts = constant_parts(&head)?.into_iter();
+    let whole = parts.filter_map(|(start, len)| {
         // Whole pages only: the last one may hold the beginning of what can be written.
         let from = (base + start).next_multiple_of(PAGE);
         let to = (base + start + len) / PAGE * PAGE;
-        if let Some(len) = to.checked_sub(from).filter(|len| *len > 0) {
-            forget(from, len)?;
-            bytes += len;
-        }
+        let len = to.checked_sub(from).filter(|len| *len > 0)?;
+        Some((from, len))
+    });
+    Ok(whole.collect())
+}
+
+/// `struct uffdio_api` of the kernel.
+#[repr(C)]
+struct Api {
+    api: u64,
+    features: u64,
+    ioctls: u64,
+}
+
+/// `struct uffdio_register` of the kernel.
+#[repr(C)]
+struct Register {
+    start: u64,
+    len: u64,
+    mode: u64,
+    ioctls: u64,
+}
+
+/// A door to faults of this process, by which the kernel answers writes to marked pages itself.
+#[allow(unsafe_code, reason = "userfaultfd(2)")]
+fn userfaults() -> io::Result<OwnedFd> {
+    const USER_MODE_ONLY: libc::c_int = 1;
+    const VERSION: u64 = 0xaa;
+    const MARKS_ANSWERED_BY_THE_KERNEL: u64 = 1 << 15;
+    const SET_API: libc::Ioctl = 0xc018_aa3f;
+    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | USER_MODE_ONLY;
+    // SAFETY: the call takes flags only, and answers with a new descriptor or -1.
+    let answer = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
+    let Some(fd) = i32::try_from(answer).ok().filter(|fd| *fd >= 0) else {
+        return Err(io::Error::last_os_error());
+    };
+    // SAFETY: the kernel has just made it, and nobody else knows of it.
+    let held = unsafe { OwnedFd::from_raw_fd(fd) };
+    let mut api = Api {
+        api: VERSION,
+        features: MARKS_ANSWERED_BY_THE_KERNEL,
+        ioctls: 0,
+    };
+    // SAFETY: the request reads and writes one `struct uffdio_api`, which `Api` is.
+    let done = unsafe { libc::ioctl(fd, SET_API, &raw mut api) };
+    if done == 0 {
+        Ok(held)
+    } else {
+        Err(io::Error::last_os_error())
     }
-    Ok(bytes)
+}
+
+/// Asks for writes to marked pages of a range.
+#[allow(unsafe_code, reason = "userfaultfd(2)")]
+fn watch_marks(held: &OwnedFd, from: u64, len: u64) -> io::Result<()> {
+    use std::os::fd::AsRawFd as _;
+    const MARKED: u64 = 1 << 1;
+    const REGISTER: libc::Ioctl = 0xc020_aa00;
+    let mut register = Register {
+        start: from,
+        len,
+        mode: MARKED,
+        ioctls: 0,
+    };
+    // SAFETY: the request reads and writes one `struct uffdio_register`, which `Register` is. It changes no page, and who
+    // touches one of the range is never stopped: no page of it can be written, and none is marked.
+    let done = unsafe { libc::ioctl(held.as_raw_fd(), REGISTER, &raw mut register) };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 #[allow(unsafe_code, reason = "madvise(2)")]
@@ -153,6 +252,35 @@ mod tests {
         );
         assert_eq!(sum(), 7 << 20);
         assert!(of_files() > after, "it was read again");
+    }
+
+    #[test]
+    fn what_was_let_go_comes_back_page_by_page() {
+        const MIB: usize = 4;
+        static CONSTANT: [u8; MIB << 20] = [3; MIB << 20];
+        let Ok(held) = one_by_one() else {
+            eprintln!("skipped: this kernel does not bring in single pages");
+            return;
+        };
+        // One byte of every 64 KiB, as code that lies scattered.
+        let touch = || {
+            let all = CONSTANT.iter().step_by(64 << 10);
+            all.map(|byte| usize::from(*byte)).sum::<usize>()
+        };
+        let grown = || {
+            let_go().unwrap();
+            let before = of_files();
+            assert_eq!(std::hint::black_box(touch()), 3 * (MIB << 20) / (64 << 10));
+            of_files() - before
+        };
+        // Other tests of this process run beside this one, and bring in what they need.
+        let alone = grown();
+        drop(held);
+        let together = grown();
+        assert!(
+            alone * 2 < together,
+            "{alone} KiB came one by one, and {together} together"
+        );
     }
 
     #[test]

@@ -238,12 +238,8 @@ pub async fn start(
         cancel.clone(),
         tasks.clone(),
     ));
-    let looks = config.certificate_looks;
-    tasks.spawn(
-        cancel
-            .clone()
-            .run_until_cancelled_owned(certificate.keep_fresh(looks)),
-    );
+    let fresh = certificate.keep_fresh(config.certificate_looks);
+    tasks.spawn(cancel.clone().run_until_cancelled_owned(fresh));
     tasks.spawn(sweep::expire_events(
         api.registry.clone(),
         config.event_ttl,

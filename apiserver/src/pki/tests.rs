@@ -209,7 +209,9 @@ fn secrets_do_not_print() {
 #[test]
 fn the_tls_configuration_offers_both_protocols() {
     let home = tempfile::tempdir().expect("tempdir");
-    let config = pki(home.path()).server_config(&[]).expect("configuration");
+    let pki = pki(home.path());
+    let serving = pki.serving(&[]).expect("serving pair");
+    let config = pki.server_config(&serving).expect("configuration");
     assert_eq!(
         config.alpn_protocols,
         [b"h2".to_vec(), b"http/1.1".to_vec()]

@@ -1,5 +1,7 @@
 //! Over TLS, as programs outside see the server: certificates, bad input on a connection that goes on, logs from a kubelet.
 
+use std::time::Duration;
+
 use http::header::HOST;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;

@@ -153,7 +153,11 @@ impl Kernel {
     }
 
     fn look(&self, hook: &str, direction: Direction) -> Vec<String> {
-        let mut rules = vec!["ct state established,related accept".to_owned()];
+        let mut rules = vec![
+            "ct state established,related accept".to_owned(),
+            // How Pods and the node find each other's hardware address: no flow that conntrack knows, and nothing without it.
+            "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept".to_owned(),
+        ];
         if let Some(dns) = self.dns.filter(|_| hook == "input") {
             let family = if dns.is_ipv4() { "ip" } else { "ip6" };
             rules.push(format!(

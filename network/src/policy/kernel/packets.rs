@@ -224,3 +224,61 @@ async fn policies_hold_for_services_of_ipvs() {
         assert!(direct, "{case}: the node itself");
     }
 }
+
+#[tokio::test]
+async fn an_isolated_pod_finds_its_neighbours_by_ipv6() {
+    let Some(lab) = lab("an_isolated_pod_finds_its_neighbours_by_ipv6") else {
+        return;
+    };
+    let _server = crate::proxy::nftables::packets::serve_on(&lab, "p2");
+    let ips =
+        |all: &[&str]| -> BTreeSet<IpAddr> { all.iter().map(|ip| ip.parse().unwrap()).collect() };
+    let one = |ip: &str| Allow {
+        peers: Some(super::super::Peers {
+            pods: ips(&[ip]),
+            blocks: Vec::new(),
+        }),
+        ports: None,
+    };
+    let policies = [
+        Policy {
+            name: "ns/asks".to_owned(),
+            pods: ips(&["10.64.32.7", "fd64::7"]),
+            ingress: Some(Vec::new()),
+            egress: Some(vec![one("fd64::8")]),
+        },
+        Policy {
+            name: "ns/answers".to_owned(),
+            pods: ips(&["10.64.32.8", "fd64::8"]),
+            ingress: Some(vec![one("fd64::7")]),
+            egress: Some(Vec::new()),
+        },
+    ];
+    let rules = render(&policies, &ips(&["fd64::7", "fd64::8"]));
+    let table = format!(
+        "{}{}",
+        Kernel::new(None).frame(),
+        difference(TABLE, &Ruleset::default(), &rules)
+    );
+    crate::nft::run_in(Some(&lab.netns("node")), "nft", &["-f", "-"], &table)
+        .await
+        .unwrap();
+    for (case, ip, port, expected) in [
+        ("what it may reach", "fd64::8", 8080, "answered"),
+        (
+            "the node, which it may not",
+            "fd64::1",
+            8080,
+            "ConnectionRefusedError 111",
+        ),
+    ] {
+        let (_, said) = lab.try_inside("p1", &format!("python3 -c '{CLIENT}' {ip} {port}"));
+        let said: Vec<&str> = said.lines().collect();
+        assert_eq!(said[0], expected, "{case}: {said:?}");
+    }
+    let (from_node, said) = lab.try_inside(
+        "node",
+        "python3 -c 'import socket; socket.create_connection((\"fd64::8\", 8080), 3)'",
+    );
+    assert!(from_node, "the node always may: {said}");
+}

@@ -322,7 +322,7 @@ pub(crate) struct NodeArgs {
     /// Address by which the control plane reaches the node
     #[arg(long, default_value = "127.0.0.1", value_name = "IP")]
     pub(crate) node_ip: IpAddr,
-    /// Addresses for the node's Pods, and after a comma an IPv6 range for those with a network namespace [default: 127.64.0.0/18,
+    /// Addresses for the node's Pods: an IPv4 range, and an IPv6 range before or after it, which takes root [default: 127.64.0.0/18,
     /// loopback addresses that need no root; 10.64.0.0/18 for root where there is a containerd]
     #[arg(long, value_name = "CIDR[,CIDR]")]
     pub(crate) pod_cidr: Option<String>,

@@ -114,6 +114,8 @@ pub(crate) fn runs_linux_containers(node: &NodeArgs) -> bool {
 pub(crate) struct PodRanges {
     pub(crate) ipv4: String,
     pub(crate) ipv6: Option<String>,
+    /// Pods' IPv6 addresses are their first ones.
+    pub(crate) ipv6_first: bool,
 }
 
 impl PodRanges {
@@ -129,6 +131,7 @@ impl PodRanges {
             return Ok(Self {
                 ipv4: ipv4.to_owned(),
                 ipv6: None,
+                ipv6_first: false,
             });
         };
         Self::parse(text).with_context(|| {
@@ -139,23 +142,27 @@ impl PodRanges {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        let mut ranges: Vec<&str> = text.split(',').map(str::trim).collect();
-        ranges.sort_by_key(|range| range.contains(':'));
-        match ranges[..] {
-            [ipv4] if !ipv4.contains(':') => Some(Self {
-                ipv4: ipv4.to_owned(),
-                ipv6: None,
-            }),
-            [ipv4, ipv6] if !ipv4.contains(':') && ipv6.contains(':') => Some(Self {
-                ipv4: ipv4.to_owned(),
-                ipv6: Some(ipv6.to_owned()),
-            }),
-            _ => None,
-        }
+        let ranges: Vec<&str> = text.split(',').map(str::trim).collect();
+        let (ipv4, ipv6) = match ranges[..] {
+            [ipv4] => (ipv4, None),
+            [ipv6, ipv4] if ipv6.contains(':') => (ipv4, Some(ipv6)),
+            [ipv4, ipv6] if ipv6.contains(':') => (ipv4, Some(ipv6)),
+            _ => return None,
+        };
+        (!ipv4.contains(':')).then(|| Self {
+            ipv4: ipv4.to_owned(),
+            ipv6: ipv6.map(str::to_owned),
+            ipv6_first: ipv6 == Some(ranges[0]),
+        })
     }
 
+    /// In their order.
     fn all(self) -> Vec<String> {
-        std::iter::once(self.ipv4).chain(self.ipv6).collect()
+        let mut all: Vec<String> = std::iter::once(self.ipv4).chain(self.ipv6).collect();
+        if self.ipv6_first {
+            all.reverse();
+        }
+        all
     }
 }
 
@@ -366,13 +373,21 @@ mod tests {
             ),
             ("fd00::/64", None),
             ("10.1.0.0/24,10.2.0.0/24", None),
+            ("fd00::/64,fd01::/64", None),
             ("10.1.0.0/24,fd00::/64,fd01::/64", None),
         ] {
             let parsed = PodRanges::parse(text);
-            let parsed = parsed
+            let found = parsed
                 .as_ref()
                 .map(|ranges| (ranges.ipv4.as_str(), ranges.ipv6.as_deref()));
-            assert_eq!(parsed, expected, "{text}");
+            assert_eq!(found, expected, "{text}");
+            if let Some(parsed) = parsed {
+                assert_eq!(
+                    parsed.all().join(","),
+                    text.replace(' ', ""),
+                    "in their order"
+                );
+            }
         }
     }
 }

@@ -47,7 +47,8 @@ pub(crate) fn config(paths: &Paths, node: &NodeArgs) -> Result<Config> {
     config.root_dir = paths.runtime();
     let ranges = PodRanges::of(node)?;
     config.pod_cidr = ranges.ipv4;
-    config.network.bridge_cidr_v6 = ranges.ipv6;
+    config.pod_cidr_v6 = ranges.ipv6;
+    config.ipv6_first = ranges.ipv6_first;
     let cluster = node.ranges.cluster_cidr.iter().cloned();
     config.cluster_pod_cidrs.extend(cluster);
     config.services_file = Some(paths.services_file());

@@ -31,6 +31,13 @@ pub struct Config {
     /// Addresses of Pods in the virtual network.
     #[serde(default = "default_pod_cidr")]
     pub pod_cidr: String,
+    /// IPv6 addresses, at most 96 bits of network: each Pod has one beside its IPv4 address, and ending in it. In the virtual network
+    /// they take root's rights; without them Pods there have IPv4 alone.
+    #[serde(default)]
+    pub pod_cidr_v6: Option<String>,
+    /// Whether the IPv6 address is a Pod's first one.
+    #[serde(default)]
+    pub ipv6_first: bool,
     /// The ranges of all nodes of the cluster, of both kinds: loopback addresses in there are Pods, all others belong to the host, and
     /// what goes there keeps its source.
     #[serde(default = "default_cluster_pod_cidrs")]
@@ -120,8 +127,6 @@ pub struct Network {
     /// Addresses behind the bridge. Without it `pod_cidr` is split: its lower half is for virtual Pods, its upper half for the
     /// bridge; a `pod_cidr` of loopback addresses stays whole, and the bridge has the same range of 10.0.0.0/8.
     pub bridge_cidr: Option<String>,
-    /// IPv6 addresses behind the bridge, at most 96 bits of network: each Pod there has one beside its IPv4 address.
-    pub bridge_cidr_v6: Option<String>,
     /// Where a CNI configuration is looked for; one that is there replaces the built-in network.
     pub cni_conf_dir: PathBuf,
     /// Where its plugins are looked for.
@@ -145,7 +150,6 @@ impl Default for Network {
             netns: NetnsUse::Auto,
             bridge: "cox0".into(),
             bridge_cidr: None,
-            bridge_cidr_v6: None,
             cni_conf_dir: "/etc/cni/net.d".into(),
             cni_bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
         }
@@ -199,6 +203,8 @@ impl Config {
             containerd_socket: default_containerd_socket(),
             cgroup_driver: CgroupDriver::default(),
             pod_cidr: default_pod_cidr(),
+            pod_cidr_v6: None,
+            ipv6_first: false,
             cluster_pod_cidrs: default_cluster_pod_cidrs(),
             host_services: Vec::new(),
             services_file: None,

@@ -72,11 +72,13 @@ impl Shim {
         let cluster6 = cluster6.into_iter().map(|text| text.parse());
         let cluster6 = cluster6.collect::<Result<Vec<Cidr6>, _>>()?;
         let cluster: Vec<Cidr> = cluster.into_iter().chain([cidr, bridge]).collect();
-        let ipv6 = config.network.bridge_cidr_v6.as_deref();
+        let ipv6 = config.pod_cidr_v6.as_deref();
         let ipv6 = ipv6.map(str::parse::<Cidr6>).transpose()?;
+        let cluster6: Vec<Cidr6> = cluster6.into_iter().chain(ipv6).collect();
         let networks = Networks::open(&config, ipv6, (&cluster, &cluster6))?;
         let policy = Policy {
             cluster,
+            cluster6,
             host_services: config.host_services.clone(),
             tls_ca_files: config.tls_ca_files.clone(),
             services: Services::new(config.services_file.clone()),

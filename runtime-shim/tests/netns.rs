@@ -160,7 +160,7 @@ async fn pods_have_an_ipv6_address_too_where_there_is_a_range() {
     }
     let node = Node::make().await;
     let range = |config: &mut cox_runtime_shim::Config| {
-        config.network.bridge_cidr_v6 = Some("fd00:99::/64".into());
+        config.pod_cidr_v6 = Some("fd00:99::/64".into());
     };
     let mut shim = node.shim(range).await;
     let one = shim.pod("one", |_| {}).await.unwrap();

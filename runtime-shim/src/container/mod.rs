@@ -99,7 +99,7 @@ impl std::fmt::Debug for Live {
         f.debug_struct("Live")
             .field(
                 "serving",
-                &self.service.as_ref().map(|service| service.addr()),
+                &self.service.as_ref().map(|service| service.addrs()),
             )
             .finish()
     }

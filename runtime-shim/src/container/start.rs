@@ -78,7 +78,7 @@ impl Shim {
         let serving = guest.program.kind() == ProgramKind::Http;
         if serving {
             let service = self.serve(container, &log)?;
-            tracing::info!(container = %container.id, addr = %service.addr(), "Container listens");
+            tracing::info!(container = %container.id, addrs = ?service.addrs(), "Container listens");
             container.live.lock().service = Some(Arc::new(service));
         }
         let started = container
@@ -119,30 +119,29 @@ impl Shim {
     fn serve(&self, container: &Container, log: &Arc<ContainerLog>) -> Result<HttpService, String> {
         let guest = container.guest.as_ref().ok_or("its program is gone")?;
         let port = spec::http_port(&container.config.annotations).map_err(|err| err.to_string())?;
-        let ip = container
-            .sandbox
-            .network
-            .virtual_ip()
-            .unwrap_or(Ipv4Addr::UNSPECIFIED);
-        let addr = SocketAddr::new(IpAddr::V4(ip), port);
-        let start = |addr| {
+        let network = &container.sandbox.network;
+        let start = |ips: &[IpAddr]| {
+            let addrs: Vec<SocketAddr> = ips.iter().map(|ip| (*ip, port).into()).collect();
             HttpService::start(
                 &self.engine,
                 Arc::clone(&guest.program),
                 Arc::clone(&guest.context),
                 Arc::clone(log),
                 Arc::clone(&self.http_slots),
-                addr,
+                &addrs,
             )
         };
         // In a namespace of its own both families, as its containers of the other kind do: their `localhost` may be either.
-        let both = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
-        if container.sandbox.network.netns().is_some()
-            && let Ok(service) = start(both)
+        if network.netns().is_some()
+            && let Ok(service) = start(&[Ipv6Addr::UNSPECIFIED.into()])
         {
             return Ok(service);
         }
-        start(addr).map_err(|err| format!("cannot listen at {addr}: {err}"))
+        let ips: Vec<IpAddr> = match network.virtual_ips() {
+            Some(own) => own.all().collect(),
+            None => vec![Ipv4Addr::UNSPECIFIED.into()],
+        };
+        start(&ips).map_err(|err| format!("cannot listen at {ips:?}, port {port}: {err}"))
     }
 
     async fn run_command(self: Arc<Self>, container: &Arc<Container>, log: &Arc<ContainerLog>) {

@@ -113,7 +113,7 @@ impl Shim {
             "kind": "wasm",
             "sandboxID": container.sandbox_id().as_str(),
             "program": container.guest.as_ref().map(|guest| guest.program.kind().as_str()),
-            "listens": container.service().map(|service| service.addr().to_string()),
+            "listens": container.service().map(|service| service.addrs().to_vec()),
             "requests": requests,
             "failedRequests": traps,
             "cpuNanos": container.account.cpu_nanos(),

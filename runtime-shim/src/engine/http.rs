@@ -47,7 +47,7 @@ const LISTEN_BACKLOG: i32 = 1024;
 
 /// One container's HTTP service.
 pub(crate) struct HttpService {
-    addr: SocketAddr,
+    addrs: Vec<SocketAddr>,
     drain: CancellationToken,
     tasks: TaskTracker,
     shared: Arc<Shared>,
@@ -70,19 +70,21 @@ pub(super) struct Shared {
 }
 
 impl HttpService {
-    /// Listens at `addr` and serves; when this returns, the socket is open.
+    /// Listens at all of `addrs` and serves; when this returns, the sockets are open.
     pub(crate) fn start(
         engine: &Arc<WasmEngine>,
         program: Arc<Program>,
         context: Arc<GuestContext>,
         log: Arc<ContainerLog>,
         slots: Arc<Semaphore>,
-        addr: SocketAddr,
+        addrs: &[SocketAddr],
     ) -> std::io::Result<Self> {
         let io = engine.executor().io().clone();
         let _entered = io.enter();
-        let listener = listen(&context.network, addr)?;
-        let addr = listener.local_addr()?;
+        let listeners = addrs.iter().map(|addr| listen(&context.network, *addr));
+        let listeners = listeners.collect::<std::io::Result<Vec<_>>>()?;
+        let addrs = listeners.iter().map(TcpListener::local_addr);
+        let addrs = addrs.collect::<std::io::Result<Vec<_>>>()?;
         let drain = CancellationToken::new();
         let shared = Arc::new(Shared {
             engine: Arc::clone(engine),
@@ -97,18 +99,28 @@ impl HttpService {
             drain: drain.clone(),
         });
         let tasks = TaskTracker::new();
-        tasks.spawn_on(accept(listener, Arc::clone(&shared), tasks.clone()), &io);
+        // Of all listeners together.
+        let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        for listener in listeners {
+            let accepting = Accepting {
+                listener,
+                shared: Arc::clone(&shared),
+                connections: Arc::clone(&connections),
+                tasks: tasks.clone(),
+            };
+            tasks.spawn_on(accepting.run(), &io);
+        }
         tasks.close();
         Ok(Self {
-            addr,
+            addrs,
             drain,
             tasks,
             shared,
         })
     }
 
-    pub(crate) fn addr(&self) -> SocketAddr {
-        self.addr
+    pub(crate) fn addrs(&self) -> &[SocketAddr] {
+        &self.addrs
     }
 
     /// Requests served, and those of them that trapped.
@@ -151,29 +163,44 @@ fn listen(network: &PodNetwork, addr: SocketAddr) -> std::io::Result<TcpListener
     socket.listen(LISTEN_BACKLOG.unsigned_abs())
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>, tasks: TaskTracker) {
-    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let accepted = tokio::select! {
-            // Neither arm loses anything when dropped: a connection not accepted stays in the backlog.
-            () = shared.drain.cancelled() => return,
-            accepted = async {
-                let permit = Arc::clone(&connections).acquire_owned().await.expect("the semaphore is never closed");
-                listener.accept().await.map(|(stream, _)| (stream, permit))
-            } => accepted,
-        };
-        match accepted {
-            Ok((stream, permit)) => {
-                let shared = Arc::clone(&shared);
-                tasks.spawn(async move {
-                    connection(stream, shared).await;
-                    drop(permit);
-                });
-            }
-            Err(err) => {
-                // Mostly a lack of descriptors: give others time to close theirs.
-                tracing::warn!(error = %err, "A connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(50)).await;
+/// One of a container's listeners.
+struct Accepting {
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    connections: Arc<Semaphore>,
+    tasks: TaskTracker,
+}
+
+impl Accepting {
+    async fn run(self) {
+        let Self {
+            listener,
+            shared,
+            connections,
+            tasks,
+        } = self;
+        loop {
+            let accepted = tokio::select! {
+                // Neither arm loses anything when dropped: a connection not accepted stays in the backlog.
+                () = shared.drain.cancelled() => return,
+                accepted = async {
+                    let permit = Arc::clone(&connections).acquire_owned().await.expect("the semaphore is never closed");
+                    listener.accept().await.map(|(stream, _)| (stream, permit))
+                } => accepted,
+            };
+            match accepted {
+                Ok((stream, permit)) => {
+                    let shared = Arc::clone(&shared);
+                    tasks.spawn(async move {
+                        connection(stream, shared).await;
+                        drop(permit);
+                    });
+                }
+                Err(err) => {
+                    // Mostly a lack of descriptors: give others time to close theirs.
+                    tracing::warn!(error = %err, "A connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
             }
         }
     }

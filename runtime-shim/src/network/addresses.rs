@@ -105,7 +105,7 @@ impl fmt::Display for Cidr {
     }
 }
 
-/// An IPv6 range for the Pods behind the bridge. Nothing is kept of who has which address: a Pod's ends in its IPv4 address.
+/// An IPv6 range of Pods. Nothing is kept of who has which address: a Pod's ends in its IPv4 address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cidr6 {
     base: u128,
@@ -127,18 +127,23 @@ impl FromStr for Cidr6 {
                 .parse()
                 .ok()
                 .filter(|prefix| (1..=96).contains(prefix))?;
-            Some((u128::from(base), prefix))
+            Some((base, prefix))
         });
         let (base, prefix) = parsed.ok_or_else(|| Cidr6Error(text.to_owned()))?;
-        let cidr = Self { base, prefix };
-        Ok(Self {
-            base: base & u128::from(cidr.netmask()),
-            prefix,
-        })
+        Ok(Self::new(base, prefix))
     }
 }
 
 impl Cidr6 {
+    /// `base` without what is beyond `prefix` bits.
+    pub(crate) fn new(base: Ipv6Addr, prefix: u32) -> Self {
+        let whole = Self { base: 0, prefix };
+        Self {
+            base: u128::from(base) & u128::from(whole.netmask()),
+            prefix,
+        }
+    }
+
     pub(crate) fn base(self) -> Ipv6Addr {
         self.base.into()
     }
@@ -148,12 +153,24 @@ impl Cidr6 {
     }
 
     pub(crate) fn prefix(self) -> u8 {
-        u8::try_from(self.prefix).expect("at most 96")
+        u8::try_from(self.prefix).expect("at most 128")
+    }
+
+    pub(crate) fn contains(self, ip: Ipv6Addr) -> bool {
+        u128::from(ip) & u128::from(self.netmask()) == self.base
     }
 
     /// The address that goes with an IPv4 address.
     pub(crate) fn beside(self, ip: Ipv4Addr) -> Ipv6Addr {
         (self.base | u128::from(u32::from(ip))).into()
+    }
+
+    /// The addresses that go with those of an IPv4 range.
+    pub(crate) fn part(self, range: Cidr) -> Self {
+        Self {
+            base: self.beside(range.base()).into(),
+            prefix: 96 + range.prefix,
+        }
     }
 }
 
@@ -227,6 +244,11 @@ mod tests {
         assert_eq!(range.to_string(), "fd00:64::/64");
         let beside = range.beside("10.64.32.2".parse().unwrap());
         assert_eq!(beside, "fd00:64::a40:2002".parse::<Ipv6Addr>().unwrap());
+        let (local, bridge) = "10.64.0.0/18".parse::<Cidr>().unwrap().split();
+        let (local, bridge) = (range.part(local), range.part(bridge));
+        assert_eq!(local.to_string(), "fd00:64::a40:0/115");
+        assert_eq!(bridge.to_string(), "fd00:64::a40:2000/115");
+        assert!(bridge.contains(beside) && !local.contains(beside) && range.contains(beside));
         for wrong in ["fd00::/97", "fd00::", "10.0.0.0/8", "fd00::/0"] {
             assert!(wrong.parse::<Cidr6>().is_err(), "{wrong}");
         }

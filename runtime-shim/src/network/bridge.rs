@@ -64,12 +64,7 @@ impl BridgeNetwork {
             range,
             gateway,
             inside: cluster.iter().copied().chain([range, multicast]).collect(),
-            inside6: cluster6
-                .iter()
-                .copied()
-                .chain(range6)
-                .chain([multicast6])
-                .collect(),
+            inside6: cluster6.iter().copied().chain([multicast6]).collect(),
             range6,
             addresses,
             ready: Mutex::new(false),
@@ -119,8 +114,10 @@ impl BridgeNetwork {
             return Ok(());
         };
         let (own, gateway) = (range.beside(ip), range.beside(self.gateway));
+        // The Pods of this link alone: virtual ones have addresses of the same range, and are the node's to reach.
+        let link = range.part(self.range);
         pod_links
-            .add_ipv6(POD_INTERFACE, own, range, Some(gateway))
+            .add_ipv6(POD_INTERFACE, own, link, Some(gateway))
             .map_err(failed(format!("give the Pod its address {own}")))
     }
 

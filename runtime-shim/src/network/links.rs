@@ -158,13 +158,16 @@ impl Links {
     }
 
     /// Makes all addresses of `range` this host's own.
-    pub(crate) fn add_local_range(&mut self, range: Cidr) -> io::Result<()> {
+    pub(crate) fn add_local_range(&mut self, range: impl Into<Range>) -> io::Result<()> {
         self.socket
-            .request(local_route(RTM_NEWROUTE, CREATE | REPLACE, range))
+            .request(local_route(RTM_NEWROUTE, CREATE | REPLACE, &range.into()))
     }
 
-    pub(crate) fn remove_local_range(&mut self, range: Cidr) -> io::Result<()> {
-        gone(self.socket.request(local_route(RTM_DELROUTE, 0, range)))
+    pub(crate) fn remove_local_range(&mut self, range: impl Into<Range>) -> io::Result<()> {
+        gone(
+            self.socket
+                .request(local_route(RTM_DELROUTE, 0, &range.into())),
+        )
     }
 
     pub(crate) fn loopback_up(&mut self) -> io::Result<()> {
@@ -190,6 +193,34 @@ impl Links {
     fn up(&mut self, index: u32) -> io::Result<()> {
         self.socket
             .request(Message::new(RTM_NEWLINK, 0, &link(index, IFF_UP, IFF_UP)))
+    }
+}
+
+/// A range of either kind, as routes name it.
+#[derive(Clone, Debug)]
+pub(crate) struct Range {
+    family: u8,
+    prefix: u8,
+    base: Vec<u8>,
+}
+
+impl From<Cidr> for Range {
+    fn from(range: Cidr) -> Self {
+        Self {
+            family: AF_INET,
+            prefix: range.prefix(),
+            base: range.base().octets().to_vec(),
+        }
+    }
+}
+
+impl From<Cidr6> for Range {
+    fn from(range: Cidr6) -> Self {
+        Self {
+            family: AF_INET6,
+            prefix: range.prefix(),
+            base: range.base().octets().to_vec(),
+        }
     }
 }
 
@@ -225,14 +256,12 @@ fn route(prefix: u8, table: u8, scope: u8, kind: u8) -> [u8; 12] {
     ]
 }
 
-fn local_route(kind: u16, flags: u16, range: Cidr) -> Message {
-    Message::new(
-        kind,
-        flags,
-        &route(range.prefix(), TABLE_LOCAL, SCOPE_HOST, LOCAL),
-    )
-    .attribute(RTA_DST, &range.base().octets())
-    .attribute(RTA_OIF, &LOOPBACK.to_ne_bytes())
+fn local_route(kind: u16, flags: u16, range: &Range) -> Message {
+    let mut body = route(range.prefix, TABLE_LOCAL, SCOPE_HOST, LOCAL);
+    body[0] = range.family;
+    Message::new(kind, flags, &body)
+        .attribute(RTA_DST, &range.base)
+        .attribute(RTA_OIF, &LOOPBACK.to_ne_bytes())
 }
 
 /// Something that is there already is as good as made.

@@ -1,9 +1,10 @@
 //! The Pods' network as guests see it: one seam between what a guest asks for and the sockets of the host.
 //!
 //! *Virtual* network (design D8): no namespace; each Pod has an address of the node's range, which is loopback on Linux, so nothing
-//! has to be set up and no rights are needed. A guest that binds `0.0.0.0` or `localhost` listens on its Pod's address alone; what
-//! it connects to sees the Pod's address as the source; `localhost` is its own Pod. The host's own loopback services are out of
-//! reach, except those that the configuration names. *netns*: the Pod has a network namespace, and its guests' sockets are made
+//! has to be set up and no rights are needed; where the node has a range of IPv6 and may use it, one of those too
+//! ([`pod_addresses`]). A guest that binds `0.0.0.0`, `::` or `localhost` listens on its Pod's address alone; what it connects to sees
+//! the Pod's address as the source; `localhost` is its own Pod. The host's own loopback services are out of reach, except those that
+//! the configuration names. *netns*: the Pod has a network namespace, and its guests' sockets are made
 //! inside it ([`netns`]); nothing is mapped. *Host* network (`hostNetwork: true`) maps nothing either.
 
 mod addresses;
@@ -16,6 +17,7 @@ mod links;
 mod masquerade;
 mod netlink;
 mod netns;
+mod pod_addresses;
 mod policies;
 mod resolver;
 mod services;
@@ -42,6 +44,7 @@ pub(crate) use host_ports::{HostPorts, plan_host_ports};
 pub(crate) use http_client::PodHttp;
 pub(crate) use links::{Links, POD_INTERFACE};
 pub(crate) use netns::{EachPollInside, Netns};
+pub(crate) use pod_addresses::{PodAddresses, behind_localhost};
 pub(crate) use policies::Policies;
 pub(crate) use resolver::{DnsConfig, ResolveError, Resolver};
 pub(crate) use services::{Found, Services};
@@ -52,6 +55,7 @@ pub(crate) use sockets3::shadow_sockets as shadow_sockets_03;
 #[derive(Debug, Default)]
 pub(crate) struct Policy {
     pub(crate) cluster: Vec<Cidr>,
+    pub(crate) cluster6: Vec<Cidr6>,
     pub(crate) host_services: Vec<SocketAddr>,
     /// What the node's proxy says of Services.
     pub(crate) services: Services,
@@ -66,8 +70,8 @@ pub(crate) struct Policy {
 /// Where a Pod's sockets live.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// The Pod's own address in the virtual network.
-    Virtual(Ipv4Addr),
+    /// The Pod's own addresses in the virtual network.
+    Virtual(PodAddresses),
     /// A network namespace of the Pod's own; addresses mean there what they say.
     Netns(Netns),
     /// The host's network, unmapped.
@@ -135,10 +139,10 @@ impl PodNetwork {
         &self.policy
     }
 
-    /// The Pod's address in the virtual network; elsewhere its sockets say `0.0.0.0` and mean it.
-    pub(crate) fn virtual_ip(&self) -> Option<Ipv4Addr> {
+    /// The Pod's addresses in the virtual network; elsewhere its sockets say `0.0.0.0` and mean it.
+    pub(crate) fn virtual_ips(&self) -> Option<PodAddresses> {
         match self.place {
-            Place::Virtual(ip) => Some(ip),
+            Place::Virtual(addresses) => Some(addresses),
             Place::Netns(_) | Place::Host => None,
         }
     }
@@ -177,9 +181,6 @@ impl PodNetwork {
             Ok(stream) => return Ok(stream),
             Err(err) => err,
         };
-        if self.virtual_ip().is_some() {
-            return Err(refused);
-        }
         let v6 = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port);
         self.connect_to(v6).await.map_err(|_| refused)
     }
@@ -229,25 +230,17 @@ impl PodNetwork {
     fn find_service(&self, wanted: SocketAddr, protocol: Protocol) -> Found {
         let client = match &self.place {
             Place::Netns(_) => return Found::NoService,
-            Place::Virtual(ip) => IpAddr::V4(*ip),
+            Place::Virtual(addresses) => addresses.towards(wanted.ip()),
             Place::Host => Ipv4Addr::UNSPECIFIED.into(),
         };
         self.policy.services.find(client, wanted, protocol)
     }
 
-    /// The loopback address that is this Pod's alone: what a guest of a virtual Pod binds to `localhost` listens there, and no
-    /// other Pod may connect to it.
-    fn private(ip: Ipv4Addr) -> Ipv4Addr {
-        const BASE: u32 = 0x7fc0_0000;
-        const OWN: u32 = 0x003f_ffff;
-        (BASE | (u32::from(ip) & OWN)).into()
-    }
-
     /// What the guest is told that an address is: it never sees the one behind its `localhost`.
     pub(crate) fn show(&self, real: SocketAddr) -> SocketAddr {
-        match (self.virtual_ip(), real.ip()) {
-            (Some(ip), IpAddr::V4(real_ip)) if real_ip == Self::private(ip) => {
-                SocketAddr::new(Ipv4Addr::LOCALHOST.into(), real.port())
+        match self.virtual_ips() {
+            Some(own) if own.is_private(real.ip()) => {
+                SocketAddr::new(pod_addresses::localhost(real.ip()), real.port())
             }
             _ => self.asked.lock().get(&real).copied().unwrap_or(real),
         }
@@ -255,18 +248,31 @@ impl PodNetwork {
 
     /// The address to listen on when the guest asks for `wanted`.
     pub(crate) fn map_bind(&self, wanted: SocketAddr) -> Result<SocketAddr, Refused> {
-        let Some(ip) = self.virtual_ip() else {
+        let Some(addresses) = self.virtual_ips() else {
             return Ok(wanted);
         };
-        match wanted.ip() {
-            IpAddr::V4(asked) if asked.is_unspecified() || asked == ip => {
-                Ok(SocketAddr::new(ip.into(), wanted.port()))
+        let asked = wanted.ip();
+        let mapped = match addresses.like(asked) {
+            Some(own) if asked.is_unspecified() || asked == own => {
+                Some(SocketAddr::new(own, wanted.port()))
             }
-            IpAddr::V4(asked) if asked == Ipv4Addr::LOCALHOST || asked == Self::private(ip) => {
-                Ok(SocketAddr::new(Self::private(ip).into(), wanted.port()))
+            Some(_) if asked == pod_addresses::localhost(asked) || addresses.is_private(asked) => {
+                addresses.private(asked, wanted.port())
             }
-            // The Pod has no IPv6 address: `[::]` would be every address of the host.
-            other => Err(Refused::Bind(other)),
+            // Without an address of that kind `[::]` would be every address of the host.
+            Some(_) | None => None,
+        };
+        mapped.ok_or(Refused::Bind(asked))
+    }
+
+    /// Where a socket for the kind of address of `like` listens that nobody bound: nowhere but in its Pod.
+    pub(crate) fn any_port(&self, like: IpAddr) -> Result<Option<SocketAddr>, Refused> {
+        match self.virtual_ips() {
+            Some(addresses) => {
+                let own = addresses.like(like).ok_or(Refused::Bind(like))?;
+                Ok(Some(SocketAddr::new(own, 0)))
+            }
+            None => Ok(None),
         }
     }
 
@@ -278,11 +284,8 @@ impl PodNetwork {
     ) -> Result<SocketAddr, Refused> {
         let remote = self.locate(wanted, protocol)?;
         // In a namespace the kernel holds the policies, and Pods of the host's network have none.
-        match self.virtual_ip() {
-            Some(ip)
-                if remote.ip() != Self::private(ip)
-                    && !self.policy.policies.allow(ip.into(), remote, protocol) =>
-            {
+        match self.virtual_ips() {
+            Some(own) if !own.is_private(remote.ip()) && !self.allow(own, remote, protocol) => {
                 Err(Refused::Policy(wanted))
             }
             Some(_) | None => Ok(remote),
@@ -303,50 +306,67 @@ impl PodNetwork {
             Found::NoEndpoint => return Err(Refused::NoEndpoint(wanted)),
             Found::NoService => {}
         }
-        let Some(ip) = self.virtual_ip() else {
+        let Some(own) = self.virtual_ips() else {
             return Ok(wanted);
         };
         if self.policy.host_services.contains(&canonical) {
             return Ok(wanted);
         }
-        match canonical.ip() {
-            IpAddr::V4(asked) if asked == Ipv4Addr::LOCALHOST => {
-                let private = SocketAddr::new(Self::private(ip).into(), wanted.port());
-                Ok(if is_listened_on(private, protocol) {
-                    private
-                } else {
-                    SocketAddr::new(ip.into(), wanted.port())
-                })
+        let asked = canonical.ip();
+        if own.is_private(asked) {
+            return own
+                .private(asked, wanted.port())
+                .ok_or(Refused::HostLoopback(wanted));
+        }
+        if asked == pod_addresses::localhost(asked) {
+            let (Some(private), Some(ip)) = (own.private(asked, wanted.port()), own.like(asked))
+            else {
+                return Err(Refused::HostLoopback(wanted));
+            };
+            return Ok(if is_listened_on(private, protocol) {
+                private
+            } else {
+                SocketAddr::new(ip, wanted.port())
+            });
+        }
+        let is_host = match (asked, wanted) {
+            (IpAddr::V4(asked), _) => {
+                asked.is_unspecified()
+                    || asked.is_loopback()
+                        && !self.policy.cluster.iter().any(|cidr| cidr.contains(asked))
             }
-            IpAddr::V4(asked) if asked == Self::private(ip) => Ok(canonical),
-            IpAddr::V4(asked) if asked.is_unspecified() => Err(Refused::HostLoopback(wanted)),
-            IpAddr::V4(asked)
-                if asked.is_loopback()
-                    && !self.policy.cluster.iter().any(|cidr| cidr.contains(asked)) =>
-            {
-                Err(Refused::HostLoopback(wanted))
-            }
-            IpAddr::V6(asked) if asked.is_loopback() || asked.is_unspecified() => {
-                Err(Refused::HostLoopback(wanted))
-            }
-            IpAddr::V4(_) | IpAddr::V6(_) => Ok(wanted),
+            (IpAddr::V6(_), SocketAddr::V6(wanted)) => pod_addresses::is_on_loopback(wanted),
+            // What is no IPv6 address is not made one.
+            (IpAddr::V6(_), SocketAddr::V4(_)) => true,
+        };
+        if is_host {
+            Err(Refused::HostLoopback(wanted))
+        } else {
+            Ok(wanted)
         }
     }
 
     /// The source to bind before talking to `remote` (already mapped): the Pod's address, for what is local to the node.
     pub(crate) fn source_for(&self, remote: SocketAddr) -> Option<SocketAddr> {
-        let (ip, IpAddr::V4(remote)) = (self.virtual_ip()?, remote.ip()) else {
-            return None;
-        };
+        let addresses = self.virtual_ips()?;
+        if addresses.is_private(remote.ip()) {
+            return addresses.private(remote.ip(), 0);
+        }
+        let own = addresses.like(remote.ip())?;
         // A loopback address means nothing to Pods behind the bridge: to them the node is the source.
-        let inside = remote.is_loopback()
-            || !ip.is_loopback() && self.policy.cluster.iter().any(|cidr| cidr.contains(remote));
-        let source = if remote == Self::private(ip) {
-            remote
-        } else {
-            ip
+        let inside = match remote.ip() {
+            IpAddr::V4(remote) => {
+                remote.is_loopback()
+                    || !own.is_loopback()
+                        && self.policy.cluster.iter().any(|cidr| cidr.contains(remote))
+            }
+            IpAddr::V6(remote) => self
+                .policy
+                .cluster6
+                .iter()
+                .any(|cidr| cidr.contains(remote)),
         };
-        inside.then(|| SocketAddr::new(source.into(), 0))
+        inside.then(|| SocketAddr::new(own, 0))
     }
 
     /// Gives a guest its sockets. The check behind them is the second line: the mapping in [`sockets`] comes first.
@@ -379,10 +399,16 @@ impl PodNetwork {
     /// Whether an address that was mapped already is open to the Pod.
     fn may_reach(&self, addr: SocketAddr, protocol: Protocol) -> bool {
         let endpoint = self.policy.services.is_endpoint(addr);
-        match self.virtual_ip() {
-            Some(ip) if endpoint => self.policy.policies.allow(ip.into(), addr, protocol),
+        match self.virtual_ips() {
+            Some(own) if endpoint => self.allow(own, addr, protocol),
             Some(_) | None => endpoint || self.map_remote(addr, protocol) == Ok(addr),
         }
+    }
+
+    /// What the policies say of the Pod with the addresses `own`, and of `remote`.
+    fn allow(&self, own: PodAddresses, remote: SocketAddr, protocol: Protocol) -> bool {
+        let source = own.towards(remote.ip());
+        self.policy.policies.allow(source, remote, protocol)
     }
 }
 
@@ -394,7 +420,12 @@ fn is_listened_on(addr: SocketAddr, protocol: Protocol) -> bool {
         Protocol::Udp => SocketType::DGRAM,
     };
     let taken = || -> rustix::io::Result<()> {
-        let probe = socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, None)?;
+        let family = if addr.is_ipv4() {
+            AddressFamily::INET
+        } else {
+            AddressFamily::INET6
+        };
+        let probe = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
         if protocol == Protocol::Tcp {
             // Connections of an earlier listener that are still closing do not count, only a listener does.
             sockopt::set_socket_reuseaddr(&probe, true)?;
@@ -409,13 +440,26 @@ mod tests {
     use super::*;
 
     fn pod() -> PodNetwork {
+        pod_of(None)
+    }
+
+    /// The same with an IPv6 address.
+    fn dual() -> PodNetwork {
+        pod_of(Some("fd00:64::7f40:7".parse().unwrap()))
+    }
+
+    fn pod_of(v6: Option<Ipv6Addr>) -> PodNetwork {
         let policy = Policy {
             cluster: vec!["127.64.0.0/10".parse().unwrap()],
+            cluster6: vec![
+                "fd00:60::/48".parse().unwrap(),
+                "fd00:64::/64".parse().unwrap(),
+            ],
             host_services: vec!["127.0.0.1:6443".parse().unwrap()],
             ..Policy::default()
         };
         PodNetwork::new(
-            Place::Virtual(Ipv4Addr::new(127, 64, 0, 7)),
+            Place::Virtual(PodAddresses::new(Ipv4Addr::new(127, 64, 0, 7), v6)),
             Arc::new(policy),
             Resolver::default(),
         )
@@ -423,8 +467,7 @@ mod tests {
 
     #[test]
     fn binding() {
-        let pod = pod();
-        for (case, wanted, expected) in [
+        let cases: [(&str, &str, Option<&str>); 7] = [
             (
                 "any address is the Pod's",
                 "0.0.0.0:80",
@@ -440,20 +483,87 @@ mod tests {
             ("another Pod's", "127.64.0.8:80", None),
             ("the host's", "10.0.0.1:80", None),
             ("every IPv6 address of the host", "[::]:80", None),
+        ];
+        check(&pod(), PodNetwork::map_bind, &cases);
+        // With an IPv6 address it is the same for that.
+        check(&dual(), PodNetwork::map_bind, &cases[..6]);
+        let cases = [
+            (
+                "any address is the Pod's",
+                "[::]:80",
+                Some("[fd00:64::7f40:7]:80"),
+            ),
+            (
+                "localhost is an address of the Pod's alone",
+                "[::1]:80",
+                Some("[fe80::636f:7800:7f40:7%1]:80"),
+            ),
+            (
+                "another Pod's localhost",
+                "[fe80::636f:7800:7f40:8%1]:80",
+                None,
+            ),
+            (
+                "its own",
+                "[fd00:64::7f40:7]:80",
+                Some("[fd00:64::7f40:7]:80"),
+            ),
+            ("another Pod's", "[fd00:64::7f40:8]:80", None),
+            ("the host's", "[2001:db8::1]:80", None),
+            ("IPv4 in disguise", "[::ffff:127.64.0.7]:80", None),
+        ];
+        check(&dual(), PodNetwork::map_bind, &cases);
+    }
+
+    fn check(
+        pod: &PodNetwork,
+        map: impl Fn(&PodNetwork, SocketAddr) -> Result<SocketAddr, Refused>,
+        cases: &[(&str, &str, Option<&str>)],
+    ) {
+        for (case, wanted, expected) in cases {
+            let mapped = map(pod, wanted.parse().unwrap()).ok();
+            let expected = expected.map(|text| text.parse().unwrap());
+            assert_eq!(mapped, expected, "case: {case}");
+            if let Some(mapped) = mapped {
+                assert_eq!(
+                    map(pod, mapped),
+                    Ok(mapped),
+                    "twice is the same, case: {case}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn sockets_that_nobody_bound() {
+        let any_port = |pod: PodNetwork, like: &str| {
+            let found = pod.any_port(like.parse().unwrap());
+            found.map(|found| found.map(|addr| addr.to_string()))
+        };
+        assert_eq!(
+            any_port(dual(), "::"),
+            Ok(Some("[fd00:64::7f40:7]:0".into()))
+        );
+        assert_eq!(any_port(dual(), "0.0.0.0"), Ok(Some("127.64.0.7:0".into())));
+        let none = Ipv6Addr::UNSPECIFIED.into();
+        assert_eq!(any_port(pod(), "::"), Err(Refused::Bind(none)));
+    }
+
+    #[test]
+    fn guests_see_their_localhost() {
+        for (real, shown) in [
+            ("[fe80::636f:7800:7f40:7%1]:80", "[::1]:80"),
+            ("127.192.0.7:80", "127.0.0.1:80"),
+            ("[fd00:64::7f40:7]:80", "[fd00:64::7f40:7]:80"),
         ] {
-            let mapped = pod.map_bind(wanted.parse().unwrap()).ok();
-            assert_eq!(
-                mapped,
-                expected.map(|text| text.parse().unwrap()),
-                "case: {case}"
-            );
+            let told = dual().show(real.parse().unwrap());
+            assert_eq!(told, shown.parse().unwrap());
         }
     }
 
     #[test]
     fn connecting() {
-        let pod = pod();
-        for (case, wanted, expected) in [
+        let cases: [(&str, &str, Option<&str>); 8] = [
             (
                 "localhost is the own Pod",
                 "127.0.0.1:80",
@@ -468,16 +578,36 @@ mod tests {
                 Some("127.0.0.1:6443"),
             ),
             ("the host's resolver", "127.0.0.53:53", None),
-            ("IPv6 loopback", "[::1]:80", None),
             ("IPv4 loopback in disguise", "[::ffff:127.0.0.53]:53", None),
-        ] {
-            let mapped = pod.map_remote(wanted.parse().unwrap(), Protocol::Tcp).ok();
-            assert_eq!(
-                mapped,
-                expected.map(|text| text.parse().unwrap()),
-                "case: {case}"
-            );
-        }
+            ("IPv6 loopback", "[::1]:80", None),
+        ];
+        let map = |pod: &PodNetwork, wanted| pod.map_remote(wanted, Protocol::Tcp);
+        check(&pod(), map, &cases);
+        // With an IPv6 address it is the same for that.
+        check(&dual(), map, &cases[..7]);
+        let cases = [
+            (
+                "localhost is the own Pod",
+                "[::1]:80",
+                Some("[fd00:64::7f40:7]:80"),
+            ),
+            (
+                "another Pod",
+                "[fd00:64::7f40:908]:80",
+                Some("[fd00:64::7f40:908]:80"),
+            ),
+            (
+                "another Pod's localhost",
+                "[fe80::636f:7800:7f40:8%1]:80",
+                None,
+            ),
+            ("on whatever link", "[fe80::636f:7800:7f40:8%2]:80", None),
+            ("the host's loopback interface", "[fe80::1%1]:80", None),
+            ("a neighbour", "[fe80::1%2]:80", Some("[fe80::1%2]:80")),
+            ("nobody in particular", "[::]:80", None),
+            ("outside", "[2001:db8::1]:80", Some("[2001:db8::1]:80")),
+        ];
+        check(&dual(), map, &cases);
     }
 
     #[test]
@@ -488,5 +618,29 @@ mod tests {
             Some("127.64.0.7:0".parse().unwrap())
         );
         assert_eq!(pod.source_for("93.184.216.34:80".parse().unwrap()), None);
+        let source = |remote: &str| {
+            let source = dual().source_for(remote.parse().unwrap());
+            source.map(|source| source.to_string())
+        };
+        for (case, remote, expected) in [
+            (
+                "a Pod of this node",
+                "[fd00:64::7f40:8]:80",
+                Some("[fd00:64::7f40:7]:0"),
+            ),
+            (
+                "a Pod of another node",
+                "[fd00:60:0:7::8]:80",
+                Some("[fd00:64::7f40:7]:0"),
+            ),
+            ("outside", "[2001:db8::1]:80", None),
+            (
+                "the own localhost",
+                "[fe80::636f:7800:7f40:7%1]:80",
+                Some("[fe80::636f:7800:7f40:7%1]:0"),
+            ),
+        ] {
+            assert_eq!(source(remote).as_deref(), expected, "case: {case}");
+        }
     }
 }

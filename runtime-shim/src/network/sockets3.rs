@@ -3,6 +3,7 @@
 //! What is different in 0.3: sockets that nobody bound are bound by the first `listen` or `send`, to every address of the host. In
 //! the virtual network they are bound to the Pod's address before that.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use futures::FutureExt;
@@ -149,11 +150,18 @@ fn shadow_tcp(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
         |mut store: StoreContextMut<'_, Guest>, (socket,): (Resource<TcpSocket>,)| {
             Box::new(async move {
                 let guest = store.data_mut();
-                if let Some(ip) = guest.network.virtual_ip() {
-                    let any_port = std::net::SocketAddr::new(ip.into(), 0);
-                    if let Err(code) = bind_tcp(&mut guest.sockets(), &socket, any_port.into())? {
-                        return Ok((Err(code),));
-                    }
+                let family = HostTcpSocket::get_address_family(
+                    &mut guest.sockets(),
+                    Resource::new_borrow(socket.rep()),
+                )?;
+                let any_port = match guest.network.any_port(any_address(family)) {
+                    Ok(any_port) => any_port,
+                    Err(err) => return Ok((Err(refused(&err)),)),
+                };
+                if let Some(any_port) = any_port
+                    && let Err(code) = bind_tcp(&mut guest.sockets(), &socket, any_port.into())?
+                {
+                    return Ok((Err(code),));
                 }
                 let access = Access::<Guest, WasiSockets>::new(store, Guest::sockets);
                 let listening: Result<StreamReader<Resource<TcpSocket>>, SocketError> =
@@ -201,12 +209,19 @@ fn source_udp(
     guest: &mut Guest,
     socket: &Resource<UdpSocket>,
 ) -> wasmtime::Result<Result<(), ErrorCode>> {
-    match guest.network.virtual_ip() {
-        Some(ip) => {
-            let any_port = std::net::SocketAddr::new(ip.into(), 0);
-            bind_udp(&mut guest.sockets(), socket, any_port.into())
-        }
-        None => Ok(Ok(())),
+    let this = Resource::new_borrow(socket.rep());
+    let family = HostUdpSocket::get_address_family(&mut guest.sockets(), this)?;
+    match guest.network.any_port(any_address(family)) {
+        Ok(Some(any_port)) => bind_udp(&mut guest.sockets(), socket, any_port.into()),
+        Ok(None) => Ok(Ok(())),
+        Err(err) => Ok(Err(refused(&err))),
+    }
+}
+
+fn any_address(family: IpAddressFamily) -> IpAddr {
+    match family {
+        IpAddressFamily::Ipv4 => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddressFamily::Ipv6 => Ipv6Addr::UNSPECIFIED.into(),
     }
 }
 

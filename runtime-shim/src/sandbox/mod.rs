@@ -11,6 +11,7 @@
 
 mod files;
 mod list;
+mod local;
 mod namespaces;
 mod networks;
 mod pause;
@@ -97,9 +98,12 @@ pub(crate) struct Record {
     pub(crate) created_at: i64,
     /// The address that is held for it, of the virtual network or of the bridge.
     pub(crate) ip: Option<Ipv4Addr>,
-    /// Its IPv6 address behind the bridge, where those have some.
+    /// The IPv6 address beside it, where there are some.
     #[serde(default)]
     pub(crate) ip6: Option<Ipv6Addr>,
+    /// Whether that is the first one.
+    #[serde(default)]
+    pub(crate) ip6_first: bool,
     pub(crate) attachment: Attachment,
     /// The addresses that CNI plugins gave.
     cni_ips: Vec<IpAddr>,
@@ -145,9 +149,15 @@ impl Record {
     /// The Pod's addresses, the first one first.
     pub(crate) fn ips(&self) -> Vec<IpAddr> {
         match self.ip {
-            Some(ip) => std::iter::once(ip.into())
-                .chain(self.ip6.map(IpAddr::from))
-                .collect(),
+            Some(ip) => {
+                let mut ips: Vec<IpAddr> = std::iter::once(ip.into())
+                    .chain(self.ip6.map(IpAddr::from))
+                    .collect();
+                if self.ip6_first {
+                    ips.reverse();
+                }
+                ips
+            }
             None => self.cni_ips.clone(),
         }
     }

@@ -1,17 +1,16 @@
-//! What the node gives its Pods' networks: addresses of the virtual network, the bridge, CNI where it is configured, and whether
-//! this process may make namespaces at all.
+//! What the node gives its Pods' networks: addresses of the virtual network ([`super::local`]), the bridge, CNI where it is configured, and
+//! whether this process may make namespaces at all.
 
 use std::ffi::OsString;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
-use parking_lot::Mutex;
-
+use super::local::LocalRanges;
 use super::plan::Ability;
 use super::{Attachment, Record};
 use crate::config::{Config, NetnsUse};
-use crate::network::{AddressPool, BridgeNetwork, Cidr, Cidr6, CidrError, Links, cni};
+use crate::network::{AddressPool, BridgeNetwork, Cidr, Cidr6, CidrError, cni};
 
 /// Bits of `CapEff` in `/proc/self/status`.
 const CAP_NET_ADMIN: u64 = 1 << 12;
@@ -25,10 +24,8 @@ pub(crate) struct Networks {
     pub(super) pause_command: Vec<OsString>,
     pub(super) cni_bin_dirs: Vec<PathBuf>,
     cni_conf_dir: PathBuf,
-    local: Cidr,
+    local: LocalRanges,
     addresses: AddressPool,
-    /// Whether the local range has been made this host's, which a loopback range is anyway.
-    local_ready: Mutex<bool>,
 }
 
 impl Networks {
@@ -44,9 +41,8 @@ impl Networks {
             pause_command: config.pause_command.clone(),
             cni_bin_dirs: config.network.cni_bin_dirs.clone(),
             cni_conf_dir: config.network.cni_conf_dir.clone(),
-            local,
+            local: LocalRanges::new(local, ipv6.map(|range| range.part(local))),
             addresses: AddressPool::new(local),
-            local_ready: Mutex::new(local.base().is_loopback()),
         })
     }
 
@@ -57,23 +53,31 @@ impl Networks {
 
     /// An address of the virtual network.
     pub(super) fn take_virtual(&self) -> io::Result<Option<Ipv4Addr>> {
-        let mut ready = self.local_ready.lock();
-        if !*ready {
-            Links::open()?.add_local_range(self.local)?;
-            *ready = true;
-            tracing::info!(range = %self.local, "Addresses of virtual Pods are local to this node");
-        }
-        drop(ready);
+        self.local.ensure()?;
         Ok(self.addresses.take())
+    }
+
+    /// The second address of the virtual Pod with the address `ip`.
+    pub(super) fn virtual_ipv6(&self, ip: Ipv4Addr) -> Option<Ipv6Addr> {
+        self.local.ipv6(ip)
     }
 
     /// Takes the address of a recovered sandbox again; false when it is no longer this node's to give.
     pub(super) fn reserve(&self, record: &Record) -> bool {
         match (record.ip, record.attachment) {
-            (Some(ip), Attachment::Virtual) => self.addresses.reserve(ip),
+            (Some(ip), Attachment::Virtual) => self.reserve_virtual(ip, record.ip6),
             (Some(ip), Attachment::Bridge) => self.bridge.reserve(ip),
             (_, Attachment::Host | Attachment::Cni) | (None, _) => true,
         }
+    }
+
+    fn reserve_virtual(&self, ip: Ipv4Addr, ip6: Option<Ipv6Addr>) -> bool {
+        // What an earlier shim made is there; but this one has to know, to remove it in the end.
+        if let Err(err) = self.local.ensure() {
+            tracing::warn!(error = %err, "A recovered Pod has lost its address");
+            return false;
+        }
+        (ip6.is_none() || ip6 == self.virtual_ipv6(ip)) && self.addresses.reserve(ip)
     }
 
     pub(super) fn give_back(&self, ip: Ipv4Addr, attachment: Attachment) {
@@ -112,14 +116,10 @@ impl Networks {
 
     /// Removes what the networks need while there are Pods; called when there are none.
     pub(crate) fn remove(&self) -> io::Result<()> {
-        if self.ability != Ability::Namespaces {
-            return Ok(());
+        if self.ability == Ability::Namespaces {
+            self.bridge.remove()?;
         }
-        self.bridge.remove()?;
-        if !self.local.base().is_loopback() && std::mem::take(&mut *self.local_ready.lock()) {
-            Links::open()?.remove_local_range(self.local)?;
-        }
-        Ok(())
+        self.local.remove()
     }
 }
 

@@ -18,7 +18,8 @@ use crate::clock::now_nanos;
 use crate::error::VerbError;
 use crate::ids::SandboxId;
 use crate::network::{
-    DnsConfig, HostPorts, Netns, Place, PodNetwork, Resolver, cni, plan_host_ports, veth_name,
+    DnsConfig, HostPorts, Netns, Place, PodAddresses, PodNetwork, Resolver, cni, plan_host_ports,
+    veth_name,
 };
 use crate::shim::Shim;
 
@@ -103,6 +104,7 @@ impl Shim {
             created_at: now_nanos(),
             ip: None,
             ip6: None,
+            ip6_first: self.config.ipv6_first,
             attachment: Attachment::Host,
             cni_ips: Vec::new(),
             namespaces: None,
@@ -121,8 +123,9 @@ impl Shim {
                         what: format!("make {} local to this node", self.config.pod_cidr),
                         source,
                     })?;
-                record.ip =
-                    Some(taken.ok_or_else(|| VerbError::NoAddress(self.config.pod_cidr.clone()))?);
+                let ip = taken.ok_or_else(|| VerbError::NoAddress(self.config.pod_cidr.clone()))?;
+                record.ip = Some(ip);
+                record.ip6 = self.networks.virtual_ipv6(ip);
             }
             Plan::Isolated(isolation) => {
                 let dir = self.sandbox_state.path(id.as_str());
@@ -319,7 +322,9 @@ impl Shim {
                 }
                 Place::Netns(Netns::at(path))
             }
-            (None, Attachment::Virtual, Some(ip)) => Place::Virtual(ip),
+            (None, Attachment::Virtual, Some(ip)) => {
+                Place::Virtual(PodAddresses::new(ip, record.ip6))
+            }
             (None, ..) => Place::Host,
         };
         let resolver = Resolver::new(&dns, &config.hostname, &record.ips());

@@ -1,14 +1,14 @@
 //! Tries what a Pod's network allows; prints one line per finding. Sockets come from the crate `wasip2`, since not every std has them.
 //!
 //! `serve [ADDRESS] PORT` answers every connection with `from PEER at LOCAL`; `get HOST PORT` prints such an answer; `bind ADDRESS PORT`,
-//! `echo PORT` (UDP) and `send HOST PORT` (UDP) print what they got, or the error. `proxy PORT HOST TO` passes one connection after the
-//! other on to `HOST:TO`.
+//! `echo [ADDRESS] PORT` (UDP) and `send HOST PORT` (UDP) print what they got, or the error. `proxy PORT HOST TO` passes one connection
+//! after the other on to `HOST:TO`. Names mean their IPv4 addresses, with `get6` and `send6` those of IPv6.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr as Ip, Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 
 use wasip2::sockets::instance_network::instance_network;
 use wasip2::sockets::ip_name_lookup::resolve_addresses;
-use wasip2::sockets::network::{ErrorCode, IpAddress, IpAddressFamily, IpSocketAddress, Ipv4SocketAddress};
+use wasip2::sockets::network::{ErrorCode, IpAddress, IpAddressFamily, IpSocketAddress, Ipv4SocketAddress, Ipv6SocketAddress};
 use wasip2::io::poll::poll;
 use wasip2::io::streams::{InputStream, OutputStream, StreamError};
 use wasip2::sockets::tcp::{ShutdownType, TcpSocket};
@@ -22,11 +22,14 @@ fn main() {
     let done = match args.as_slice() {
         ["serve", port] => serve("0.0.0.0", port),
         ["serve", address, port] => serve(address, port),
-        ["get", host, port] => get(host, port),
+        ["get", host, port] => get(resolve(host, IpAddressFamily::Ipv4), port),
+        ["get6", host, port] => get(resolve(host, IpAddressFamily::Ipv6), port),
         ["bind", address, port] => bind(address, port).and_then(|socket| Ok(println!("bound {}", text(socket.local_address()?)))),
         ["proxy", port, host, to] => proxy(port, host, to),
-        ["echo", port] => echo(port),
-        ["send", host, port] => send(host, port),
+        ["echo", port] => echo("0.0.0.0", port),
+        ["echo", address, port] => echo(address, port),
+        ["send", host, port] => send(resolve(host, IpAddressFamily::Ipv4), port),
+        ["send6", host, port] => send(resolve(host, IpAddressFamily::Ipv6), port),
         other => panic!("unknown arguments {other:?}"),
     };
     if let Err(code) = done {
@@ -35,34 +38,61 @@ fn main() {
     }
 }
 
-fn address(ip: Ipv4Addr, port: &str) -> IpSocketAddress {
-    let [a, b, c, d] = ip.octets();
-    IpSocketAddress::Ipv4(Ipv4SocketAddress { port: port.parse().unwrap(), address: (a, b, c, d) })
+fn family(ip: Ip) -> IpAddressFamily {
+    match ip {
+        Ip::V4(_) => IpAddressFamily::Ipv4,
+        Ip::V6(_) => IpAddressFamily::Ipv6,
+    }
+}
+
+fn address(ip: Ip, port: &str) -> IpSocketAddress {
+    let port = port.parse().unwrap();
+    match ip {
+        Ip::V4(ip) => {
+            let [a, b, c, d] = ip.octets();
+            IpSocketAddress::Ipv4(Ipv4SocketAddress { port, address: (a, b, c, d) })
+        }
+        Ip::V6(ip) => {
+            let [a, b, c, d, e, f, g, h] = ip.segments();
+            IpSocketAddress::Ipv6(Ipv6SocketAddress { port, flow_info: 0, address: (a, b, c, d, e, f, g, h), scope_id: 0 })
+        }
+    }
 }
 
 fn text(address: IpSocketAddress) -> String {
     match address {
-        IpSocketAddress::Ipv4(Ipv4SocketAddress { port, address: (a, b, c, d) }) => format!("{a}.{b}.{c}.{d}:{port}"),
-        IpSocketAddress::Ipv6(address) => format!("{address:?}"),
+        IpSocketAddress::Ipv4(Ipv4SocketAddress { port, address: (a, b, c, d) }) => SocketAddrV4::new([a, b, c, d].into(), port).to_string(),
+        IpSocketAddress::Ipv6(Ipv6SocketAddress { port, flow_info, address: (a, b, c, d, e, f, g, h), scope_id }) => {
+            SocketAddrV6::new([a, b, c, d, e, f, g, h].into(), port, flow_info, scope_id).to_string()
+        }
     }
 }
 
-fn resolve(host: &str) -> Result<Ipv4Addr, ErrorCode> {
+/// The first address of `host` of the kind `wanted`; one that is written out may be of either.
+fn resolve(host: &str, wanted: IpAddressFamily) -> Result<Ip, ErrorCode> {
+    if let Ok(ip) = host.parse() {
+        return Ok(ip);
+    }
     let stream = resolve_addresses(&instance_network(), host)?;
     loop {
         stream.subscribe().block();
-        match stream.resolve_next_address() {
-            Ok(Some(IpAddress::Ipv4((a, b, c, d)))) => return Ok(Ipv4Addr::new(a, b, c, d)),
-            Ok(Some(IpAddress::Ipv6(_))) | Err(ErrorCode::WouldBlock) => {}
+        let ip: Ip = match stream.resolve_next_address() {
+            Ok(Some(IpAddress::Ipv4((a, b, c, d)))) => Ipv4Addr::new(a, b, c, d).into(),
+            Ok(Some(IpAddress::Ipv6((a, b, c, d, e, f, g, h)))) => Ipv6Addr::new(a, b, c, d, e, f, g, h).into(),
+            Err(ErrorCode::WouldBlock) => continue,
             Ok(None) => return Err(ErrorCode::NameUnresolvable),
             Err(code) => return Err(code),
+        };
+        if family(ip) == wanted {
+            return Ok(ip);
         }
     }
 }
 
 fn bind(ip: &str, port: &str) -> Result<TcpSocket, ErrorCode> {
-    let socket = create_tcp_socket(IpAddressFamily::Ipv4)?;
-    socket.start_bind(&instance_network(), address(ip.parse().unwrap(), port))?;
+    let ip: Ip = ip.parse().unwrap();
+    let socket = create_tcp_socket(family(ip))?;
+    socket.start_bind(&instance_network(), address(ip, port))?;
     socket.finish_bind()?;
     Ok(socket)
 }
@@ -95,9 +125,9 @@ fn serve(ip: &str, port: &str) -> Result<(), ErrorCode> {
     }
 }
 
-fn connect(host: &str, port: &str) -> Result<(TcpSocket, InputStream, OutputStream), ErrorCode> {
-    let socket = create_tcp_socket(IpAddressFamily::Ipv4)?;
-    socket.start_connect(&instance_network(), address(resolve(host)?, port))?;
+fn connect(ip: Ip, port: &str) -> Result<(TcpSocket, InputStream, OutputStream), ErrorCode> {
+    let socket = create_tcp_socket(family(ip))?;
+    socket.start_connect(&instance_network(), address(ip, port))?;
     loop {
         socket.subscribe().block();
         match socket.finish_connect() {
@@ -108,8 +138,8 @@ fn connect(host: &str, port: &str) -> Result<(TcpSocket, InputStream, OutputStre
     }
 }
 
-fn get(host: &str, port: &str) -> Result<(), ErrorCode> {
-    let (_socket, input, _output) = connect(host, port)?;
+fn get(ip: Result<Ip, ErrorCode>, port: &str) -> Result<(), ErrorCode> {
+    let (_socket, input, _output) = connect(ip?, port)?;
     let answer = input.blocking_read(1024).unwrap();
     print!("{}", String::from_utf8_lossy(&answer));
     Ok(())
@@ -119,7 +149,7 @@ fn proxy(port: &str, host: &str, to: &str) -> Result<(), ErrorCode> {
     let socket = listen("0.0.0.0", port)?;
     loop {
         let client = accept(&socket)?;
-        match connect(host, to) {
+        match resolve(host, IpAddressFamily::Ipv4).and_then(|ip| connect(ip, to)) {
             Ok(server) => {
                 println!("passing on to {host}:{to}");
                 pass_on(&client, &server);
@@ -154,15 +184,15 @@ fn pass_on(one: &(TcpSocket, InputStream, OutputStream), other: &(TcpSocket, Inp
     }
 }
 
-fn udp(port: &str) -> Result<UdpSocket, ErrorCode> {
-    let socket = create_udp_socket(IpAddressFamily::Ipv4)?;
-    socket.start_bind(&instance_network(), address(Ipv4Addr::UNSPECIFIED, port))?;
+fn udp(ip: Ip, port: &str) -> Result<UdpSocket, ErrorCode> {
+    let socket = create_udp_socket(family(ip))?;
+    socket.start_bind(&instance_network(), address(ip, port))?;
     socket.finish_bind()?;
     Ok(socket)
 }
 
-fn echo(port: &str) -> Result<(), ErrorCode> {
-    let socket = udp(port)?;
+fn echo(ip: &str, port: &str) -> Result<(), ErrorCode> {
+    let socket = udp(ip.parse().unwrap(), port)?;
     println!("listening at {}", text(socket.local_address()?));
     let (incoming, outgoing) = socket.stream(None)?;
     loop {
@@ -176,9 +206,14 @@ fn echo(port: &str) -> Result<(), ErrorCode> {
     }
 }
 
-fn send(host: &str, port: &str) -> Result<(), ErrorCode> {
-    let socket = udp("0")?;
-    let remote = address(resolve(host)?, port);
+fn send(ip: Result<Ip, ErrorCode>, port: &str) -> Result<(), ErrorCode> {
+    let ip = ip?;
+    let any = match ip {
+        Ip::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        Ip::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = udp(any, "0")?;
+    let remote = address(ip, port);
     let (incoming, outgoing) = socket.stream(None)?;
     outgoing.subscribe().block();
     outgoing.check_send()?;

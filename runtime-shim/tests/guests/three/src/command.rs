@@ -1,9 +1,10 @@
-use std::net::Ipv4Addr;
+use std::net::{IpAddr as Ip, Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 
 use wasip3::http::types::{Fields, Request, Response, Scheme};
 use wasip3::sockets::ip_name_lookup::resolve_addresses;
 use wasip3::sockets::types::{
-    IpAddress, IpAddressFamily, IpSocketAddress, Ipv4SocketAddress, TcpSocket, UdpSocket,
+    IpAddress, IpAddressFamily, IpSocketAddress, Ipv4SocketAddress, Ipv6SocketAddress,
+    TcpSocket, UdpSocket,
 };
 use wasip3::wit_bindgen::StreamResult;
 
@@ -26,10 +27,12 @@ impl wasip3::exports::cli::run::Guest for Command {
                 std::hint::spin_loop();
             },
             ["serve", address, port] => serve(address, port).await,
-            ["listen"] => listen().await,
+            ["listen"] => listen(IpAddressFamily::Ipv4).await,
+            ["listen6"] => listen(IpAddressFamily::Ipv6).await,
             ["get", host, port] => get(host, port).await,
             ["bind", address, port] => bind(address, port).await,
-            ["echo", port] => echo(port).await,
+            ["echo", port] => echo("0.0.0.0", port).await,
+            ["echo", address, port] => echo(address, port).await,
             ["send", host, port] => send(host, port).await,
             ["fetch", authority, path] => fetch(authority, path).await,
             ["read", path] => read(path).await,
@@ -53,12 +56,33 @@ async fn print(line: String) -> Done {
     written.await.map_err(|err| format!("{err:?}"))
 }
 
-fn address(ip: Ipv4Addr, port: &str) -> IpSocketAddress {
-    let [a, b, c, d] = ip.octets();
-    IpSocketAddress::Ipv4(Ipv4SocketAddress {
-        port: port.parse().expect("a port"),
-        address: (a, b, c, d),
-    })
+fn family(ip: Ip) -> IpAddressFamily {
+    match ip {
+        Ip::V4(_) => IpAddressFamily::Ipv4,
+        Ip::V6(_) => IpAddressFamily::Ipv6,
+    }
+}
+
+fn address(ip: Ip, port: &str) -> IpSocketAddress {
+    let port = port.parse().expect("a port");
+    match ip {
+        Ip::V4(ip) => {
+            let [a, b, c, d] = ip.octets();
+            IpSocketAddress::Ipv4(Ipv4SocketAddress {
+                port,
+                address: (a, b, c, d),
+            })
+        }
+        Ip::V6(ip) => {
+            let [a, b, c, d, e, f, g, h] = ip.segments();
+            IpSocketAddress::Ipv6(Ipv6SocketAddress {
+                port,
+                flow_info: 0,
+                address: (a, b, c, d, e, f, g, h),
+                scope_id: 0,
+            })
+        }
+    }
 }
 
 fn text(address: IpSocketAddress) -> String {
@@ -66,8 +90,16 @@ fn text(address: IpSocketAddress) -> String {
         IpSocketAddress::Ipv4(Ipv4SocketAddress {
             port,
             address: (a, b, c, d),
-        }) => format!("{a}.{b}.{c}.{d}:{port}"),
-        IpSocketAddress::Ipv6(address) => format!("{address:?}"),
+        }) => SocketAddrV4::new([a, b, c, d].into(), port).to_string(),
+        IpSocketAddress::Ipv6(Ipv6SocketAddress {
+            port,
+            flow_info,
+            address: (a, b, c, d, e, f, g, h),
+            scope_id,
+        }) => {
+            let ip = [a, b, c, d, e, f, g, h].into();
+            SocketAddrV6::new(ip, port, flow_info, scope_id).to_string()
+        }
     }
 }
 
@@ -75,18 +107,19 @@ fn said<T>(result: Result<T, impl std::fmt::Debug>) -> Done<T> {
     result.map_err(|code| format!("{code:?}"))
 }
 
-async fn resolve(host: &str) -> Done<Ipv4Addr> {
+async fn resolve(host: &str) -> Done<Ip> {
     let found = said(resolve_addresses(host.into()).await)?;
-    let v4 = found.into_iter().find_map(|ip| match ip {
-        IpAddress::Ipv4((a, b, c, d)) => Some(Ipv4Addr::new(a, b, c, d)),
-        IpAddress::Ipv6(_) => None,
+    let first = found.into_iter().next().map(|ip| match ip {
+        IpAddress::Ipv4((a, b, c, d)) => Ip::V4(Ipv4Addr::new(a, b, c, d)),
+        IpAddress::Ipv6((a, b, c, d, e, f, g, h)) => Ip::V6(Ipv6Addr::new(a, b, c, d, e, f, g, h)),
     });
-    v4.ok_or_else(|| "no IPv4 address".into())
+    first.ok_or_else(|| "no address".into())
 }
 
 async fn tcp_bound(ip: &str, port: &str) -> Done<TcpSocket> {
-    let socket = said(TcpSocket::create(IpAddressFamily::Ipv4))?;
-    said(socket.bind(address(ip.parse().expect("an address"), port)))?;
+    let ip = ip.parse().expect("an address");
+    let socket = said(TcpSocket::create(family(ip)))?;
+    said(socket.bind(address(ip, port)))?;
     Ok(socket)
 }
 
@@ -95,8 +128,8 @@ async fn bind(ip: &str, port: &str) -> Done {
     print(format!("bound {}", text(said(socket.get_local_address())?))).await
 }
 
-async fn listen() -> Done {
-    let socket = said(TcpSocket::create(IpAddressFamily::Ipv4))?;
+async fn listen(family: IpAddressFamily) -> Done {
+    let socket = said(TcpSocket::create(family))?;
     let _clients = said(socket.listen())?;
     print(format!("listening at {}", text(said(socket.get_local_address())?))).await
 }
@@ -122,7 +155,7 @@ async fn serve(ip: &str, port: &str) -> Done {
 
 async fn get(host: &str, port: &str) -> Done {
     let ip = resolve(host).await?;
-    let socket = said(TcpSocket::create(IpAddressFamily::Ipv4))?;
+    let socket = said(TcpSocket::create(family(ip)))?;
     said(socket.connect(address(ip, port)).await)?;
     let (mut incoming, ended) = socket.receive();
     let mut answer = Vec::new();
@@ -138,9 +171,10 @@ async fn get(host: &str, port: &str) -> Done {
     print(String::from_utf8_lossy(&answer).trim_end().to_owned()).await
 }
 
-async fn echo(port: &str) -> Done {
-    let socket = said(UdpSocket::create(IpAddressFamily::Ipv4))?;
-    said(socket.bind(address(Ipv4Addr::UNSPECIFIED, port)))?;
+async fn echo(ip: &str, port: &str) -> Done {
+    let ip = ip.parse().expect("an address");
+    let socket = said(UdpSocket::create(family(ip)))?;
+    said(socket.bind(address(ip, port)))?;
     print(format!("listening at {}", text(said(socket.get_local_address())?))).await?;
     loop {
         let (data, peer) = said(socket.receive().await)?;
@@ -151,7 +185,7 @@ async fn echo(port: &str) -> Done {
 
 async fn send(host: &str, port: &str) -> Done {
     let ip = resolve(host).await?;
-    let socket = said(UdpSocket::create(IpAddressFamily::Ipv4))?;
+    let socket = said(UdpSocket::create(family(ip)))?;
     said(socket.send(b"ping".to_vec(), Some(address(ip, port))).await)?;
     let local = text(said(socket.get_local_address())?);
     let (data, peer) = said(socket.receive().await)?;

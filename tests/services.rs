@@ -251,3 +251,143 @@ fn linux_containers_reach_services_through_the_kernel() {
         }
     });
 }
+
+/// Names and addresses, ranges and Services of both kinds: Wasm Pods that are virtual, a Linux Pod on the bridge, and the node.
+#[test]
+fn pods_of_both_networks_have_addresses_of_both_kinds() {
+    let test = "pods_of_both_networks_have_addresses_of_both_kinds";
+    let flags = [
+        "--pod-cidr=fd64:7::/64,10.64.0.0/18",
+        "--service-cidr=10.96.0.0/16,fd96::/112",
+    ];
+    let components = [SOCKETS, "examples/http/http.wasm"];
+    let Some(node) = MixedCluster::start_with(test, COX, &components, &flags) else {
+        return;
+    };
+    let cluster = &node.cluster;
+    let both = "  ipFamilyPolicy: RequireDualStack";
+    let port = "{port: 80, targetPort: 8080}";
+    cluster
+        .apply(&server("web", "[serve, '::', '8080']", port, both))
+        .ok();
+    cluster
+        .apply(&server(
+            "echo",
+            "[echo, '::', '9000']",
+            "{port: 7, targetPort: 9000, protocol: UDP}",
+            both,
+        ))
+        .ok();
+    cluster
+        .apply(
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: shell, labels: {app: shell}}\nspec:\n  terminationGracePeriodSeconds: 0\n  \
+             containers:\n  - {name: c, image: busybox, imagePullPolicy: IfNotPresent, \
+             command: [nc, -ll, -p, '8080', -e, /bin/echo, 'from linux']}\n\
+             ---\napiVersion: v1\nkind: Service\nmetadata: {name: shell}\nspec:\n  ipFamilyPolicy: RequireDualStack\n  \
+             selector: {app: shell}\n  ports: [{port: 80, targetPort: 8080}]\n",
+        )
+        .ok();
+    cluster.wait("condition=Ready", "pod/shell");
+    for name in ["web", "echo"] {
+        let target = format!("deployment/{name}");
+        cluster
+            .kubectl(&["rollout", "status", &target, "--timeout=60s"])
+            .ok();
+    }
+    let pods = cluster.json(&["get", "pods"]);
+    let pod_ips = |pod: &serde_json::Value| -> Vec<String> {
+        let ips = pod["status"]["podIPs"].as_array().unwrap().iter();
+        ips.map(|ip| ip["ip"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    for pod in pods["items"].as_array().unwrap() {
+        let ips = pod_ips(pod);
+        assert!(
+            ips.len() == 2 && ips[0].starts_with("fd64:7::") && ips[1].starts_with("10.64."),
+            "in the ranges' order: {ips:?}"
+        );
+    }
+    let web = pods["items"].as_array().unwrap().iter();
+    let mut web = web.filter(|pod| pod["metadata"]["labels"]["app"] == "web");
+    let web6 = pod_ips(web.next().unwrap())[0].clone();
+    let ip6 = |name: &str| {
+        let service = cluster.json(&["get", "service", name]);
+        let ips = service["spec"]["clusterIPs"].as_array().unwrap().iter();
+        let ips: Vec<&str> = ips.map(|ip| ip.as_str().unwrap()).collect();
+        ips.into_iter()
+            .find(|ip| ip.starts_with("fd96::"))
+            .unwrap()
+            .to_owned()
+    };
+    let linux = |target: &str, port: &str| {
+        let asked = ["exec", "shell", "--", "nc", "-w", "5", target, port];
+        let output = cluster.kubectl(&asked);
+        format!("{}{}", output.stdout, output.stderr)
+    };
+    let on_node = |target: &str, port: &str| {
+        let mut command = cluster.inside(Path::new("/bin/busybox"));
+        let output = Output::of(command.args(["nc", "-w", "5", target, port]));
+        format!("{}{}", output.stdout, output.stderr)
+    };
+    let wasm = |target: &str, port: &str| {
+        once(cluster, "client", &format!("[get6, '{target}', '{port}']"))
+    };
+    let reached = |case: &str, wanted: &str, ask: &dyn Fn() -> String| {
+        eventually(case, || {
+            let said = ask();
+            if said.starts_with(wanted) {
+                Ok(())
+            } else {
+                Err(said)
+            }
+        });
+    };
+    let (web_service, shell_service) = (ip6("web"), ip6("shell"));
+    for (who, ask) in [
+        ("a Linux Pod", &linux as &dyn Fn(&str, &str) -> String),
+        ("the node", &on_node),
+        ("a Wasm Pod", &wasm),
+    ] {
+        reached(&format!("{who} to a Wasm Pod"), "from [", &|| {
+            ask(&web6, "8080")
+        });
+        reached(
+            &format!("{who} to the Service of Wasm Pods"),
+            "from [",
+            &|| ask(&web_service, "80"),
+        );
+        reached(
+            &format!("{who} to the Service of a Linux Pod"),
+            "from linux",
+            &|| ask(&shell_service, "80"),
+        );
+    }
+    for name in ["web", "web.default.svc.cluster.local"] {
+        reached("by name, IPv6 of it", "from [fd64:7::", &|| {
+            wasm(name, "80")
+        });
+    }
+    reached("datagrams", "ping from [fd64:7::", &|| {
+        once(cluster, "client", "[send6, echo, '7']")
+    });
+    // Friends only, by IPv6 as by IPv4.
+    cluster
+        .apply(
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: friends}\nspec: {podSelector: {matchLabels: {app: web}}, \
+             ingress: [{from: [{podSelector: {matchLabels: {app: shell}}}]}]}\n",
+        )
+        .ok();
+    reached("a stranger is kept out", "connection-refused", &|| {
+        let said = wasm(&web6, "8080");
+        said.split("name: \"").last().unwrap_or_default().to_owned()
+    });
+    reached("also by the Service", "connection-refused", &|| {
+        let said = wasm("web", "80");
+        said.split("name: \"").last().unwrap_or_default().to_owned()
+    });
+    reached("a friend is let in", "from [", &|| linux(&web6, "8080"));
+    reached("a friend by the Service", "from [", &|| {
+        linux(&web_service, "80")
+    });
+    reached("the node always may", "from [", &|| on_node(&web6, "8080"));
+}

@@ -223,13 +223,23 @@ impl MixedCluster {
     /// When something does not start.
     #[must_use]
     pub fn start(test: &str, cox: &str, components: &[&str]) -> Option<Self> {
+        Self::start_with(test, cox, components, &[])
+    }
+
+    /// The same with further flags.
+    ///
+    /// # Panics
+    /// When something does not start.
+    #[must_use]
+    pub fn start_with(test: &str, cox: &str, components: &[&str], flags: &[&str]) -> Option<Self> {
         if !can_run_containers(test) {
             return None;
         }
         let containerd = Containerd::start();
         let socket = containerd.socket().display().to_string();
-        let mut cluster = Cluster::prepare(cox, &["--no-follow", "--containerd-socket", &socket])
-            .in_network(Network::new());
+        let usual = ["--no-follow", "--containerd-socket", &socket];
+        let mut cluster =
+            Cluster::prepare(cox, &[&usual, flags].concat()).in_network(Network::new());
         cluster.start();
         let busybox = cluster.scratch().join("busybox.tar");
         save_busybox(&busybox, "docker.io/library/busybox:latest");

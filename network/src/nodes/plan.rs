@@ -229,11 +229,7 @@ fn add_tunnel(
             ));
             continue;
         }
-        let Some(way) = ways.get(ip) else {
-            plan.skipped.push(format!(
-                "this node has no route to {ip} of node {}",
-                peer.name
-            ));
+        let Some(way) = way_to(plan, ways, *ip, peer) else {
             continue;
         };
         link = Some(link.unwrap_or(way.mtu).min(way.mtu));
@@ -261,6 +257,22 @@ fn add_tunnel(
         mtu,
         addresses: own.ranges.iter().map(|range| range.network()).collect(),
     });
+}
+
+/// The way to a peer; one without is skipped.
+fn way_to<'a>(
+    plan: &mut Plan,
+    ways: &'a BTreeMap<IpAddr, Way>,
+    ip: IpAddr,
+    peer: &Member,
+) -> Option<&'a Way> {
+    let way = ways.get(&ip);
+    if way.is_none() {
+        let name = &peer.name;
+        plan.skipped
+            .push(format!("this node has no route to {ip} of node {name}"));
+    }
+    way
 }
 
 /// A node that has not told its key yet has its route all the same: its Pods' packets wait for the key, they do not leave in the clear.
@@ -291,11 +303,7 @@ fn add_wireguard(
             ));
             continue;
         }
-        let Some(way) = ways.get(ip) else {
-            plan.skipped.push(format!(
-                "this node has no route to {ip} of node {}",
-                peer.name
-            ));
+        let Some(way) = way_to(plan, ways, *ip, peer) else {
             continue;
         };
         let mtu = way.mtu.saturating_sub(wireguard::OVERHEAD);

@@ -214,8 +214,22 @@ fn parts(old: &[Arc<Rule>], new: &[&Arc<Rule>], family: Family) -> (Ruleset, Rul
     (old, render(fresh, family))
 }
 
+/// What happens to packets from outside before an endpoint is chosen.
+pub(crate) fn from_outside(rule: &Rule, family: Family) -> Vec<String> {
+    let mut rules = Vec::new();
+    let sources: Vec<&str> = rule.sources(family == Family::V6).collect();
+    if !sources.is_empty() {
+        let (ip, sources) = (family.ip(), sources.join(", "));
+        rules.push(format!("{ip} saddr != {{ {sources} }} drop"));
+    }
+    if !rule.external_local {
+        rules.push(format!("meta mark set meta mark | {MARK}"));
+    }
+    rules
+}
+
 /// The element by which a Pod reaches itself through its Service.
-fn hairpin(ip: IpAddr) -> (Cow<'static, str>, String) {
+pub(crate) fn hairpin(ip: IpAddr) -> (Cow<'static, str>, String) {
     ("hairpin".into(), format!("{ip} . {ip}"))
 }
 
@@ -381,8 +395,6 @@ struct Side<'a> {
     is_outside: bool,
     addrs: Vec<&'a SocketAddr>,
     node_port: Option<u16>,
-    /// Who may come; empty: everyone.
-    ranges: Vec<&'a str>,
     endpoints: Vec<&'a SocketAddr>,
 }
 
@@ -394,7 +406,6 @@ impl<'a> Side<'a> {
             is_outside: false,
             addrs: rule.cluster.iter().collect(),
             node_port: None,
-            ranges: Vec::new(),
             endpoints: family.among(&rule.endpoints),
         }
     }
@@ -406,19 +417,14 @@ impl<'a> Side<'a> {
             is_outside: true,
             addrs: family.among(&rule.external),
             node_port: rule.node_port,
-            ranges: rule.sources(family == Family::V6).collect(),
             endpoints: family.among(&rule.external_endpoints),
         }
     }
 
-    /// Whether the packet's source is replaced by the node's.
-    fn is_marked(&self) -> bool {
-        self.is_outside && !self.rule.external_local
-    }
-
     fn has_own_chain(&self) -> bool {
+        let mut sources = self.rule.sources(self.family == Family::V6);
         self.rule.affinity_secs.is_some()
-            || !self.ranges.is_empty()
+            || self.is_outside && sources.next().is_some()
             || self.endpoints.len() > SHARED_MAX
     }
 
@@ -453,7 +459,9 @@ impl<'a> Side<'a> {
         });
         for (map, shared, drawn, key) in ways {
             let chain = own.clone().unwrap_or_else(|| {
-                let out = if self.is_marked() { "out-" } else { "" };
+                // There the packet's source is replaced by the node's.
+                let is_marked = self.is_outside && !self.rule.external_local;
+                let out = if is_marked { "out-" } else { "" };
                 format!("{out}{shared}-{}", self.endpoints.len())
             });
             let numbered = self.endpoints.iter().enumerate();
@@ -472,14 +480,10 @@ impl<'a> Side<'a> {
     }
 
     fn own_chain(&self, id: &str, set: &mut Ruleset) -> Vec<String> {
-        let mut rules = Vec::new();
-        if !self.ranges.is_empty() {
-            let (ip, ranges) = (self.family.ip(), self.ranges.join(", "));
-            rules.push(format!("{ip} saddr != {{ {ranges} }} drop"));
-        }
-        if self.is_marked() {
-            rules.push(format!("meta mark set meta mark | {MARK}"));
-        }
+        let mut rules = match self.is_outside {
+            true => from_outside(self.rule, self.family),
+            false => Vec::new(),
+        };
         match self.rule.affinity_secs {
             Some(secs) => rules.extend(self.keep_clients(id, secs, set)),
             None => rules.push(self.spread()),

@@ -69,30 +69,43 @@ fn lab(test: &str) -> Option<Lab> {
     Some(lab)
 }
 
+fn ips(all: &[&str]) -> BTreeSet<IpAddr> {
+    all.iter().map(|ip| ip.parse().unwrap()).collect()
+}
+
+/// This Pod, at any port.
+fn only(ip: &str) -> Allow {
+    Allow {
+        peers: Some(super::super::Peers {
+            pods: ips(&[ip]),
+            blocks: Vec::new(),
+        }),
+        ports: None,
+    }
+}
+
+/// Brings policies into the node's kernel, and `more` of rules beside them.
+async fn hold(lab: &Lab, policies: &[Policy], local: &BTreeSet<IpAddr>, more: &str) {
+    let rules = difference(TABLE, &Ruleset::default(), &render(policies, local));
+    let table = Kernel::new(None).frame() + &rules + more;
+    crate::nft::run_in(Some(&lab.netns("node")), "nft", &["-f", "-"], &table)
+        .await
+        .unwrap();
+}
+
 #[tokio::test]
 async fn who_asks_a_service_is_refused_as_at_once_as_who_asks_the_pod() {
     let Some(lab) = lab("who_asks_a_service_is_refused_as_at_once_as_who_asks_the_pod") else {
         return;
     };
-    let pods: BTreeSet<IpAddr> = ["10.64.32.8", "fd64::8", "127.67.0.7"]
-        .iter()
-        .map(|ip| ip.parse().unwrap())
-        .collect();
+    let pods = ips(&["10.64.32.8", "fd64::8", "127.67.0.7"]);
     let closed = Policy {
         name: "ns/closed".to_owned(),
         pods: pods.clone(),
         ingress: Some(Vec::new()),
         egress: None,
     };
-    let rules = render(&[closed], &pods);
-    let table = format!(
-        "{}{}{SERVICES}",
-        Kernel::new(None).frame(),
-        difference(TABLE, &Ruleset::default(), &rules)
-    );
-    crate::nft::run_in(Some(&lab.netns("node")), "nft", &["-f", "-"], &table)
-        .await
-        .unwrap();
+    hold(&lab, &[closed], &pods, SERVICES).await;
     for (case, ip, port) in [
         ("the Pod itself", "10.64.32.8", 8080),
         ("its Service", "10.96.0.7", 80),
@@ -148,17 +161,8 @@ async fn policies_hold_for_services_of_ipvs() {
         []
     );
     let _server = crate::proxy::nftables::packets::serve_on(&lab, "p2");
-    let ips =
-        |all: &[&str]| -> BTreeSet<IpAddr> { all.iter().map(|ip| ip.parse().unwrap()).collect() };
     let local = ips(&["10.64.32.7", "fd64::7", "10.64.32.8", "fd64::8"]);
     let served = ips(&["10.64.32.8", "fd64::8"]);
-    let from = |ip: &str| Allow {
-        peers: Some(super::super::Peers {
-            pods: ips(&[ip]),
-            blocks: Vec::new(),
-        }),
-        ports: None,
-    };
     let policy = |pods: &BTreeSet<IpAddr>, ingress, egress| Policy {
         name: "ns/policy".to_owned(),
         pods: pods.clone(),
@@ -174,12 +178,12 @@ async fn policies_hold_for_services_of_ipvs() {
         ),
         (
             "a Pod may come",
-            policy(&served, Some(vec![from("10.64.32.7")]), None),
+            policy(&served, Some(vec![only("10.64.32.7")]), None),
             [true, false, false],
         ),
         (
             "who is outside may come",
-            policy(&served, Some(vec![from("192.0.2.9")]), None),
+            policy(&served, Some(vec![only("192.0.2.9")]), None),
             [false, true, false],
         ),
         (
@@ -189,19 +193,11 @@ async fn policies_hold_for_services_of_ipvs() {
         ),
         (
             "a Pod may go there",
-            policy(&asking, None, Some(vec![from("10.64.32.8")])),
+            policy(&asking, None, Some(vec![only("10.64.32.8")])),
             [true, true, true],
         ),
     ] {
-        let rules = render(&[policy], &local);
-        let table = format!(
-            "{}{}",
-            Kernel::new(None).frame(),
-            difference(TABLE, &Ruleset::default(), &rules)
-        );
-        crate::nft::run_in(Some(&netns), "nft", &["-f", "-"], &table)
-            .await
-            .unwrap();
+        hold(&lab, &[policy], &local, "").await;
         let asked = [
             ("p1", "10.96.0.7", 80),
             ("out", "192.0.2.1", 30_080),
@@ -231,38 +227,21 @@ async fn an_isolated_pod_finds_its_neighbours_by_ipv6() {
         return;
     };
     let _server = crate::proxy::nftables::packets::serve_on(&lab, "p2");
-    let ips =
-        |all: &[&str]| -> BTreeSet<IpAddr> { all.iter().map(|ip| ip.parse().unwrap()).collect() };
-    let one = |ip: &str| Allow {
-        peers: Some(super::super::Peers {
-            pods: ips(&[ip]),
-            blocks: Vec::new(),
-        }),
-        ports: None,
-    };
     let policies = [
         Policy {
             name: "ns/asks".to_owned(),
             pods: ips(&["10.64.32.7", "fd64::7"]),
             ingress: Some(Vec::new()),
-            egress: Some(vec![one("fd64::8")]),
+            egress: Some(vec![only("fd64::8")]),
         },
         Policy {
             name: "ns/answers".to_owned(),
             pods: ips(&["10.64.32.8", "fd64::8"]),
-            ingress: Some(vec![one("fd64::7")]),
+            ingress: Some(vec![only("fd64::7")]),
             egress: Some(Vec::new()),
         },
     ];
-    let rules = render(&policies, &ips(&["fd64::7", "fd64::8"]));
-    let table = format!(
-        "{}{}",
-        Kernel::new(None).frame(),
-        difference(TABLE, &Ruleset::default(), &rules)
-    );
-    crate::nft::run_in(Some(&lab.netns("node")), "nft", &["-f", "-"], &table)
-        .await
-        .unwrap();
+    hold(&lab, &policies, &ips(&["fd64::7", "fd64::8"]), "").await;
     for (case, ip, port, expected) in [
         ("what it may reach", "fd64::8", 8080, "answered"),
         (

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use super::plan::{Nodes, external};
 use crate::nft::{Ruleset, difference, line, removal, short};
 use crate::plan::Rule;
-use crate::proxy::nftables::{Family, MARK, bridged_packets_are_filtered};
+use crate::proxy::nftables::{Family, MARK, bridged_packets_are_filtered, from_outside, hairpin};
 
 /// Marks packets that came from elsewhere and that a virtual server sends on.
 pub(crate) const FORWARDED: &str = "0x8000";
@@ -144,6 +144,9 @@ pub(super) fn render(
         .filter(|rule| family.has(&rule.cluster[0]))
     {
         let proto = rule.protocol.name();
+        let hairpins = rule.all_endpoints().map(|one| hairpin(one.ip()));
+        set.elements
+            .extend(hairpins.map(|key| (key, String::new())));
         let mut element = |map: &'static str, key: String, value: String| {
             set.elements.insert((map.into(), key), value);
         };
@@ -154,11 +157,7 @@ pub(super) fn render(
                 element("addresses", addr.ip().to_string(), String::new());
             }
         }
-        for endpoint in rule.all_endpoints() {
-            let own = endpoint.ip();
-            element("hairpin", format!("{own} . {own}"), String::new());
-        }
-        let chain = outside(rule, family);
+        let chain = from_outside(rule, family);
         let name = format!("ext-{}", short((&rule.name, rule.protocol)));
         let goto = format!("goto {name}");
         let mut is_used = false;
@@ -183,20 +182,6 @@ pub(super) fn render(
         }
     }
     set
-}
-
-/// What happens to packets from outside.
-fn outside(rule: &Rule, family: Family) -> Vec<String> {
-    let mut chain = Vec::new();
-    let own: Vec<&str> = rule.sources(family == Family::V6).collect();
-    if !own.is_empty() {
-        let ranges = own.join(", ");
-        chain.push(format!("{} saddr != {{ {ranges} }} drop", family.ip()));
-    }
-    if !rule.external_local {
-        chain.push(format!("meta mark set meta mark | {MARK}"));
-    }
-    chain
 }
 
 #[cfg(test)]

@@ -7,7 +7,9 @@ use super::*;
 use crate::lab::{Lab, kernel_has};
 use crate::plan::Protocol;
 use crate::plan::fixture::shared;
-use crate::proxy::nftables::packets::{self, Kernel as Proxy, Killed, Load, Node, both, flow, set};
+use crate::proxy::nftables::packets::{
+    self, Kernel as Proxy, Killed, Load, Node, both, flow, one_of_many, set,
+};
 
 fn node(test: &str) -> Option<Node> {
     if !kernel_has(test, "IPVS", is_there()) {
@@ -277,17 +279,9 @@ async fn a_thousand_services_of_ipvs_come_and_go_and_leave_nothing() {
     };
     node.proxy.sync(&[]).await.unwrap();
     let before = state(&node);
-    let service = |at: usize| {
-        let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp][at % 3];
-        let mut rules = both(protocol, u16::try_from(at).unwrap() + 1, &[7, 8]);
-        for rule in &mut rules {
-            rule.affinity_secs = at.is_multiple_of(2).then_some(60);
-        }
-        rules
-    };
     for first in (0..1000).step_by(50) {
         // Some of them stay for another round.
-        let rules: Vec<Rule> = (first..first + 60).flat_map(service).collect();
+        let rules: Vec<Rule> = (first..first + 60).flat_map(one_of_many).collect();
         node.proxy.sync(&rules).await.unwrap();
     }
     assert!(servers(&node.lab).len() > 100);

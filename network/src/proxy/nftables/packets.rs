@@ -211,6 +211,16 @@ pub(crate) fn both(protocol: Protocol, port: u16, pods: &[u8]) -> [Rule; 2] {
     [of(false), of(true)]
 }
 
+/// One of many Services, of each protocol by turns; every second one keeps its clients.
+pub(crate) fn one_of_many(at: usize) -> [Rule; 2] {
+    let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp][at % 3];
+    let mut rules = both(protocol, u16::try_from(at).unwrap() + 1, &[7, 8]);
+    for rule in &mut rules {
+        rule.affinity_secs = at.is_multiple_of(2).then_some(60);
+    }
+    rules
+}
+
 pub(crate) fn set(all: &[&str]) -> std::collections::BTreeSet<String> {
     all.iter().map(|&text| text.to_owned()).collect()
 }
@@ -648,17 +658,9 @@ async fn a_thousand_services_come_and_go_and_leave_nothing() {
     };
     node.proxy.sync(&[]).await.unwrap();
     let before = state(&node);
-    let service = |at: usize| {
-        let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp][at % 3];
-        let mut rules = both(protocol, u16::try_from(at).unwrap() + 1, &[7, 8]);
-        for rule in &mut rules {
-            rule.affinity_secs = at.is_multiple_of(2).then_some(60);
-        }
-        rules
-    };
     for first in (0..1000).step_by(10) {
         // Half of them stay for another round.
-        let rules: Vec<Rule> = (first..first + 15).flat_map(service).collect();
+        let rules: Vec<Rule> = (first..first + 15).flat_map(one_of_many).collect();
         node.proxy.sync(&rules).await.unwrap();
     }
     assert!(node.rules().contains("svc-"));

@@ -3,17 +3,19 @@
 #![allow(
     clippy::unwrap_used,
     clippy::too_many_lines,
-    reason = "tests are tables and stories, and fail by panicking"
+    unreachable_pub,
+    reason = "tests are tables and stories, and fail by panicking; etcd's kit is that of several test crates"
 )]
 
+#[path = "../store/tests/etcd_kit/mod.rs"]
+mod etcd_kit;
+
 use std::fs::File;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use cox_testkit::cluster::{binary, kubectl_binary};
-use cox_testkit::{Cluster, Output, eventually, skip};
-use tempfile::TempDir;
+use cox_testkit::{Cluster, Output, eventually};
 
 const COX: &str = env!("CARGO_BIN_EXE_cox");
 
@@ -108,76 +110,6 @@ impl Drop for Server {
     }
 }
 
-/// One member of etcd, killed when dropped.
-struct Etcd {
-    child: Child,
-    url: String,
-    _dir: TempDir,
-}
-
-impl Etcd {
-    fn start(test: &str) -> Option<Self> {
-        if Command::new("etcd").arg("--version").output().is_err() {
-            skip(test, "etcd is not installed");
-            return None;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let port = || {
-            TcpListener::bind("127.0.0.1:0")
-                .unwrap()
-                .local_addr()
-                .unwrap()
-                .port()
-        };
-        let (url, peer) = (
-            format!("http://127.0.0.1:{}", port()),
-            format!("http://127.0.0.1:{}", port()),
-        );
-        let child = Command::new("etcd")
-            .arg("--data-dir")
-            .arg(dir.path().join("data"))
-            .args([
-                "--listen-client-urls",
-                &url,
-                "--advertise-client-urls",
-                &url,
-            ])
-            .args([
-                "--listen-peer-urls",
-                &peer,
-                "--initial-advertise-peer-urls",
-                &peer,
-            ])
-            .args(["--initial-cluster", &format!("default={peer}")])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        Some(Self {
-            child,
-            url,
-            _dir: dir,
-        })
-    }
-
-    fn get(&self, key: &str) -> Vec<u8> {
-        let output = Command::new("etcdctl")
-            .env("ETCDCTL_API", "3")
-            .args(["--endpoints", &self.url, "get", "--print-value-only", key])
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{output:?}");
-        output.stdout
-    }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
 #[test]
 fn a_damaged_store_is_named_and_the_last_backup_brings_it_back() {
     let home = tempfile::Builder::new()
@@ -230,14 +162,15 @@ fn a_damaged_store_is_named_and_the_last_backup_brings_it_back() {
 
 #[test]
 fn two_servers_work_on_one_etcd_and_either_may_die() {
-    let Some(etcd) = Etcd::start("two_servers_work_on_one_etcd_and_either_may_die") else {
+    if !etcd_kit::installed("two_servers_work_on_one_etcd_and_either_may_die") {
         return;
-    };
+    }
+    let etcd = etcd_kit::Cluster::start(1);
     let home = tempfile::Builder::new()
         .prefix("cox-t")
         .tempdir_in("/tmp")
         .unwrap();
-    let args = ["--etcd-servers", &etcd.url];
+    let args = ["--etcd-servers", &etcd.endpoint(0)];
     let mut one = Server::new(home.path(), "a", &args);
     one.start();
     let mut two = Server::new(home.path(), "b", &args);
@@ -258,7 +191,11 @@ fn two_servers_work_on_one_etcd_and_either_may_die() {
             .ok();
         assert_eq!(read, "2");
     }
-    let raw = etcd.get("/registry/configmaps/default/shared-1");
+    let raw = etcd.etcdctl(&[
+        "get",
+        "--print-value-only",
+        "/registry/configmaps/default/shared-1",
+    ]);
     let raw: serde_json::Value = serde_json::from_slice(&raw).unwrap();
     assert_eq!(
         (&raw["kind"], &raw["data"]["a"]),

@@ -27,14 +27,19 @@ fn ranges(config: &mut Config) {
     config.wasi_03 = true;
 }
 
-/// All addresses of a Pod, as the runtime tells them.
-async fn ips(shim: &mut NodeShim, pod: &Pod) -> Vec<String> {
+/// A Pod's network, as the runtime tells it.
+async fn network(shim: &mut NodeShim, pod: &Pod) -> PodSandboxNetworkStatus {
     let request = PodSandboxStatusRequest {
         pod_sandbox_id: pod.id.clone(),
         verbose: false,
     };
     let status = shim.shim.runtime.pod_sandbox_status(request).await.unwrap();
-    let network = status.into_inner().status.unwrap().network.unwrap();
+    status.into_inner().status.unwrap().network.unwrap()
+}
+
+/// All its addresses.
+async fn ips(shim: &mut NodeShim, pod: &Pod) -> Vec<String> {
+    let network = network(shim, pod).await;
     let more = network.additional_ips.into_iter().map(|more| more.ip);
     std::iter::once(network.ip).chain(more).collect()
 }
@@ -96,13 +101,17 @@ fn refused(said: &str) -> bool {
     said.contains("connection-refused") || said.contains("ConnectionRefused")
 }
 
+async fn load_guests(shim: &NodeShim) {
+    for (name, guest) in [("sockets", GUEST), ("three", GUEST_03)] {
+        shim.shim.load_bytes(name, guest.to_vec()).await.unwrap();
+    }
+}
+
 /// A node with both ranges, and the guests.
 async fn node_and_shim() -> (Node, NodeShim) {
     let node = Node::make().await;
     let shim = node.shim(ranges).await;
-    for (name, guest) in [("sockets", GUEST), ("three", GUEST_03)] {
-        shim.shim.load_bytes(name, guest.to_vec()).await.unwrap();
-    }
+    load_guests(&shim).await;
     (node, shim)
 }
 
@@ -316,14 +325,7 @@ async fn services_and_policies_of_the_seam_are_those_of_both_kinds_of_address() 
             config.policies_file = Some(dir.join("policies.json"));
         })
         .await;
-    shim.shim
-        .load_bytes("sockets", GUEST.to_vec())
-        .await
-        .unwrap();
-    shim.shim
-        .load_bytes("three", GUEST_03.to_vec())
-        .await
-        .unwrap();
+    load_guests(&shim).await;
     let server = shim.shim.sandbox("server").await;
     let client = shim.shim.sandbox("client").await;
     let (v6, from) = (ip6(&mut shim, &server).await, ip6(&mut shim, &client).await);
@@ -475,12 +477,7 @@ async fn addresses_are_found_again_and_given_back() {
     assert_ne!(ip6(&mut shim, &second).await, v6);
     shim.stop_pod(&pod.id).await;
     assert!(ask(&node, None, at(&v6, 8099)).is_err());
-    let request = PodSandboxStatusRequest {
-        pod_sandbox_id: pod.id.clone(),
-        verbose: false,
-    };
-    let status = shim.shim.runtime.pod_sandbox_status(request).await.unwrap();
-    let network = status.into_inner().status.unwrap().network.unwrap();
+    let network = network(&mut shim, &pod).await;
     assert_eq!((network.ip.as_str(), network.additional_ips.len()), ("", 0));
     for pod in [&pod, &second] {
         shim.stop_pod(&pod.id).await;

@@ -23,21 +23,21 @@ const ROUNDS: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A process that ends with its folder.
-struct Process(
-    Child,
-    #[allow(dead_code, reason = "it holds the folder")] tempfile::TempDir,
-);
+struct Process {
+    child: Child,
+    _dir: tempfile::TempDir,
+}
 
 impl Process {
     fn id(&self) -> u32 {
-        self.0.id()
+        self.child.id()
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
+        self.child.kill().ok();
+        self.child.wait().ok();
     }
 }
 
@@ -69,7 +69,7 @@ fn start_etcd() -> Result<(Process, String)> {
         .stderr(Stdio::null())
         .spawn()
         .context("etcd is not installed")?;
-    Ok((Process(child, dir), url))
+    Ok((Process { child, _dir: dir }, url))
 }
 
 async fn start_server(binary: &Path, etcd: &str) -> Result<(Process, PathBuf)> {
@@ -94,7 +94,7 @@ async fn start_server(binary: &Path, etcd: &str) -> Result<(Process, PathBuf)> {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let kubeconfig = dir.path().join("data/kubeconfig");
-    Ok((Process(child, dir), kubeconfig))
+    Ok((Process { child, _dir: dir }, kubeconfig))
 }
 
 /// Puts per second, each client with a connection of its own.

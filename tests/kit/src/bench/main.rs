@@ -59,6 +59,9 @@ struct Args {
     /// A `wasmtime` program, whose `serve` stands beside our wasi:http
     #[arg(long)]
     wasmtime: Option<PathBuf>,
+    /// etcd's own benchmark (`tools/benchmark` of its repository), whose `put` stands beside our backend
+    #[arg(long)]
+    etcd_benchmark: Option<PathBuf>,
     /// Idle Wasm containers in one runtime
     #[arg(long, default_value_t = 10_000)]
     idle_pods: usize,
@@ -132,7 +135,7 @@ async fn main() -> Result<()> {
     }
     let mut figures = Vec::new();
     if args.only.iter().any(|name| name == "etcd") {
-        figures.extend(Box::pin(etcd::measure(&args.binary)).await?);
+        figures.extend(Box::pin(etcd::measure(&args.binary, args.etcd_benchmark.clone())).await?);
     }
     if args.only.iter().any(|name| name == "sleep") {
         figures.extend(tokio::task::block_in_place(|| sleep::measure(&binary))?);

@@ -1,11 +1,13 @@
 //! The storage backend by itself, as the API server calls it: creations that compare and wait until etcd's watch has brought them back, with
 //! somebody who watches them here. Beside it etcd alone, under the same number of clients with values of the same length.
 
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use cox_store::{
     Attrs, Backend, Config, Durability, EtcdConfig, Indexer, Mutation, NewObject, ObjectKey, Op,
     Precondition, Store,
@@ -44,11 +46,18 @@ struct Cost {
 enum Writer {
     /// etcd's own work, over as many connections as there are clients or over one.
     Raw(Work, bool),
+    /// etcd's own benchmark, likewise.
+    Own(bool),
     Backend,
 }
 
 /// The backend last: the others are what it stands beside.
-const WRITERS: [(&str, Writer); 5] = [
+const WRITERS: [(&str, Writer); 7] = [
+    (
+        "etcd's own benchmark, a connection each",
+        Writer::Own(false),
+    ),
+    ("etcd's own benchmark, one connection", Writer::Own(true)),
     ("puts, a connection each", Writer::Raw(Work::Puts, false)),
     ("puts, one connection", Writer::Raw(Work::Puts, true)),
     (
@@ -67,10 +76,11 @@ struct Bed {
     alone: (Process, String),
     under: (Process, String),
     store: Store,
+    benchmark: Option<PathBuf>,
 }
 
 impl Bed {
-    fn new() -> Result<Self> {
+    fn new(benchmark: Option<PathBuf>) -> Result<Self> {
         let (alone, under) = (start_etcd()?, start_etcd()?);
         let config = Config::new(Backend::Etcd(EtcdConfig::new(vec![under.1.clone()])));
         let store = tokio::task::block_in_place(|| Store::open(config, Arc::new(NobodyElse)))?;
@@ -78,12 +88,13 @@ impl Bed {
             alone,
             under,
             store,
+            benchmark,
         })
     }
 
     async fn run(&self, writer: Writer, clients: usize, writes: usize, run: &str) -> Result<Cost> {
         let etcd = match writer {
-            Writer::Raw(..) => &self.alone,
+            Writer::Raw(..) | Writer::Own(_) => &self.alone,
             Writer::Backend => &self.under,
         };
         let cpu = || -> Result<[f64; 2]> {
@@ -92,19 +103,21 @@ impl Bed {
                 memory::cpu_seconds(etcd.0.id())?,
             ])
         };
+        let plan = |one| Plan {
+            url: &etcd.1,
+            clients,
+            connections: if one { 1 } else { clients },
+            writes,
+            len: LEN,
+            folder: run,
+        };
         let before = cpu()?;
         let seconds = match writer {
             Writer::Backend => creations(&self.store, clients, writes, run).await?,
-            Writer::Raw(work, one) => {
-                let plan = Plan {
-                    url: &etcd.1,
-                    clients,
-                    connections: if one { 1 } else { clients },
-                    writes,
-                    len: LEN,
-                    folder: run,
-                };
-                raw::run(work, plan).await?
+            Writer::Raw(work, one) => raw::run(work, plan(one)).await?,
+            Writer::Own(one) => {
+                let program = self.benchmark.as_deref();
+                own_benchmark(program.context("etcd's benchmark")?, plan(one)).await?
             }
         };
         let after = cpu()?;
@@ -115,6 +128,34 @@ impl Bed {
             etcd: (after[1] - before[1]) * each,
         })
     }
+}
+
+/// Seconds that etcd's own benchmark takes for it by its own reckoning, which leaves out its start and its connecting.
+async fn own_benchmark(program: &Path, plan: Plan<'_>) -> Result<f64> {
+    let folder = format!("/benchmark/{}/", plan.folder);
+    let output = tokio::process::Command::new(program)
+        .args(["--endpoints", plan.url])
+        .args(["--conns", &plan.connections.to_string()])
+        .args(["--clients", &plan.clients.to_string()])
+        .args(["put", "--sequential-keys", "--prefix", &folder])
+        .args(["--total", &plan.writes.to_string()])
+        .args(["--key-space-size", &plan.writes.to_string()])
+        .args(["--val-size", &plan.len.to_string()])
+        .stderr(Stdio::null())
+        .output()
+        .await?;
+    let report = String::from_utf8_lossy(&output.stdout);
+    let seconds = report
+        .lines()
+        .find_map(|line| {
+            line.trim()
+                .strip_prefix("Total:")?
+                .split_whitespace()
+                .next()
+        })
+        .with_context(|| format!("no total in the report of {}: {report}", program.display()))?;
+    anyhow::ensure!(!report.contains("Error distribution"), "{report}");
+    Ok(seconds.parse()?)
 }
 
 /// Seconds that so many creations take.
@@ -165,32 +206,34 @@ fn middle(costs: &[Cost], of: fn(&Cost) -> f64) -> f64 {
     all[all.len() / 2]
 }
 
-pub(super) async fn measure() -> Result<Vec<Figure>> {
+pub(super) async fn measure(benchmark: Option<PathBuf>) -> Result<Vec<Figure>> {
+    let mut writers = WRITERS.to_vec();
+    writers.retain(|(_, writer)| benchmark.is_some() || !matches!(writer, Writer::Own(_)));
     let mut figures = Vec::new();
     for (clients, writes) in LOADS {
-        let bed = Bed::new()?;
-        let mut costs = vec![Vec::new(); WRITERS.len()];
+        let bed = Bed::new(benchmark.clone())?;
+        let mut costs = vec![Vec::new(); writers.len()];
         // The first round warms up and does not count.
         for round in 0..=ROUNDS {
-            for at in 0..WRITERS.len() {
+            for at in 0..writers.len() {
                 // Each of them comes first once.
-                let at = (at + round) % WRITERS.len();
+                let at = (at + round) % writers.len();
                 let run = format!("{round}-{at}");
-                let cost = bed.run(WRITERS[at].1, clients, writes, &run).await?;
+                let cost = bed.run(writers[at].1, clients, writes, &run).await?;
                 if round > 0 {
                     costs[at].push(cost);
                 }
             }
         }
         bed.store.close().await;
-        figures.extend(lines(clients, &costs));
+        figures.extend(lines(clients, &writers, &costs));
     }
     Ok(figures)
 }
 
-fn lines(clients: usize, costs: &[Vec<Cost>]) -> Vec<Figure> {
+fn lines(clients: usize, writers: &[(&str, Writer)], costs: &[Vec<Cost>]) -> Vec<Figure> {
     let mut figures = Vec::new();
-    for ((name, _), costs) in WRITERS.iter().zip(costs) {
+    for ((name, writer), costs) in writers.iter().zip(costs) {
         let (rate, unit) = (1e6 / middle(costs, |cost| cost.time), "/s");
         let title = format!("etcd, {clients} clients: {name}");
         figures.push(figure(&title, unit, "", rate, true));
@@ -198,11 +241,14 @@ fn lines(clients: usize, costs: &[Vec<Cost>]) -> Vec<Figure> {
             middle(costs, |cost| cost.ours),
             middle(costs, |cost| cost.etcd),
         );
-        figures.push(figure("  CPU of the client", "us", "", ours, false));
+        // What another program uses is not seen from here.
+        if !matches!(writer, Writer::Own(_)) {
+            figures.push(figure("  CPU of the client", "us", "", ours, false));
+        }
         figures.push(figure("  CPU of etcd", "us", "", etcd, false));
     }
-    let backend = WRITERS.len() - 1;
-    for (at, (name, _)) in WRITERS.iter().enumerate().take(backend) {
+    let backend = writers.len() - 1;
+    for (at, (name, writer)) in writers.iter().enumerate().take(backend) {
         // Within each round, for a machine that others use is faster in one than in the next.
         let mut shares: Vec<f64> = costs[at]
             .iter()
@@ -211,7 +257,8 @@ fn lines(clients: usize, costs: &[Vec<Cost>]) -> Vec<Figure> {
             .collect();
         shares.sort_by(f64::total_cmp);
         let title = format!("  the backend's share of {name}");
-        let promise = if name.starts_with("puts") { "80" } else { "" };
+        let puts = matches!(writer, Writer::Own(_) | Writer::Raw(Work::Puts, _));
+        let promise = if puts { "80" } else { "" };
         figures.push(figure(&title, "%", promise, shares[shares.len() / 2], true));
     }
     figures

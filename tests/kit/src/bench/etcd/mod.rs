@@ -111,8 +111,9 @@ async fn puts(url: &str, round: usize) -> Result<f64> {
     Ok(f64::from(u32::try_from(WRITES)?) / seconds)
 }
 
-pub(crate) async fn measure(binary: &Path) -> Result<Vec<Figure>> {
-    let mut figures = backend::measure().await?;
+/// `benchmark`: etcd's own, run by turns with ours where it is given.
+pub(crate) async fn measure(binary: &Path, benchmark: Option<PathBuf>) -> Result<Vec<Figure>> {
+    let mut figures = backend::measure(benchmark).await?;
     figures.extend(through_the_server(binary).await?);
     Ok(figures)
 }

@@ -421,6 +421,14 @@ pub(crate) struct NodeArgs {
     /// The most processes of one Pod
     #[arg(long, value_name = "COUNT")]
     pub(crate) pod_max_pids: Option<i64>,
+    /// Sysctl that Pods may set although it is not among the safe ones, as kernel.sem or net.core.*; may be repeated, or a list with
+    /// commas
+    #[arg(
+        long = "allowed-unsafe-sysctls",
+        value_name = "PATTERN",
+        value_delimiter = ','
+    )]
+    pub(crate) allowed_unsafe_sysctls: Vec<String>,
     /// Make no cgroups for Pods and their classes of service: Linux containers run where the runtime puts them
     #[arg(long)]
     pub(crate) no_cgroups_per_qos: bool,

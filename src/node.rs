@@ -235,6 +235,7 @@ fn set_up(config: &mut cox_kubelet::Config, node: &NodeArgs) -> Result<()> {
         config.cgroup_root = Some("/sys/fs/cgroup".into());
     }
     config.pids_per_pod = node.pod_max_pids;
+    config.unsafe_sysctls = cox_kubelet::sysctls::Allowed::parse(&node.allowed_unsafe_sysctls)?;
     config.static_cpus = node.cpu_manager_policy == CpuPolicy::Static;
     config.static_pod_url.clone_from(&node.static_pod_url);
     Ok(())

@@ -4,6 +4,7 @@
 use crate::pod::containers::{all, spec};
 use crate::pod::is_over;
 use crate::resources::{Amounts, of_pod};
+use crate::sysctls::Allowed;
 use cox_client::placement::{NodeTerm, tolerates};
 use k8s_openapi::api::core::v1::{Pod, Taint};
 use std::collections::{BTreeMap, HashSet};
@@ -19,6 +20,8 @@ pub struct NodeView {
     /// What Pods hold whose spec says something else: their resize waits.
     pub held: BTreeMap<String, Amounts>,
     pub pods_max: u32,
+    /// What the operator lets Pods set.
+    pub unsafe_sysctls: Allowed,
     /// Kubelet and runtime run without root, so that nothing in a Pod can be root on the host.
     pub is_rootless: bool,
 }
@@ -75,6 +78,9 @@ pub fn refusal(pod: &Pod, others: &[Arc<Pod>], node: &NodeView) -> Option<Refusa
             "PodFeatureUnsupported",
             "resource claims (dynamic resource allocation) are not supported on this node: its containers would run without what they claim",
         );
+    }
+    if let Some(why) = node.unsafe_sysctls.forbids(spec) {
+        return refuse("SysctlForbidden", why);
     }
     let live: Vec<&Pod> = others
         .iter()
@@ -255,11 +261,9 @@ mod tests {
         let node = NodeView {
             name: "n".into(),
             labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
-            taints: Vec::new(),
             allocatable: Amounts::from([("cpu".to_owned(), 2000), ("memory".to_owned(), 1 << 30)]),
-            held: BTreeMap::new(),
             pods_max: 3,
-            is_rootless: false,
+            ..NodeView::default()
         };
         let asks = |resource: &str, amount: &str| json!({"containers": [{"name": "c", "resources": {"requests": {resource: amount}}}]});
         let port = |port: i32| json!({"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": port}]}]});
@@ -323,6 +327,12 @@ mod tests {
                 "PodFeatureUnsupported",
             ),
             ("the host's users", json!({"hostUsers": true}), none, ""),
+            (
+                "a sysctl that nobody allowed",
+                json!({"securityContext": {"sysctls": [{"name": "kernel.sem", "value": "1 2 3 4"}]}}),
+                none,
+                "SysctlForbidden",
+            ),
             (
                 "a claim on a device",
                 json!({"resourceClaims": [{"name": "gpu", "resourceClaimName": "gpu"}]}),

@@ -3,6 +3,7 @@
 use crate::eviction::thresholds::{self, Threshold};
 use crate::resources::Amounts;
 use crate::shutdown;
+use crate::sysctls::Allowed;
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Pod;
 use std::collections::BTreeMap;
@@ -101,6 +102,8 @@ pub struct Config {
     pub static_cpus: bool,
     /// The most processes of one Pod.
     pub pids_per_pod: Option<i64>,
+    /// Sysctls that Pods may set beside the safe ones.
+    pub unsafe_sysctls: Allowed,
     /// What Pods do not get, because the kubelet, the runtime and the system need it.
     pub reserved: Amounts,
     /// Unused images are removed when their disk is used beyond this share, in percent,
@@ -155,6 +158,7 @@ impl Config {
             cgroup_root: None,
             static_cpus: false,
             pids_per_pod: None,
+            unsafe_sysctls: Allowed::default(),
             reserved: Amounts::new(),
             image_gc_high_percent: 85,
             image_gc_low_percent: 80,

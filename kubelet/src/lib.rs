@@ -32,6 +32,7 @@ mod server;
 pub mod shutdown;
 pub mod sources;
 pub mod stats;
+pub mod sysctls;
 pub mod volumes;
 pub mod worker;
 

@@ -145,6 +145,34 @@ async fn a_forbidden_sysctl_fails_the_pod_before_anything_is_made() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_unsafe_sysctl_that_the_operator_allows_reaches_the_sandbox() {
+    let cluster = Cluster::start().await;
+    let patterns = ["kernel.msg*".to_owned(), "kernel.sem".to_owned()];
+    let _node = cluster.kubelet_with(|config| {
+        config.unsafe_sysctls = cox_kubelet::sysctls::Allowed::parse(&patterns).unwrap();
+    });
+    let mut spec = one("stay");
+    spec["securityContext"] = json!({"sysctls": [{"name": "kernel.msgmax", "value": "65536"}, {"name": "kernel/sem", "value": "1 2 3 4"}]});
+    cluster.create("p", spec.clone()).await;
+    cluster.until("p", "ready", is_ready).await;
+    let made = {
+        let state = cluster.runtime.state.lock().unwrap();
+        let sandbox = state.sandboxes.values().next().unwrap();
+        sandbox.config.linux.clone().unwrap().sysctls
+    };
+    assert_eq!(made["kernel.msgmax"], "65536");
+    assert_eq!(made.len(), 2);
+    spec["securityContext"]["sysctls"] = json!([{"name": "net.core.somaxconn", "value": "1"}]);
+    cluster.create("q", spec).await;
+    let refused = |pod: &Pod| phase(pod) == "Failed";
+    let pod = cluster.until("q", "refused", refused).await;
+    assert_eq!(
+        pod.status.unwrap().reason.as_deref(),
+        Some("SysctlForbidden")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_hosts_file_names_the_pod_and_its_aliases() {
     let cluster = Cluster::start().await;
     let _node = cluster.kubelet();

@@ -4,7 +4,6 @@
 //! Out: a [`plan::Plan`] (steps, when to look again, why containers wait) and, from that, a `PodStatus`.
 //! It never talks to the runtime or the API server; the worker carries the steps out.
 
-pub mod admit;
 pub mod backoff;
 pub mod containers;
 pub mod fields;

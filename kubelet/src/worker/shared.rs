@@ -123,6 +123,7 @@ impl Shared {
             allocatable,
             held: self.allocations.pending(),
             pods_max: self.config.max_pods,
+            unsafe_sysctls: self.config.unsafe_sysctls.clone(),
             is_rootless: !rustix::process::geteuid().is_root(),
         }
     }

@@ -15,7 +15,6 @@ mod memory;
 mod sandbox;
 mod start;
 
-use super::admit::refusal;
 use super::containers::spec;
 use super::history::{EndingCause, History, Volumes};
 use super::is_over;
@@ -142,14 +141,6 @@ pub fn plan_pod(input: PlanInput<'_>) -> Plan {
     }
     if is_over(input.previous) {
         return Plan::ended(EndingCause::Finished);
-    }
-    let untouched = input.view.is_empty() && input.history.sandboxes_made == 0;
-    if let Some(refusal) = refusal(input.pod).filter(|_| untouched) {
-        return Plan::ended(EndingCause::Failed {
-            reason: refusal.reason.to_owned(),
-            message: format!("{REJECTED}{}", refusal.message),
-            disruption: None,
-        });
     }
     let mut plan = Plan::default();
     if let Some(deadline) = deadline(input) {

@@ -68,6 +68,7 @@ pub fn create(resource: &Resource, object: &Value) -> Vec<FieldError> {
         ("certificates.k8s.io", "certificatesigningrequests") => {
             certificates::create(&root, &mut errors)
         }
+        ("certificates.k8s.io", "clustertrustbundles") => certificates::bundle(&root, &mut errors),
         ("networking.k8s.io", "servicecidrs") => ingress::service_cidr(&root, &mut errors),
         ("networking.k8s.io", "ingresses") => {
             ingress::ingress(&root, &mut errors);
@@ -301,6 +302,7 @@ fn transition(resource: &Resource, new: &Node<'_>, old: &Node<'_>, errors: &mut 
         ("node.k8s.io", "runtimeclasses") => |new, old, errors| new.same(old, "handler", errors),
         ("scheduling.k8s.io", "priorityclasses") => cluster::priority_class_update,
         ("certificates.k8s.io", "certificatesigningrequests") => certificates::update,
+        ("certificates.k8s.io", "clustertrustbundles") => certificates::bundle_update,
         ("storage.k8s.io", plural) => match plural {
             "storageclasses" => storage::storage_class_update,
             "csidrivers" => storage::csi_driver_update,

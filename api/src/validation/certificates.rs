@@ -1,4 +1,4 @@
-//! CertificateSigningRequests.
+//! CertificateSigningRequests, ClusterTrustBundles.
 
 use super::FieldError;
 use super::node::{Errors, Node};
@@ -8,6 +8,10 @@ use std::collections::HashSet;
 
 const EXPIRATION_SECS_MIN: i64 = 600;
 const SIGNER_BYTES_MAX: usize = 571;
+/// All certificates of a trust bundle together.
+const BUNDLE_BYTES_MAX: usize = 1 << 20;
+/// What every certificate begins with.
+const DER_SEQUENCE: u8 = 0x30;
 const USAGES: [&str; 23] = [
     "any",
     "cert sign",
@@ -180,4 +184,122 @@ pub(super) fn update_status(new: &Node<'_>, old: &Node<'_>, errors: &mut Errors)
 pub(super) fn update_approval(new: &Node<'_>, old: &Node<'_>, errors: &mut Errors) {
     conditions(new, errors);
     kept(new, old, &["Approved", "Denied"], errors);
+}
+
+/// Rules of a new trust bundle.
+pub(super) fn bundle(bundle: &Node<'_>, errors: &mut Errors) {
+    let spec = bundle.get("spec");
+    let signer = spec.get("signerName");
+    if !signer.as_text().is_empty() {
+        signer_name(&signer, errors);
+    }
+    let text = spec.text("trustBundle");
+    if text.len() > BUNDLE_BYTES_MAX {
+        errors.push(FieldError::too_long("spec.trustBundle", BUNDLE_BYTES_MAX));
+        return;
+    }
+    let wrong = anchors(text).into_iter();
+    errors.extend(wrong.map(|why| FieldError::invalid("spec.trustBundle", "<value omitted>", why)));
+}
+
+/// Rules of an update of a trust bundle: what was taken before is not looked at again.
+pub(super) fn bundle_update(new: &Node<'_>, old: &Node<'_>, errors: &mut Errors) {
+    if new.get("spec").differs(&old.get("spec"), "trustBundle") {
+        bundle(new, errors);
+    }
+    new.get("spec").same(&old.get("spec"), "signerName", errors);
+}
+
+/// What is wrong with the blocks of a PEM file of certificates. Whether what they hold is a certificate is not looked at.
+fn anchors(text: &str) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut seen: Vec<Vec<u8>> = Vec::new();
+    for (index, piece) in text.split("-----BEGIN ").skip(1).enumerate() {
+        let Some((kind, rest)) = piece.split_once("-----") else {
+            continue;
+        };
+        let Some((body, _)) = rest.split_once(&format!("-----END {kind}-----")) else {
+            continue;
+        };
+        if kind != "CERTIFICATE" {
+            wrong.push(format!("entry {index} has bad block type: {kind}"));
+        } else if body.contains(':') {
+            wrong.push(format!("entry {index} has PEM block headers"));
+        } else {
+            let base64: String = body.split_whitespace().collect();
+            match base64::engine::general_purpose::STANDARD.decode(base64) {
+                Ok(der) if der.first() == Some(&DER_SEQUENCE) => seen.push(der),
+                Ok(_) | Err(_) => wrong.push(format!("entry {index} does not parse as X.509")),
+            }
+        }
+    }
+    if !wrong.is_empty() {
+        return wrong;
+    }
+    if seen.is_empty() {
+        wrong.push("at least one trust anchor must be provided".to_owned());
+    }
+    for (index, anchor) in seen.iter().enumerate() {
+        let alike = (0..seen.len()).filter(|other| seen[*other] == *anchor);
+        let alike: Vec<String> = alike.map(|other| other.to_string()).collect();
+        if alike.len() > 1 && alike[0] == index.to_string() {
+            wrong.push(format!(
+                "duplicate trust anchor (indices [{}])",
+                alike.join(" ")
+            ));
+        }
+    }
+    wrong
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn anchors_table() {
+        let block = |kind: &str, body: &str| {
+            format!("-----BEGIN {kind}-----\n{body}\n-----END {kind}-----\n")
+        };
+        let (one, other) = (
+            block("CERTIFICATE", "MAMCAQE="),
+            block("CERTIFICATE", "MAMC\nAQI="),
+        );
+        let cases = [
+            ("two", format!("a note\n{one}{other}"), ""),
+            (
+                "none",
+                "a note".to_owned(),
+                "at least one trust anchor must be provided",
+            ),
+            (
+                "the same twice",
+                format!("{one}{other}{one}"),
+                "duplicate trust anchor (indices [0 2])",
+            ),
+            (
+                "a key",
+                one.clone() + &block("PRIVATE KEY", "MAMCAQE="),
+                "entry 1 has bad block type: PRIVATE KEY",
+            ),
+            (
+                "headers",
+                block("CERTIFICATE", "Proc-Type: 4\n\nMAMCAQE="),
+                "entry 0 has PEM block headers",
+            ),
+            (
+                "no base64",
+                block("CERTIFICATE", "?"),
+                "entry 0 does not parse as X.509",
+            ),
+            (
+                "no certificate",
+                block("CERTIFICATE", "AAAA"),
+                "entry 0 does not parse as X.509",
+            ),
+        ];
+        for (name, text, expected) in cases {
+            assert_eq!(anchors(&text).join("; "), expected, "case: {name}");
+        }
+    }
 }

@@ -84,11 +84,12 @@ pub(super) fn create(resource: &Resource, object: &Value, errors: &mut Vec<Field
             "name or generateName is required",
         ));
     } else {
-        errors.extend(
-            check_name(format, name)
-                .into_iter()
-                .map(|why| FieldError::invalid("metadata.name", name, why)),
-        );
+        let wrong = match after_signer(resource, object, name) {
+            Ok(own) => check_name(format, own),
+            Err(why) => vec![why],
+        };
+        let wrong = wrong.into_iter();
+        errors.extend(wrong.map(|why| FieldError::invalid("metadata.name", name, why)));
     }
     match (resource.namespaced, namespace.is_empty()) {
         (true, true) => errors.push(FieldError::required("metadata.namespace", "")),
@@ -104,6 +105,25 @@ pub(super) fn create(resource: &Resource, object: &Value, errors: &mut Vec<Field
         (false, true) => {}
     }
     common(metadata, errors);
+}
+
+/// A trust bundle of a signer is called after it, and only the rest of its name is its own: `example.com:signer:rest`.
+fn after_signer<'a>(resource: &Resource, object: &Value, name: &'a str) -> Result<&'a str, String> {
+    if resource.plural != "clustertrustbundles" {
+        return Ok(name);
+    }
+    let signer = object.pointer("/spec/signerName").and_then(Value::as_str);
+    let Some(signer) = signer.filter(|signer| !signer.is_empty()) else {
+        return if name.contains(':') {
+            Err("ClusterTrustBundle without signer name must not have \":\" in its name".to_owned())
+        } else {
+            Ok(name)
+        };
+    };
+    let prefix = format!("{}:", signer.replace('/', ":"));
+    name.strip_prefix(&prefix).ok_or_else(|| {
+        format!("ClusterTrustBundle for signerName {signer} must be named with prefix {prefix}")
+    })
 }
 
 /// What create and update share.

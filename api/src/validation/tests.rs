@@ -655,6 +655,40 @@ fn cluster_kinds_are_checked() {
         ],
     );
     check_create(
+        schema::builtin()
+            .resource("certificates.k8s.io", "v1beta1", "clustertrustbundles")
+            .unwrap(),
+        &json!({"metadata": {"name": "example.com:s:a"}, "spec": {"signerName": "example.com/s",
+            "trustBundle": "-----BEGIN CERTIFICATE-----\nMAMCAQE=\n-----END CERTIFICATE-----\n"}}),
+        &[
+            (
+                &[("/metadata/name", json!("a"))],
+                &[
+                    "metadata.name: Invalid value: \"a\": ClusterTrustBundle for signerName example.com/s must be named with prefix example.com:s:",
+                ],
+            ),
+            (
+                &[("/spec/signerName", json!(""))],
+                &[
+                    "metadata.name: Invalid value: \"example.com:s:a\": ClusterTrustBundle without signer name must not have \":\" in its name",
+                ],
+            ),
+            (
+                &[
+                    ("/spec/signerName", json!("")),
+                    ("/metadata/name", json!("a.b")),
+                ],
+                &[],
+            ),
+            (
+                &[("/spec/trustBundle", json!(""))],
+                &[
+                    "spec.trustBundle: Invalid value: \"<value omitted>\": at least one trust anchor must be provided",
+                ],
+            ),
+        ],
+    );
+    check_create(
         resource("rbac.authorization.k8s.io", "clusterroles"),
         &json!({"metadata": {"name": "system:a"}, "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}]}),
         &[

@@ -1,5 +1,6 @@
 //! CertificateApproval, CertificateSigning and CertificateSubjectRestriction: who approves and signs for a signer needs that
-//! signer's permission, and nobody gets a client certificate in the name of `system:masters`.
+//! signer's permission, and nobody gets a client certificate in the name of `system:masters`. ClusterTrustBundleAttest: nor does
+//! anybody tell whom a signer trusts without it.
 
 use base64::Engine;
 use cox_api::status::ApiStatus;
@@ -15,8 +16,13 @@ const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client";
 
 pub(super) fn validate(request: &Request<'_>, authorizer: &Authorizer) -> Result<(), ApiStatus> {
     let resource = request.resource;
-    if resource.group != GROUP || resource.plural != "certificatesigningrequests" {
+    if resource.group != GROUP {
         return Ok(());
+    }
+    match resource.plural.as_str() {
+        "certificatesigningrequests" => {}
+        "clustertrustbundles" => return attested(request, authorizer),
+        _ => return Ok(()),
     }
     let (Some(new), operation) = (&request.object, request.operation) else {
         return Ok(());
@@ -42,6 +48,26 @@ pub(super) fn validate(request: &Request<'_>, authorizer: &Authorizer) -> Result
         }
         _ => Ok(()),
     }
+}
+
+/// Whoever makes or changes a bundle of a signer needs its permission; changes of bookkeeping alone do not.
+fn attested(request: &Request<'_>, authorizer: &Authorizer) -> Result<(), ApiStatus> {
+    let Some(new) = &request.object else {
+        return Ok(());
+    };
+    let signer = new["spec"]["signerName"].as_str().unwrap_or_default();
+    let is_same = request.old.is_some_and(|old| {
+        new["spec"] == old["spec"]
+            && ["labels", "annotations"]
+                .iter()
+                .all(|field| new["metadata"][field] == old["metadata"][field])
+    });
+    if signer.is_empty() || is_same || may(authorizer, request, "attest", signer) {
+        return Ok(());
+    }
+    Err(request.forbidden(format!(
+        "user not permitted to attest for signerName {signer:?}"
+    )))
 }
 
 fn failures(request: &Value) -> Vec<&Value> {

@@ -283,6 +283,39 @@ async fn approving_and_signing_need_the_signers_permission() {
     assert_eq!(as_jane(&made).await, 200);
 }
 
+#[tokio::test]
+async fn who_tells_whom_a_signer_trusts_needs_its_permission() {
+    let server = Server::with_namespace().await;
+    let bundles = "/apis/certificates.k8s.io/v1beta1/clustertrustbundles";
+    let bundle = json!({"metadata": {"name": "x.io:y:b"}, "spec": {"signerName": "x.io/y",
+        "trustBundle": "-----BEGIN CERTIFICATE-----\nMAMCAQE=\n-----END CERTIFICATE-----\n"}});
+    let role = |verbs: &[&str]| {
+        json!({"metadata": {"name": "attester"}, "rules": [
+            {"apiGroups": ["certificates.k8s.io"], "resources": ["clustertrustbundles"], "verbs": ["create"]},
+            {"apiGroups": ["certificates.k8s.io"], "resources": ["signers"], "resourceNames": ["x.io/y"], "verbs": verbs}]})
+    };
+    let roles = "/apis/rbac.authorization.k8s.io/v1/clusterroles";
+    server.post(roles, &role(&["sign"])).await.ok(201);
+    let binding = json!({"metadata": {"name": "attester"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole",
+        "name": "attester"}, "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "jane"}]});
+    let bindings = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings";
+    server.post(bindings, &binding).await.ok(201);
+    let as_jane = || {
+        let mut jane = server.server.service(UserInfo::new("jane", []));
+        let request = Request::post(bundles)
+            .header("content-type", "application/json")
+            .body(Full::from(bundle.to_string()))
+            .unwrap();
+        async move { jane.call(request).await.unwrap().status().as_u16() }
+    };
+    assert_eq!(as_jane().await, 403);
+    server
+        .merge(&format!("{roles}/attester"), &role(&["attest"]))
+        .await
+        .ok(200);
+    assert_eq!(as_jane().await, 201);
+}
+
 async fn label(server: &Server, labels: Value) -> super::Answer {
     let patch = json!({"metadata": {"labels": labels}});
     server.merge("/api/v1/namespaces/a", &patch).await

@@ -8,6 +8,7 @@
 
 mod support;
 
+use k8s_openapi::api::certificates::v1beta1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::Api;
 use kube::api::{DeleteParams, PostParams};
@@ -387,4 +388,54 @@ async fn a_node_whose_clock_is_off_by_a_day_runs_pods_and_asks_for_no_more_token
         assert_eq!(token(), before, "a clock that is off makes no token old");
         node.quit().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trust_bundles_are_shown_again_after_a_power_cut_without_a_control_plane() {
+    let mut cluster = Cluster::start().await;
+    let signer = "example.com/signer";
+    let bundle = json!({"metadata": {"name": "example.com:signer:b", "labels": {"live": "yes"}},
+        "spec": {"signerName": signer, "trustBundle": cluster.pki.ca_pem()}});
+    let bundles: Api<ClusterTrustBundle> = Api::all(cluster.admin.clone());
+    let bundle = serde_json::from_value(bundle).unwrap();
+    bundles
+        .create(&PostParams::default(), &bundle)
+        .await
+        .unwrap();
+    let mut spec = one("stay");
+    spec["volumes"] = json!([{"name": "v", "projected": {"sources": [
+        {"clusterTrustBundle": {"path": "named.pem", "name": "example.com:signer:b"}},
+        {"clusterTrustBundle": {"path": "signed.pem", "signerName": signer, "labelSelector": {"matchLabels": {"live": "yes"}}}},
+        {"clusterTrustBundle": {"path": "none.pem", "signerName": signer, "optional": true}}]}}]);
+    spec["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
+    let node = cluster.kubelet();
+    cluster.create("p", spec).await;
+    let pod = cluster.until("p", "ready", is_ready).await;
+    kept(&cluster, &pod).await;
+    let folder = cluster.volumes_in_memory(&pod);
+    let shown = || {
+        let volume = folder.join("kubernetes.io~projected/v");
+        ["named.pem", "signed.pem", "none.pem"]
+            .map(|file| std::fs::read_to_string(volume.join(file)).unwrap())
+    };
+    let had = shown();
+    assert!(had[0].starts_with("-----BEGIN CERTIFICATE-----"));
+    assert_eq!((had[0] == had[1], had[2].as_str()), (true, ""));
+    node.quit().await;
+    cluster.cut_power();
+    assert!(!folder.exists());
+    cluster.set_link(false);
+    let node = cluster.kubelet();
+    eventually("it runs again", || cluster.runtime.running() == ["a"]).await;
+    assert_eq!(shown(), had);
+    // A bundle that is gone is not shown to who asks from now on, and what runs goes on.
+    bundles
+        .delete("example.com:signer:b", &DeleteParams::default())
+        .await
+        .unwrap();
+    cluster.set_link(true);
+    let words = "clustertrustbundle.certificates.k8s.io \"example.com:signer:b\" not found";
+    cluster.until_told("FailedMount", words).await;
+    assert_eq!(cluster.runtime.running(), ["a"]);
+    node.quit().await;
 }

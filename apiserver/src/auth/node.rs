@@ -70,6 +70,10 @@ impl NodeAuthorizer {
             ("", "namespaces") if reads_all(asked) => self.has_network_policies(),
             ("coordination.k8s.io", "leases") => own_lease(node, asked),
             ("storage.k8s.io", "csinodes") => own_csi_node(node, asked),
+            // What they hold is public; a Pod's volume may show them.
+            ("certificates.k8s.io", "clustertrustbundles") => {
+                matches!(asked.verb, "get" | "list" | "watch")
+            }
             ("storage.k8s.io", "volumeattachments") => self.own_attachment(node, asked),
             // Needs claims to be followed; comes with dynamic resource allocation.
             ("resource.k8s.io", _) => false,

@@ -1,5 +1,5 @@
 //! What the API server said of the objects that the volumes of Pods are made of: claims and persistent volumes, and for a driver
-//! its CSIDriver, the attachment and the secrets that a volume names.
+//! its CSIDriver, the attachment and the secrets that a volume names; and the certificates of cluster trust bundles.
 //!
 //! Each answer is remembered with the Pod that it was for, is kept over a power cut with it, and stands in for the API server
 //! while that does not answer. Whenever it does, its word counts, and replaces what was known: an object that is gone is not
@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// An answer as it is kept over a restart of the node.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct KeptAnswer {
-    /// Where the API server has the object.
+    /// Where the API server has the object, or answers the question.
     path: String,
     /// Without the API server's bookkeeping. `None`: there is none of this name.
     object: Option<Value>,
@@ -88,15 +88,26 @@ impl Answers {
     where
         K: kube::Resource + Clone + std::fmt::Debug + Serialize + DeserializeOwned,
     {
+        self.ask(pod, path(api, name), api.get_opt(name)).await
+    }
+
+    /// The answer to any question that a path stands for.
+    pub(crate) async fn ask<K>(
+        &self,
+        pod: &Pod,
+        path: String,
+        asked: impl Future<Output = Result<Option<K>, kube::Error>>,
+    ) -> Result<Answer<K>, kube::Error>
+    where
+        K: Serialize + DeserializeOwned,
+    {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        let path = path(api, name);
         let known = self.known(uid, &path);
         if self.offline.is_set()
             && let Some(object) = known
         {
             return Ok(kept(object));
         }
-        let asked = api.get_opt(name);
         let answer = match &known {
             Some(_) => tokio::time::timeout(PATIENCE, asked).await.ok(),
             None => Some(asked.await),

@@ -70,7 +70,7 @@ impl Volumes {
             let wanted = Wanted::of_pod(pod, volume, source);
             return self.of_driver(pod, volume, &wanted, now, renew_at).await;
         }
-        let (kind, payload) = self.files(pod, volume, addresses, renew_at).await?;
+        let (kind, payload) = self.files(pod, volume, addresses, now, renew_at).await?;
         // As upstream: a config map holds nothing that a disk must not, the others may.
         let folder = match kind {
             "configmap" => self.folder(pod, kind, &volume.name),
@@ -172,6 +172,7 @@ impl Volumes {
         pod: &Pod,
         volume: &Volume,
         addresses: &PodAddresses,
+        now: Timestamp,
         renew_at: &mut Option<Timestamp>,
     ) -> Result<(&'static str, Payload), String> {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
@@ -205,7 +206,9 @@ impl Volumes {
             return Ok(("downward-api", files));
         }
         if let Some(source) = &volume.projected {
-            let files = self.projected(pod, source, addresses, renew_at).await?;
+            let files = self
+                .projected(pod, source, addresses, now, renew_at)
+                .await?;
             return Ok(("projected", files));
         }
         Err(format!(
@@ -220,6 +223,7 @@ impl Volumes {
         pod: &Pod,
         projected: &ProjectedVolumeSource,
         addresses: &PodAddresses,
+        now: Timestamp,
         renew_at: &mut Option<Timestamp>,
     ) -> Result<Payload, String> {
         let mode = projected.default_mode.unwrap_or(DEFAULT_MODE);
@@ -229,6 +233,17 @@ impl Volumes {
                 let (file, due) = self.token(pod, source, mode).await?;
                 *renew_at = Some(renew_at.map_or(due, |known| known.min(due)));
                 files.insert(source.path.clone(), file);
+            } else if let Some(source) = &source.cluster_trust_bundle {
+                payload::check_path(&source.path)?;
+                let found = trust::bundle(&self.answers, pod, source).await?;
+                // One that may be missing is an empty file, as upstream.
+                let text = found.unwrap_or_default();
+                files.insert(
+                    source.path.clone(),
+                    owned_file(pod, text.into_bytes(), mode),
+                );
+                // Nobody tells a node that a bundle changed, or that it is there now.
+                come_again(renew_at, now);
             } else {
                 files.extend(self.projection(pod, source, mode, addresses).await?);
             }
@@ -260,19 +275,10 @@ impl Volumes {
             let items = source.items.as_deref().unwrap_or_default();
             return payload::of_downward_api(pod, items, mode, addresses, self.allocatable);
         }
-        if let Some(source) = &source.cluster_trust_bundle {
-            payload::check_path(&source.path)?;
-            let found = trust::bundle(self.answers.client.clone(), source).await?;
-            let file = found.map(|text| File::new(text.into_bytes(), permissions(mode)));
-            return Ok(file
-                .map(|file| (source.path.clone(), file))
-                .into_iter()
-                .collect());
-        }
         Err("this node does not support projections of pod certificates".to_owned())
     }
 
-    /// The file of a token. If the Pod names a group or one user, it is for them only.
+    /// The file of a token.
     async fn token(
         &self,
         pod: &Pod,
@@ -281,23 +287,29 @@ impl Volumes {
     ) -> Result<(File, Timestamp), String> {
         payload::check_path(&source.path)?;
         let token = self.tokens.token(pod, source).await?;
-        let ownership = Ownership::of(pod);
-        let is_private = ownership.gid.is_some() || ownership.uid.is_some();
-        let mode = if is_private { 0o600 } else { permissions(mode) };
-        let mut file = File::new(token.text.into_bytes(), mode);
-        if super::system::can_mount() {
-            // Only root can give a file away; whoever is not is the only user there is.
-            file.uid = ownership.uid;
-        }
+        let file = owned_file(pod, token.text.into_bytes(), mode);
         Ok((file, token.renew_at))
     }
 }
 
-/// Volumes that may grow are looked at so often: nobody tells a node that one did.
-const GROWTH: SignedDuration = SignedDuration::from_secs(60);
+/// A file of what was issued for the Pod. If the Pod names a group or one user, it is for them only.
+fn owned_file(pod: &Pod, data: Vec<u8>, mode: i32) -> File {
+    let ownership = Ownership::of(pod);
+    let is_private = ownership.gid.is_some() || ownership.uid.is_some();
+    let mode = if is_private { 0o600 } else { permissions(mode) };
+    let mut file = File::new(data, mode);
+    if super::system::can_mount() {
+        // Only root can give a file away; whoever is not is the only user there is.
+        file.uid = ownership.uid;
+    }
+    file
+}
+
+/// What changes without a word to the node is looked at so often: volumes that may grow, trust bundles.
+const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(60);
 
 fn come_again(renew_at: &mut Option<Timestamp>, now: Timestamp) {
-    let next = now.saturating_add(GROWTH).unwrap_or(Timestamp::MAX);
+    let next = now.saturating_add(LOOK_AGAIN).unwrap_or(Timestamp::MAX);
     *renew_at = Some(renew_at.map_or(next, |known| known.min(next)));
 }
 

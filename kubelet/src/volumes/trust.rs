@@ -1,68 +1,98 @@
 //! Cluster trust bundles: certificates of authorities that a projected volume shows as one PEM file.
+//!
+//! What was found is kept with the Pod ([`super::answers`]), as the merged file only.
 
-use k8s_openapi::api::core::v1::ClusterTrustBundleProjection;
+use super::answers::{Answer, Answers};
+use k8s_openapi::api::certificates::v1beta1::ClusterTrustBundle;
+use k8s_openapi::api::core::v1::{ClusterTrustBundleProjection, Pod};
 use kube::Api;
-use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams};
+use kube::api::ListParams;
 use std::collections::BTreeSet;
 
 const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 const END: &str = "-----END CERTIFICATE-----";
 
-/// The certificates that a projection asks for; `None`: there are none, and it says that this is fine.
+/// The certificates that a projection asks for. Without any: `None` if it says that this is fine, else an error.
 pub(super) async fn bundle(
-    client: kube::Client,
+    answers: &Answers,
+    pod: &Pod,
     wanted: &ClusterTrustBundleProjection,
 ) -> Result<Option<String>, String> {
-    let kind = GroupVersionKind::gvk("certificates.k8s.io", "v1beta1", "ClusterTrustBundle");
-    let api: Api<DynamicObject> = Api::all_with(client, &ApiResource::from_gvk(&kind));
-    let optional = wanted.optional.unwrap_or(false);
-    let failed = |error: kube::Error| format!("cluster trust bundles cannot be read: {error}");
-    let found = if let Some(name) = wanted.name.as_deref() {
-        let found = api.get_opt(name).await.map_err(failed)?;
-        match found {
-            Some(found) => vec![found],
-            None if optional => return Ok(None),
-            None => {
-                return Err(format!(
-                    "clustertrustbundle.certificates.k8s.io \"{name}\" not found"
-                ));
-            }
-        }
+    let api: Api<ClusterTrustBundle> = Api::all(answers.client.clone());
+    let url = api.resource_url();
+    let (answer, missing) = if let Some(name) = wanted.name.as_deref() {
+        let path = format!("{url}/{name}");
+        let asked = async {
+            let found = api.get_opt(name).await?;
+            Ok(found.map(|bundle| merge(&[bundle])))
+        };
+        (
+            answers.ask(pod, path, asked).await,
+            format!("clustertrustbundle.certificates.k8s.io \"{name}\" not found"),
+        )
     } else {
         let signer = wanted.signer_name.as_deref().unwrap_or_default();
-        let Some(selector) = &wanted.label_selector else {
-            return Err("a bundle by signer needs a label selector".to_owned());
+        let Some(params) = by_signer(signer, wanted)? else {
+            return without(wanted, zero(signer));
         };
-        let selector: kube::core::Selector = selector
-            .clone()
-            .try_into()
-            .map_err(|error| format!("the bundle's label selector is wrong: {error}"))?;
-        let params = ListParams::default()
-            .fields(&format!("spec.signerName={signer}"))
-            .labels_from(&selector);
-        let found = api.list(&params).await.map_err(failed)?.items;
-        if found.is_empty() {
-            return if optional {
-                Ok(None)
-            } else {
-                Err(format!(
-                    "combination of signerName=\"{signer}\" and labelSelector matched zero ClusterTrustBundles"
-                ))
-            };
-        }
-        found
+        let labels = params.label_selector.as_deref().unwrap_or_default();
+        let path = format!("{url}?signer={signer}&labels={labels}");
+        let asked = async {
+            let found = api.list(&params).await?.items;
+            Ok((!found.is_empty()).then(|| merge(&found)))
+        };
+        (answers.ask(pod, path, asked).await, zero(signer))
     };
-    let texts = found
-        .iter()
-        .filter_map(|bundle| bundle.data["spec"]["trustBundle"].as_str());
-    Ok(Some(merge(texts)))
+    let answer: Answer<String> =
+        answer.map_err(|error| format!("cluster trust bundles cannot be read: {error}"))?;
+    match answer.object {
+        Some(text) => Ok(Some(text)),
+        None => without(wanted, missing),
+    }
+}
+
+fn zero(signer: &str) -> String {
+    format!(
+        "combination of signerName=\"{signer}\" and labelSelector matched zero ClusterTrustBundles"
+    )
+}
+
+/// There are none: fine, if the projection says so.
+fn without(
+    wanted: &ClusterTrustBundleProjection,
+    missing: String,
+) -> Result<Option<String>, String> {
+    if wanted.optional.unwrap_or(false) {
+        Ok(None)
+    } else {
+        Err(missing)
+    }
+}
+
+/// Which of a signer's bundles are wanted; `None`: none. No selector means none of them, an empty one all.
+fn by_signer(
+    signer: &str,
+    wanted: &ClusterTrustBundleProjection,
+) -> Result<Option<ListParams>, String> {
+    let Some(selector) = &wanted.label_selector else {
+        return Ok(None);
+    };
+    let selector: kube::core::Selector = selector
+        .clone()
+        .try_into()
+        .map_err(|error| format!("the bundle's label selector is wrong: {error}"))?;
+    Ok(Some(
+        ListParams::default()
+            .fields(&format!("spec.signerName={signer}"))
+            .labels_from(&selector),
+    ))
 }
 
 /// Each certificate once, in an order that does not depend on which bundle came first.
-fn merge<'a>(texts: impl Iterator<Item = &'a str>) -> String {
+fn merge(bundles: &[ClusterTrustBundle]) -> String {
     let mut all = BTreeSet::new();
-    for text in texts {
-        for piece in text.split(BEGIN).skip(1) {
+    for bundle in bundles {
+        for piece in bundle.spec.trust_bundle.split(BEGIN).skip(1) {
             if let Some((body, _)) = piece.split_once(END) {
                 all.insert(body.trim().to_owned());
             }
@@ -80,9 +110,13 @@ mod tests {
     #[test]
     fn each_certificate_comes_once() {
         let pem = |body: &str| format!("note\n{BEGIN}\n{body}\n{END}\n");
-        let texts = [pem("BBB") + &pem("AAA"), pem("AAA")];
+        let bundles = [pem("BBB") + &pem("AAA"), pem("AAA")].map(|text| {
+            let mut bundle = ClusterTrustBundle::default();
+            bundle.spec.trust_bundle = text;
+            bundle
+        });
         assert_eq!(
-            merge(texts.iter().map(String::as_str)),
+            merge(&bundles),
             format!("{BEGIN}\nAAA\n{END}\n{BEGIN}\nBBB\n{END}\n")
         );
     }

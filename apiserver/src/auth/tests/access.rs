@@ -153,6 +153,20 @@ async fn a_node_reads_what_its_pods_need_and_keeps_its_own() {
         ),
         ("list", "/services", "/", "", true),
         ("create", "/events", "ns/", "", true),
+        (
+            "list",
+            "certificates.k8s.io/clustertrustbundles",
+            "/",
+            "",
+            true,
+        ),
+        (
+            "update",
+            "certificates.k8s.io/clustertrustbundles",
+            "/b",
+            "",
+            false,
+        ),
         ("list", "node.k8s.io/runtimeclasses", "/", "", true),
         (
             "create",

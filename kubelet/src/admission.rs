@@ -1,14 +1,13 @@
 //! Whether this node takes a Pod that was bound to it: the last look, with upstream's reasons. Pure. The scheduler has looked
 //! before, but Pods also come by name, from the static folder, or to a node that has changed since.
 
+use crate::holdings::{Holdings, host_ports};
 use crate::pod::containers::{all, spec};
-use crate::pod::is_over;
 use crate::resources::{Amounts, of_pod};
 use crate::sysctls::Allowed;
 use cox_client::placement::{NodeTerm, tolerates};
 use k8s_openapi::api::core::v1::{Pod, Taint};
-use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
 /// What of the node counts.
 #[derive(Clone, Debug, Default)]
@@ -17,8 +16,6 @@ pub struct NodeView {
     pub labels: BTreeMap<String, String>,
     pub taints: Vec<Taint>,
     pub allocatable: Amounts,
-    /// What Pods hold whose spec says something else: their resize waits.
-    pub held: BTreeMap<String, Amounts>,
     pub pods_max: u32,
     /// What the operator lets Pods set.
     pub unsafe_sysctls: Allowed,
@@ -40,9 +37,9 @@ fn refuse(reason: &str, message: impl Into<String>) -> Option<Refusal> {
     })
 }
 
-/// Looks at a Pod beside those that the node has; `None`: it is taken.
+/// Looks at a Pod beside what those hold that the node has; `None`: it is taken.
 #[must_use]
-pub fn refusal(pod: &Pod, others: &[Arc<Pod>], node: &NodeView) -> Option<Refusal> {
+pub fn refusal(pod: &Pod, holdings: &Holdings, node: &NodeView) -> Option<Refusal> {
     let spec = spec(pod);
     let os = spec
         .node_selector
@@ -79,15 +76,22 @@ pub fn refusal(pod: &Pod, others: &[Arc<Pod>], node: &NodeView) -> Option<Refusa
             "resource claims (dynamic resource allocation) are not supported on this node: its containers would run without what they claim",
         );
     }
+    let restarts_all = all(pod).any(|container| {
+        let rules = container.restart_policy_rules.iter().flatten();
+        rules
+            .into_iter()
+            .any(|rule| rule.action == "RestartAllContainers")
+    });
+    if restarts_all {
+        return refuse(
+            "PodFeatureUnsupported",
+            "Pod requires node features that are not available: RestartAllContainersOnContainerExits",
+        );
+    }
     if let Some(why) = node.unsafe_sysctls.forbids(spec) {
         return refuse("SysctlForbidden", why);
     }
-    let live: Vec<&Pod> = others
-        .iter()
-        .map(Arc::as_ref)
-        .filter(|other| other.metadata.uid != pod.metadata.uid && !is_over(other.status.as_ref()))
-        .collect();
-    let refused = too_much(pod, &live, node).or_else(|| taken_port(pod, &live));
+    let refused = too_much(pod, holdings, node).or_else(|| taken_port(pod, holdings));
     // The scheduler has looked at labels and taints a moment ago, and our own view of them may be behind its.
     if refused.is_some() || was_scheduled(pod) {
         return refused;
@@ -105,13 +109,7 @@ fn was_scheduled(pod: &Pod) -> bool {
         .any(|condition| condition.type_ == "PodScheduled" && condition.status == "True")
 }
 
-/// Whether a Pod asks for anything that others may hold. Most Pods of a crowded node do not, and need no look at all the others.
-#[must_use]
-pub fn is_greedy(pod: &Pod) -> bool {
-    of_pod(pod).values().any(|amount| *amount > 0) || !host_ports(pod).is_empty()
-}
-
-fn too_much(pod: &Pod, live: &[&Pod], node: &NodeView) -> Option<Refusal> {
+fn too_much(pod: &Pod, holdings: &Holdings, node: &NodeView) -> Option<Refusal> {
     let out_of = |resource: &str, asked: i64, used: i64, has: i64| {
         refuse(
             &format!("OutOf{resource}"),
@@ -121,23 +119,15 @@ fn too_much(pod: &Pod, live: &[&Pod], node: &NodeView) -> Option<Refusal> {
         )
     };
     let pods_max = i64::from(node.pods_max);
-    let pods = i64::try_from(live.len()).unwrap_or(i64::MAX);
+    let pods = i64::try_from(holdings.pods()).unwrap_or(i64::MAX);
     if pods >= pods_max {
         return out_of("pods", 1, pods, pods_max);
     }
     let asked = of_pod(pod);
-    let held = |pod: &&Pod| {
-        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        node.held.get(uid).cloned().unwrap_or_else(|| of_pod(pod))
-    };
-    let used: Vec<Amounts> = live.iter().map(held).collect();
     // What the node does not count (a device of another kubelet's plugin) is the scheduler's matter.
     for (resource, has) in &node.allocatable {
         let asked = asked.get(resource).copied().unwrap_or(0);
-        let used: i64 = used
-            .iter()
-            .filter_map(|amounts| amounts.get(resource))
-            .sum();
+        let used = holdings.used(resource);
         if asked > 0 && asked > has.saturating_sub(used) {
             return out_of(resource, asked, used, *has);
         }
@@ -177,37 +167,13 @@ fn wrong_node(pod: &Pod, node: &NodeView) -> Option<Refusal> {
     )
 }
 
-/// The host ports of a Pod: protocol, address, port.
-fn host_ports(pod: &Pod) -> HashSet<(String, String, i32)> {
-    let on_host = spec(pod).host_network.unwrap_or(false);
-    let ports = all(pod).flat_map(|container| container.ports.iter().flatten());
-    ports
-        .filter_map(|port| {
-            let own = on_host.then_some(port.container_port);
-            let number = port.host_port.filter(|port| *port > 0).or(own)?;
-            let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".to_owned());
-            let address = port.host_ip.clone().filter(|ip| ip != "0.0.0.0");
-            Some((protocol, address.unwrap_or_default(), number))
-        })
-        .collect()
-}
-
-fn taken_port(pod: &Pod, live: &[&Pod]) -> Option<Refusal> {
-    let wanted = host_ports(pod);
-    if wanted.is_empty() {
-        return None;
-    }
-    // An empty address is all of them.
-    let clash = |(protocol, ip, port): &(String, String, i32)| {
-        wanted.iter().any(|(other, address, number)| {
-            other == protocol
-                && number == port
-                && (ip.is_empty() || address.is_empty() || ip == address)
-        })
-    };
-    live.iter().any(|other| host_ports(other).iter().any(clash)).then(|| Refusal {
+fn taken_port(pod: &Pod, holdings: &Holdings) -> Option<Refusal> {
+    let is_taken = host_ports(pod).iter().any(|port| holdings.is_taken(port));
+    is_taken.then(|| Refusal {
         reason: "NodePorts".to_owned(),
-        message: "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports".to_owned(),
+        message:
+            "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports"
+                .to_owned(),
     })
 }
 
@@ -239,15 +205,22 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn pod(uid: &str, spec: Value) -> Arc<Pod> {
+    fn holdings(pods: &[Pod]) -> Holdings {
+        let mut holdings = Holdings::default();
+        for pod in pods {
+            let uid = pod.metadata.uid.as_deref().unwrap();
+            holdings.put(uid, of_pod(pod), host_ports(pod));
+        }
+        holdings
+    }
+
+    fn pod(uid: &str, spec: Value) -> Pod {
         let mut spec = spec;
         if spec["containers"].is_null() {
             spec["containers"] = json!([{"name": "c"}]);
         }
-        Arc::new(
-            serde_json::from_value(json!({"metadata": {"name": uid, "uid": uid}, "spec": spec}))
-                .unwrap(),
-        )
+        serde_json::from_value(json!({"metadata": {"name": uid, "uid": uid}, "spec": spec}))
+            .unwrap()
     }
 
     #[test]
@@ -267,7 +240,7 @@ mod tests {
         };
         let asks = |resource: &str, amount: &str| json!({"containers": [{"name": "c", "resources": {"requests": {resource: amount}}}]});
         let port = |port: i32| json!({"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": port}]}]});
-        let none: &[Arc<Pod>] = &[];
+        let none: &[Pod] = &[];
         let one = [pod("o", asks("cpu", "1500m"))];
         let ports = [pod("o", port(80))];
         let three = [
@@ -277,7 +250,7 @@ mod tests {
         ];
         let affinity = json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
             {"matchExpressions": [{"key": "zone", "operator": "NotIn", "values": ["a"]}]}]}}}});
-        let cases: Vec<(&str, Value, &[Arc<Pod>], &str)> = vec![
+        let cases: Vec<(&str, Value, &[Pod], &str)> = vec![
             ("it fits", asks("cpu", "500m"), &one[..], ""),
             ("too much cpu", asks("cpu", "501m"), &one[..], "OutOfcpu"),
             (
@@ -334,6 +307,12 @@ mod tests {
                 "SysctlForbidden",
             ),
             (
+                "a rule that is not there",
+                json!({"containers": [{"name": "c", "restartPolicyRules": [{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [1]}}]}]}),
+                none,
+                "PodFeatureUnsupported",
+            ),
+            (
                 "a claim on a device",
                 json!({"resourceClaims": [{"name": "gpu", "resourceClaimName": "gpu"}]}),
                 none,
@@ -341,7 +320,7 @@ mod tests {
             ),
         ];
         for (name, spec, others, reason) in cases {
-            let found = refusal(&pod("p", spec), others, &node);
+            let found = refusal(&pod("p", spec), &holdings(others), &node);
             let found = found.map(|refusal| refusal.reason).unwrap_or_default();
             assert_eq!(found, reason, "case: {name}");
         }
@@ -351,7 +330,7 @@ mod tests {
         };
         let own_users = pod("p", json!({"hostUsers": false}));
         assert_eq!(
-            refusal(&own_users, &[], &rootless),
+            refusal(&own_users, &holdings(&[]), &rootless),
             None,
             "nothing there is root"
         );
@@ -360,23 +339,11 @@ mod tests {
             ..node
         };
         let tolerates = json!({"tolerations": [{"key": "gone", "operator": "Exists"}]});
-        assert_eq!(refusal(&pod("p", tolerates), &[], &tainted), None);
-        let refused = refusal(&pod("p", json!({})), &[], &tainted).unwrap();
-        assert_eq!(refused.reason, "TaintToleration");
-    }
-
-    #[test]
-    fn what_has_ended_holds_nothing() {
-        let node = NodeView {
-            pods_max: 1,
-            ..NodeView::default()
-        };
-        let mut other = (*pod("o", json!({}))).clone();
-        assert!(refusal(&pod("p", json!({})), &[Arc::new(other.clone())], &node).is_some());
-        other.status = Some(serde_json::from_value(json!({"phase": "Succeeded"})).unwrap());
         assert_eq!(
-            refusal(&pod("p", json!({})), &[Arc::new(other)], &node),
+            refusal(&pod("p", tolerates), &holdings(&[]), &tainted),
             None
         );
+        let refused = refusal(&pod("p", json!({})), &holdings(&[]), &tainted).unwrap();
+        assert_eq!(refused.reason, "TaintToleration");
     }
 }

@@ -1,9 +1,10 @@
-//! What the Pods of the node hold of its resources: what each was given when it was admitted or resized, which is less than its
+//! What the Pods of the node hold of it until they are over: ports of the host, and of its resources what each was given when it was admitted or resized, which is less than its
 //! spec asks for while a resize waits for room.
 //!
 //! Resizes that wait are granted when room comes, in upstream's order: those that ask for no more than the Pod holds, then by
 //! priority, by class of service (the guaranteed first), by how long they have waited.
 
+use crate::holdings::{Holdings, host_ports};
 use crate::pod::containers::spec;
 use crate::pod::status::qos;
 use crate::resources::{Amounts, of_pod};
@@ -28,7 +29,7 @@ struct Waiting {
 
 #[derive(Debug, Default)]
 struct Inner {
-    held: BTreeMap<String, Amounts>,
+    held: Holdings,
     waiting: BTreeMap<String, Waiting>,
     /// Pods that hold less than their spec says.
     pending: BTreeSet<String>,
@@ -81,17 +82,17 @@ pub fn as_given(pod: &Pod) -> Pod {
 impl Inner {
     /// Why the Pod's wish does not fit beside what others hold.
     fn lacks(&self, uid: &str, wanted: &Amounts) -> Option<String> {
-        let held = self.held.get(uid);
+        let held = self.held.of_pod(uid);
         RESIZABLE.iter().find_map(|resource| {
             let capacity = *self.allocatable.get(*resource)?;
             let asked = wanted.get(*resource).copied().unwrap_or(0);
             let has = held.and_then(|held| held.get(*resource)).copied();
+            let has = has.unwrap_or(0);
             // Whoever asks for no more than it holds always fits.
-            if asked <= has.unwrap_or(0) || capacity == 0 {
+            if asked <= has || capacity == 0 {
                 return None;
             }
-            let others = self.held.iter().filter(|(other, _)| *other != uid);
-            let used: i64 = others.filter_map(|(_, held)| held.get(*resource)).sum();
+            let used = self.held.used(resource).saturating_sub(has);
             (asked > capacity.saturating_sub(used)).then(|| {
                 format!(
                     "Node didn't have enough resource: {resource}, requested: {asked}, used: {used}, capacity: {capacity}"
@@ -103,7 +104,7 @@ impl Inner {
     /// Gives what was freed to those that wait.
     fn grant(&mut self) -> bool {
         let grows = |inner: &Self, uid: &str, wanted: &Amounts| {
-            let held = inner.held.get(uid);
+            let held = inner.held.of_pod(uid);
             RESIZABLE
                 .iter()
                 .any(|resource| wanted.get(*resource) > held.and_then(|held| held.get(*resource)))
@@ -125,7 +126,7 @@ impl Inner {
         let before = self.granted.len();
         for (uid, waiting) in order {
             if self.lacks(&uid, &waiting.wanted).is_none() {
-                self.held.insert(uid.clone(), waiting.wanted);
+                self.held.resize(&uid, waiting.wanted);
                 self.waiting.remove(&uid);
                 self.pending.remove(&uid);
                 self.granted.push(uid);
@@ -152,7 +153,7 @@ impl Allocations {
         } else {
             inner.pending.insert(uid.clone());
         }
-        inner.held.insert(uid, held);
+        inner.held.put(&uid, held, host_ports(pod));
     }
 
     /// A Pod holds nothing any more.
@@ -160,7 +161,7 @@ impl Allocations {
         let mut inner = self.inner();
         inner.pending.remove(uid);
         inner.waiting.remove(uid);
-        let freed = inner.held.remove(uid).is_some();
+        let freed = inner.held.remove(uid);
         if freed && inner.grant() {
             drop(inner);
             self.news.notify_one();
@@ -192,7 +193,7 @@ impl Allocations {
         }
         inner.waiting.remove(&uid);
         inner.pending.remove(&uid);
-        inner.held.insert(uid, wanted);
+        inner.held.resize(&uid, wanted);
         // It may hold less than before.
         if inner.grant() {
             drop(inner);
@@ -214,14 +215,9 @@ impl Allocations {
         self.inner().pending.contains(uid)
     }
 
-    /// What Pods hold whose spec says something else.
-    #[must_use]
-    pub fn pending(&self) -> BTreeMap<String, Amounts> {
-        let inner = self.inner();
-        let pending = inner.pending.iter();
-        pending
-            .filter_map(|uid| Some((uid.clone(), inner.held.get(uid)?.clone())))
-            .collect()
+    /// Looks at what all Pods hold that are not over.
+    pub fn look<T>(&self, look: impl FnOnce(&Holdings) -> T) -> T {
+        look(&self.inner().held)
     }
 
     /// Waits for Pods whose resize was granted.
@@ -273,20 +269,34 @@ mod tests {
             "Node didn't have enough resource: cpu, requested: 500, used: 750, capacity: 1000"
         );
         assert!(ledger.resize(&pod("b", "500m", 7), &node(), at(2)).is_err());
-        assert_eq!(ledger.pending().len(), 2);
-        assert_eq!(ledger.pending()["a"]["cpu"], 250);
+        assert_eq!(ledger.inner().pending.len(), 2);
+        assert_eq!(ledger.look(|held| held.of_pod("a").unwrap()["cpu"]), 250);
         // Room for one of them: the later one is more important.
         ledger.release("c");
         assert_eq!(ledger.inner().granted, ["b"]);
-        assert_eq!(ledger.inner().held["b"]["cpu"], 500);
-        assert_eq!(ledger.pending().len(), 1);
+        assert_eq!(ledger.look(|held| held.of_pod("b").unwrap()["cpu"]), 500);
+        assert_eq!(ledger.inner().pending.len(), 1);
         // One that shrinks makes room for the other.
         ledger.resize(&pod("b", "250m", 7), &node(), at(3)).unwrap();
         assert_eq!(ledger.inner().granted, ["b", "a"]);
-        assert!(ledger.pending().is_empty());
+        assert!(ledger.inner().pending.is_empty());
         assert!(
             ledger.resize(&pod("a", "500m", 0), &node(), at(4)).is_ok(),
             "what was granted is held"
+        );
+    }
+
+    #[test]
+    fn what_is_over_holds_nothing() {
+        let ledger = Allocations::default();
+        ledger.admit(&pod("a", "250m", 0));
+        ledger.admit(&pod("b", "500m", 0));
+        assert_eq!(ledger.look(|held| held.used("cpu")), 750);
+        ledger.release("a");
+        ledger.release("a");
+        assert_eq!(
+            ledger.look(|held| (held.pods(), held.used("cpu"))),
+            (1, 500)
         );
     }
 
@@ -322,6 +332,6 @@ mod tests {
         waiting.status = serde_json::from_value(status).unwrap();
         let ledger = Allocations::default();
         ledger.admit(&waiting);
-        assert_eq!(ledger.pending()["a"]["cpu"], 250);
+        assert_eq!(ledger.look(|held| held.of_pod("a").unwrap()["cpu"]), 250);
     }
 }

@@ -148,13 +148,9 @@ impl Dispatcher {
             return None;
         }
         let node = self.shared.node_view();
-        let is_crowded = self.lock().len() >= usize::try_from(node.pods_max).unwrap_or(usize::MAX);
-        let others = if is_crowded || admission::is_greedy(pod) {
-            self.live()
-        } else {
-            Vec::new()
-        };
-        admission::refusal(pod, &others, &node).or_else(|| self.no_cores(pod))
+        let allocations = &self.shared.allocations;
+        let refused = allocations.look(|held| admission::refusal(pod, held, &node));
+        refused.or_else(|| self.no_cores(pod))
     }
 
     /// The Pods that are not over, as their workers see them.
@@ -344,7 +340,7 @@ impl Dispatcher {
             self.scope.spawn("refuse", refused);
             return;
         }
-        if !is_orphan {
+        if !is_orphan && !is_over(pod.status.as_ref()) {
             self.shared.allocations.admit(&pod);
         }
         let mailbox = Arc::new(Mailbox::default());

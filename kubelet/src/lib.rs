@@ -14,10 +14,13 @@ pub mod credentials;
 pub mod cri;
 pub mod csi;
 pub mod devices;
+#[cfg(test)]
+mod dice;
 pub mod dispatch;
 pub mod eviction;
 mod files;
 pub mod gc;
+pub mod holdings;
 pub mod hooks;
 pub mod keep;
 pub mod logs;

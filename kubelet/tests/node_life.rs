@@ -71,6 +71,23 @@ async fn a_critical_pod_finds_room_on_a_full_node() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_is_over_makes_room_while_its_object_stays() {
+    let cluster = Cluster::start().await;
+    let _node = cluster.kubelet_with(|config| config.max_pods = 1);
+    let mut job = one("exit-0");
+    job["restartPolicy"] = json!("Never");
+    cluster.create("job", job).await;
+    let over = |pod: &Pod| phase(pod) == "Succeeded";
+    cluster.until("job", "over", over).await;
+    cluster.create("next", one("stay")).await;
+    cluster.until("next", "ready", is_ready).await;
+    cluster.create("third", one("stay")).await;
+    let refused = |pod: &Pod| phase(pod) == "Failed";
+    let refused = cluster.until("third", "refused", refused).await;
+    assert_eq!(reason(&refused), "OutOfpods");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_is_taken_away_for_want_of_memory_is_told_to_be_disrupted() {
     let cluster = Cluster::start().await;
     // No machine has that much.

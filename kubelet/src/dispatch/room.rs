@@ -35,10 +35,10 @@ impl Dispatcher {
         }
         let (live, node) = (self.live(), self.shared.node_view());
         let victims = preemption::victims(pod, &live, &node)?;
-        let rest: Vec<Arc<Pod>> = live
-            .into_iter()
-            .filter(|other| !victims.iter().any(|victim| uid(victim) == uid(other)))
-            .collect();
+        let mut rest = self.shared.allocations.look(Clone::clone);
+        for victim in &victims {
+            rest.remove(uid(victim).as_str());
+        }
         // Nobody ends for a Pod that something else keeps away.
         admission::refusal(pod, &rest, &node)
             .is_none()

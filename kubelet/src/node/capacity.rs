@@ -12,6 +12,7 @@ const MEMORY_KEPT: u64 = 100 << 20;
 pub struct Machine {
     pub cpus: usize,
     pub memory_bytes: u64,
+    pub swap_bytes: u64,
     pub disk_bytes: u64,
     /// Bytes in huge pages, by resource (`hugepages-2Mi`).
     pub huge_pages: Amounts,
@@ -104,6 +105,7 @@ impl Machine {
         Self {
             cpus: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             memory_bytes: cgroup_limit().map_or(memory, |limit| limit.min(memory)),
+            swap_bytes: meminfo(&read("/proc/meminfo"), "SwapTotal").unwrap_or(0),
             disk_bytes: disk(data_dir).map_or(0, |(_, total)| total),
             huge_pages: huge_pages(Path::new("/sys/kernel/mm/hugepages")),
             system_uuid: if uuid.is_empty() {

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints,
     NodeFeatures, NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus,
-    NodeSystemInfo, Taint,
+    NodeSwapStatus, NodeSystemInfo, Taint,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -164,7 +164,9 @@ pub fn build(
             operating_system: "linux".to_owned(),
             os_image: machine.os_image.clone(),
             system_uuid: machine.system_uuid.clone(),
-            swap: None,
+            swap: (machine.swap_bytes > 0).then(|| NodeSwapStatus {
+                capacity: i64::try_from(machine.swap_bytes).ok(),
+            }),
         }),
         runtime_handlers: (!facts.handlers.is_empty()).then(|| {
             let handler = |handler: &Handler| NodeRuntimeHandler {
@@ -179,8 +181,20 @@ pub fn build(
         features: facts.supplemental_groups_policy.map(|policy| NodeFeatures {
             supplemental_groups_policy: Some(policy),
         }),
+        declared_features: Some(declared_features(facts)),
         ..NodeStatus::default()
     }
+}
+
+/// Features of upstream's that a node says it has, in order, so that nothing is sent to it that it cannot do. Of those of 1.36
+/// this one stands: exec, attach and port-forward over WebSocket, which the kubelet passes on, and our runtime speaks.
+/// Restarting all containers of a Pod by a rule, and resizes of whole Pods and of init containers, are not there.
+fn declared_features(facts: &RuntimeFacts) -> Vec<String> {
+    let is_ours = facts.version.starts_with("coxswain://");
+    is_ours
+        .then(|| "ExtendWebSocketsToKubelet".to_owned())
+        .into_iter()
+        .collect()
 }
 
 /// Adds the devices of plugins: all of them to the capacity, those that are well to what Pods may have.
@@ -473,6 +487,35 @@ mod tests {
         assert_eq!(
             shown["features"],
             serde_json::json!({"supplementalGroupsPolicy": true})
+        );
+    }
+
+    #[test]
+    fn swap_and_features_are_told_where_they_are_there() {
+        let shown = |machine: &Machine, version: &str| {
+            let facts = RuntimeFacts {
+                version: version.into(),
+                ..RuntimeFacts::default()
+            };
+            let pressure = Pressure::default();
+            let status = build(&config(), machine, pressure, &facts, 10250, None, at(0));
+            let diff = diff(None, &status, false).unwrap();
+            let swap = status
+                .node_info
+                .unwrap()
+                .swap
+                .and_then(|swap| swap.capacity);
+            (swap, diff.get("declaredFeatures").cloned())
+        };
+        assert_eq!(shown(&machine(), "containerd://1.6"), (None, None));
+        let swapping = Machine {
+            swap_bytes: 1 << 30,
+            ..machine()
+        };
+        let declared = serde_json::json!(["ExtendWebSocketsToKubelet"]);
+        assert_eq!(
+            shown(&swapping, "coxswain://0.1"),
+            (Some(1 << 30), Some(declared))
         );
     }
 

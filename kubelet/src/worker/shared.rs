@@ -121,7 +121,6 @@ impl Shared {
                 .and_then(|spec| spec.taints.clone())
                 .unwrap_or_default(),
             allocatable,
-            held: self.allocations.pending(),
             pods_max: self.config.max_pods,
             unsafe_sysctls: self.config.unsafe_sysctls.clone(),
             is_rootless: !rustix::process::geteuid().is_root(),

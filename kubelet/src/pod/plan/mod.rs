@@ -208,8 +208,6 @@ fn stop(input: PlanInput<'_>, container: &ContainerView, grace_secs: i64, messag
 }
 
 #[cfg(test)]
-mod dice;
-#[cfg(test)]
 mod simulation;
 #[cfg(test)]
 mod tests;

@@ -4,8 +4,8 @@
 //!
 //! `COX_SIM_SEEDS=10000` runs that many seeds, `COX_SIM_FIRST=7` begins with another one than the first.
 
-use super::dice::Dice;
 use super::*;
+use crate::dice::Dice;
 use crate::pod::containers::{inits, is_sidecar, named, spec_hash};
 use crate::pod::history::{
     Ending, ImageKind, ImageState, PostStart, ResolvedImage, Retry, StartFailure,

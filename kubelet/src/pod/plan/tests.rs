@@ -6,8 +6,8 @@
     reason = "a table of cases is as long as it has cases"
 )]
 
-use super::dice::Dice;
 use super::*;
+use crate::dice::Dice;
 use crate::pod::containers::all;
 use crate::pod::history::{
     ContainerHistory, Ending, ImageKind, ImageState, PostStart, ResolvedImage, Retry, StartFailure,

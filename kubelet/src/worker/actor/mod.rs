@@ -18,7 +18,7 @@ use crate::pod::plan::{Plan, PlanInput, PodNetwork, REJECTED, grace_of, plan_pod
 use crate::pod::probe::ProbeKind;
 use crate::pod::status::plan_status;
 use crate::pod::view::PodView;
-use crate::pod::{ContainerId, PodUid, SandboxId};
+use crate::pod::{ContainerId, PodUid, SandboxId, is_over};
 use cox_client::events::EventType;
 use futures::StreamExt;
 use futures::future::{AbortHandle, BoxFuture};
@@ -289,6 +289,10 @@ impl Actor {
         if self.previous.as_ref() != Some(&status) {
             self.keep = true;
             self.previous = Some(status.clone());
+            if is_over(Some(&status)) {
+                // Before anybody hears of it who waits for room.
+                self.shared.allocations.release(self.uid().as_str());
+            }
             self.status_tx.send_replace(Some(Arc::new(status.clone())));
         }
         if self.is_static {

@@ -26,7 +26,7 @@ use crate::sequencer::plan::fault;
 pub(super) const TXN: &str = "/etcdserverpb.KV/Txn";
 
 /// How long a write is tried: an election takes a second or two.
-const PATIENCE: Duration = Duration::from_secs(8);
+pub(super) const PATIENCE: Duration = Duration::from_secs(8);
 /// After this time the watch is taken for stuck, and opened again at another member.
 const STUCK: Duration = Duration::from_secs(1);
 /// How long an acknowledged write may take to become visible here before it is answered all the same.

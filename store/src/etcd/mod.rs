@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::mutation::{CommitError, Committed, Mutation};
@@ -82,11 +83,17 @@ struct Parts {
 /// A write on its way to the store's thread, and who waits for it.
 struct Order {
     prepared: Prepared,
+    /// Until then it must have been begun.
+    deadline: Instant,
     outcome_tx: oneshot::Sender<Result<Committed, CommitError>>,
 }
 
 /// Orders that the thread takes from the queue at once.
 const TAKE_MAX: usize = 64;
+
+/// Writes that are at etcd at once. It keeps 128 events for a watch that takes them slower than they come; with one more the watch has
+/// to catch up by a loop that looks every 100 ms, and each write here waits for the watch.
+const AT_ETCD_MAX: usize = 96;
 
 /// What an open store needs to know.
 pub(crate) struct Opening {
@@ -197,13 +204,24 @@ async fn serve(
     parts.published.close();
 }
 
-/// Begins every write that is handed over; they end in whatever order.
+/// Begins the writes that are handed over, in their order; they end in whatever order.
 async fn take_orders(parts: Arc<Parts>, mut orders_rx: UnboundedReceiver<Order>) {
+    let places = Arc::new(Semaphore::new(AT_ETCD_MAX));
     let mut orders = Vec::with_capacity(TAKE_MAX);
     while orders_rx.recv_many(&mut orders, TAKE_MAX).await > 0 {
         for order in orders.drain(..) {
+            let place = Arc::clone(&places).acquire_owned();
+            let Ok(place) = tokio::time::timeout_at(order.deadline, place).await else {
+                let waited = "nothing was sent: earlier writes wait for etcd's answer".to_owned();
+                order
+                    .outcome_tx
+                    .send(Err(CommitError::Unavailable(waited)))
+                    .ok();
+                continue;
+            };
             let parts = Arc::clone(&parts);
             tokio::spawn(async move {
+                let _place = place;
                 let outcome = commit::carry_out(&parts, order.prepared).await;
                 // Whoever has gone away wants to know nothing.
                 order.outcome_tx.send(outcome).ok();
@@ -254,6 +272,7 @@ impl Etcd {
         let (outcome_tx, outcome_rx) = oneshot::channel();
         let order = Order {
             prepared,
+            deadline: Instant::now() + commit::PATIENCE,
             outcome_tx,
         };
         self.orders_tx

@@ -1,7 +1,7 @@
 //! etcd for tests: members of their own, on free ports of the loopback, gone when dropped.
 
-use std::io::Write as _;
-use std::net::TcpListener;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
@@ -138,6 +138,18 @@ impl Cluster {
             child.kill().unwrap();
             child.wait().unwrap();
         }
+    }
+
+    /// One of a member's own figures.
+    pub fn figure(&self, at: usize, name: &str) -> f64 {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.members[at].client_port)).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap().trim().parse().unwrap()
     }
 
     pub fn pause(&self, at: usize) {

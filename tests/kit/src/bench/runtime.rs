@@ -70,7 +70,7 @@ fn can_make_namespaces() -> bool {
 }
 
 impl Runtime {
-    /// Starts `BINARY shim`; with `apart` in network and mount namespaces of its own, where it may make bridges.
+    /// Starts `BINARY shim`; with `apart` in namespaces of its own, where it may make bridges.
     pub(super) async fn start(binary: &Path, apart: bool) -> Result<Self> {
         let binary = fs::canonicalize(binary)?;
         let dir = tempfile::tempdir_in("/dev/shm")?;
@@ -96,6 +96,8 @@ impl Runtime {
             true => {
                 let mut command = Command::new("unshare");
                 let run = "ip link set lo up && exec \"$0\" \"$@\"";
+                // What holds its Pods' namespaces ends with it.
+                command.args(["--pid", "--fork", "--mount-proc", "--kill-child"]);
                 command.args(["-n", "-m", "--propagation", "private", "sh", "-c", run]);
                 command.arg(&binary);
                 command

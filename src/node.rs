@@ -229,9 +229,10 @@ fn set_up(config: &mut cox_kubelet::Config, node: &NodeArgs) -> Result<()> {
             .collect::<Result<_, _>>()?;
     }
     let is_root = rustix::process::geteuid().is_root();
-    // systemd wants to be the only one who makes cgroups: there, containers are scopes in a slice of the runtime's.
-    let systemd = cox_runtime_shim::CgroupDriver::from(node.cgroup_driver).is_systemd();
-    if is_root && !systemd && !node.no_cgroups_per_qos && node.containerd_socket.exists() {
+    if cox_runtime_shim::CgroupDriver::from(node.cgroup_driver).is_systemd() {
+        config.cgroup_driver = cox_kubelet::cgroups::Driver::Systemd("systemctl".into());
+    }
+    if is_root && !node.no_cgroups_per_qos && node.containerd_socket.exists() {
         config.cgroup_root = Some("/sys/fs/cgroup".into());
     }
     config.pids_per_pod = node.pod_max_pids;

@@ -1,5 +1,6 @@
 //! What a kubelet is told at its start. No environment, no globals: a test starts ten of them in one process.
 
+use crate::cgroups::Driver;
 use crate::eviction::thresholds::{self, Threshold};
 use crate::resources::Amounts;
 use crate::shutdown;
@@ -98,6 +99,8 @@ pub struct Config {
     pub shutdown: Vec<shutdown::Group>,
     /// Where cgroups are mounted (`/sys/fs/cgroup`); `None`: no cgroups are made for Pods and their classes.
     pub cgroup_root: Option<PathBuf>,
+    /// Who makes them.
+    pub cgroup_driver: Driver,
     /// Whole cores of guaranteed Pods are theirs alone.
     pub static_cpus: bool,
     /// The most processes of one Pod.
@@ -156,6 +159,7 @@ impl Config {
             eviction_max_grace: Duration::from_secs(30),
             shutdown: shutdown::defaults(),
             cgroup_root: None,
+            cgroup_driver: Driver::default(),
             static_cpus: false,
             pids_per_pod: None,
             unsafe_sysctls: Allowed::default(),

@@ -314,7 +314,7 @@ fn open_cgroups(config: &Config, machine: &Machine, allocatable: NodeAllocatable
         memory_bytes: (reserved > 0).then(|| (memory - reserved).max(0)),
         ..Settings::default()
     };
-    Cgroups::on(root, config.pids_per_pod, &all).unwrap_or_else(|error| {
+    Cgroups::on(root, &config.cgroup_driver, config.pids_per_pod, &all).unwrap_or_else(|error| {
         tracing::error!(%error, "Pods get no cgroups of their own: only the limits of single containers are kept");
         Cgroups::off()
     })

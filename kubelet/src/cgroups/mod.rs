@@ -2,16 +2,18 @@
 //!
 //! `kubepods` holds guaranteed Pods and the classes `burstable` and `besteffort`, as upstream lays them out. The runtime puts
 //! containers below their Pod's. Guests (Wasm) run inside of the runtime and have none. Both versions of the kernel's interface
-//! are spoken; a controller that is missing is named once, and its limits are not kept.
+//! are spoken; a controller that is missing is named once, and its limits are not kept. Where systemd makes the cgroups they are
+//! slices of its own, with the same settings.
 
 pub mod plan;
+mod systemd;
 mod tree;
 
 use k8s_openapi::api::core::v1::Pod;
 use plan::Settings;
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use tree::Tree;
 
@@ -20,6 +22,16 @@ const ROOT: &str = "kubepods";
 
 /// Controllers without which limits of Pods are not kept.
 pub const NEEDED: [&str; 3] = ["cpu", "memory", "pids"];
+
+/// Who makes cgroups on this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Driver {
+    /// The kubelet and the runtime do.
+    #[default]
+    Files,
+    /// systemd does, as this program (`systemctl`) tells it.
+    Systemd(PathBuf),
+}
 
 /// A Pod that has a cgroup.
 #[derive(Clone, Debug)]
@@ -49,8 +61,16 @@ impl Cgroups {
     }
 
     /// Below the mounted hierarchies of `root` (`/sys/fs/cgroup`). `all`: what all Pods together may use.
-    pub fn on(root: &Path, pids_per_pod: Option<i64>, all: &Settings) -> io::Result<Self> {
-        let tree = Tree::at(root)?;
+    pub fn on(
+        root: &Path,
+        driver: &Driver,
+        pids_per_pod: Option<i64>,
+        all: &Settings,
+    ) -> io::Result<Self> {
+        let tree = match driver {
+            Driver::Files => Tree::at(root)?,
+            Driver::Systemd(systemctl) => Tree::of_systemd(root, systemctl)?,
+        };
         tree.set(ROOT, all)?;
         let least = Settings {
             cpu_shares: plan::shares(0),
@@ -86,7 +106,10 @@ impl Cgroups {
     #[must_use]
     pub fn parent(&self, pod: &Pod) -> String {
         match &self.tree {
-            Some(_) => format!("/{ROOT}/{}", plan::path(pod)),
+            Some(tree) => {
+                let place = format!("{ROOT}/{}", plan::path(pod));
+                format!("/{}", tree.folder(&place))
+            }
             None => String::new(),
         }
     }
@@ -134,6 +157,7 @@ impl Cgroups {
         // The class of a Pod never changes, so neither does its place.
         let path = format!("{ROOT}/{}", plan::path(pod));
         tree.set(&path, &settings)?;
+        tree.start(&path)?;
         let cpu_millis = crate::resources::of_pod(pod).get("cpu").copied();
         let known = Known {
             path,
@@ -190,7 +214,8 @@ mod tests {
         for controller in ["cpu", "memory"] {
             std::fs::create_dir(root.path().join(controller)).unwrap();
         }
-        let cgroups = Cgroups::on(root.path(), Some(100), &Settings::default()).unwrap();
+        let cgroups =
+            Cgroups::on(root.path(), &Driver::Files, Some(100), &Settings::default()).unwrap();
         assert_eq!(
             cgroups.missing(),
             ["pids"],
@@ -224,7 +249,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let file = |name: &str| root.path().join(name);
         std::fs::write(file("cgroup.controllers"), "cpu memory pids\n").unwrap();
-        let cgroups = Cgroups::on(root.path(), Some(100), &Settings::default()).unwrap();
+        let cgroups =
+            Cgroups::on(root.path(), &Driver::Files, Some(100), &Settings::default()).unwrap();
         assert!(cgroups.missing().is_empty());
         let limited: Pod =
             serde_json::from_value(json!({"metadata": {"uid": "g"}, "spec": {"containers": [
@@ -244,6 +270,55 @@ mod tests {
         assert_eq!(
             read(file("kubepods/cgroup.subtree_control")),
             "+cpu +memory +pids"
+        );
+    }
+
+    #[test]
+    fn systemd_is_told_of_a_slice_for_each_class_and_pod_and_of_nothing_twice() {
+        use std::os::unix::fs::PermissionsExt;
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("cgroup.controllers"), "cpu memory pids\n").unwrap();
+        let (program, told) = (root.path().join("systemctl"), root.path().join("told"));
+        let script = format!("#!/bin/sh\nshift\necho \"$@\" >>{}\n", told.display());
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let all = Settings {
+            cpu_shares: 2048,
+            memory_bytes: Some(1 << 30),
+            ..Settings::default()
+        };
+        let driver = Driver::Systemd(program.clone());
+        let cgroups = Cgroups::on(root.path(), &driver, Some(100), &all).unwrap();
+        let (a, b) = (pod("a-1", "1"), pod("b-1", "500m"));
+        assert_eq!(
+            cgroups.parent(&a),
+            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-poda_1.slice"
+        );
+        cgroups.ensure(&a).unwrap();
+        cgroups.ensure(&a).unwrap();
+        cgroups.ensure(&b).unwrap();
+        cgroups.remove(&a).unwrap();
+        let free = "CPUQuota= MemoryMax=infinity";
+        let set = "set-property --runtime kubepods";
+        let expected = [
+            format!("{set}.slice CPUWeight=79 CPUQuota= MemoryMax=1073741824 TasksMax=infinity"),
+            format!("{set}-burstable.slice CPUWeight=1 {free} TasksMax=infinity"),
+            format!("{set}-besteffort.slice CPUWeight=1 {free} TasksMax=infinity"),
+            format!("{set}-burstable-poda_1.slice CPUWeight=39 {free} TasksMax=100"),
+            "start kubepods-burstable-poda_1.slice".to_owned(),
+            format!("{set}-burstable.slice CPUWeight=39"),
+            format!("{set}-burstable-podb_1.slice CPUWeight=20 {free} TasksMax=100"),
+            "start kubepods-burstable-podb_1.slice".to_owned(),
+            format!("{set}-burstable.slice CPUWeight=59"),
+            "stop kubepods-burstable-poda_1.slice".to_owned(),
+            format!("{set}-burstable.slice CPUWeight=20"),
+        ];
+        assert_eq!(read(told).lines().collect::<Vec<_>>(), expected);
+        std::fs::write(&program, "#!/bin/sh\necho 'no bus' >&2; exit 1\n").unwrap();
+        let error = cgroups.remove(&b).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "systemctl stop kubepods-burstable-podb_1.slice: no bus"
         );
     }
 

@@ -1,6 +1,7 @@
 //! The kernel's files of cgroups, in both versions of the interface.
 
 use super::plan::{CPU_PERIOD_US, Settings};
+use super::systemd::{self, Systemd};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -25,6 +26,8 @@ pub(super) enum Tree {
         root: PathBuf,
         controllers: Vec<&'static str>,
     },
+    /// Either of them, in which systemd makes the cgroups.
+    Slices { files: Box<Tree>, systemd: Systemd },
 }
 
 impl Tree {
@@ -67,10 +70,29 @@ impl Tree {
         }
     }
 
+    /// The same hierarchies, in which systemd makes the cgroups: it is told by this program.
+    pub(super) fn of_systemd(root: &Path, systemctl: &Path) -> io::Result<Self> {
+        let files = Self::at(root)?;
+        let systemd = Systemd::new(systemctl, matches!(files, Self::Unified { .. }));
+        Ok(Self::Slices {
+            files: Box::new(files),
+            systemd,
+        })
+    }
+
+    /// Where a place is below the root, as the runtime is told.
+    pub(super) fn folder(&self, place: &str) -> String {
+        match self {
+            Self::Slices { .. } => systemd::folder(place),
+            Self::Split { .. } | Self::Unified { .. } => place.to_owned(),
+        }
+    }
+
     pub(super) fn has(&self, controller: &str) -> bool {
         match self {
             Self::Split { found, .. } => found.iter().any(|(name, _)| *name == controller),
             Self::Unified { controllers, .. } => controllers.contains(&controller),
+            Self::Slices { files, .. } => files.has(controller),
         }
     }
 
@@ -78,6 +100,7 @@ impl Tree {
         match self {
             Self::Split { found, .. } => found.iter().any(|(_, root)| root.join(path).is_dir()),
             Self::Unified { root, .. } => root.join(path).is_dir(),
+            Self::Slices { files, .. } => files.is_there(&systemd::folder(path)),
         }
     }
 
@@ -98,6 +121,15 @@ impl Tree {
                 enable(root, &folder, controllers)?;
                 write_unified(controllers, &folder, settings)
             }
+            Self::Slices { systemd, .. } => systemd.set(path, settings),
+        }
+    }
+
+    /// What was only told until now is there from now on.
+    pub(super) fn start(&self, path: &str) -> io::Result<()> {
+        match self {
+            Self::Slices { systemd, .. } => systemd.start(path),
+            Self::Split { .. } | Self::Unified { .. } => Ok(()),
         }
     }
 
@@ -112,6 +144,7 @@ impl Tree {
                 put(&root.join(path), "cpu.weight", &weight(shares).to_string())
             }
             Self::Unified { .. } => Ok(()),
+            Self::Slices { systemd, .. } => systemd.weigh(path, shares),
         }
     }
 
@@ -119,6 +152,7 @@ impl Tree {
         let folders: Vec<PathBuf> = match self {
             Self::Split { all, .. } => all.iter().map(|root| root.join(path)).collect(),
             Self::Unified { root, .. } => vec![root.join(path)],
+            Self::Slices { systemd, .. } => return systemd.remove(path),
         };
         folders.iter().try_for_each(|folder| remove(folder))
     }
@@ -187,7 +221,7 @@ fn write_split(controller: &str, folder: &Path, settings: &Settings) -> io::Resu
 }
 
 /// Weights of the unified hierarchy go from 1 to 10,000, as runtimes convert them.
-fn weight(shares: i64) -> i64 {
+pub(super) fn weight(shares: i64) -> i64 {
     1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
 }
 

@@ -128,9 +128,7 @@ impl Subject {
         if let Err(why) = self.shared.devices.allocate(&self.pod).await {
             return Outcome::Refused(why);
         }
-        if let Err(error) = self.shared.cgroups.take_over(&self.pod) {
-            tracing::warn!(%error, "Cgroup of a Pod cannot be taken over");
-        }
+        self.take_over_cgroup().await;
         let now = self.shared.clock.now();
         let result = self
             .shared
@@ -377,9 +375,8 @@ impl Subject {
             linux.resources.get_or_insert_default().cpuset_cpus = own;
         }
         // It may start with more than the one before it had.
-        self.shared
-            .cgroups
-            .widen(&self.pod)
+        self.widen_cgroup()
+            .await
             .map_err(|error| config_error(format!("cgroup of the Pod: {error}")))?;
         let _permit = self.shared.starts.acquire().await;
         let made = self
@@ -404,7 +401,7 @@ impl Subject {
         }
         self.events
             .container(name, EventType::Normal, "Started", "Container started");
-        self.refit_cgroup();
+        self.refit_cgroup().await;
         let started_at = self.shared.clock.now();
         Ok(ContainerView {
             state: ContainerPhase::Running { started_at },

@@ -1,6 +1,7 @@
 //! Cores that belong to one container alone: upstream's static CPU policy.
 //!
-//! A container of a guaranteed Pod that asks for whole cores gets them for itself; all others share the rest. What was given away is
+//! A container of a guaranteed Pod that asks for whole cores gets them for itself; all others share the rest. Init containers have
+//! cores of their own too, which those that come after them in the Pod use again. What was given away is
 //! written down in `cpu_manager_state`, as upstream writes it, so that a kubelet that starts anew takes nothing back. Guests (Wasm) run
 //! inside of the runtime and have no cores of their own.
 
@@ -12,10 +13,11 @@ use crate::cri::observe;
 use crate::files;
 use crate::pod::containers::{inits, is_sidecar, mains};
 use cox_cri::v1::LinuxContainerResources;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::Pod;
 pub use plan::Core;
 use plan::State;
 pub use set::CpuSet;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
@@ -93,15 +95,26 @@ impl CpuManager {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let mut state = self.state();
         let before = state.clone();
-        for container in long_lived(pod) {
+        // What init containers had is free again for who comes after them; sidecars and main containers keep what they get.
+        let mut reusable = BTreeSet::new();
+        for container in inits(pod).iter().chain(mains(pod)) {
             let wanted = plan::exclusive(pod, container);
             if wanted == 0 {
                 continue;
             }
-            if let Err(why) = state.take(uid, &container.name, wanted) {
-                // All of the Pod or nothing.
-                *state = before;
-                return Err(why);
+            let own = match state.take(uid, &container.name, wanted, &reusable) {
+                Ok(own) => own.0,
+                Err(why) => {
+                    // All of the Pod or nothing.
+                    *state = before;
+                    return Err(why);
+                }
+            };
+            let is_init = inits(pod).iter().any(|init| init.name == container.name);
+            if is_init && !is_sidecar(pod, container) {
+                reusable.extend(own);
+            } else {
+                reusable.retain(|core| !own.contains(core));
             }
         }
         let changed = *state != before;
@@ -184,12 +197,6 @@ impl CpuManager {
     }
 }
 
-/// Containers that may have cores of their own: those that live as long as the Pod.
-fn long_lived(pod: &Pod) -> impl Iterator<Item = &Container> {
-    let sidecars = inits(pod).iter().filter(|init| is_sidecar(pod, init));
-    sidecars.chain(mains(pod))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,6 +241,34 @@ mod tests {
             "shared cores are nobody's own"
         );
         assert_eq!(cpus.allocatable().to_string(), "1-3");
+    }
+
+    #[test]
+    fn main_containers_use_the_cores_of_init_containers_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let cores: Vec<plan::Core> = (0..6).map(plan::Core::alone).collect();
+        let cpus = CpuManager::open(dir.path(), &cores, 1000).unwrap();
+        let container = |name: &str, cpu: &str, restarts: Option<&str>| {
+            let amounts = json!({"cpu": cpu, "memory": "1Mi"});
+            json!({"name": name, "restartPolicy": restarts, "resources": {"requests": amounts, "limits": amounts}})
+        };
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"uid": "a"}, "spec": {
+            "initContainers": [container("i", "3", None), container("s", "1", Some("Always")), container("j", "2", None),
+                container("part", "1500m", None)],
+            "containers": [container("m", "2", None), container("n", "2", None)]}}))
+        .unwrap();
+        assert!(cpus.allocate(&pod).unwrap());
+        let own = |name: &str| cpus.own("a", name).to_string();
+        // The sidecar keeps a core of the first one, so the second main container needs two that nobody had.
+        assert_eq!(
+            ["i", "s", "j", "part", "m", "n"].map(own),
+            ["1-3", "1", "2-3", "", "2-3", "4-5"]
+        );
+        assert!(!cpus.allocate(&pod).unwrap(), "twice changes nothing");
+        let why = cpus.allocate(&self::pod("b", "1")).unwrap_err();
+        assert!(why.contains("requested=1, available=0"), "{why}");
+        assert!(cpus.release("a"));
+        assert!(cpus.allocate(&self::pod("b", "5")).unwrap());
     }
 
     #[test]

@@ -120,19 +120,25 @@ impl State {
         own.unwrap_or_else(|| self.shared())
     }
 
-    pub(super) fn take(&mut self, uid: &str, container: &str, count: usize) -> Result<(), String> {
-        if self
-            .given
-            .get(uid)
-            .is_some_and(|pod| pod.contains_key(container))
-        {
-            return Ok(());
+    /// Gives a container cores: first those that init containers of its Pod had before it, then free ones.
+    pub(super) fn take(
+        &mut self,
+        uid: &str,
+        container: &str,
+        count: usize,
+        reusable: &BTreeSet<u32>,
+    ) -> Result<CpuSet, String> {
+        if let Some(own) = self.own(uid, container) {
+            return Ok(own.clone());
         }
         let taken = self.taken();
+        let is_free = |core: &u32| {
+            reusable.contains(core) || !taken.contains(core) && !self.reserved.contains(core)
+        };
         let mut free: Vec<Core> = self
             .cores
             .iter()
-            .filter(|core| !taken.contains(&core.number) && !self.reserved.contains(&core.number))
+            .filter(|core| is_free(&core.number))
             .copied()
             .collect();
         if free.len() < count {
@@ -148,18 +154,18 @@ impl State {
             cores.iter().filter(is_sibling).count()
         };
         let whole = |core: &Core| siblings(&free, core) == siblings(&self.cores, core);
-        let order: Vec<(bool, Core)> = free.iter().map(|core| (!whole(core), *core)).collect();
-        free = {
-            let mut order = order;
-            order.sort();
-            order.into_iter().map(|(_, core)| core).collect()
-        };
+        let mut order: Vec<(bool, bool, Core)> = free
+            .iter()
+            .map(|core| (!reusable.contains(&core.number), !whole(core), *core))
+            .collect();
+        order.sort();
+        free = order.into_iter().map(|(_, _, core)| core).collect();
         let set = CpuSet(free.iter().take(count).map(|core| core.number).collect());
         self.given
             .entry(uid.to_owned())
             .or_default()
-            .insert(container.to_owned(), set);
-        Ok(())
+            .insert(container.to_owned(), set.clone());
+        Ok(set)
     }
 
     pub(super) fn give_back(&mut self, uid: &str) -> bool {
@@ -219,14 +225,15 @@ mod tests {
             })
             .collect();
         let mut state = State::new(&cores, 1);
-        state.take("a", "c", 2).unwrap();
+        let none = BTreeSet::new();
+        state.take("a", "c", 2, &none).unwrap();
         assert_eq!(
             state.of("a", "c").to_string(),
             "1,5",
             "not the sibling of a reserved one"
         );
-        state.take("b", "c", 1).unwrap();
-        state.take("c", "c", 2).unwrap();
+        state.take("b", "c", 1, &none).unwrap();
+        state.take("c", "c", 2, &none).unwrap();
         assert_eq!(state.of("b", "c").to_string(), "2");
         assert_eq!(state.of("c", "c").to_string(), "3,7");
     }

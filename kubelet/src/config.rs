@@ -93,6 +93,8 @@ pub struct Config {
     pub credentials: std::sync::Arc<crate::credentials::NodeCredentials>,
     /// Below which the node frees disk or fails Pods; the first one that is met counts.
     pub eviction: Vec<Threshold>,
+    /// Folders in which programs such as `mount.nfs` are looked for.
+    pub mount_helpers: Vec<PathBuf>,
     /// The longest grace of a Pod that a soft threshold takes away.
     pub eviction_max_grace: Duration,
     /// The order and the times in which Pods end when the node stops.
@@ -156,6 +158,9 @@ impl Config {
             credentials: std::sync::Arc::default(),
             isolation: None,
             eviction: thresholds::defaults(),
+            mount_helpers: ["/sbin", "/usr/sbin", "/usr/local/sbin"]
+                .map(PathBuf::from)
+                .to_vec(),
             eviction_max_grace: Duration::from_secs(30),
             shutdown: shutdown::defaults(),
             cgroup_root: None,

@@ -141,6 +141,7 @@ pub fn prepare(
                 pods: config.data_dir.join("pods"),
                 memory: config.memory_dir.clone(),
                 local: config.local_path_dir(),
+                helpers: config.mount_helpers.clone(),
             },
             csi,
             deps.client.clone(),

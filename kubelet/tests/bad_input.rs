@@ -13,6 +13,7 @@ use kube::Api;
 use kube::api::ListParams;
 use kube::runtime::wait::await_condition;
 use serde_json::{Value, json};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -98,6 +99,50 @@ fn with_volume() -> Value {
     spec["volumes"] = json!([{"name": "v", "configMap": {"name": "kube-root-ca.crt"}}]);
     spec["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
     spec
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_without_the_program_for_nfs_says_so_and_goes_on_when_it_is_there() {
+    let cluster = Cluster::start().await;
+    let helpers = cluster.dir.path().join("sbin");
+    let _node = cluster.kubelet_with(|config| config.mount_helpers = vec![helpers.clone()]);
+    let share =
+        json!({"nfs": {"server": "files.example.com", "path": "/data"}, "mountOptions": ["soft"]});
+    cluster.bind("share", share, None).await;
+    let mut spec = one("stay");
+    spec["volumes"] =
+        json!([{"name": "v", "persistentVolumeClaim": {"claimName": "share", "readOnly": true}}]);
+    spec["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
+    cluster.create("p", spec).await;
+    cluster
+        .until_told("FailedMount", "need the program mount.nfs")
+        .await;
+    let place = cluster.dir.path().join("disk");
+    if Disk::mount(&place).is_none() {
+        return;
+    }
+    let told = cluster.dir.path().join("told");
+    std::fs::create_dir(&helpers).unwrap();
+    let script = format!(
+        "#!/bin/sh\necho \"$1 $3 $4\" >>{}\nmount -t tmpfs tmpfs \"$2\"\n",
+        told.display()
+    );
+    let new = helpers.join("new");
+    std::fs::write(&new, script).unwrap();
+    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::rename(new, helpers.join("mount.nfs")).unwrap();
+    let pod = cluster.until("p", "ready", is_ready).await;
+    let told = std::fs::read_to_string(told).unwrap();
+    assert_eq!(told, "files.example.com:/data -o soft,ro\n");
+    let folder = cluster.volumes(&pod).join("kubernetes.io~nfs/v");
+    let is_mounted = || {
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        table.contains(&*folder.to_string_lossy())
+    };
+    assert!(is_mounted());
+    cluster.delete("p").await;
+    cluster.until_gone("p").await;
+    assert!(!is_mounted() && !folder.exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,6 +13,7 @@
 //! | `claims` | persistent volume claims and what they are bound to |
 //! | `answers` | what the API server said of objects that volumes need, for when it does not answer |
 //! | `objects`, `tokens`, `trust` | followed config maps and secrets, tokens, trust bundles |
+//! | `nfs` | shares of NFS servers |
 //! | `memory` | the tmpfs of secrets and tokens |
 //! | `ownership`, `system`, `host_path` | the Pod's group, mounts of the host, checks of host paths |
 
@@ -22,6 +23,7 @@ mod claims;
 pub mod host_path;
 mod memory;
 mod mounts;
+mod nfs;
 pub mod objects;
 mod ownership;
 pub mod payload;
@@ -69,6 +71,8 @@ pub struct Volumes {
     memory: Arc<Memory>,
     /// Folders of volumes that this node keeps.
     local: PathBuf,
+    /// Where programs are that mount what comes over a network.
+    helpers: Vec<PathBuf>,
     csi: Arc<Csi>,
     /// What the API server said of claims, volumes and what drivers need.
     pub(crate) answers: Answers,
@@ -89,6 +93,8 @@ pub struct Places {
     pub memory: PathBuf,
     /// Persistent ones that this node keeps.
     pub local: PathBuf,
+    /// Programs that mount what comes over a network.
+    pub helpers: Vec<PathBuf>,
 }
 
 /// One volume could not be made; the text goes into the FailedMount event.
@@ -138,6 +144,7 @@ impl Volumes {
             allocatable,
             memory: Arc::new(Memory::new(places.memory)),
             local: places.local,
+            helpers: places.helpers,
             csi,
             answers: Answers::new(client, offline),
             placed: Mutex::default(),

@@ -1,6 +1,7 @@
 //! Puts a volume on disk. Each kind is idempotent; data of containers is never written over.
 
 use super::atomic::Written;
+use super::nfs::Share;
 use super::ownership::{self, Ownership};
 use super::payload::Payload;
 use super::{atomic, host_path, system};
@@ -27,6 +28,12 @@ pub(super) enum Content {
     Device { path: PathBuf },
     /// A folder that this node keeps for a persistent volume.
     Own { path: PathBuf },
+    /// A share of an NFS server, which a helper program from one of these folders mounts.
+    Nfs {
+        folder: PathBuf,
+        share: Share,
+        helpers: Vec<PathBuf>,
+    },
     /// Nothing: the runtime brings it.
     Nothing,
 }
@@ -74,6 +81,12 @@ pub(super) fn put(
         }
         Content::Empty { folder, medium } if !stands => empty(&folder, &medium, ownership),
         Content::Empty { .. } | Content::Nothing => Ok(()),
+        Content::Nfs {
+            folder,
+            share,
+            helpers,
+        } if !stands => share.mount(&folder, &helpers),
+        Content::Nfs { .. } => Ok(()),
         Content::Host { path, kind } => host_path::prepare(&path, &kind),
         Content::Local { path } if !stands => {
             let found = std::fs::metadata(&path)

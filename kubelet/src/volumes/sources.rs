@@ -1,6 +1,7 @@
 //! What a volume is made of: reads what the API server holds for it and says what to put on disk.
 
 use super::claims::{self, Bound};
+use super::nfs::Share;
 use super::ownership::Ownership;
 use super::payload::{self, DEFAULT_MODE, File, Payload};
 use super::put::{Content, Medium};
@@ -11,7 +12,7 @@ use crate::pod::containers::{all, spec};
 use crate::pod::fields::PodAddresses;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{
-    EmptyDirVolumeSource, PersistentVolume, Pod, ProjectedVolumeSource,
+    EmptyDirVolumeSource, NFSVolumeSource, PersistentVolume, Pod, ProjectedVolumeSource,
     ServiceAccountTokenProjection, Volume, VolumeProjection,
 };
 use std::path::{Path, PathBuf};
@@ -56,6 +57,12 @@ impl Volumes {
                 // So that the API server's word counts soon after it is back.
                 come_again(renew_at, now);
             }
+            if let Some(spec) = &bound.volume.spec
+                && let Some(source) = &spec.nfs
+            {
+                let options = spec.mount_options.as_deref().unwrap_or_default();
+                return Ok(self.nfs(pod, volume, source, options, read_only));
+            }
             let Some(wanted) = Wanted::of_volume(&bound.volume, read_only) else {
                 return persistent(&bound.volume, read_only, &self.local);
             };
@@ -65,6 +72,9 @@ impl Volumes {
                 come_again(renew_at, now);
             }
             return Ok(made);
+        }
+        if let Some(source) = &volume.nfs {
+            return Ok(self.nfs(pod, volume, source, &[], false));
         }
         if let Some(source) = &volume.csi {
             let wanted = Wanted::of_pod(pod, volume, source);
@@ -82,6 +92,33 @@ impl Volumes {
             read_only: true,
         };
         Ok((Content::Files { folder, payload }, placed))
+    }
+
+    /// A share of an NFS server. One that is mounted stays as it is.
+    fn nfs(
+        &self,
+        pod: &Pod,
+        volume: &Volume,
+        source: &NFSVolumeSource,
+        options: &[String],
+        read_only: bool,
+    ) -> (Content, Placed) {
+        let read_only = read_only || source.read_only.unwrap_or(false);
+        let folder = self.folder(pod, "nfs", &volume.name);
+        let placed = Placed::At {
+            path: folder.clone(),
+            read_only,
+        };
+        let share = Share::of(source, options, read_only);
+        let helpers = self.helpers.clone();
+        (
+            Content::Nfs {
+                folder,
+                share,
+                helpers,
+            },
+            placed,
+        )
     }
 
     /// A volume that a driver mounts; one that stands is left as it is, unless its driver wants to be asked again.
@@ -212,7 +249,7 @@ impl Volumes {
             return Ok(("projected", files));
         }
         Err(format!(
-            "this node does not support volumes of kind {}",
+            "no volume plugin matched: this node does not support volumes of kind {} (a CSI driver may)",
             kind_of(volume)
         ))
     }
@@ -396,7 +433,7 @@ fn persistent(volume: &PersistentVolume, read_only: bool, local: &Path) -> Made 
         return Ok((content, Placed::At { path, read_only }));
     }
     Err(format!(
-        "persistent volume {name} is of a kind that this node does not support"
+        "no volume plugin matched: persistent volume {name} is of a kind that this node does not support (a CSI driver may)"
     ))
 }
 
@@ -469,9 +506,10 @@ mod tests {
 
     #[test]
     fn a_kind_is_named_as_the_api_does() {
-        let volume: Volume =
-            serde_json::from_value(json!({"name": "a", "nfs": {"server": "s", "path": "/"}}))
-                .unwrap();
-        assert_eq!(kind_of(&volume), "nfs");
+        let volume: Volume = serde_json::from_value(
+            json!({"name": "a", "iscsi": {"targetPortal": "s", "iqn": "i", "lun": 0}}),
+        )
+        .unwrap();
+        assert_eq!(kind_of(&volume), "iscsi");
     }
 }

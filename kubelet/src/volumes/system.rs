@@ -45,15 +45,35 @@ pub(super) fn at(target: &Path) -> io::Result<Option<Mounted>> {
 }
 
 fn run(program: &str, arguments: &[&OsStr]) -> Result<(), String> {
+    run_named(program, Path::new(program), arguments)
+}
+
+/// Runs a program, which is called `name` in what is said of it.
+fn run_named(name: &str, program: &Path, arguments: &[&OsStr]) -> Result<(), String> {
     let done = Command::new(program)
         .args(arguments)
         .output()
-        .map_err(|error| format!("{program} cannot be run: {error}"))?;
+        .map_err(|error| format!("{name} cannot be run: {error}"))?;
     if done.status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&done.stderr);
-    Err(format!("{program} failed: {}", said.trim()))
+    Err(format!("{name} failed: {}", said.trim()))
+}
+
+/// Mounts what a helper program knows how to mount. How long it may take is the helper's to say.
+pub(super) fn mount_by(
+    helper: &Path,
+    source: &str,
+    target: &Path,
+    options: &str,
+) -> Result<(), String> {
+    let mut arguments = vec![OsStr::new(source), target.as_os_str()];
+    if !options.is_empty() {
+        arguments.extend([OsStr::new("-o"), OsStr::new(options)]);
+    }
+    let name = helper.file_name().unwrap_or_default().to_string_lossy();
+    run_named(&name, helper, &arguments)
 }
 
 /// Mounts a file system without a device on a folder.

@@ -220,6 +220,27 @@ async fn a_dead_runtime_is_named_and_its_return_is_all_it_takes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_runtime_that_answers_after_the_node_was_registered_labels_it_then() {
+    let mut cluster = Cluster::start().await;
+    cluster.kill_runtime();
+    let _node = cluster.kubelet();
+    until_node(&cluster, "registered without a runtime", |node| {
+        ready(node).is_some_and(|(status, _)| status == "False")
+    })
+    .await;
+    cluster.return_runtime();
+    until_node(&cluster, "said to run Wasm", |node| {
+        let labels = node.metadata.labels.as_ref();
+        labels.is_some_and(|labels| {
+            labels
+                .get("coxswain.dev/wasm")
+                .is_some_and(|is| is == "true")
+        })
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_happened_in_a_gap_of_the_events_is_seen_afterwards() {
     let mut cluster = Cluster::start().await;
     let _node = cluster.kubelet();

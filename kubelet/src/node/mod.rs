@@ -106,6 +106,12 @@ pub struct RuntimeFacts {
     pub problem: Option<String>,
 }
 
+impl RuntimeFacts {
+    fn run_wasm(&self) -> bool {
+        self.handlers.iter().any(|handler| handler.name == "wasm")
+    }
+}
+
 impl NodeKeeper {
     /// Registers the node and keeps it until cancelled.
     pub async fn run(self, mut runtime_up: watch::Receiver<bool>, cancel: CancellationToken) {
@@ -132,21 +138,24 @@ impl NodeKeeper {
         let mut in_use = self.in_use.clone();
         let mut devices = self.devices.clone();
         tracing::info!(node = self.config.node_name, "Node registered");
+        let mut labelled = facts.run_wasm();
         let mut written_at = self.clock.now();
         let mut beats: u32 = 0;
         let mut retry = RETRY.0;
         loop {
             let lease = self.renew_lease(&node).await;
             let status = self.write_status(&facts, &mut node, &mut written_at).await;
-            let wait = match (lease, status) {
-                (Ok(()), Ok(())) => {
+            let label = self.label(&facts, &mut labelled).await;
+            let wait = match lease.and(status).and(label) {
+                Ok(()) => {
                     retry = RETRY.0;
                     BEAT
                 }
-                (Err(error), _) | (_, Err(error)) => {
+                Err(error) => {
                     tracing::debug!(%error, "Node could not be written");
                     if cox_client::is_not_found(&error) {
                         node = self.register(&facts).await;
+                        labelled = facts.run_wasm();
                     }
                     retry = (retry * 2).min(RETRY.1);
                     retry
@@ -272,6 +281,24 @@ impl NodeKeeper {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// A runtime that answers only after the node was registered tells late that it runs Wasm. The label is set once: whoever takes
+    /// it away later wants no Wasm there.
+    async fn label(&self, facts: &RuntimeFacts, labelled: &mut bool) -> Result<(), kube::Error> {
+        if *labelled || !facts.run_wasm() {
+            return Ok(());
+        }
+        let api: Api<Node> = Api::all(self.client.clone());
+        let patch = json!({ "metadata": { "labels": { status::WASM_LABEL: "true" } } });
+        api.patch(
+            &self.config.node_name,
+            &PatchParams::default(),
+            &Patch::Merge(patch),
+        )
+        .await?;
+        *labelled = true;
+        Ok(())
     }
 
     async fn write_status(

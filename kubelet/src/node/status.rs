@@ -47,7 +47,7 @@ pub fn node(config: &Config, machine: &Machine, facts: &RuntimeFacts) -> Node {
             machine.architecture.to_owned(),
         ),
     ]);
-    if facts.handlers.iter().any(|handler| handler.name == "wasm") {
+    if facts.run_wasm() {
         labels.insert(WASM_LABEL.to_owned(), "true".to_owned());
     }
     labels.extend(config.labels.clone());

@@ -17,6 +17,7 @@ mod nodes;
 mod plan;
 mod policy;
 mod proxy;
+mod sockets;
 mod table;
 mod view;
 
@@ -45,6 +46,7 @@ pub use policy::Isolation;
 pub use proxy::ipvs::IpvsSettings;
 use proxy::userspace::Problem;
 use proxy::{Around, Proxy, ProxyError};
+use sockets::OwnRanges;
 use table::TableFile;
 use view::View;
 
@@ -229,8 +231,8 @@ async fn serve(config: Config, deps: Deps, events: Recorder) {
     let sources = Sources::new(&deps.informers, &config);
     sources.synced().await;
     let view = Arc::new(RwLock::new(Arc::new(View::default())));
-    let proxy = Proxy::start(&config, &ranges).await;
-    let (dns_addr, dns) = start_dns(&config, dns_ip, Arc::clone(&view)).await;
+    let (proxy, own) = Proxy::start(&config, &ranges).await;
+    let (dns_addr, dns) = start_dns(&config, dns_ip, &own, Arc::clone(&view));
     let policies = keep_policies(&config, &deps, dns_addr);
     let nodes = keep_nodes(&config, &deps);
     let syncing = Syncing {
@@ -305,16 +307,17 @@ async fn ranges(client: &kube::Client) -> Vec<String> {
 }
 
 /// Opens the sockets of DNS: on its well-known address where that is allowed, else on a free port that the shim is told.
-async fn start_dns(
+fn start_dns(
     config: &Config,
     ip: Option<IpAddr>,
+    own: &OwnRanges,
     view: Arc<RwLock<Arc<View>>>,
 ) -> (Option<SocketAddr>, impl Future<Output = ()> + use<>) {
     let mut listeners = None;
     if let Some(ip) = ip {
         let free = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
         for addr in [SocketAddr::new(ip, DNS_PORT), free] {
-            match Listeners::open(addr).await {
+            match Listeners::open(addr, own) {
                 Ok(open) => {
                     listeners = Some(open);
                     break;

@@ -5,7 +5,6 @@ pub(crate) mod flows;
 pub(crate) mod iptables;
 pub(crate) mod ipvs;
 pub(crate) mod nftables;
-mod sockets;
 pub(crate) mod userspace;
 
 use std::collections::BTreeSet;
@@ -18,6 +17,7 @@ use ipnet::IpNet;
 use crate::nft::{NftError, has_program};
 use crate::nodes::events::Watcher;
 use crate::plan::Rule;
+use crate::sockets::OwnRanges;
 use crate::{Config, LOOK_PAUSE, ProxyMode, rights};
 use iptables::Iptables;
 use ipvs::{Ipvs, IpvsError};
@@ -56,7 +56,8 @@ pub(crate) enum ProxyError {
 }
 
 impl Proxy {
-    pub(crate) async fn start(config: &Config, ranges: &[String]) -> Self {
+    /// The proxy, and which ranges of Service addresses are the node's own now.
+    pub(crate) async fn start(config: &Config, ranges: &[String]) -> (Self, OwnRanges) {
         let routed: Vec<IpNet> = ranges
             .iter()
             .filter_map(|range| range.parse().ok())
@@ -68,20 +69,24 @@ impl Proxy {
             ProxyMode::Auto => ProxyMode::Userspace,
             mode => mode,
         };
+        let mut own = OwnRanges::default();
         // Without need nothing of the node's network is touched: Wasm Pods reach Services all the same.
         let kernels = [ProxyMode::Nftables, ProxyMode::Iptables, ProxyMode::Ipvs];
         if kernels.contains(&mode)
             || mode == config.mode && mode == ProxyMode::Userspace && rights()
         {
             for range in routed {
-                if let Err(error) = nftables::make_local(range).await {
-                    tracing::warn!(%error, %range, "Service addresses cannot be made local to the node");
+                match nftables::make_local(range).await {
+                    Ok(()) => own.add(range),
+                    Err(error) => {
+                        tracing::warn!(%error, %range, "Service addresses cannot be made local to the node");
+                    }
                 }
             }
         }
         went_over(&config.table_file.with_file_name("proxy-mode"), mode).await;
         tracing::info!(?mode, ?ranges, "Services are served");
-        match mode {
+        let proxy = match mode {
             ProxyMode::Nftables => Self::Nftables(Nftables::new(&config.bridge)),
             ProxyMode::Iptables => Self::Iptables(Iptables::new(None)),
             ProxyMode::Ipvs => {
@@ -91,9 +96,10 @@ impl Proxy {
                 });
                 Self::Ipvs(Box::new(proxy), watcher.ok())
             }
-            ProxyMode::Userspace => Self::Userspace(Userspace::default()),
+            ProxyMode::Userspace => Self::Userspace(Userspace::on(own.clone())),
             ProxyMode::None | ProxyMode::Auto => Self::None,
-        }
+        };
+        (proxy, own)
     }
 
     pub(crate) async fn sync(

@@ -14,6 +14,8 @@ use tokio::sync::Semaphore;
 
 use super::forward::Forwarder;
 use super::zone::{Answer, Zone};
+use crate::plan::Protocol;
+use crate::sockets::{self, OwnRanges};
 use crate::view::View;
 
 const MESSAGE_BYTES_MAX: usize = 4096;
@@ -32,10 +34,10 @@ pub(crate) struct Listeners {
 
 impl Listeners {
     /// Opens both; port 0 picks one that is free for both.
-    pub(crate) async fn open(addr: SocketAddr) -> io::Result<Self> {
+    pub(crate) fn open(addr: SocketAddr, own: &OwnRanges) -> io::Result<Self> {
         for _ in 0..8 {
-            let tcp = TcpListener::bind(addr).await?;
-            match UdpSocket::bind(tcp.local_addr()?).await {
+            let tcp = sockets::listen(Protocol::Tcp, addr, own)?;
+            match sockets::receive(tcp.local_addr()?, own) {
                 Ok(udp) => return Ok(Self { udp, tcp }),
                 Err(error) if addr.port() != 0 => return Err(error),
                 Err(_) => {}
@@ -300,9 +302,8 @@ mod tests {
             domain: "cluster.local".into(),
             forwarder: Forwarder::new("/nonexistent".into(), Vec::new()),
         });
-        let listeners = Listeners::open("127.0.0.1:0".parse().unwrap())
-            .await
-            .unwrap();
+        let listeners =
+            Listeners::open("127.0.0.1:0".parse().unwrap(), &OwnRanges::default()).unwrap();
         let addr = listeners.addr().unwrap();
         tokio::spawn(dns.serve(listeners));
         addr

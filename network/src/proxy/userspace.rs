@@ -17,8 +17,8 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::sockets;
 use crate::plan::{Protocol, Rule};
+use crate::sockets::{self, OwnRanges};
 
 /// Connections through one listener at the same time; more wait in its backlog.
 const CONNECTIONS_MAX: usize = 4096;
@@ -38,6 +38,8 @@ pub(crate) struct Userspace {
     open: HashMap<Place, Listener>,
     /// Places that could not be opened, so that each is said once.
     refused: HashMap<Place, io::ErrorKind>,
+    /// Where Services' addresses are the node's own.
+    own: OwnRanges,
 }
 
 #[derive(Debug)]
@@ -132,6 +134,13 @@ fn wanted(rules: &[impl Borrow<Rule>], node: IpAddr) -> HashMap<Place, Target> {
 }
 
 impl Userspace {
+    pub(crate) fn on(own: OwnRanges) -> Self {
+        Self {
+            own,
+            ..Self::default()
+        }
+    }
+
     /// Brings the listeners to what the rules say; connections that are there go on. Answers what its users should hear, each
     /// once.
     pub(crate) fn sync(&mut self, rules: &[impl Borrow<Rule>], node: IpAddr) -> Vec<Problem> {
@@ -147,7 +156,7 @@ impl Userspace {
                 continue;
             }
             let name = target.name.clone();
-            match open(place, target) {
+            match open(place, target, &self.own) {
                 Ok(listener) => {
                     self.refused.remove(&place);
                     self.open.insert(place, listener);
@@ -196,7 +205,7 @@ fn refused(rule: String, (protocol, addr): Place, error: &io::Error) -> Option<P
     None
 }
 
-fn open(place: Place, target: Target) -> io::Result<Listener> {
+fn open(place: Place, target: Target, own: &OwnRanges) -> io::Result<Listener> {
     let (protocol, addr) = place;
     let backends = Arc::new(Backends::default());
     *backends.now.write() = target;
@@ -204,12 +213,12 @@ fn open(place: Place, target: Target) -> io::Result<Listener> {
     let end = cancel.clone().drop_guard();
     match protocol {
         Protocol::Udp => {
-            let socket = sockets::receive(addr)?;
+            let socket = sockets::receive(addr, own)?;
             let run = pass_datagrams(socket, Arc::clone(&backends), cancel.clone());
             tokio::spawn(cancel.run_until_cancelled_owned(run));
         }
         Protocol::Tcp | Protocol::Sctp => {
-            let listener = sockets::listen(protocol, addr)?;
+            let listener = sockets::listen(protocol, addr, own)?;
             let run = pass_connections(protocol, listener, Arc::clone(&backends));
             tokio::spawn(cancel.run_until_cancelled_owned(run));
         }
@@ -356,12 +365,12 @@ async fn new_way(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
 
-    fn rule(
+    pub(crate) fn rule(
         protocol: Protocol,
         addr: SocketAddr,
         endpoints: &[SocketAddr],
@@ -485,7 +494,7 @@ mod tests {
     async fn sctp_is_served_where_the_kernel_has_it_and_else_refused_once() {
         let addr = free().await;
         let endpoint = free().await;
-        let backend = sockets::listen(Protocol::Sctp, endpoint);
+        let backend = sockets::listen(Protocol::Sctp, endpoint, &OwnRanges::default());
         let mut proxy = Userspace::default();
         let rules = [rule(Protocol::Sctp, addr, &[endpoint], None)];
         let problems = proxy.sync(&rules, Ipv4Addr::LOCALHOST.into());

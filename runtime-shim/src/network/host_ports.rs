@@ -6,12 +6,14 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cox_cri::v1::{PortMapping, Protocol};
 use parking_lot::Mutex;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -43,8 +45,39 @@ pub(crate) enum HostPortError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct HostPort {
     udp: bool,
-    listen: SocketAddr,
+    /// None: all addresses of the node, of the kinds that the Pod has.
+    host_ip: Option<IpAddr>,
+    port: u16,
     container_port: u16,
+}
+
+impl HostPort {
+    /// Where to listen, and whom in the Pod that leads to.
+    fn ways(&self, pod: &[IpAddr]) -> Vec<(SocketAddr, SocketAddr)> {
+        let way = |from: IpAddr, to: IpAddr| {
+            (
+                SocketAddr::new(from, self.port),
+                SocketAddr::new(to, self.container_port),
+            )
+        };
+        match self.host_ip {
+            None => pod.iter().map(|ip| way(any(*ip), *ip)).collect(),
+            Some(own) => {
+                let same = pod.iter().find(|ip| ip.is_ipv4() == own.is_ipv4());
+                // Bytes are passed on: the Pod's address may be of the other kind.
+                let to = same.or(pod.first());
+                to.map(|ip| way(own, *ip)).into_iter().collect()
+            }
+        }
+    }
+}
+
+/// Every address of the kind of `like`.
+fn any(like: IpAddr) -> IpAddr {
+    match like {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
 }
 
 /// The host ports that a Pod asks for.
@@ -58,11 +91,11 @@ pub(crate) fn plan_host_ports(mappings: &[PortMapping]) -> Result<Vec<HostPort>,
                     .filter(|port| *port != 0)
                     .ok_or_else(|| HostPortError::Invalid(format!("{what} {value} is not a port")))
             };
-            let ip = match mapping.host_ip.as_str() {
-                "" => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-                text => text.parse().map_err(|_| {
+            let host_ip = match mapping.host_ip.as_str() {
+                "" => None,
+                text => Some(text.parse().map_err(|_| {
                     HostPortError::Invalid(format!("host IP {text:?} is not an address"))
-                })?,
+                })?),
             };
             if mapping.protocol() == Protocol::Sctp {
                 return Err(HostPortError::Invalid(
@@ -71,7 +104,8 @@ pub(crate) fn plan_host_ports(mappings: &[PortMapping]) -> Result<Vec<HostPort>,
             }
             Ok(HostPort {
                 udp: mapping.protocol() == Protocol::Udp,
-                listen: SocketAddr::new(ip, port(mapping.host_port, "host port")?),
+                host_ip,
+                port: port(mapping.host_port, "host port")?,
                 container_port: port(mapping.container_port, "container port")?,
             })
         })
@@ -85,10 +119,10 @@ pub(crate) struct HostPorts {
 }
 
 impl HostPorts {
-    /// Opens `ports` and passes on to `pod`; all of them, or none and the reason.
+    /// Opens `ports` and passes on to `pod`, the addresses of one Pod; all of them, or none and the reason.
     pub(crate) fn open(
         ports: &[HostPort],
-        pod: IpAddr,
+        pod: &[IpAddr],
         io: &Handle,
     ) -> Result<Option<Self>, HostPortError> {
         if ports.is_empty() {
@@ -97,26 +131,24 @@ impl HostPorts {
         let _entered = io.enter();
         let cancel = CancellationToken::new();
         let guard = cancel.clone().drop_guard();
-        for port in ports {
-            let to = SocketAddr::new(pod, port.container_port);
+        let ways = ports
+            .iter()
+            .flat_map(|port| port.ways(pod).into_iter().map(|way| (port.udp, way)));
+        for (udp, (addr, to)) in ways {
             let failed = |source| HostPortError::Open {
-                addr: port.listen,
-                protocol: if port.udp { "UDP" } else { "TCP" },
+                addr,
+                protocol: if udp { "UDP" } else { "TCP" },
                 source,
             };
-            if port.udp {
-                let socket = std::net::UdpSocket::bind(port.listen).map_err(failed)?;
-                socket.set_nonblocking(true).map_err(failed)?;
-                let socket = UdpSocket::from_std(socket).map_err(failed)?;
+            if udp {
+                let socket = receive(addr).map_err(failed)?;
                 io.spawn(cancel.clone().run_until_cancelled_owned(pass_datagrams(
                     socket,
                     to,
                     cancel.clone(),
                 )));
             } else {
-                let listener = std::net::TcpListener::bind(port.listen).map_err(failed)?;
-                listener.set_nonblocking(true).map_err(failed)?;
-                let listener = TcpListener::from_std(listener).map_err(failed)?;
+                let listener = listen(addr).map_err(failed)?;
                 io.spawn(cancel.clone().run_until_cancelled_owned(pass_connections(
                     listener,
                     to,
@@ -126,6 +158,35 @@ impl HostPorts {
         }
         Ok(Some(Self { _open: guard }))
     }
+}
+
+fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    const BACKLOG: i32 = 1024;
+    let socket = socket(addr, SocketType::STREAM)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    bind(&socket, &addr)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+fn receive(addr: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = socket(addr, SocketType::DGRAM)?;
+    bind(&socket, &addr)?;
+    UdpSocket::from_std(socket.into())
+}
+
+fn socket(addr: SocketAddr, kind: SocketType) -> io::Result<OwnedFd> {
+    let family = match addr {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(family, kind, flags, None)?;
+    if addr.is_ipv6() {
+        // The other kind has a listener of its own on the same port, or none.
+        sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    Ok(socket)
 }
 
 async fn pass_connections(listener: TcpListener, to: SocketAddr, cancel: CancellationToken) {
@@ -202,12 +263,7 @@ async fn pass_datagrams(socket: UdpSocket, to: SocketAddr, cancel: CancellationT
 }
 
 async fn towards_pod(to: SocketAddr) -> io::Result<UdpSocket> {
-    let any: IpAddr = if to.is_ipv4() {
-        Ipv4Addr::UNSPECIFIED.into()
-    } else {
-        std::net::Ipv6Addr::UNSPECIFIED.into()
-    };
-    let socket = UdpSocket::bind((any, 0)).await?;
+    let socket = UdpSocket::bind((any(to.ip()), 0)).await?;
     socket.connect(to).await?;
     Ok(socket)
 }
@@ -250,21 +306,32 @@ mod tests {
         let wanted = plan(mapping(8080, 80, "", Protocol::Tcp))
             .unwrap()
             .remove(0);
-        assert_eq!(
-            (
-                wanted.udp,
-                wanted.listen.to_string().as_str(),
-                wanted.container_port
-            ),
-            (false, "0.0.0.0:8080", 80)
-        );
+        assert!(!wanted.udp);
         let wanted = plan(mapping(53, 53, "127.0.0.1", Protocol::Udp))
             .unwrap()
             .remove(0);
-        assert_eq!(
-            (wanted.udp, wanted.listen.to_string().as_str()),
-            (true, "127.0.0.1:53")
-        );
+        assert!(wanted.udp);
+        let (four, six) = ("10.64.0.7", "fd64::7");
+        for (host_ip, pod, expected) in [
+            ("", &[four][..], &["0.0.0.0:80 10.64.0.7:8080"][..]),
+            ("", &[six], &["[::]:80 [fd64::7]:8080"]),
+            (
+                "",
+                &[six, four],
+                &["[::]:80 [fd64::7]:8080", "0.0.0.0:80 10.64.0.7:8080"],
+            ),
+            ("127.0.0.1", &[six, four], &["127.0.0.1:80 10.64.0.7:8080"]),
+            ("fd01::1", &[four, six], &["[fd01::1]:80 [fd64::7]:8080"]),
+            ("127.0.0.1", &[six], &["127.0.0.1:80 [fd64::7]:8080"]),
+        ] {
+            let wanted = plan(mapping(80, 8080, host_ip, Protocol::Tcp))
+                .unwrap()
+                .remove(0);
+            let pod: Vec<IpAddr> = pod.iter().map(|ip| ip.parse().unwrap()).collect();
+            let ways = wanted.ways(&pod).into_iter();
+            let ways: Vec<String> = ways.map(|(from, to)| format!("{from} {to}")).collect();
+            assert_eq!(ways, expected, "{host_ip:?} of {pod:?}");
+        }
         for (case, bad) in [
             ("not a port", mapping(70_000, 80, "", Protocol::Tcp)),
             ("no container port", mapping(80, 0, "", Protocol::Tcp)),

@@ -150,9 +150,9 @@ impl Shim {
         config: &PodSandboxConfig,
         record: &Record,
     ) -> Option<HostPorts> {
-        let ip = record.ip.filter(|_| record.phase == Phase::Ready)?;
+        record.ip.filter(|_| record.phase == Phase::Ready)?;
         let opened = plan_host_ports(&config.port_mappings)
-            .and_then(|ports| HostPorts::open(&ports, ip.into(), self.engine.executor().io()));
+            .and_then(|ports| HostPorts::open(&ports, &record.ips(), self.engine.executor().io()));
         opened.unwrap_or_else(|err| {
             tracing::warn!(error = %err, sandbox = %id, "A recovered Pod has lost its host ports");
             None

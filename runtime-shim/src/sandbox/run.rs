@@ -186,11 +186,8 @@ impl Shim {
                 source,
             })?;
         }
-        let opened = match record.ip {
-            Some(ip) => HostPorts::open(&host_ports, ip.into(), self.engine.executor().io())
-                .map_err(SandboxError::HostPort)?,
-            None => None,
-        };
+        let opened = HostPorts::open(&host_ports, &record.ips(), self.engine.executor().io())
+            .map_err(SandboxError::HostPort)?;
         record.phase = Phase::Ready;
         self.sandbox_state.save(id.as_str(), record)?;
         Ok(opened)

@@ -111,7 +111,11 @@ impl Kubelets {
                 .uri(path_and_query)
                 .body(Empty::<Bytes>::new())?;
             *request.headers_mut() = headers;
-            let authority = http::HeaderValue::from_str(&format!("{host}:{port}"))?;
+            let authority = match host.contains(':') {
+                true => format!("[{host}]:{port}"),
+                false => format!("{host}:{port}"),
+            };
+            let authority = http::HeaderValue::from_str(&authority)?;
             request.headers_mut().insert(http::header::HOST, authority);
             let response: Response<Incoming> =
                 tokio::time::timeout(ANSWER_TIMEOUT, sender.send_request(request)).await??;

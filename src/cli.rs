@@ -88,7 +88,7 @@ pub(crate) struct ListenArgs {
     #[arg(long)]
     pub(crate) no_local_path: bool,
     /// Addresses for Services, one range or one of each family; kept from the first start on [default: 10.96.0.0/16; for `up` on
-    /// a machine that runs Wasm alone 127.128.0.0/16, which needs no root]
+    /// a machine that runs Wasm alone 127.128.0.0/16, which needs no root, and fd00:10:96::/112 where Pods have IPv6 alone]
     #[arg(long = "service-cidr", value_name = "CIDR", value_delimiter = ',')]
     pub(crate) service_cidrs: Vec<Cidr>,
     /// Leave out a built-in part; may be repeated
@@ -322,7 +322,8 @@ pub(crate) struct NodeArgs {
     /// Address by which the control plane reaches the node
     #[arg(long, default_value = "127.0.0.1", value_name = "IP")]
     pub(crate) node_ip: IpAddr,
-    /// Addresses for the node's Pods: an IPv4 range, and an IPv6 range before or after it, which takes root [default: 127.64.0.0/18,
+    /// Addresses for the node's Pods: an IPv4 range, an IPv6 range, which takes root, or both; their first address is of the first
+    /// range [default: 127.64.0.0/18,
     /// loopback addresses that need no root; 10.64.0.0/18 for root where there is a containerd]
     #[arg(long, value_name = "CIDR[,CIDR]")]
     pub(crate) pod_cidr: Option<String>,

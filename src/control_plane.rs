@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use cox_apiserver::auth::{UserInfo, authorization, token_webhook};
 use cox_apiserver::encryption::Encryption;
 use cox_apiserver::pki::{Pki, SignRequest};
+use cox_apiserver::services::cidr::Cidr;
 use cox_apiserver::{ApiServer, StartError};
 use cox_client::{Informers, SystemClock, leader};
 use cox_controllers::NodeRanges;
@@ -72,10 +73,7 @@ impl ControlPlane {
         config.extra_sans.push(advertise.to_string());
         // The port is the one that is listened on.
         config.advertise = Some(SocketAddr::new(advertise, 0));
-        config.service_cidrs.clone_from(&listen.service_cidrs);
-        if config.service_cidrs.is_empty() {
-            config.service_cidrs.push(service_cidr.parse()?);
-        }
+        config.service_cidrs = service_cidrs(&listen.service_cidrs, service_cidr, advertise)?;
         config.audit = audit(&listen.audit);
         config.oidc = oidc(&listen.oidc)?;
         set_auth(&mut config, &listen.auth);
@@ -237,6 +235,30 @@ impl ControlPlane {
     }
 }
 
+/// The ranges of Service addresses: those that were `told`, or the `usual` one.
+fn service_cidrs(told: &[Cidr], usual: &str, advertise: IpAddr) -> Result<Vec<Cidr>> {
+    let ranges = match told {
+        [] => vec![usual.parse()?],
+        told => told.to_vec(),
+    };
+    if ranges[0].family() != family(advertise) {
+        let kind = ranges[0].family();
+        tracing::warn!(
+            %advertise,
+            "Pods do not reach the API server by the Service kubernetes, whose address is one of {kind}: give it an address of {kind} with \
+             --bind or --advertise-address"
+        );
+    }
+    Ok(ranges)
+}
+
+fn family(ip: IpAddr) -> &'static str {
+    match ip {
+        IpAddr::V4(_) => "IPv4",
+        IpAddr::V6(_) => "IPv6",
+    }
+}
+
 /// Where others in the cluster find the API server: nobody can connect to "every address".
 fn advertised(listen: &ListenArgs, node_ip: Option<IpAddr>) -> IpAddr {
     let usable = |ip: &IpAddr| !ip.is_unspecified();
@@ -390,10 +412,10 @@ fn with_mend(error: StartError) -> anyhow::Error {
 }
 
 fn url_of(addr: SocketAddr) -> String {
-    let reachable = if addr.ip().is_unspecified() {
-        SocketAddr::new([127, 0, 0, 1].into(), addr.port())
-    } else {
-        addr
+    let reachable = match addr.ip() {
+        ip if !ip.is_unspecified() => addr,
+        IpAddr::V4(_) => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), addr.port()),
+        IpAddr::V6(_) => SocketAddr::new(Ipv6Addr::LOCALHOST.into(), addr.port()),
     };
     format!("https://{reachable}")
 }

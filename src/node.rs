@@ -85,7 +85,7 @@ pub(crate) fn run_kubelet(
         // Nothing can be mounted; but the folder of a user's session is in memory already.
         config.memory_dir = paths.state.join("volumes");
     }
-    config.pod_cidrs = PodRanges::of(node)?.all();
+    config.pod_cidrs = PodRanges::of(node)?.all;
     config.max_pods = node.max_pods;
     config.isolation = isolation.map(|isolation| Arc::new(isolation) as _);
     config.credentials = Arc::new(credentials(paths, node)?);
@@ -112,10 +112,8 @@ pub(crate) fn runs_linux_containers(node: &NodeArgs) -> bool {
 /// The node's ranges of Pod addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PodRanges {
-    pub(crate) ipv4: String,
-    pub(crate) ipv6: Option<String>,
-    /// Pods' IPv6 addresses are their first ones.
-    pub(crate) ipv6_first: bool,
+    /// One, or one of each kind; Pods' first addresses are of the first.
+    all: Vec<String>,
 }
 
 impl PodRanges {
@@ -129,41 +127,42 @@ impl PodRanges {
                 false => "127.64.0.0/18",
             };
             return Ok(Self {
-                ipv4: ipv4.to_owned(),
-                ipv6: None,
-                ipv6_first: false,
+                all: vec![ipv4.to_owned()],
             });
         };
         Self::parse(text).with_context(|| {
-            format!(
-                "--pod-cidr {text} is not one IPv4 range, or one and an IPv6 range after a comma"
-            )
+            format!("--pod-cidr {text} is not one range, or one of IPv4 and one of IPv6 with a comma between them")
         })
     }
 
     fn parse(text: &str) -> Option<Self> {
-        let ranges: Vec<&str> = text.split(',').map(str::trim).collect();
-        let (ipv4, ipv6) = match ranges[..] {
-            [ipv4] => (ipv4, None),
-            [ipv6, ipv4] if ipv6.contains(':') => (ipv4, Some(ipv6)),
-            [ipv4, ipv6] if ipv6.contains(':') => (ipv4, Some(ipv6)),
-            _ => return None,
-        };
-        (!ipv4.contains(':')).then(|| Self {
-            ipv4: ipv4.to_owned(),
-            ipv6: ipv6.map(str::to_owned),
-            ipv6_first: ipv6 == Some(ranges[0]),
-        })
+        let all: Vec<String> = text.split(',').map(|one| one.trim().to_owned()).collect();
+        match &all[..] {
+            [_] => Some(Self { all }),
+            [one, other] if is_ipv6(one) != is_ipv6(other) => Some(Self { all }),
+            _ => None,
+        }
     }
 
-    /// In their order.
-    fn all(self) -> Vec<String> {
-        let mut all: Vec<String> = std::iter::once(self.ipv4).chain(self.ipv6).collect();
-        if self.ipv6_first {
-            all.reverse();
-        }
-        all
+    pub(crate) fn ipv4(&self) -> Option<&str> {
+        self.all
+            .iter()
+            .find(|one| !is_ipv6(one))
+            .map(String::as_str)
     }
+
+    pub(crate) fn ipv6(&self) -> Option<&str> {
+        self.all.iter().find(|one| is_ipv6(one)).map(String::as_str)
+    }
+
+    /// Pods' IPv6 addresses are their first ones.
+    pub(crate) fn is_ipv6_first(&self) -> bool {
+        is_ipv6(&self.all[0])
+    }
+}
+
+fn is_ipv6(range: &str) -> bool {
+    range.contains(':')
 }
 
 /// Credentials for registries: docker's configuration of the node and of whoever started this, and provider plugins.
@@ -299,8 +298,9 @@ pub(crate) fn run_gateway(
         chosen.unwrap_or(cox_gateway::Choice::Usual)
     };
     // Endpoints may not have loopback addresses but those of Pods: the first of their range, which no Pod gets.
-    let base = PodRanges::of(node)?.ipv4;
-    let base = base.split('/').next().and_then(|ip| ip.parse().ok());
+    let ranges = PodRanges::of(node)?;
+    let base = ranges.ipv4().and_then(|range| range.split('/').next());
+    let base = base.and_then(|ip| ip.parse().ok());
     let config = cox_gateway::Config {
         node_name: node_name(node)?,
         node_ip: node.node_ip,
@@ -364,31 +364,26 @@ mod tests {
     #[test]
     fn one_range_of_each_kind() {
         for (text, expected) in [
-            ("10.1.0.0/24", Some(("10.1.0.0/24", None))),
+            ("10.1.0.0/24", Some((Some("10.1.0.0/24"), None))),
             (
                 "10.1.0.0/24,fd00::/64",
-                Some(("10.1.0.0/24", Some("fd00::/64"))),
+                Some((Some("10.1.0.0/24"), Some("fd00::/64"))),
             ),
             (
                 "fd00::/64, 10.1.0.0/24",
-                Some(("10.1.0.0/24", Some("fd00::/64"))),
+                Some((Some("10.1.0.0/24"), Some("fd00::/64"))),
             ),
-            ("fd00::/64", None),
+            ("fd00::/64", Some((None, Some("fd00::/64")))),
             ("10.1.0.0/24,10.2.0.0/24", None),
             ("fd00::/64,fd01::/64", None),
             ("10.1.0.0/24,fd00::/64,fd01::/64", None),
         ] {
             let parsed = PodRanges::parse(text);
-            let found = parsed
-                .as_ref()
-                .map(|ranges| (ranges.ipv4.as_str(), ranges.ipv6.as_deref()));
+            let found = parsed.as_ref().map(|ranges| (ranges.ipv4(), ranges.ipv6()));
             assert_eq!(found, expected, "{text}");
             if let Some(parsed) = parsed {
-                assert_eq!(
-                    parsed.all().join(","),
-                    text.replace(' ', ""),
-                    "in their order"
-                );
+                let order = parsed.all.join(",");
+                assert_eq!(order, text.replace(' ', ""), "in their order");
             }
         }
     }

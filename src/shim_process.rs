@@ -46,9 +46,12 @@ pub(crate) fn config(paths: &Paths, node: &NodeArgs) -> Result<Config> {
     config.images_socket = paths.images_socket();
     config.root_dir = paths.runtime();
     let ranges = PodRanges::of(node)?;
-    config.pod_cidr = ranges.ipv4;
-    config.pod_cidr_v6 = ranges.ipv6;
-    config.ipv6_first = ranges.ipv6_first;
+    let ipv6 = ranges.ipv6().map(str::to_owned);
+    config.ipv6_first = ranges.is_ipv6_first();
+    (config.pod_cidr, config.pod_cidr_v6) = match (ranges.ipv4(), ipv6) {
+        (Some(ipv4), ipv6) => (ipv4.to_owned(), ipv6),
+        (None, ipv6) => (ipv6.context("a node has a range")?, None),
+    };
     let cluster = node.ranges.cluster_cidr.iter().cloned();
     config.cluster_pod_cidrs.extend(cluster);
     config.services_file = Some(paths.services_file());

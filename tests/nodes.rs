@@ -6,6 +6,7 @@
 )]
 
 use std::fs::File;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Stdio};
 
@@ -43,25 +44,80 @@ fn start(cluster: &Cluster, subcommand: &str, args: &[&str]) -> Ended {
     process
 }
 
+/// A control plane and two nodes on one link.
+struct Link {
+    server: &'static str,
+    nodes: [(&'static str, &'static str); 2],
+    /// Bits of the link's network.
+    bits: u8,
+    /// Flags of the control plane, and of each node.
+    flags: [&'static [&'static str]; 2],
+    /// What the nodes get.
+    ranges: [&'static str; 2],
+    /// What addresses of the second one's Pods begin with.
+    of_b: &'static str,
+    /// The guest's words for any address, and for one of this kind.
+    any: &'static str,
+    verbs: [&'static str; 2],
+}
+
 #[test]
 fn pods_of_different_nodes_reach_each_other_by_their_own_addresses() {
-    if !can_make_networks("pods_of_different_nodes_reach_each_other_by_their_own_addresses") {
+    let link = Link {
+        server: "192.0.2.1",
+        nodes: [("a", "192.0.2.11"), ("b", "192.0.2.12")],
+        bits: 24,
+        flags: [&[], &[]],
+        ranges: ["10.64.0.0/20", "10.64.16.0/20"],
+        of_b: "10.64.16.",
+        any: "0.0.0.0",
+        verbs: ["get", "send"],
+    };
+    reach_each_other(
+        "pods_of_different_nodes_reach_each_other_by_their_own_addresses",
+        &link,
+    );
+}
+
+#[test]
+fn pods_of_different_nodes_of_ipv6_alone_reach_each_other() {
+    let link = Link {
+        server: "fd01::1",
+        nodes: [("a", "fd01::11"), ("b", "fd01::12")],
+        bits: 64,
+        flags: [
+            &["--cluster-cidr=fd64::/48", "--service-cidr=fd96::/112"],
+            &["--cluster-cidr=fd64::/48"],
+        ],
+        ranges: ["fd64::/64", "fd64:0:0:1::/64"],
+        of_b: "fd64::1:0:0:",
+        any: "::",
+        verbs: ["get6", "send6"],
+    };
+    reach_each_other(
+        "pods_of_different_nodes_of_ipv6_alone_reach_each_other",
+        &link,
+    );
+}
+
+fn reach_each_other(test: &str, link: &Link) {
+    if !can_make_networks(test) {
         return;
     }
     let switch = Network::new();
     let cluster = |address: &str| {
         let network = Network::new();
-        network.plug_into(&switch, address);
+        network.plug_into(&switch, &format!("{address}/{}", link.bits));
         Cluster::prepare(COX, &[]).in_network(network)
     };
-    let server = cluster("192.0.2.1/24");
-    let nodes = [("a", "192.0.2.11"), ("b", "192.0.2.12")];
-    let agents = nodes.map(|(_, ip)| cluster(&format!("{ip}/24")));
-    let _control_plane = start(&server, "server", &["--port", "0", "--bind", "192.0.2.1"]);
+    let server = cluster(link.server);
+    let agents = link.nodes.map(|(_, ip)| cluster(ip));
+    let flags = ["--port", "0", "--bind", link.server];
+    let _control_plane = start(&server, "server", &[&flags, link.flags[0]].concat());
     let line = Output::of(&mut server.command("token")).ok();
     let joining: Vec<&str> = line.split_whitespace().skip(2).collect();
     let mut running = Vec::new();
-    for ((name, ip), agent) in nodes.iter().zip(&agents) {
+    for ((name, ip), agent) in link.nodes.iter().zip(&agents) {
         let own = [
             "--node-name",
             name,
@@ -70,18 +126,18 @@ fn pods_of_different_nodes_reach_each_other_by_their_own_addresses() {
             "--containerd-socket",
             "/nonexistent/c.sock",
         ];
-        running.push(start(agent, "agent", &[&joining[..], &own].concat()));
+        let args = [&joining[..], &own, link.flags[1]].concat();
+        running.push(start(agent, "agent", &args));
         server.wait("condition=Ready", &format!("node/{name}"));
         Output::of(agent.command("image load").arg(SOCKETS)).ok();
     }
     let range = |node: &str| {
         let node = server.json(&["get", "node", node]);
-        node["spec"]["podCIDR"].as_str().unwrap().to_owned()
+        let all = node["spec"]["podCIDRs"].as_array().unwrap();
+        assert_eq!(all.len(), 1);
+        all[0].as_str().unwrap().to_owned()
     };
-    assert_eq!(
-        (range("a"), range("b")),
-        ("10.64.0.0/20".to_owned(), "10.64.16.0/20".to_owned())
-    );
+    assert_eq!([range("a"), range("b")], link.ranges);
     let pod = |name: &str, node: &str, args: &str| {
         format!(
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: {name}}}}}\nspec:\n  nodeName: {node}\n  \
@@ -89,21 +145,33 @@ fn pods_of_different_nodes_reach_each_other_by_their_own_addresses() {
              - {{name: c, image: 'cox.local/sockets:latest', imagePullPolicy: IfNotPresent, args: {args}}}\n"
         )
     };
-    let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  selector: {app: web}\n  \
-                   ports: [{port: 80, targetPort: 8080}]\n";
-    server
-        .apply(&format!("{}{service}", pod("web", "b", "[serve, '8080']")))
-        .ok();
-    server.wait("condition=Ready", "pod/web");
-    let web = server.json(&["get", "pod", "web"]);
-    let web = web["status"]["podIP"].as_str().unwrap().to_owned();
-    assert!(
-        web.starts_with("10.64.1") && !web.starts_with("10.64.1."),
-        "an address of node b: {web}"
-    );
+    let service = |name: &str, protocol: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  selector: {{app: {name}}}\n  \
+             ports: [{{port: 80, targetPort: 8080, protocol: {protocol}}}]\n---\n"
+        )
+    };
+    let serving = |verb: &str| format!("[{verb}, '{}', '8080']", link.any);
+    let web = pod("web", "b", &serving("serve")) + &service("web", "TCP");
+    let echo = pod("echo", "b", &serving("echo")) + &service("echo", "UDP");
+    server.apply(&(web + &echo)).ok();
+    let there: Vec<String> = ["web", "echo"]
+        .map(|name| {
+            server.wait("condition=Ready", &format!("pod/{name}"));
+            let pod = server.json(&["get", "pod", name]);
+            pod["status"]["podIP"].as_str().unwrap().to_owned()
+        })
+        .into();
+    for ip in &there {
+        assert!(ip.starts_with(link.of_b), "an address of node b: {ip}");
+    }
+    let at = |ip: &str, port: u16| SocketAddr::new(ip.parse().unwrap(), port).to_string();
+    let [get, send] = link.verbs;
     for (name, args) in [
-        ("by-address", format!("[get, {web}, '8080']")),
-        ("by-name", "[get, web, '80']".to_owned()),
+        ("by-address", format!("[{get}, '{}', '8080']", there[0])),
+        ("by-name", format!("[{get}, web, '80']")),
+        ("datagrams", format!("[{send}, '{}', '8080']", there[1])),
+        ("datagrams-by-name", format!("[{send}, echo, '80']")),
     ] {
         eventually(name, || {
             server.apply(&pod(name, "a", &args)).ok();
@@ -112,18 +180,22 @@ fn pods_of_different_nodes_reach_each_other_by_their_own_addresses() {
                 &format!("pod/{name}"),
             );
             let own = server.json(&["get", "pod", name]);
-            let own = own["status"]["podIP"]
-                .as_str()
-                .unwrap_or_default()
-                .to_owned();
+            let own = own["status"]["podIP"].as_str().unwrap_or_default();
             // The node's kubelet may still wait for the certificate that it serves logs with.
             let said = server.kubectl(&["logs", name]).stdout;
             server
                 .kubectl(&["delete", "pod", name, "--force", "--grace-period=0"])
                 .ok();
-            if said.starts_with(&format!("from {own}:"))
-                && said.trim().ends_with(&format!("{web}:8080"))
-            {
+            let from = at(own, 0);
+            let from = from.trim_end_matches('0');
+            let expected = match name.starts_with("datagrams") {
+                true => said.starts_with(&format!("ping from {from}")),
+                false => {
+                    said.starts_with(&format!("from {from}"))
+                        && said.trim().ends_with(&at(&there[0], 8080))
+                }
+            };
+            if expected {
                 Ok(())
             } else {
                 Err(format!("{own} was told: {said}"))
@@ -133,10 +205,12 @@ fn pods_of_different_nodes_reach_each_other_by_their_own_addresses() {
     // The way is gone when the node is.
     let routes = || {
         let mut show = agents[0].inside(Path::new("ip"));
-        Output::of(show.args(["route", "show", "proto", "206"])).ok()
+        let family = if link.bits == 24 { "-4" } else { "-6" };
+        Output::of(show.args([family, "route", "show", "proto", "206"])).ok()
     };
+    let (_, b) = link.nodes[1];
     assert!(
-        routes().contains("10.64.16.0/20 via 192.0.2.12 dev eth0"),
+        routes().contains(&format!("{} via {b} dev eth0", link.ranges[1])),
         "{}",
         routes()
     );

@@ -258,7 +258,7 @@ fn pods_of_both_networks_have_addresses_of_both_kinds() {
     let test = "pods_of_both_networks_have_addresses_of_both_kinds";
     let flags = [
         "--pod-cidr=fd64:7::/64,10.64.0.0/18",
-        "--service-cidr=10.96.0.0/16,fd96::/112",
+        "--service-cidr=fd96::/112,10.96.0.0/16",
     ];
     let components = [SOCKETS, "examples/http/http.wasm"];
     let Some(node) = MixedCluster::start_with(test, COX, &components, &flags) else {

@@ -28,7 +28,7 @@ pub struct Config {
     /// Who makes the cgroups of OCI containers.
     #[serde(default)]
     pub cgroup_driver: CgroupDriver,
-    /// Addresses of Pods in the virtual network.
+    /// Addresses of Pods: an IPv4 range, or one of IPv6, as `pod_cidr_v6` has it, for Pods with IPv6 addresses alone.
     #[serde(default = "default_pod_cidr")]
     pub pod_cidr: String,
     /// IPv6 addresses, at most 96 bits of network: each Pod has one beside its IPv4 address, and ending in it. In the virtual network

@@ -61,8 +61,7 @@ impl Shim {
     /// Starts the engine, opens the stores and finds what an earlier shim left behind.
     pub(crate) fn open(config: Config, streaming_addr: SocketAddr) -> Result<Arc<Self>, RunError> {
         let config = Arc::new(config);
-        let cidr: Cidr = config.pod_cidr.parse()?;
-        let (_, bridge) = crate::sandbox::ranges(&config)?;
+        let ranges = crate::sandbox::ranges(&config)?;
         let (cluster6, cluster): (Vec<&String>, Vec<&String>) = config
             .cluster_pod_cidrs
             .iter()
@@ -71,11 +70,13 @@ impl Shim {
         let cluster = cluster.collect::<Result<Vec<Cidr>, _>>()?;
         let cluster6 = cluster6.into_iter().map(|text| text.parse());
         let cluster6 = cluster6.collect::<Result<Vec<Cidr6>, _>>()?;
-        let cluster: Vec<Cidr> = cluster.into_iter().chain([cidr, bridge]).collect();
-        let ipv6 = config.pod_cidr_v6.as_deref();
-        let ipv6 = ipv6.map(str::parse::<Cidr6>).transpose()?;
-        let cluster6: Vec<Cidr6> = cluster6.into_iter().chain(ipv6).collect();
-        let networks = Networks::open(&config, ipv6, (&cluster, &cluster6))?;
+        let own = match ranges.is_ipv6_alone {
+            true => Vec::new(),
+            false => vec![config.pod_cidr.parse()?, ranges.bridge],
+        };
+        let cluster: Vec<Cidr> = cluster.into_iter().chain(own).collect();
+        let cluster6: Vec<Cidr6> = cluster6.into_iter().chain(ranges.ipv6).collect();
+        let networks = Networks::open(&config, &ranges, (&cluster, &cluster6));
         let policy = Policy {
             cluster,
             cluster6,

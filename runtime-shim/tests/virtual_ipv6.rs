@@ -566,3 +566,206 @@ async fn a_node_that_cannot_have_the_range_says_so_and_stays_with_ipv4() {
     );
     shim.shim.stop().await;
 }
+
+/// Another machine on a link of the node's, at `192.0.2.9` and `fd01::9`. It knows no way to the node's Pods.
+async fn neighbour(node: &Node) -> Node {
+    let other = Node::make().await;
+    node.run(&format!(
+        "ip link add eth0 type veth peer name eth0 netns {}",
+        other.holder()
+    ));
+    for (machine, last) in [(node, 1), (&other, 9)] {
+        machine.run(&format!("ip address add 192.0.2.{last}/24 dev eth0"));
+        machine.run(&format!("ip address add fd01::{last}/64 dev eth0 nodad"));
+        machine.run("ip link set eth0 up");
+    }
+    other
+}
+
+/// Answers datagrams with who sent them, until the test is over.
+fn echo_outside(other: &Node, addr: SocketAddr) {
+    let socket = other.inside(None, move || std::net::UdpSocket::bind(addr).unwrap());
+    std::thread::spawn(move || {
+        let mut buffer = [0; 100];
+        while let Ok((_, from)) = socket.recv_from(&mut buffer) {
+            let said = format!("seen {}", from.ip());
+            socket.send_to(said.as_bytes(), from).unwrap();
+        }
+    });
+}
+
+/// Whom it saw.
+fn seen(said: &str) -> &str {
+    let mut words = said.split_whitespace();
+    words.find(|word| *word == "seen");
+    words.next().unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn datagrams_leave_the_cluster_with_the_node_s_address() {
+    if !can_make_nodes("datagrams_leave_the_cluster_with_the_node_s_address") {
+        return;
+    }
+    let (node, mut shim) = node_and_shim().await;
+    let other = neighbour(&node).await;
+    for ip in ["192.0.2.9", "fd01::9"] {
+        echo_outside(&other, at(ip, 5353));
+    }
+    let (one, two) = (
+        shim.shim.sandbox("one").await,
+        shim.shim.sandbox("two").await,
+    );
+    for image in ["sockets", "three"] {
+        for (target, node) in [("192.0.2.9", "192.0.2.1"), ("fd01::9", "fd01::1")] {
+            let said = run(&mut shim, &one, image, &["send", target, "5353"]).await;
+            assert_eq!(seen(&said), node, "{image}: {said}");
+        }
+    }
+    // Inside the cluster, and on the node, they keep their own.
+    let (v6, from) = (ip6(&mut shim, &two).await, ip6(&mut shim, &one).await);
+    serve(&mut shim, &two, "sockets", "six", &["echo", "::", "5353"]).await;
+    serve(&mut shim, &two, "sockets", "four", &["echo", "5353"]).await;
+    for (target, from) in [
+        (v6.as_str(), format!("[{from}]")),
+        (&two.ip, one.ip.clone()),
+    ] {
+        let said = run(&mut shim, &one, "sockets", &["send", target, "5353"]).await;
+        assert!(said.starts_with(&format!("ping from {from}:")), "{said}");
+    }
+    for pod in [&one, &two] {
+        shim.stop_pod(&pod.id).await;
+        shim.remove_pod(&pod.id).await;
+    }
+    shim.shim.stop().await;
+    let left = node.run("nft list ruleset");
+    assert!(!left.contains("coxswain-virtual"), "{left}");
+}
+
+/// Pods of both networks, and what they have when the shim is another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_may_have_ipv6_alone() {
+    if !can_make_nodes("pods_may_have_ipv6_alone") {
+        return;
+    }
+    let node = Node::make().await;
+    let other = neighbour(&node).await;
+    echo_outside(&other, at("fd01::9", 5353));
+    let alone = |config: &mut Config| {
+        config.pod_cidr = "fd00:99::/64".into();
+        config.wasi_03 = true;
+    };
+    let mut shim = node.shim(alone).await;
+    load_guests(&shim).await;
+    shim.shim.load("http", guests::http()).await.unwrap();
+    let mapping = PortMapping {
+        host_port: 8180,
+        container_port: 8099,
+        ..PortMapping::default()
+    };
+    let mut config = shim.shim.sandbox_config("server");
+    config.port_mappings = vec![mapping];
+    let server = shim.shim.run_sandbox(config).await.unwrap();
+    let client = shim.shim.sandbox("client").await;
+    let bridged = shim.netns_pod("bridged").await;
+    for (pod, expected) in [
+        (&server, "fd00:99::1"),
+        (&client, "fd00:99::2"),
+        (&bridged, "fd00:99::2:2"),
+    ] {
+        assert_eq!(ips(&mut shim, pod).await, [expected], "and no other");
+    }
+    for (image, port) in [("sockets", "8099"), ("three", "8098")] {
+        let name = format!("any-{port}");
+        serve(&mut shim, &server, image, &name, &["serve", "::", port]).await;
+        let said = run(&mut shim, &client, image, &["get", &server.ip, port]).await;
+        assert!(said.starts_with("from [fd00:99::2]:"), "{said}");
+        // IPv4 is the Pod's own loopback, as in a namespace.
+        let name = format!("local-{port}");
+        serve(
+            &mut shim,
+            &server,
+            image,
+            &name,
+            &["serve", "0.0.0.0", port],
+        )
+        .await;
+        let said = run(&mut shim, &server, image, &["get", "127.0.0.1", port]).await;
+        assert!(said.starts_with("from 127.0.0.1:"), "{said}");
+        let said = run(&mut shim, &client, image, &["get", "127.0.0.1", port]).await;
+        assert!(refused(&said), "another Pod's: {said}");
+        let said = run(&mut shim, &client, image, &["send", "fd01::9", "5353"]).await;
+        assert_eq!(seen(&said), "fd01::1", "{said}");
+    }
+    let from_bridge = Some(shim.ns(&bridged, "net"));
+    let said = ask(&node, from_bridge, at(&server.ip, 8099)).unwrap();
+    assert!(said.starts_with("from [fd00:99::2:2]:"), "{said}");
+    serve(
+        &mut shim,
+        &bridged,
+        "sockets",
+        "serve",
+        &["serve", "::", "8099"],
+    )
+    .await;
+    let said = run(&mut shim, &client, "sockets", &["get", &bridged.ip, "8099"]).await;
+    assert!(said.starts_with("from [fd00:99::2]:"), "{said}");
+    let id = shim.shim.launch(&client, container("app", "http")).await;
+    let addr = at(&client.ip, 8080);
+    assert!(node.inside(None, move || TcpStream::connect(addr).is_ok()));
+    shim.shim.stop_container(&id, 5).await;
+    let said = ask(&other, None, at("fd01::1", 8180)).unwrap();
+    assert!(
+        said.ends_with(" at [fd00:99::1]:8099"),
+        "the host port: {said}"
+    );
+    assert!(
+        !node.run("ip -4 address").contains("cox0")
+            && !node.run("ip -4 route show table all").contains("0.0.0."),
+        "no number is an address"
+    );
+
+    shim.kill().await;
+    let mut shim = node.shim(alone).await;
+    assert_eq!(ips(&mut shim, &server).await, ["fd00:99::1"]);
+    serve(
+        &mut shim,
+        &server,
+        "sockets",
+        "again",
+        &["serve", "::", "8099"],
+    )
+    .await;
+    let said = ask(&other, None, at("fd01::1", 8180)).unwrap();
+    assert!(said.ends_with(" at [fd00:99::1]:8099"), "{said}");
+    let next = shim.shim.sandbox("next").await;
+    assert!(![&server.ip, &client.ip].contains(&&next.ip), "{}", next.ip);
+    for pod in [&server, &client, &bridged, &next] {
+        shim.stop_pod(&pod.id).await;
+        shim.remove_pod(&pod.id).await;
+    }
+    shim.shim.stop().await;
+    let left = node.run("ip -6 route show table local") + &node.run("nft list ruleset; ip link");
+    assert!(
+        !left.contains("/111") && !left.contains("coxswain") && !left.contains("cox0"),
+        "{left}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_cannot_have_ipv6_has_no_virtual_pods_of_it() {
+    if !can_make_nodes("a_node_that_cannot_have_ipv6_has_no_virtual_pods_of_it") {
+        return;
+    }
+    let node = Node::make().await;
+    node.run("mount -o bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys");
+    let mut shim = node
+        .shim(|config| config.pod_cidr = "fd00:99::/64".into())
+        .await;
+    let config = shim.shim.sandbox_config("pod");
+    let refused = shim.shim.run_sandbox(config).await.err().unwrap();
+    assert!(
+        refused.message().contains("make fd00:99::/64 local"),
+        "{refused}"
+    );
+    shim.shim.stop().await;
+}

@@ -19,12 +19,15 @@ use crate::components::Components;
 use crate::console::Console;
 use crate::control_plane::ControlPlane;
 use crate::manifests::{self, Workload};
-use crate::node::{self, Identity, Runtime};
+use crate::node::{self, Identity, PodRanges, Runtime};
 use crate::paths::Paths;
 use crate::{image, kubeconfig, signals};
 
 /// How long the Pods together may take to stop: the longest grace period that people set, and a little.
 const PODS_STOP_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where Pods have IPv6 alone, as unlikely to be somebody else's as 10.96.0.0/16.
+const SERVICE_CIDR_V6: &str = "fd00:10:96::/112";
 
 /// Runs until Ctrl-C, or until a component fails.
 pub(crate) async fn run(args: UpArgs) -> Result<()> {
@@ -41,7 +44,7 @@ pub(crate) async fn run(args: UpArgs) -> Result<()> {
         ControlPlane::start(
             &paths,
             (&args.listen, &args.node.ranges),
-            service_cidr(&args),
+            service_cidr(&args)?,
             Some(args.node.node_ip)
         )
     );
@@ -131,13 +134,15 @@ fn run_gateway(args: &UpArgs, plane: &ControlPlane, components: &mut Components)
     )
 }
 
-/// Service addresses on loopback need no root and no rules in the kernel; Linux containers cannot reach such.
-fn service_cidr(args: &UpArgs) -> &'static str {
-    if node::runs_linux_containers(&args.node) {
-        cox_apiserver::SERVICE_CIDR
-    } else {
-        "127.128.0.0/16"
-    }
+/// Service addresses on loopback need no root and no rules in the kernel; Linux containers cannot reach such. Pods with IPv6 addresses
+/// alone reach no others.
+fn service_cidr(args: &UpArgs) -> Result<&'static str> {
+    let has_ipv4 = PodRanges::of(&args.node)?.ipv4().is_some();
+    Ok(match (has_ipv4, node::runs_linux_containers(&args.node)) {
+        (false, _) => SERVICE_CIDR_V6,
+        (true, true) => cox_apiserver::SERVICE_CIDR,
+        (true, false) => "127.128.0.0/16",
+    })
 }
 
 /// The kubelet of this process: it acts as its node, in process, and serves with a certificate of the cluster's authority.

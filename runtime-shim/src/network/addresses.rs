@@ -165,6 +165,20 @@ impl Cidr6 {
         (self.base | u128::from(u32::from(ip))).into()
     }
 
+    /// What addresses of this range end in where there is no IPv4 address to go with: room for 262,000 Pods. Nodes of one machine
+    /// share what is behind their Pods' `localhost`, so the numbers begin with the end of the network's part, which is a node's own.
+    fn numbers(self) -> Cidr {
+        const PREFIX: u32 = 14;
+        /// With fewer than 14 bits none begins with 127.
+        const OF_THE_NETWORK: u128 = 0xfff;
+        let own = (self.base >> (128 - self.prefix)) & OF_THE_NETWORK;
+        let own = u32::try_from(own).expect("twelve bits");
+        Cidr {
+            base: own << (32 - PREFIX),
+            prefix: PREFIX,
+        }
+    }
+
     /// The addresses that go with those of an IPv4 range.
     pub(crate) fn part(self, range: Cidr) -> Self {
         Self {
@@ -177,6 +191,32 @@ impl Cidr6 {
 impl fmt::Display for Cidr6 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.base(), self.prefix)
+    }
+}
+
+/// The ranges of a node's Pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NodeRanges {
+    /// Of virtual Pods.
+    pub(crate) local: Cidr,
+    /// Of Pods behind the bridge.
+    pub(crate) bridge: Cidr,
+    /// Of both; each Pod's ends in its IPv4 address.
+    pub(crate) ipv6: Option<Cidr6>,
+    /// Pods have IPv6 addresses alone: those of IPv4 are numbers that nobody sees, and that no packet has.
+    pub(crate) is_ipv6_alone: bool,
+}
+
+impl NodeRanges {
+    /// IPv6 alone.
+    pub(crate) fn ipv6_alone(range: Cidr6) -> Self {
+        let (local, bridge) = range.numbers().split();
+        Self {
+            local,
+            bridge,
+            ipv6: Some(range),
+            is_ipv6_alone: true,
+        }
     }
 }
 
@@ -251,6 +291,33 @@ mod tests {
         assert!(bridge.contains(beside) && !local.contains(beside) && range.contains(beside));
         for wrong in ["fd00::/97", "fd00::", "10.0.0.0/8", "fd00::/0"] {
             assert!(wrong.parse::<Cidr6>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn ipv6_alone_has_numbers_in_place_of_ipv4_addresses() {
+        for (text, local, bridge) in [
+            ("fd64:7::/64", "fd64:7::/111", "fd64:7::2:0/111"),
+            (
+                "fd64:7:0:3::/64",
+                "fd64:7:0:3::c:0/111",
+                "fd64:7:0:3::e:0/111",
+            ),
+            (
+                "fd64:7:0:ffff::/64",
+                "fd64:7:0:ffff::3ffc:0/111",
+                "fd64:7:0:ffff::3ffe:0/111",
+            ),
+            ("fd64::7:0:0/96", "fd64::7:1c:0/111", "fd64::7:1e:0/111"),
+        ] {
+            let range: Cidr6 = text.parse().unwrap();
+            let ranges = NodeRanges::ipv6_alone(range);
+            assert!(ranges.is_ipv6_alone && !ranges.local.base().is_loopback());
+            let found = (
+                range.part(ranges.local).to_string(),
+                range.part(ranges.bridge).to_string(),
+            );
+            assert_eq!(found, (local.into(), bridge.into()), "{text}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! The built-in Pod network: one bridge on the node, a pair of interfaces per Pod, addresses from the node's range.
 //!
-//! Nothing is made before the first Pod needs it, and [`BridgeNetwork::remove`] leaves nothing behind but `ip_forward`, which others
-//! may have come to rely on.
+//! Nothing is made before the first Pod needs it, and [`BridgeNetwork::remove`] leaves nothing behind but forwarding
+//! ([`super::forwarding`]).
 
 use std::fs::File;
 use std::io;
@@ -9,15 +9,10 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use parking_lot::Mutex;
 
-use super::addresses::{AddressPool, Cidr, Cidr6};
+use super::addresses::{AddressPool, Cidr, Cidr6, NodeRanges};
+use super::forwarding::{forward_ipv4, forward_ipv6};
 use super::links::{Links, POD_INTERFACE};
-use super::masquerade::{Family, Range, ensure_masquerade, remove_masquerade};
-
-const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
-const IPV6_FORWARD: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
-/// Never translated: they do not leave the link.
-const MULTICAST: &str = "224.0.0.0/4";
-const MULTICAST_IPV6: &str = "ff00::/8";
+use super::masquerade::{Family, Inside, ensure_masquerade, remove_masquerade};
 
 /// What could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -38,41 +33,42 @@ pub(crate) struct BridgeNetwork {
     name: String,
     range: Cidr,
     gateway: Ipv4Addr,
-    /// Where Pods' own addresses are understood: the cluster's Pods, and this bridge.
-    inside: Vec<Cidr>,
-    inside6: Vec<Cidr6>,
-    /// A second address for each Pod.
+    inside: Inside,
+    /// A second address for each Pod, or its only one.
     range6: Option<Cidr6>,
+    has_ipv4: bool,
     addresses: AddressPool,
     /// Whether this process has brought the bridge into shape.
     ready: Mutex<bool>,
 }
 
 impl BridgeNetwork {
-    pub(crate) fn new(
-        name: &str,
-        range: Cidr,
-        range6: Option<Cidr6>,
-        (cluster, cluster6): (&[Cidr], &[Cidr6]),
-    ) -> Self {
+    pub(crate) fn new(name: &str, ranges: &NodeRanges, inside: Inside) -> Self {
+        let range = ranges.bridge;
         let addresses = AddressPool::new(range);
         let gateway = addresses.take().unwrap_or_else(|| range.base());
-        let multicast = MULTICAST.parse().expect("a range");
-        let multicast6 = MULTICAST_IPV6.parse().expect("a range");
         Self {
             name: name.to_owned(),
             range,
             gateway,
-            inside: cluster.iter().copied().chain([range, multicast]).collect(),
-            inside6: cluster6.iter().copied().chain([multicast6]).collect(),
-            range6,
+            inside,
+            range6: ranges.ipv6,
+            has_ipv4: !ranges.is_ipv6_alone,
             addresses,
             ready: Mutex::new(false),
         }
     }
 
-    pub(crate) fn range(&self) -> Cidr {
-        self.range
+    /// For people.
+    pub(crate) fn range(&self) -> String {
+        match self.range6 {
+            Some(range) if !self.has_ipv4 => range.part(self.range).to_string(),
+            Some(_) | None => self.range.to_string(),
+        }
+    }
+
+    pub(crate) fn has_ipv4(&self) -> bool {
+        self.has_ipv4
     }
 
     /// The second address of the Pod with the address `ip`.
@@ -108,8 +104,13 @@ impl BridgeNetwork {
         host.add_veth(veth, &self.name, pod)
             .map_err(failed(format!("connect {veth} to bridge {}", self.name)))?;
         pod_links
-            .set_up_pod(ip, self.range, self.gateway)
-            .map_err(failed(format!("give the Pod its address {ip}")))?;
+            .up_pod()
+            .map_err(failed("bring the Pod's interface up".into()))?;
+        if self.has_ipv4 {
+            pod_links
+                .add_ipv4(POD_INTERFACE, ip, self.range, Some(self.gateway))
+                .map_err(failed(format!("give the Pod its address {ip}")))?;
+        }
         let Some(range) = self.range6 else {
             return Ok(());
         };
@@ -129,33 +130,41 @@ impl BridgeNetwork {
             return Ok(());
         }
         let failed = |what: String| move |source| BridgeError::Link { what, source };
-        host.ensure_bridge(&self.name, self.gateway, self.range)
+        host.ensure_bridge(&self.name, self.gateway)
             .map_err(failed(format!("set up bridge {}", self.name)))?;
-        forward(IP_FORWARD).map_err(failed("turn on IP forwarding".into()))?;
+        if self.has_ipv4 {
+            host.add_ipv4(&self.name, self.gateway, self.range, None)
+                .map_err(failed(format!("give bridge {} its address", self.name)))?;
+            forward_ipv4().map_err(failed("turn on IP forwarding".into()))?;
+        }
         if let Some(range) = self.range6 {
             host.add_ipv6(&self.name, range.beside(self.gateway), range, None)
                 .map_err(failed(format!(
                     "give bridge {} its IPv6 address",
                     self.name
                 )))?;
-            forward(IPV6_FORWARD).map_err(failed("turn on IPv6 forwarding".into()))?;
+            forward_ipv6().map_err(failed("turn on IPv6 forwarding".into()))?;
         }
         if let Err(err) = self.ensure_masquerade() {
             tracing::warn!(error = %err, "Pods cannot reach beyond the node: nftables has no place for the rule");
         }
         *ready = true;
-        tracing::info!(bridge = self.name, range = %self.range, gateway = %self.gateway, "The Pods' bridge is up");
+        tracing::info!(
+            bridge = self.name,
+            range = self.range(),
+            "The Pods' bridge is up"
+        );
         Ok(())
     }
 
     fn ensure_masquerade(&self) -> io::Result<()> {
-        let inside: Vec<Range> = self.inside.iter().map(|range| (*range).into()).collect();
-        ensure_masquerade(&self.table(), Family::V4, &self.range.into(), &inside)?;
-        let Some(range) = self.range6 else {
-            return Ok(());
-        };
-        let inside: Vec<Range> = self.inside6.iter().map(|range| (*range).into()).collect();
-        ensure_masquerade(&self.table(), Family::V6, &range.into(), &inside)
+        if self.has_ipv4 {
+            ensure_masquerade(&self.table(), Family::V4, self.range, &self.inside)?;
+        }
+        match self.range6 {
+            Some(range) => ensure_masquerade(&self.table(), Family::V6, range, &self.inside),
+            None => Ok(()),
+        }
     }
 
     fn table(&self) -> String {
@@ -182,13 +191,4 @@ impl BridgeNetwork {
 pub(crate) fn veth_name(sandbox: &str) -> String {
     // 15 bytes are the longest name the kernel takes.
     format!("veth{}", &sandbox[..sandbox.len().min(11)])
-}
-
-fn forward(switch: &str) -> io::Result<()> {
-    if std::fs::read_to_string(switch)?.trim() == "1" {
-        return Ok(());
-    }
-    std::fs::write(switch, "1")?;
-    tracing::info!(switch, "Forwarding is turned on for the Pods");
-    Ok(())
 }

@@ -67,14 +67,10 @@ impl Links {
         self.socket.index(name).is_ok()
     }
 
-    /// Makes a bridge that answers at `address` and takes packets of its ports; one that is there already is brought into shape.
-    pub(crate) fn ensure_bridge(
-        &mut self,
-        name: &str,
-        address: Ipv4Addr,
-        range: Cidr,
-    ) -> io::Result<()> {
-        let [a, b, c, d] = address.octets();
+    /// Makes a bridge that takes packets of its ports, with a hardware address that ends in `number`; one that is there already is
+    /// brought into shape.
+    pub(crate) fn ensure_bridge(&mut self, name: &str, number: Ipv4Addr) -> io::Result<()> {
+        let [a, b, c, d] = number.octets();
         // An address of its own: else a bridge takes its ports' lowest, and peers' ARP caches go stale when that port goes.
         let message = Message::new(RTM_NEWLINK, CREATE | EXCLUSIVE, &link(0, 0, 0))
             .text(IFLA_IFNAME, name)
@@ -82,7 +78,6 @@ impl Links {
             .nest(IFLA_LINKINFO, |info| info.text(IFLA_INFO_KIND, "bridge"));
         already(self.socket.request(message))?;
         let index = self.socket.index(name)?;
-        self.add_address(index, address, range)?;
         self.up(index)
     }
 
@@ -115,23 +110,32 @@ impl Links {
         self.socket.request(message)
     }
 
-    /// Sets up the Pod's end: address, and everything else through `gateway`.
-    pub(crate) fn set_up_pod(
+    /// The Pod's end.
+    pub(crate) fn up_pod(&mut self) -> io::Result<()> {
+        let index = self.socket.index(POD_INTERFACE)?;
+        self.up(index)
+    }
+
+    /// The IPv4 address of an interface that is up; with a gateway, everything else goes through it.
+    pub(crate) fn add_ipv4(
         &mut self,
+        name: &str,
         address: Ipv4Addr,
         range: Cidr,
-        gateway: Ipv4Addr,
+        gateway: Option<Ipv4Addr>,
     ) -> io::Result<()> {
-        let index = self.socket.index(POD_INTERFACE)?;
+        let index = self.socket.index(name)?;
         self.add_address(index, address, range)?;
-        self.up(index)?;
+        let Some(gateway) = gateway else {
+            return Ok(());
+        };
         let message = Message::new(RTM_NEWROUTE, CREATE, &route(0, TABLE_MAIN, 0, UNICAST))
             .attribute(RTA_GATEWAY, &gateway.octets())
             .attribute(RTA_OIF, &index.to_ne_bytes());
         self.socket.request(message)
     }
 
-    /// A further address of an interface; with a gateway, all other IPv6 goes through it.
+    /// The IPv6 address of an interface; with a gateway, all other IPv6 goes through it.
     pub(crate) fn add_ipv6(
         &mut self,
         name: &str,

@@ -3,7 +3,7 @@
 
 use std::io;
 
-use super::addresses::{Cidr, Cidr6};
+use super::addresses::{Cidr, Cidr6, NodeRanges};
 use super::netlink::{APPEND, CREATE, Message, Socket};
 
 const BATCH_BEGIN: u16 = 16;
@@ -18,6 +18,10 @@ const HOOK_POSTROUTING: u32 = 4;
 /// After routing, where source addresses are translated.
 const PRIORITY_SOURCE_NAT: u32 = 100;
 const ACCEPT: u32 = 1;
+
+/// Never translated: they do not leave the link.
+const MULTICAST: &str = "224.0.0.0/4";
+const MULTICAST_IPV6: &str = "ff00::/8";
 
 /// Both kinds of address: netfilter's number, and where a header has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,18 +78,47 @@ impl From<Cidr6> for Range {
     }
 }
 
+/// Where Pods' own addresses are understood: there they stay as they are.
+#[derive(Clone, Debug)]
+pub(crate) struct Inside {
+    ipv4: Vec<Range>,
+    ipv6: Vec<Range>,
+}
+
+impl Inside {
+    /// The Pods of the cluster, and whoever listens on a link.
+    pub(crate) fn new(ranges: &NodeRanges, (cluster, cluster6): (&[Cidr], &[Cidr6])) -> Self {
+        let multicast: Cidr = MULTICAST.parse().expect("a range");
+        let multicast6: Cidr6 = MULTICAST_IPV6.parse().expect("a range");
+        let ipv4 = cluster.iter().copied().chain([ranges.bridge, multicast]);
+        let ipv6 = cluster6.iter().copied().chain([multicast6]);
+        Self {
+            ipv4: ipv4.map(Range::from).collect(),
+            ipv6: ipv6.map(Range::from).collect(),
+        }
+    }
+
+    pub(crate) fn of(&self, family: Family) -> &[Range] {
+        match family {
+            Family::V4 => &self.ipv4,
+            Family::V6 => &self.ipv6,
+        }
+    }
+}
+
 const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
 
 const CHAIN: &str = "postrouting";
 
-/// Masquerades what comes from `pods` and goes to none of `inside`.
+/// Masquerades what comes from `pods`, leaves the node and goes to none of `inside`.
 pub(crate) fn ensure_masquerade(
     table: &str,
     family: Family,
-    pods: &Range,
-    inside: &[Range],
+    pods: impl Into<Range>,
+    inside: &Inside,
 ) -> io::Result<()> {
+    let pods = &pods.into();
     let message = |kind, flags| message(family, kind, flags);
     let chain = message(NEW_CHAIN, CREATE)
         .text(1, table)
@@ -100,7 +133,8 @@ pub(crate) fn ensure_masquerade(
         .text(2, CHAIN)
         .nest(4, |list| {
             let list = matches(list, family.source(), EQUAL, pods);
-            let list = inside.iter().fold(list, |list, range| {
+            let list = leaves_the_node(list);
+            let list = inside.of(family).iter().fold(list, |list, range| {
                 matches(list, family.destination(), NOT_EQUAL, range)
             });
             expression(list, "masq", |data| data)
@@ -136,6 +170,22 @@ fn message(family: Family, kind: u16, flags: u16) -> Message {
 
 fn expression(list: Message, name: &str, data: impl FnOnce(Message) -> Message) -> Message {
     list.nest(1, |element| element.text(1, name).nest(2, data))
+}
+
+/// Goes on when a packet does not leave by the loopback interface.
+fn leaves_the_node(list: Message) -> Message {
+    const REGISTER: u32 = 1;
+    /// `NFT_META_OIF`.
+    const OUTGOING_INTERFACE: u32 = 5;
+    const LOOPBACK: u32 = 1;
+    let list = expression(list, "meta", |data| {
+        data.be32(1, REGISTER).be32(2, OUTGOING_INTERFACE)
+    });
+    expression(list, "cmp", |data| {
+        data.be32(1, REGISTER)
+            .be32(2, NOT_EQUAL)
+            .nest(3, |value| value.attribute(1, &LOOPBACK.to_ne_bytes()))
+    })
 }
 
 /// Goes on when the address at `offset` is (or is not) in `range`.

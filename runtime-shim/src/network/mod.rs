@@ -11,6 +11,7 @@ mod addresses;
 pub(crate) mod bridge;
 pub(crate) mod cni;
 mod dns;
+mod forwarding;
 pub(crate) mod host_ports;
 mod http_client;
 mod links;
@@ -37,12 +38,15 @@ use tokio::net::{TcpSocket, TcpStream};
 use wasmtime_wasi::WasiCtxBuilder;
 use wasmtime_wasi::sockets::SocketAddrUse;
 
-pub(crate) use addresses::{AddressPool, Cidr, Cidr6};
+pub(crate) use addresses::{AddressPool, Cidr, Cidr6, NodeRanges};
 pub use addresses::{Cidr6Error, CidrError};
 pub(crate) use bridge::{BridgeNetwork, veth_name};
 pub(crate) use host_ports::{HostPorts, plan_host_ports};
 pub(crate) use http_client::PodHttp;
 pub(crate) use links::{Links, POD_INTERFACE};
+pub(crate) use masquerade::{
+    Family, Inside, Range as MasqueradeRange, ensure_masquerade, remove_masquerade,
+};
 pub(crate) use netns::{EachPollInside, Netns};
 pub(crate) use pod_addresses::{PodAddresses, behind_localhost};
 pub(crate) use policies::Policies;
@@ -259,8 +263,13 @@ impl PodNetwork {
             Some(_) if asked == pod_addresses::localhost(asked) || addresses.is_private(asked) => {
                 addresses.private(asked, wanted.port())
             }
-            // Without an address of that kind `[::]` would be every address of the host.
-            Some(_) | None => None,
+            Some(_) => None,
+            // With IPv6 alone there is IPv4 behind `localhost`, as in every network namespace.
+            None if asked.is_unspecified() || asked == pod_addresses::localhost(asked) => {
+                addresses.private(asked, wanted.port())
+            }
+            None if addresses.is_private(asked) => Some(wanted),
+            None => None,
         };
         mapped.ok_or(Refused::Bind(asked))
     }
@@ -269,8 +278,9 @@ impl PodNetwork {
     pub(crate) fn any_port(&self, like: IpAddr) -> Result<Option<SocketAddr>, Refused> {
         match self.virtual_ips() {
             Some(addresses) => {
-                let own = addresses.like(like).ok_or(Refused::Bind(like))?;
-                Ok(Some(SocketAddr::new(own, 0)))
+                let own = addresses.like(like).map(|own| SocketAddr::new(own, 0));
+                let own = own.or_else(|| addresses.private(like, 0));
+                Ok(Some(own.ok_or(Refused::Bind(like))?))
             }
             None => Ok(None),
         }
@@ -319,14 +329,14 @@ impl PodNetwork {
                 .ok_or(Refused::HostLoopback(wanted));
         }
         if asked == pod_addresses::localhost(asked) {
-            let (Some(private), Some(ip)) = (own.private(asked, wanted.port()), own.like(asked))
-            else {
+            let Some(private) = own.private(asked, wanted.port()) else {
                 return Err(Refused::HostLoopback(wanted));
             };
-            return Ok(if is_listened_on(private, protocol) {
-                private
-            } else {
-                SocketAddr::new(ip, wanted.port())
+            return Ok(match own.like(asked) {
+                Some(ip) if !is_listened_on(private, protocol) => {
+                    SocketAddr::new(ip, wanted.port())
+                }
+                Some(_) | None => private,
             });
         }
         let is_host = match (asked, wanted) {
@@ -448,7 +458,17 @@ mod tests {
         pod_of(Some("fd00:64::7f40:7".parse().unwrap()))
     }
 
+    /// With that alone.
+    fn six() -> PodNetwork {
+        let v6 = "fd00:64::7".parse().unwrap();
+        of(PodAddresses::ipv6_alone(Ipv4Addr::new(0, 0, 0, 7), v6))
+    }
+
     fn pod_of(v6: Option<Ipv6Addr>) -> PodNetwork {
+        of(PodAddresses::new(Ipv4Addr::new(127, 64, 0, 7), v6))
+    }
+
+    fn of(addresses: PodAddresses) -> PodNetwork {
         let policy = Policy {
             cluster: vec!["127.64.0.0/10".parse().unwrap()],
             cluster6: vec![
@@ -459,7 +479,7 @@ mod tests {
             ..Policy::default()
         };
         PodNetwork::new(
-            Place::Virtual(PodAddresses::new(Ipv4Addr::new(127, 64, 0, 7), v6)),
+            Place::Virtual(addresses),
             Arc::new(policy),
             Resolver::default(),
         )
@@ -513,6 +533,20 @@ mod tests {
             ("IPv4 in disguise", "[::ffff:127.64.0.7]:80", None),
         ];
         check(&dual(), PodNetwork::map_bind, &cases);
+        let cases = [
+            ("IPv6 alone", "[::]:80", Some("[fd00:64::7]:80")),
+            (
+                "without IPv4 any address is localhost",
+                "0.0.0.0:80",
+                Some("127.192.0.7:80"),
+            ),
+            ("localhost", "127.0.0.1:80", Some("127.192.0.7:80")),
+            ("IPv6's", "[::1]:80", Some("[fe80::636f:7800:0:7%1]:80")),
+            ("its number is no address", "0.0.0.7:80", None),
+            ("another Pod's localhost", "127.192.0.8:80", None),
+            ("the host's", "10.0.0.1:80", None),
+        ];
+        check(&six(), PodNetwork::map_bind, &cases);
     }
 
     fn check(
@@ -547,6 +581,8 @@ mod tests {
         assert_eq!(any_port(dual(), "0.0.0.0"), Ok(Some("127.64.0.7:0".into())));
         let none = Ipv6Addr::UNSPECIFIED.into();
         assert_eq!(any_port(pod(), "::"), Err(Refused::Bind(none)));
+        assert_eq!(any_port(six(), "::"), Ok(Some("[fd00:64::7]:0".into())));
+        assert_eq!(any_port(six(), "0.0.0.0"), Ok(Some("127.192.0.7:0".into())));
     }
 
     #[test]
@@ -608,6 +644,18 @@ mod tests {
             ("outside", "[2001:db8::1]:80", Some("[2001:db8::1]:80")),
         ];
         check(&dual(), map, &cases);
+        let cases = [
+            ("IPv6 alone, localhost", "[::1]:80", Some("[fd00:64::7]:80")),
+            ("that of IPv4", "127.0.0.1:80", Some("127.192.0.7:80")),
+            ("the host's resolver", "127.0.0.53:53", None),
+            ("another Pod's localhost", "127.192.9.8:80", None),
+            (
+                "outside, from the node's address",
+                "93.184.216.34:80",
+                Some("93.184.216.34:80"),
+            ),
+        ];
+        check(&six(), map, &cases);
     }
 
     #[test]
@@ -622,6 +670,7 @@ mod tests {
             let source = dual().source_for(remote.parse().unwrap());
             source.map(|source| source.to_string())
         };
+        assert_eq!(six().source_for("127.64.9.8:80".parse().unwrap()), None);
         for (case, remote, expected) in [
             (
                 "a Pod of this node",

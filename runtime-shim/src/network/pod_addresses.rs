@@ -13,18 +13,33 @@ const BEHIND_LOCALHOST: u128 = 0xfe80_0000_0000_0000_636f_7800_0000_0000;
 /// The addresses of one Pod in the virtual network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PodAddresses {
-    v4: Ipv4Addr,
+    /// What no other Pod of the node has: its IPv4 address, where it has one.
+    number: Ipv4Addr,
+    v4: Option<Ipv4Addr>,
     /// Where the node has a range for it, and may use it.
     v6: Option<Ipv6Addr>,
 }
 
 impl PodAddresses {
     pub(crate) fn new(v4: Ipv4Addr, v6: Option<Ipv6Addr>) -> Self {
-        Self { v4, v6 }
+        Self {
+            number: v4,
+            v4: Some(v4),
+            v6,
+        }
+    }
+
+    pub(crate) fn ipv6_alone(number: Ipv4Addr, v6: Ipv6Addr) -> Self {
+        Self {
+            number,
+            v4: None,
+            v6: Some(v6),
+        }
     }
 
     pub(crate) fn all(self) -> impl Iterator<Item = IpAddr> {
-        std::iter::once(self.v4.into()).chain(self.v6.map(IpAddr::from))
+        let v4 = self.v4.map(IpAddr::from);
+        v4.into_iter().chain(self.v6.map(IpAddr::from))
     }
 
     /// The one of the same kind as `other`.
@@ -34,15 +49,16 @@ impl PodAddresses {
 
     /// The address by which a policy or a Service knows who talks to `remote`.
     pub(crate) fn towards(self, remote: IpAddr) -> IpAddr {
-        self.like(remote).unwrap_or(self.v4.into())
+        let any = self.like(remote).or_else(|| self.all().next());
+        any.unwrap_or(self.number.into())
     }
 
     /// The loopback address that is this Pod's alone: what a guest of it binds to `localhost` listens there, and no other Pod may
-    /// connect to it. `None`: the Pod has no address of the kind of `like`.
+    /// connect to it. `None`: IPv6 of a Pod without an IPv6 address, for which the node may have made nothing.
     pub(crate) fn private(self, like: IpAddr, port: u16) -> Option<SocketAddr> {
         const BASE: u32 = 0x7fc0_0000;
         const OWN: u32 = 0x003f_ffff;
-        let number = u32::from(self.v4);
+        let number = u32::from(self.number);
         match like {
             IpAddr::V4(_) => {
                 let ip = Ipv4Addr::from(BASE | (number & OWN));

@@ -1,24 +1,31 @@
-//! The ranges of the virtual network, made the node's own: one route for all addresses of each, and nothing per Pod.
+//! The ranges of the virtual network, made the node's own: one route for all addresses of each, one rule by which datagrams leave the
+//! cluster with the node's address, and nothing per Pod.
 //!
 //! IPv4 addresses of the loopback range need nothing. IPv6 has no such range: it takes a route, one for what is behind `::1` in the
 //! Pods, and `ip_nonlocal_bind`, since Linux lets programs bind IPv6 addresses of such a range by that switch alone. Any program may
 //! say the same of its own sockets (`IPV6_FREEBIND`), so the switch gives away nothing. A node that cannot have all this says so
-//! once, and its virtual Pods have IPv4 alone.
+//! once, and its virtual Pods have IPv4 alone. Where Pods are to have IPv6 alone there are none without it.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use parking_lot::Mutex;
 
-use crate::network::{Cidr, Cidr6, Links, behind_localhost};
+use crate::network::{
+    Cidr, Cidr6, Family, Inside, Links, MasqueradeRange, NodeRanges, behind_localhost,
+    ensure_masquerade, remove_masquerade,
+};
 
 const NONLOCAL_BIND: &str = "/proc/sys/net/ipv6/ip_nonlocal_bind";
 
 /// The ranges, and what of them has been made.
 #[derive(Debug)]
 pub(super) struct LocalRanges {
+    /// The addresses of IPv4, or the numbers that IPv6 addresses end in.
     ipv4: Cidr,
+    has_ipv4: bool,
     ipv6: Option<Cidr6>,
+    inside: Inside,
     made: Mutex<Made>,
 }
 
@@ -40,10 +47,12 @@ enum Ipv6 {
 }
 
 impl LocalRanges {
-    pub(super) fn new(ipv4: Cidr, ipv6: Option<Cidr6>) -> Self {
+    pub(super) fn new(ranges: &NodeRanges, inside: Inside) -> Self {
         Self {
-            ipv4,
-            ipv6,
+            ipv4: ranges.local,
+            has_ipv4: !ranges.is_ipv6_alone,
+            ipv6: ranges.ipv6.map(|range| range.part(ranges.local)),
+            inside,
             made: Mutex::default(),
         }
     }
@@ -51,12 +60,13 @@ impl LocalRanges {
     /// Makes the ranges local to the node, once.
     ///
     /// # Errors
-    /// When that fails for IPv4, without which there are no virtual Pods.
+    /// When that fails for the kind of address without which there are no virtual Pods.
     pub(super) fn ensure(&self) -> io::Result<()> {
         let mut made = self.made.lock();
         if !made.ipv4 {
-            if !self.ipv4.base().is_loopback() {
+            if self.is_routed() {
                 Links::open()?.add_local_range(self.ipv4)?;
+                self.masquerade(Family::V4, self.ipv4);
                 tracing::info!(range = %self.ipv4, "Addresses of virtual Pods are local to this node");
             }
             made.ipv4 = true;
@@ -64,9 +74,11 @@ impl LocalRanges {
         if let (Some(range), Ipv6::Unknown) = (self.ipv6, made.ipv6) {
             made.ipv6 = match self.make_ipv6(range) {
                 Ok(()) => {
+                    self.masquerade(Family::V6, range);
                     tracing::info!(%range, "Addresses of virtual Pods are local to this node");
                     Ipv6::Ready
                 }
+                Err(err) if !self.has_ipv4 => return Err(err),
                 Err(err) => {
                     tracing::warn!(error = %err, %range, "Virtual Pods have no IPv6 addresses: this node's runtime cannot make the range local to the node, which takes the right CAP_NET_ADMIN and a kernel with IPv6");
                     Ipv6::Impossible
@@ -89,6 +101,24 @@ impl LocalRanges {
         links.add_local_range(range)
     }
 
+    /// Connections to the outside begin at the node's address by themselves. Sockets for datagrams are bound to the Pod's before
+    /// anybody knows whom they will send to.
+    fn masquerade(&self, family: Family, range: impl Into<MasqueradeRange>) {
+        if let Err(err) = ensure_masquerade(&self.table(), family, range, &self.inside) {
+            tracing::warn!(error = %err, "Datagrams of virtual Pods find no way back from beyond the cluster: nftables has no place for the rule");
+        }
+    }
+
+    /// Several nodes of one machine have ranges of their own.
+    fn table(&self) -> String {
+        format!("coxswain-virtual-{:08x}", u32::from(self.ipv4.base()))
+    }
+
+    /// Whether IPv4 addresses take a route: those of loopback are local by themselves.
+    fn is_routed(&self) -> bool {
+        self.has_ipv4 && !self.ipv4.base().is_loopback()
+    }
+
     /// What is behind `::1` in this node's Pods: several nodes of one machine have ranges of their own.
     fn private(&self) -> Cidr6 {
         behind_localhost().part(self.ipv4)
@@ -103,13 +133,15 @@ impl LocalRanges {
     /// Removes the routes; the switch stays, as others may have come to rely on it.
     pub(super) fn remove(&self) -> io::Result<()> {
         let made = std::mem::take(&mut *self.made.lock());
-        if made.ipv4 && !self.ipv4.base().is_loopback() {
+        if made.ipv4 && self.is_routed() {
             Links::open()?.remove_local_range(self.ipv4)?;
+            remove_masquerade(&self.table(), Family::V4)?;
         }
         if let (Some(range), Ipv6::Ready) = (self.ipv6, made.ipv6) {
             let mut links = Links::open()?;
             links.remove_local_range(range)?;
             links.remove_local_range(self.private())?;
+            remove_masquerade(&self.table(), Family::V6)?;
         }
         Ok(())
     }

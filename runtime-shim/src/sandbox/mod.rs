@@ -104,6 +104,9 @@ pub(crate) struct Record {
     /// Whether that is the first one.
     #[serde(default)]
     pub(crate) ip6_first: bool,
+    /// Whether that is the only one: `ip` is then a number that nobody is told.
+    #[serde(default)]
+    pub(crate) ip6_alone: bool,
     pub(crate) attachment: Attachment,
     /// The addresses that CNI plugins gave.
     cni_ips: Vec<IpAddr>,
@@ -149,6 +152,7 @@ impl Record {
     /// The Pod's addresses, the first one first.
     pub(crate) fn ips(&self) -> Vec<IpAddr> {
         match self.ip {
+            Some(_) if self.ip6_alone => self.ip6.into_iter().map(IpAddr::from).collect(),
             Some(ip) => {
                 let mut ips: Vec<IpAddr> = std::iter::once(ip.into())
                     .chain(self.ip6.map(IpAddr::from))

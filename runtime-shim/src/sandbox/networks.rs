@@ -10,7 +10,8 @@ use super::local::LocalRanges;
 use super::plan::Ability;
 use super::{Attachment, Record};
 use crate::config::{Config, NetnsUse};
-use crate::network::{AddressPool, BridgeNetwork, Cidr, Cidr6, CidrError, cni};
+use crate::network::{AddressPool, BridgeNetwork, Cidr, Cidr6, Inside, NodeRanges, cni};
+use crate::server::RunError;
 
 /// Bits of `CapEff` in `/proc/self/status`.
 const CAP_NET_ADMIN: u64 = 1 << 12;
@@ -29,21 +30,17 @@ pub(crate) struct Networks {
 }
 
 impl Networks {
-    pub(crate) fn open(
-        config: &Config,
-        ipv6: Option<Cidr6>,
-        cluster: (&[Cidr], &[Cidr6]),
-    ) -> Result<Self, CidrError> {
-        let (local, bridge) = ranges(config)?;
-        Ok(Self {
+    pub(crate) fn open(config: &Config, ranges: &NodeRanges, cluster: (&[Cidr], &[Cidr6])) -> Self {
+        let inside = Inside::new(ranges, cluster);
+        Self {
             ability: ability(config),
-            bridge: BridgeNetwork::new(&config.network.bridge, bridge, ipv6, cluster),
+            bridge: BridgeNetwork::new(&config.network.bridge, ranges, inside.clone()),
             pause_command: config.pause_command.clone(),
             cni_bin_dirs: config.network.cni_bin_dirs.clone(),
             cni_conf_dir: config.network.cni_conf_dir.clone(),
-            local: LocalRanges::new(local, ipv6.map(|range| range.part(local))),
-            addresses: AddressPool::new(local),
-        })
+            local: LocalRanges::new(ranges, inside),
+            addresses: AddressPool::new(ranges.local),
+        }
     }
 
     /// The CNI network that connects Pods, where one is configured. Read each time: configurations come and change under way.
@@ -51,7 +48,7 @@ impl Networks {
         cni::load(&self.cni_conf_dir)
     }
 
-    /// An address of the virtual network.
+    /// An address of the virtual network, or the number that an IPv6 address ends in.
     pub(super) fn take_virtual(&self) -> io::Result<Option<Ipv4Addr>> {
         self.local.ensure()?;
         Ok(self.addresses.take())
@@ -60,6 +57,11 @@ impl Networks {
     /// The second address of the virtual Pod with the address `ip`.
     pub(super) fn virtual_ipv6(&self, ip: Ipv4Addr) -> Option<Ipv6Addr> {
         self.local.ipv6(ip)
+    }
+
+    /// Whether Pods have IPv6 addresses alone.
+    pub(super) fn is_ipv6_alone(&self) -> bool {
+        !self.bridge.has_ipv4()
     }
 
     /// Takes the address of a recovered sandbox again; false when it is no longer this node's to give.
@@ -98,7 +100,7 @@ impl Networks {
                 serde_json::json!({"default": "cni", "name": list.name()})
             }
             (Ability::Namespaces, Ok(None)) => {
-                serde_json::json!({"default": "bridge", "range": self.bridge.range().to_string()})
+                serde_json::json!({"default": "bridge", "range": self.bridge.range()})
             }
             (Ability::Namespaces, Err(err)) => {
                 serde_json::json!({"default": "cni", "error": err.to_string()})
@@ -123,13 +125,23 @@ impl Networks {
     }
 }
 
-/// The range of virtual Pods and the range behind the bridge.
-pub(crate) fn ranges(config: &Config) -> Result<(Cidr, Cidr), CidrError> {
+/// The ranges of virtual Pods and of those behind the bridge.
+pub(crate) fn ranges(config: &Config) -> Result<NodeRanges, RunError> {
+    if config.pod_cidr.contains(':') {
+        return Ok(NodeRanges::ipv6_alone(config.pod_cidr.parse()?));
+    }
     let (local, bridge) = config.pod_cidr.parse::<Cidr>()?.split();
-    Ok(match &config.network.bridge_cidr {
+    let (local, bridge) = match &config.network.bridge_cidr {
         // The whole range stays local then.
         Some(text) => (config.pod_cidr.parse()?, text.parse()?),
         None => (local, bridge),
+    };
+    let ipv6 = config.pod_cidr_v6.as_deref();
+    Ok(NodeRanges {
+        local,
+        bridge,
+        ipv6: ipv6.map(str::parse::<Cidr6>).transpose()?,
+        is_ipv6_alone: false,
     })
 }
 

@@ -105,6 +105,7 @@ impl Shim {
             ip: None,
             ip6: None,
             ip6_first: self.config.ipv6_first,
+            ip6_alone: self.networks.is_ipv6_alone(),
             attachment: Attachment::Host,
             cni_ips: Vec::new(),
             namespaces: None,
@@ -319,9 +320,10 @@ impl Shim {
                 }
                 Place::Netns(Netns::at(path))
             }
-            (None, Attachment::Virtual, Some(ip)) => {
-                Place::Virtual(PodAddresses::new(ip, record.ip6))
-            }
+            (None, Attachment::Virtual, Some(ip)) => Place::Virtual(match record.ip6 {
+                Some(ip6) if record.ip6_alone => PodAddresses::ipv6_alone(ip, ip6),
+                ip6 => PodAddresses::new(ip, ip6),
+            }),
             (None, ..) => Place::Host,
         };
         let resolver = Resolver::new(&dns, &config.hostname, &record.ips());

@@ -105,7 +105,9 @@ impl Network {
         ];
         ip(&pair);
         on(switch, &format!("link set {port} master br0 up")).ok();
-        on(self, &format!("address add {address} dev eth0")).ok();
+        // IPv6 addresses are looked for on the link for a second, in which nobody may listen there.
+        let now = if address.contains(':') { " nodad" } else { "" };
+        on(self, &format!("address add {address} dev eth0{now}")).ok();
         on(self, "link set eth0 up").ok();
     }
 
@@ -232,14 +234,28 @@ impl MixedCluster {
     /// When something does not start.
     #[must_use]
     pub fn start_with(test: &str, cox: &str, components: &[&str], flags: &[&str]) -> Option<Self> {
+        Self::start_in(test, cox, components, flags, Network::new)
+    }
+
+    /// The same in a network that `network` makes, where one can be made.
+    ///
+    /// # Panics
+    /// When something does not start.
+    #[must_use]
+    pub fn start_in(
+        test: &str,
+        cox: &str,
+        components: &[&str],
+        flags: &[&str],
+        network: impl FnOnce() -> Network,
+    ) -> Option<Self> {
         if !can_run_containers(test) {
             return None;
         }
         let containerd = Containerd::start();
         let socket = containerd.socket().display().to_string();
         let usual = ["--no-follow", "--containerd-socket", &socket];
-        let mut cluster =
-            Cluster::prepare(cox, &[&usual, flags].concat()).in_network(Network::new());
+        let mut cluster = Cluster::prepare(cox, &[&usual, flags].concat()).in_network(network());
         cluster.start();
         let busybox = cluster.scratch().join("busybox.tar");
         save_busybox(&busybox, "docker.io/library/busybox:latest");

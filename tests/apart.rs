@@ -6,47 +6,19 @@
     reason = "tests are tables and stories, and fail by panicking"
 )]
 
-use std::fs::File;
-use std::process::{Child, Stdio};
-
 use cox_testkit::cluster::signal;
-use cox_testkit::{Cluster, Output, eventually};
+use cox_testkit::{Cluster, Output};
 
 const COX: &str = env!("CARGO_BIN_EXE_cox");
-
-/// A process that is killed when the test is over.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
-}
 
 #[test]
 fn a_node_apart_from_its_control_plane_runs_pods() {
     let (server, agent) = (Cluster::prepare(COX, &[]), Cluster::prepare(COX, &[]));
-    let start = |cluster: &Cluster, subcommand: &str, args: &[&str]| {
-        let log = File::create(cluster.scratch().join("out")).unwrap();
-        let mut command = cluster.command(subcommand);
-        Killed(
-            command
-                .args(args)
-                .stdin(Stdio::null())
-                .stdout(log.try_clone().unwrap())
-                .stderr(log)
-                .spawn()
-                .unwrap(),
-        )
-    };
-    let mut control_plane = start(&server, "server", &["--port", "0"]);
-    ready(&server);
+    let mut control_plane = server.part("server", &["--port", "0"]);
     let credentials = Output::of(server.command("kubeconfig").args(["--node", "edge-1"])).ok();
     let file = agent.scratch().join("node.kubeconfig");
     std::fs::write(&file, credentials).unwrap();
-    let mut node = start(
-        &agent,
+    let mut node = agent.part(
         "agent",
         &[
             "--kubeconfig",
@@ -60,7 +32,6 @@ fn a_node_apart_from_its_control_plane_runs_pods() {
             "/nonexistent/containerd.sock",
         ],
     );
-    ready(&agent);
     server.wait("condition=Ready", "node/edge-1");
 
     let loaded = Output::of(agent.command("image load").arg("examples/hello/hello.wasm")).ok();
@@ -98,18 +69,7 @@ fn a_node_apart_from_its_control_plane_runs_pods() {
     assert!(refused.contains("orbidden"), "{refused}");
 
     for process in [&mut node, &mut control_plane] {
-        signal(process.0.id(), "INT");
-        assert!(process.0.wait().unwrap().success());
+        signal(process.id(), "INT");
+        assert!(process.wait().unwrap().success());
     }
-}
-
-fn ready(cluster: &Cluster) {
-    eventually("the process to be ready", || {
-        let printed = cluster.printed();
-        if printed.contains(" is ready") {
-            Ok(())
-        } else {
-            Err(printed)
-        }
-    });
 }

@@ -8,10 +8,10 @@
 )]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use cox_testkit::linux::MixedCluster;
-use cox_testkit::{Cluster, Output, eventually, http};
+use cox_testkit::{Cluster, Output, Process, eventually, http};
 
 const COX: &str = env!("CARGO_BIN_EXE_cox");
 /// The copying guest of the shim's own tests.
@@ -90,16 +90,6 @@ fn talk(mut command: Command, stdin: &[u8]) -> (i32, Vec<u8>, String) {
         output.stdout,
         String::from_utf8_lossy(&output.stderr).into_owned(),
     )
-}
-
-/// Ends a child whatever the test does.
-struct Ends(Child);
-
-impl Drop for Ends {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
 }
 
 #[test]
@@ -224,14 +214,14 @@ fn forwards_ports(cluster: &Cluster, protocol: &str, websockets: &str) {
         websockets,
         &["port-forward", "deployment/http", ":8080"],
     );
-    let mut child = Ends(
+    let mut child = Process::killed(
         command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap(),
     );
-    let mut lines = BufReader::new(child.0.stdout.take().unwrap());
+    let mut lines = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
     lines.read_line(&mut line).unwrap();
     let port = line
@@ -381,9 +371,9 @@ fn streams_of_a_linux_container() {
         assert!(std::fs::read(back.join("large")).unwrap() == large);
         let mut forward = kubectl(cluster, websockets, &["port-forward", "pod/web", ":8080"]);
         let child = forward.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = Ends(child.spawn().unwrap());
+        let mut child = Process::killed(child.spawn().unwrap());
         // Kept open: kubectl writes a line for each connection, and ends when nobody reads it.
-        let mut lines = BufReader::new(child.0.stdout.take().unwrap());
+        let mut lines = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         lines.read_line(&mut line).unwrap();
         let port = line.split(" -> ").next().unwrap_or_default();
@@ -428,23 +418,16 @@ fn clients_that_are_killed_leave_nothing_behind() {
             websockets,
             &["exec", "-i", "copy", "--", "copy", "x"],
         );
-        let mut child = Ends(
+        let mut child = Process::killed(
             command
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .spawn()
                 .unwrap(),
         );
-        child
-            .0
-            .stdin
-            .as_mut()
-            .unwrap()
-            .write_all(b"ready?")
-            .unwrap();
+        child.stdin.as_mut().unwrap().write_all(b"ready?").unwrap();
         let mut seen = [0; 6];
         child
-            .0
             .stdout
             .as_mut()
             .unwrap()
@@ -455,7 +438,7 @@ fn clients_that_are_killed_leave_nothing_behind() {
     };
     drop(exec("true"));
     let before = threads_and_files();
-    let clients: Vec<Ends> = (0..10).map(|n| exec(PROTOCOLS[n % 2].1)).collect();
+    let clients: Vec<Process> = (0..10).map(|n| exec(PROTOCOLS[n % 2].1)).collect();
     assert!(threads_and_files() >= before + 10);
     drop(clients);
     eventually("their connections to be closed", || {

@@ -6,10 +6,10 @@
 )]
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use cox_testkit::linux::{Network, can_make_networks};
-use cox_testkit::{Cluster, Output, eventually};
+use cox_testkit::{Cluster, Output, Process, eventually};
 use serde_json::Value;
 
 const COX: &str = env!("CARGO_BIN_EXE_cox");
@@ -591,16 +591,6 @@ class Answer(http.server.BaseHTTPRequestHandler):
 http.server.HTTPServer(("", 8000), Answer).serve_forever()
 "#;
 
-/// Ends with the test.
-struct Ended(std::process::Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        cox_testkit::cluster::signal(self.0.id(), "TERM");
-        self.0.wait().ok();
-    }
-}
-
 #[test]
 fn mere_names_lead_to_services_and_out_of_the_cluster() {
     let test = "mere_names_lead_to_services_and_out_of_the_cluster";
@@ -613,7 +603,7 @@ fn mere_names_lead_to_services_and_out_of_the_cluster() {
     let mut address = cluster.inside(Path::new("ip"));
     Output::of(address.args(["address", "add", "192.0.2.7/32", "dev", "lo"])).ok();
     let mut server = cluster.inside(Path::new("python3"));
-    let _server = Ended(server.args(["-c", ELSEWHERE]).spawn().unwrap());
+    let _server = Process::interrupted(server.args(["-c", ELSEWHERE]).spawn().unwrap());
     gateway_api_is_served(&cluster);
     cluster.apply(NAMES).ok();
     let port = ports(&cluster, "names", 1)[0];
@@ -667,23 +657,6 @@ spec:
   - backendRefs: [{name: http, port: 80}]
 "#;
 
-/// A part of the program beside `cox up`, once it is ready; ends with the test.
-fn start(cluster: &Cluster, subcommand: &str, args: &[&str]) -> Ended {
-    let log = std::fs::File::create(cluster.scratch().join("out")).unwrap();
-    let mut command = cluster.command(subcommand);
-    let command = command.args(args).stdin(Stdio::null());
-    let child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn();
-    let process = Ended(child.unwrap());
-    eventually("the process to be ready", || {
-        let printed = cluster.printed();
-        match printed.contains(" is ready") {
-            true => Ok(()),
-            false => Err(printed),
-        }
-    });
-    process
-}
-
 #[test]
 fn joined_nodes_take_requests_too() {
     if !can_make_networks("joined_nodes_take_requests_too") {
@@ -698,7 +671,7 @@ fn joined_nodes_take_requests_too() {
     let server = machine("192.0.2.1/24");
     let nodes = [("a", "192.0.2.11"), ("b", "192.0.2.12")];
     let agents = nodes.map(|(_, ip)| machine(&format!("{ip}/24")));
-    let _control_plane = start(&server, "server", &["--port", "0", "--bind", "192.0.2.1"]);
+    let _control_plane = server.part("server", &["--port", "0", "--bind", "192.0.2.1"]);
     let line = Output::of(&mut server.command("token")).ok();
     let joining: Vec<&str> = line.split_whitespace().skip(2).collect();
     let mut running = Vec::new();
@@ -712,11 +685,7 @@ fn joined_nodes_take_requests_too() {
             "gateway-api",
         ];
         let alone = ["--containerd-socket", "/nonexistent/c.sock"];
-        running.push(start(
-            agent,
-            "agent",
-            &[&joining[..], &own, &alone].concat(),
-        ));
+        running.push(agent.part("agent", &[&joining[..], &own, &alone].concat()));
         server.wait("condition=Ready", &format!("node/{name}"));
         Output::of(agent.command("image load").arg("examples/http/http.wasm")).ok();
     }
@@ -825,7 +794,7 @@ fn a_gateway_elsewhere_asks_at_the_door_of_one_that_sleeps() {
     let joining: Vec<&str> = line.split_whitespace().skip(2).collect();
     let own = ["--node-name=a", "--node-ip=192.0.2.11", "--enable=ingress"];
     let alone = ["--containerd-socket", "/nonexistent/c.sock"];
-    let running = start(&agent, "agent", &[&joining[..], &own, &alone].concat());
+    let running = agent.part("agent", &[&joining[..], &own, &alone].concat());
     // The Pod that is woken may run on either node.
     Output::of(agent.command("image load").arg("examples/http/http.wasm")).ok();
     let everything = "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: {name: all}\n\
@@ -864,7 +833,7 @@ fn a_gateway_elsewhere_asks_at_the_door_of_one_that_sleeps() {
     let labels = || up.json(&["get", "node", "a"])["metadata"]["labels"].clone();
     assert_eq!(labels()["coxswain.dev/gateway"], "true");
     drop(running);
-    let _running = start(&agent, "agent", &[&own[..2], &alone].concat());
+    let _running = agent.part("agent", &[&own[..2], &alone].concat());
     eventually("the node's mark to be gone, and its address", || {
         let shown = up.json(&["get", "ingress", "all"])["status"]["loadBalancer"].clone();
         let marked = !labels()["coxswain.dev/gateway"].is_null();

@@ -7,14 +7,13 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 
 use cox_testkit::linux::{MixedCluster, Network};
-use cox_testkit::{Cluster, Output, eventually};
+use cox_testkit::sockets::{SOCKETS, once, server};
+use cox_testkit::{Output, Process, eventually};
 
 const COX: &str = env!("CARGO_BIN_EXE_cox");
-/// `serve ADDRESS PORT` says who asked and where; `get6 HOST PORT` prints such an answer; `echo` and `send6` do the same over UDP.
-const SOCKETS: &str = "runtime-shim/tests/guests/sockets/sockets.wasm";
 
 /// Says over TCP and over UDP who asks.
 const OUTSIDE: &str = r#"
@@ -34,20 +33,10 @@ while True:
     stream.close()
 "#;
 
-/// What is killed when the test is over.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
-}
-
 /// A machine beside the node, which knows no way to its Pods.
 struct Outside {
     network: Network,
-    _server: Killed,
+    _server: Process,
 }
 
 impl Outside {
@@ -62,7 +51,7 @@ impl Outside {
         assert_eq!(said, "up\n");
         Self {
             network,
-            _server: Killed(server),
+            _server: Process::killed(server),
         }
     }
 
@@ -76,40 +65,6 @@ impl Outside {
 
 fn said(output: Output) -> String {
     format!("{}{}", output.stdout, output.stderr)
-}
-
-/// A Deployment of the guest, and a Service of the same name in front of it.
-fn server(name: &str, args: &str, port: &str, more: &str) -> String {
-    format!(
-        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}}}\nspec:\n  replicas: 2\n  \
-         selector: {{matchLabels: {{app: {name}}}}}\n  template:\n    metadata: {{labels: {{app: {name}}}}}\n    \
-         spec:\n      runtimeClassName: wasm\n      terminationGracePeriodSeconds: 0\n      containers:\n      \
-         - {{name: c, image: 'cox.local/sockets:latest', imagePullPolicy: IfNotPresent, args: {args}}}\n\
-         ---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  selector: {{app: {name}}}\n  \
-         ports: [{port}]\n{more}\n"
-    )
-}
-
-/// Runs the guest once as a Pod; answers what it printed.
-fn once(cluster: &Cluster, args: &str) -> String {
-    cluster
-        .apply(&format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{name: client}}\nspec:\n  runtimeClassName: wasm\n  restartPolicy: Never\n  \
-             containers:\n  - {{name: c, image: 'cox.local/sockets:latest', imagePullPolicy: IfNotPresent, args: {args}}}\n"
-        ))
-        .ok();
-    eventually("the client to end", || {
-        let pod = cluster.json(&["get", "pod", "client"]);
-        match pod["status"]["phase"].as_str() {
-            Some("Succeeded" | "Failed") => Ok(()),
-            phase => Err(format!("{phase:?}")),
-        }
-    });
-    let log = cluster.kubectl(&["logs", "client"]).ok();
-    cluster
-        .kubectl(&["delete", "pod", "client", "--force", "--grace-period=0"])
-        .ok();
-    log.trim().to_owned()
 }
 
 #[track_caller]
@@ -233,7 +188,9 @@ fn everything_works(test: &str, mode: &str) {
         let mut command = cluster.inside(Path::new("/bin/busybox"));
         said(Output::of(command.args(["nc", "-w", "5", target, port])))
     };
-    let wasm = |target: &str, port: &str| once(cluster, &format!("[get6, '{target}', '{port}']"));
+    let wasm = |target: &str, port: &str| {
+        once(cluster, "client", &format!("[get6, '{target}', '{port}']"))
+    };
     for (who, ask) in [
         ("a Linux Pod", &linux as &dyn Fn(&str, &str) -> String),
         ("the node", &on_node),
@@ -271,13 +228,8 @@ fn everything_works(test: &str, mode: &str) {
     });
 
     // Names, from the cluster's DNS at its well-known address.
-    let (dns, _) = {
-        let service = cluster.json(&["get", "service", "kube-dns", "-n", "kube-system"]);
-        (
-            service["spec"]["clusterIP"].as_str().unwrap().to_owned(),
-            (),
-        )
-    };
+    let service = cluster.json(&["get", "service", "kube-dns", "-n", "kube-system"]);
+    let dns = service["spec"]["clusterIP"].as_str().unwrap().to_owned();
     assert_eq!(dns, "fd96::a");
     eventually("names in a Linux Pod", || {
         let said = in_shell(&["nslookup", "web.default.svc.cluster.local"]);
@@ -291,7 +243,7 @@ fn everything_works(test: &str, mode: &str) {
         reached("a Wasm Pod by name", "from [fd64:7::", &|| wasm(name, "80"));
     }
     reached("datagrams by name", "ping from [fd64:7::", &|| {
-        once(cluster, "[send6, echo, '7']")
+        once(cluster, "client", "[send6, echo, '7']")
     });
     eventually("the API server by its Service", || {
         let url = "https://kubernetes.default/livez";
@@ -312,7 +264,7 @@ fn everything_works(test: &str, mode: &str) {
         wasm("fd01::9", "7777")
     });
     reached("datagrams to outside", "seen fd01::1", &|| {
-        once(cluster, "[send6, 'fd01::9', '7777']")
+        once(cluster, "client", "[send6, 'fd01::9', '7777']")
     });
 
     // Friends only.

@@ -6,42 +6,12 @@
     reason = "tests are stories, and fail by panicking"
 )]
 
-use std::fs::File;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use cox_testkit::cluster::signal;
 use cox_testkit::{Cluster, Output, eventually};
 
 const COX: &str = env!("CARGO_BIN_EXE_cox");
-
-/// A process that is killed when the test is over.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
-}
-
-fn start(cluster: &Cluster, subcommand: &str, args: &[&str]) -> Killed {
-    let log = File::create(cluster.scratch().join("out")).unwrap();
-    let mut command = cluster.command(subcommand);
-    let command = command.args(args).stdin(Stdio::null());
-    let child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn();
-    Killed(child.unwrap())
-}
-
-fn ready(cluster: &Cluster) {
-    eventually("the process to be ready", || {
-        let printed = cluster.printed();
-        if printed.contains(" is ready") {
-            Ok(())
-        } else {
-            Err(printed)
-        }
-    });
-}
 
 /// Flags that keep the test off the machine's own containerd.
 const NODE: [&str; 6] = [
@@ -56,8 +26,7 @@ const NODE: [&str; 6] = [
 #[test]
 fn a_node_joins_with_a_token_and_serves_with_a_certificate_of_its_own() {
     let (server, agent) = (Cluster::prepare(COX, &[]), Cluster::prepare(COX, &[]));
-    let _control_plane = start(&server, "server", &["--port", "0"]);
-    ready(&server);
+    let _control_plane = server.part("server", &["--port", "0"]);
     let line = Output::of(&mut server.command("token")).ok();
     let words: Vec<&str> = line.split_whitespace().collect();
     let ["cox", "agent", rest @ ..] = words.as_slice() else {
@@ -76,8 +45,7 @@ fn a_node_joins_with_a_token_and_serves_with_a_certificate_of_its_own() {
     assert!(refused.contains("not of the cluster"), "{refused}");
 
     let args: Vec<&str> = rest.iter().copied().chain(NODE).collect();
-    let mut node = start(&agent, "agent", &args);
-    ready(&agent);
+    let mut node = agent.part("agent", &args);
     server.wait("condition=Ready", "node/edge-2");
     let requests = server.kubectl(&["get", "csr"]).ok();
     assert!(
@@ -103,13 +71,12 @@ fn a_node_joins_with_a_token_and_serves_with_a_certificate_of_its_own() {
     assert!(serving.contains("kubelet-serving"), "{serving}");
 
     // The next start needs no token: the node has credentials.
-    signal(node.0.id(), "INT");
-    assert!(node.0.wait().unwrap().success());
-    let mut node = start(&agent, "agent", &NODE);
-    ready(&agent);
+    signal(node.id(), "INT");
+    assert!(node.wait().unwrap().success());
+    let mut node = agent.part("agent", &NODE);
     server.wait("condition=Ready", "node/edge-2");
-    signal(node.0.id(), "INT");
-    assert!(node.0.wait().unwrap().success());
+    signal(node.id(), "INT");
+    assert!(node.wait().unwrap().success());
 }
 
 /// A Pod that appends to a file of a claimed volume, and has a claim of its own.
@@ -171,13 +138,11 @@ fn a_node_that_lost_its_power_writes_to_its_claims_again_without_a_control_plane
         "/nonexistent/containerd.sock",
     ];
     let (server, agent) = (Cluster::prepare(COX, &[]), Cluster::prepare(COX, &[]));
-    let mut control_plane = start(&server, "server", &["--port", "0"]);
-    ready(&server);
+    let mut control_plane = server.part("server", &["--port", "0"]);
     let line = Output::of(&mut server.command("token")).ok();
     let words: Vec<&str> = line.split_whitespace().collect();
     let args: Vec<&str> = words[2..].iter().copied().chain(node).collect();
-    let mut process = start(&agent, "agent", &args);
-    ready(&agent);
+    let mut process = agent.part("agent", &args);
     Output::of(agent.command("image load").arg("examples/files/files.wasm")).ok();
     let folder = agent.scratch().join("lines");
     std::fs::create_dir(&folder).unwrap();
@@ -209,17 +174,17 @@ fn a_node_that_lost_its_power_writes_to_its_claims_again_without_a_control_plane
 
     // Power and control plane are gone, and with them what lay in memory.
     let runtime = agent.shim_pid().unwrap();
-    process.0.kill().unwrap();
-    process.0.wait().unwrap();
+    process.kill().unwrap();
+    process.wait().unwrap();
     signal(runtime, "KILL");
-    control_plane.0.kill().unwrap();
-    control_plane.0.wait().unwrap();
+    control_plane.kill().unwrap();
+    control_plane.wait().unwrap();
     let memory = agent.data_dir().join("kubelet/memory");
     // Without root nothing is mounted.
     Command::new("umount").arg("-l").arg(&memory).output().ok();
     std::fs::remove_dir_all(agent.state_dir()).unwrap();
 
-    let _process = start(&agent, "agent", &node);
+    let _process = agent.part("agent", &node);
     eventually("the writer to write again", || match starts() {
         2 => Ok(()),
         other => Err((other, agent.printed())),
@@ -228,8 +193,7 @@ fn a_node_that_lost_its_power_writes_to_its_claims_again_without_a_control_plane
     // The control plane is back at its place: it hears of the new container, and nothing is started again. What was kept may be of
     // ten seconds before, when the first container was still to come: how often it was restarted is not to be had.
     let port = words[3].rsplit_once(':').unwrap().1;
-    let _control_plane = start(&server, "server", &["--port", port]);
-    ready(&server);
+    let _control_plane = server.part("server", &["--port", port]);
     eventually("the new container to be told", || {
         let status = &server.json(&["get", "pod", "writer"])["status"];
         let container = &status["containerStatuses"][0];

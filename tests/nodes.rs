@@ -5,44 +5,14 @@
     reason = "tests are stories, and fail by panicking"
 )]
 
-use std::fs::File;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Stdio};
 
 use cox_testkit::linux::{Network, can_make_networks};
+use cox_testkit::sockets::SOCKETS;
 use cox_testkit::{Cluster, Output, eventually};
 
 const COX: &str = env!("CARGO_BIN_EXE_cox");
-/// `serve PORT` says who asked and where; `get HOST PORT` prints such an answer.
-const SOCKETS: &str = "runtime-shim/tests/guests/sockets/sockets.wasm";
-
-/// A process that is told to end when the test is over.
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        cox_testkit::cluster::signal(self.0.id(), "INT");
-        self.0.wait().ok();
-    }
-}
-
-fn start(cluster: &Cluster, subcommand: &str, args: &[&str]) -> Ended {
-    let log = File::create(cluster.scratch().join("out")).unwrap();
-    let mut command = cluster.command(subcommand);
-    let command = command.args(args).stdin(Stdio::null());
-    let child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn();
-    let process = Ended(child.unwrap());
-    eventually("the process to be ready", || {
-        let printed = cluster.printed();
-        if printed.contains(" is ready") {
-            Ok(())
-        } else {
-            Err(printed)
-        }
-    });
-    process
-}
 
 /// A control plane and two nodes on one link.
 struct Link {
@@ -113,7 +83,7 @@ fn reach_each_other(test: &str, link: &Link) {
     let server = cluster(link.server);
     let agents = link.nodes.map(|(_, ip)| cluster(ip));
     let flags = ["--port", "0", "--bind", link.server];
-    let _control_plane = start(&server, "server", &[&flags, link.flags[0]].concat());
+    let _control_plane = server.part("server", &[&flags, link.flags[0]].concat());
     let line = Output::of(&mut server.command("token")).ok();
     let joining: Vec<&str> = line.split_whitespace().skip(2).collect();
     let mut running = Vec::new();
@@ -127,7 +97,7 @@ fn reach_each_other(test: &str, link: &Link) {
             "/nonexistent/c.sock",
         ];
         let args = [&joining[..], &own, link.flags[1]].concat();
-        running.push(start(agent, "agent", &args));
+        running.push(agent.part("agent", &args));
         server.wait("condition=Ready", &format!("node/{name}"));
         Output::of(agent.command("image load").arg(SOCKETS)).ok();
     }

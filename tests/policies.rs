@@ -5,11 +5,10 @@
 )]
 
 use cox_testkit::linux::MixedCluster;
+use cox_testkit::sockets::SOCKETS;
 use cox_testkit::{Cluster, Output, eventually};
 
 const COX: &str = env!("CARGO_BIN_EXE_cox");
-/// `serve PORT` says who asked and where; `get HOST PORT` prints such an answer.
-const SOCKETS: &str = "runtime-shim/tests/guests/sockets/sockets.wasm";
 
 const LINUX_SERVER: &str = "{name: c, image: busybox, imagePullPolicy: IfNotPresent, \
      command: [nc, -ll, -p, '8080', -e, /bin/echo, 'from linux']}";

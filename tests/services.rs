@@ -12,53 +12,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use cox_testkit::linux::MixedCluster;
+use cox_testkit::sockets::{SOCKETS, once, server};
 use cox_testkit::{Cluster, Output, eventually};
 
 const COX: &str = env!("CARGO_BIN_EXE_cox");
-/// `serve PORT` says who asked and where; `get HOST PORT` prints such an answer; `echo` and `send` do the same over UDP.
-const SOCKETS: &str = "runtime-shim/tests/guests/sockets/sockets.wasm";
-
-/// A Deployment of the guest, and a Service of the same name in front of it.
-fn server(name: &str, args: &str, port: &str, service: &str) -> String {
-    format!(
-        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}}}\nspec:\n  replicas: 2\n  \
-         selector: {{matchLabels: {{app: {name}}}}}\n  template:\n    metadata: {{labels: {{app: {name}}}}}\n    \
-         spec:\n      runtimeClassName: wasm\n      terminationGracePeriodSeconds: 0\n      containers:\n      \
-         - {{name: c, image: 'cox.local/sockets:latest', imagePullPolicy: IfNotPresent, args: {args}}}\n\
-         ---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  selector: {{app: {name}}}\n  \
-         ports: [{port}]\n{service}\n"
-    )
-}
-
-/// Runs the guest once as a Pod; answers what it printed.
-fn once(cluster: &Cluster, name: &str, args: &str) -> String {
-    cluster
-        .apply(&format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  runtimeClassName: wasm\n  restartPolicy: Never\n  \
-             containers:\n  - {{name: c, image: 'cox.local/sockets:latest', imagePullPolicy: IfNotPresent, args: {args}}}\n"
-        ))
-        .ok();
-    let phase = || {
-        let pod = cluster.json(&["get", "pod", name]);
-        pod["status"]["phase"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned()
-    };
-    eventually("the client to end", || {
-        let phase = phase();
-        if phase == "Succeeded" || phase == "Failed" {
-            Ok(())
-        } else {
-            Err(phase)
-        }
-    });
-    let log = cluster.kubectl(&["logs", name]).ok();
-    cluster
-        .kubectl(&["delete", "pod", name, "--force", "--grace-period=0"])
-        .ok();
-    log.trim().to_owned()
-}
 
 /// What the server at `addr` says.
 fn ask(addr: &str) -> std::io::Result<String> {

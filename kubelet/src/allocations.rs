@@ -1,5 +1,5 @@
-//! What the Pods of the node hold of it until they are over: ports of the host, and of its resources what each was given when it was admitted or resized, which is less than its
-//! spec asks for while a resize waits for room.
+//! What the Pods of the node hold of it until they are over: ports of the host, and of its resources what each was given when it
+//! was admitted or resized, which is less than its spec asks for while a resize waits for room.
 //!
 //! Resizes that wait are granted when room comes, in upstream's order: those that ask for no more than the Pod holds, then by
 //! priority, by class of service (the guaranteed first), by how long they have waited.

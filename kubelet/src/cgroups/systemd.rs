@@ -15,9 +15,6 @@ use std::sync::{Mutex, MutexGuard};
 /// Where systemd keeps properties that were set for the time until the next boot.
 const CONTROL: &str = "/run/systemd/system.control";
 
-/// Stands among the properties of a slice that was started.
-const STARTED: &str = "";
-
 /// The slice of a place in the tree: `kubepods/burstable/podUID` is `kubepods-burstable-podUID.slice`, in which a dash would mean
 /// another level.
 pub(super) fn slice(place: &str) -> String {
@@ -64,13 +61,20 @@ pub(super) fn share(shares: i64, is_unified: bool) -> String {
     }
 }
 
+/// What systemd was told of a slice.
+#[derive(Debug, Default)]
+struct Told {
+    is_started: bool,
+    /// By name.
+    properties: HashMap<String, String>,
+}
+
 /// The slices of one kubelet.
 #[derive(Debug)]
 pub(super) struct Systemd {
     systemctl: PathBuf,
     is_unified: bool,
-    /// What was told of each slice, by the property.
-    told: Mutex<HashMap<String, HashMap<String, String>>>,
+    told: Mutex<HashMap<String, Told>>,
 }
 
 impl Systemd {
@@ -82,7 +86,7 @@ impl Systemd {
         }
     }
 
-    fn told(&self) -> MutexGuard<'_, HashMap<String, HashMap<String, String>>> {
+    fn told(&self) -> MutexGuard<'_, HashMap<String, Told>> {
         self.told
             .lock()
             .expect("no panic happens while this lock is held")
@@ -96,18 +100,11 @@ impl Systemd {
     /// Makes a slice, and those above it.
     pub(super) fn start(&self, place: &str) -> io::Result<()> {
         let slice = slice(place);
-        if self
-            .told()
-            .entry(slice.clone())
-            .or_default()
-            .contains_key(STARTED)
-        {
+        if self.told().get(&slice).is_some_and(|told| told.is_started) {
             return Ok(());
         }
         self.run(&["start", &slice])?;
-        let mut told = self.told();
-        let told = told.entry(slice).or_default();
-        told.insert(STARTED.to_owned(), String::new());
+        self.told().entry(slice).or_default().is_started = true;
         Ok(())
     }
 
@@ -128,29 +125,28 @@ impl Systemd {
 
     fn tell(&self, place: &str, properties: &[String]) -> io::Result<()> {
         let slice = slice(place);
-        let known = self.told().get(&slice).cloned().unwrap_or_default();
-        let pairs = properties
-            .iter()
-            .filter_map(|property| property.split_once('='));
-        let news: Vec<(&str, &str)> = pairs
-            .filter(|(name, value)| known.get(*name).map(String::as_str) != Some(*value))
-            .collect();
+        let mut news = properties.to_vec();
+        if let Some(told) = self.told().get(&slice) {
+            news.retain(|property| {
+                let pair = property.split_once('=');
+                pair.is_none_or(|(name, value)| {
+                    told.properties.get(name).is_none_or(|known| known != value)
+                })
+            });
+        }
         if news.is_empty() {
             return Ok(());
         }
-        let texts: Vec<String> = news
-            .iter()
-            .map(|(name, value)| format!("{name}={value}"))
-            .collect();
         let mut call = vec!["set-property", "--runtime", &slice];
-        call.extend(texts.iter().map(String::as_str));
+        call.extend(news.iter().map(String::as_str));
         self.run(&call)?;
-        let mut told = self.told();
-        let told = told.entry(slice.clone()).or_default();
-        told.extend(
-            news.into_iter()
-                .map(|(name, value)| (name.to_owned(), value.to_owned())),
-        );
+        let pairs = news.iter().filter_map(|property| property.split_once('='));
+        let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        self.told()
+            .entry(slice.clone())
+            .or_default()
+            .properties
+            .extend(pairs);
         Ok(())
     }
 

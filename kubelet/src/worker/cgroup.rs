@@ -1,7 +1,9 @@
 //! The cgroup of a Pod while its containers come, change and go.
 
 use super::effects::Subject;
+use crate::cgroups::Cgroups;
 use crate::pod::ContainerId;
+use k8s_openapi::api::core::v1::Pod;
 use std::io;
 
 impl Subject {
@@ -20,8 +22,7 @@ impl Subject {
 
     /// Fits the Pod's cgroup to what its containers have now.
     pub(super) async fn refit_cgroup(&self) {
-        let (cgroups, pod) = (self.shared.cgroups.clone(), self.pod.clone());
-        if let Err(error) = blocking(move || cgroups.refit(&pod)).await {
+        if let Err(error) = self.on_cgroups(Cgroups::refit).await {
             // Another container of the Pod is still larger; its own resize comes here again.
             tracing::debug!(%error, "Cgroup of a Pod stays wide");
         }
@@ -29,28 +30,26 @@ impl Subject {
 
     /// Finds the one that an earlier kubelet made.
     pub(super) async fn take_over_cgroup(&self) {
-        let (cgroups, pod) = (self.shared.cgroups.clone(), self.pod.clone());
-        if let Err(error) = blocking(move || cgroups.take_over(&pod)).await {
+        if let Err(error) = self.on_cgroups(Cgroups::take_over).await {
             tracing::warn!(%error, "Cgroup of a Pod cannot be taken over");
         }
     }
 
     /// Removes it, once nothing of the Pod runs any more.
     pub(super) async fn clear_cgroup(&self) -> io::Result<()> {
-        let (cgroups, pod) = (self.shared.cgroups.clone(), self.pod.clone());
-        blocking(move || cgroups.remove(&pod)).await
+        self.on_cgroups(Cgroups::remove).await
     }
 
     /// Nothing of the old size or the new one is too little from now on.
     pub(super) async fn widen_cgroup(&self) -> Result<(), String> {
-        let (cgroups, pod) = (self.shared.cgroups.clone(), self.pod.clone());
-        let widened = blocking(move || cgroups.widen(&pod)).await;
+        let widened = self.on_cgroups(Cgroups::widen).await;
         widened.map_err(|error| error.to_string())
     }
-}
 
-/// On a thread for blocking work: systemd may take its time.
-async fn blocking(act: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
-    let done = tokio::task::spawn_blocking(act).await;
-    done.unwrap_or_else(|error| Err(io::Error::other(error)))
+    /// On a thread for blocking work: systemd may take its time.
+    async fn on_cgroups(&self, act: fn(&Cgroups, &Pod) -> io::Result<()>) -> io::Result<()> {
+        let (cgroups, pod) = (self.shared.cgroups.clone(), self.pod.clone());
+        let done = tokio::task::spawn_blocking(move || act(&cgroups, &pod)).await;
+        done.unwrap_or_else(|error| Err(io::Error::other(error)))
+    }
 }

@@ -12,6 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::linux::Network;
+use crate::process::Process;
 use crate::wait::{PATIENCE, eventually};
 
 /// What a program printed, and how it ended.
@@ -272,6 +273,28 @@ impl Cluster {
     #[must_use]
     pub fn scratch(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Starts a part of the program (`server`, `agent`) in this cluster's folders; answers it once it is ready.
+    ///
+    /// # Panics
+    /// When it does not get ready in time.
+    #[track_caller]
+    pub fn part(&self, subcommand: &str, args: &[&str]) -> Process {
+        let log = fs::File::create(self.log_path()).expect("a log can be made");
+        let again = log.try_clone().expect("a file can be opened twice");
+        let mut command = self.command(subcommand);
+        let command = command.args(args).stdin(Stdio::null());
+        let child = command.stdout(again).stderr(log).spawn();
+        let process = Process::interrupted(child.expect("cox can be run"));
+        eventually("the process to be ready", || {
+            let printed = self.printed();
+            match printed.contains(" is ready") {
+                true => Ok(()),
+                false => Err(printed),
+            }
+        });
+        process
     }
 
     /// All that `cox up` has printed since its last start.

@@ -5,7 +5,10 @@ pub mod access;
 pub mod cluster;
 pub mod http;
 pub mod linux;
+pub mod process;
+pub mod sockets;
 pub mod wait;
 
 pub use cluster::{Cluster, Output};
+pub use process::Process;
 pub use wait::{eventually, skip};

@@ -112,6 +112,7 @@ pub fn update(resource: &Resource, new: &Value, old: &Value) -> Vec<FieldError> 
             transition(resource, &root, &before, &mut errors);
         }
     }
+    container::allow_existing(old, &mut errors);
     errors
 }
 
@@ -132,6 +133,7 @@ pub fn update_part(resource: &Resource, part: &str, new: &Value, old: &Value) ->
         "finalize" => cluster::finalize(&root, &mut errors),
         _ => {}
     }
+    container::allow_existing(old, &mut errors);
     errors
 }
 

@@ -3,6 +3,7 @@
 use super::node::{Errors, Node, repath};
 use super::{FieldError, env, probe, resources, restart, security};
 use crate::names;
+use serde_json::Value;
 use std::collections::HashSet;
 
 /// What the containers of a Pod may refer to.
@@ -13,6 +14,8 @@ pub(super) struct Around<'a> {
     pub(super) claims: &'a HashSet<&'a str>,
     /// `terminationGracePeriodSeconds`.
     pub(super) grace_secs: Option<i64>,
+    /// `restartPolicy` of the Pod is Never.
+    pub(super) never_restarts: bool,
     /// The Pod uses the host's network.
     pub(super) host_network: bool,
 }
@@ -61,7 +64,7 @@ fn common(container: &Node<'_>, around: &Around<'_>, errors: &mut Errors) {
         .get("terminationMessagePolicy")
         .one_of(&["File", "FallbackToLogsOnError"], errors);
     ports(container, around, errors);
-    env::all(container, around.volumes, errors);
+    env::all(container, errors);
     volume_mounts(container, around.volumes, errors);
     volume_devices(container, around.volumes, errors);
     container
@@ -74,11 +77,11 @@ fn common(container: &Node<'_>, around: &Around<'_>, errors: &mut Errors) {
     if let Some(context) = container.some("securityContext") {
         security::container(&context, errors);
     }
-    resize_policies(container, errors);
+    resize_policies(container, around, errors);
 }
 
 /// Upstream names the list, not the item.
-fn resize_policies(container: &Node<'_>, errors: &mut Errors) {
+fn resize_policies(container: &Node<'_>, around: &Around<'_>, errors: &mut Errors) {
     let mut taken = HashSet::new();
     let list = container.get("resizePolicy");
     for policy in container.items("resizePolicy") {
@@ -93,16 +96,22 @@ fn resize_policies(container: &Node<'_>, errors: &mut Errors) {
                 errors.push(FieldError::not_supported(list.path(), value, &supported));
             }
         }
+        if around.never_restarts && policy.text("restartPolicy") != "NotRequired" {
+            let why = "must be 'NotRequired' when pod `restartPolicy` is 'Never'";
+            let value = policy.text("restartPolicy");
+            errors.push(FieldError::invalid(list.path(), value, why));
+        }
         if !taken.insert(policy.text("resourceName")) {
             errors.push(FieldError::duplicate(
-                list.path(),
+                policy.path(),
                 policy.text("resourceName"),
             ));
         }
     }
 }
 
-fn resource_claims(resources: &Node<'_>, known: &HashSet<&str>, errors: &mut Errors) {
+/// Devices that `resources` refer to.
+pub(super) fn resource_claims(resources: &Node<'_>, known: &HashSet<&str>, errors: &mut Errors) {
     for claim in resources.items("claims") {
         let name = claim.text("name");
         if name.is_empty() {
@@ -122,11 +131,44 @@ fn resource_claims(resources: &Node<'_>, known: &HashSet<&str>, errors: &mut Err
     }
 }
 
+/// What an init container that runs once cannot have in its `resizePolicy`.
+const NO_RESTART: &str = "must not be set to 'RestartContainer' for non-sidecar initContainers";
+
+/// Pods and templates of earlier releases may have what a new one cannot: it may stay.
+pub(super) fn allow_existing(old: &Value, errors: &mut Errors) {
+    if !errors.iter().any(|error| error.detail == NO_RESTART) {
+        return;
+    }
+    let specs = [
+        "/spec",
+        "/spec/template/spec",
+        "/template/spec",
+        "/spec/jobTemplate/spec/template/spec",
+    ];
+    let has = |spec: &Value| {
+        let list = spec.get("initContainers").and_then(Value::as_array);
+        list.into_iter()
+            .flatten()
+            .filter(|container| container["restartPolicy"] != "Always")
+            .filter_map(|container| container.get("resizePolicy")?.as_array())
+            .flatten()
+            .any(|policy| policy["restartPolicy"] == "RestartContainer")
+    };
+    if specs.iter().filter_map(|at| old.pointer(at)).any(has) {
+        errors.retain(|error| error.detail != NO_RESTART);
+    }
+}
+
 fn init(container: &Node<'_>, around: &Around<'_>, errors: &mut Errors) {
     restart::all(container, errors);
     if container.text("restartPolicy") == "Always" {
         probe::all(container, around.grace_secs, errors);
         return;
+    }
+    for policy in container.items("resizePolicy") {
+        if policy.text("restartPolicy") == "RestartContainer" {
+            policy.get("restartPolicy").invalid(NO_RESTART, errors);
+        }
     }
     for field in [
         "lifecycle",

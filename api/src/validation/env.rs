@@ -1,9 +1,8 @@
 //! Environment variables and where their values come from.
 
-use super::FieldError;
 use super::node::{Errors, Node};
+use super::{FieldError, volume};
 use crate::names;
-use std::collections::HashSet;
 
 /// What `fieldRef` may name in an environment variable.
 const ENV_FIELDS: [&str; 9] = [
@@ -55,14 +54,14 @@ const RESOURCE_FIELDS: [&str; 6] = [
 const ONE_SOURCE: &str = "may not have more than one field specified at a time";
 
 /// Rules of a container's `env` and `envFrom`.
-pub(super) fn all(container: &Node<'_>, volumes: &HashSet<&str>, errors: &mut Errors) {
+pub(super) fn all(container: &Node<'_>, errors: &mut Errors) {
     for variable in container.items("env") {
         if variable.need("name", errors) {
             let name = variable.get("name");
             name.all_invalid(names::env_var_name(name.as_text()), errors);
         }
         if let Some(source) = variable.some("valueFrom") {
-            value_from(&variable, &source, volumes, errors);
+            value_from(&variable, &source, errors);
         }
     }
     for source in container.items("envFrom") {
@@ -70,12 +69,7 @@ pub(super) fn all(container: &Node<'_>, volumes: &HashSet<&str>, errors: &mut Er
     }
 }
 
-fn value_from(
-    variable: &Node<'_>,
-    source: &Node<'_>,
-    volumes: &HashSet<&str>,
-    errors: &mut Errors,
-) {
+fn value_from(variable: &Node<'_>, source: &Node<'_>, errors: &mut Errors) {
     let known = [
         "fieldRef",
         "resourceFieldRef",
@@ -95,17 +89,44 @@ fn value_from(
         match name {
             "fieldRef" => field_ref(&reference, &ENV_FIELDS, errors),
             "resourceFieldRef" => resource_field_ref(&reference, false, errors),
-            "fileKeyRef" => {
-                if reference.need("volumeName", errors)
-                    && !volumes.contains(reference.text("volumeName"))
-                {
-                    let path = reference.get("volumeName").path();
-                    errors.push(FieldError::not_found(path, reference.text("volumeName")));
-                }
-                reference.need("path", errors);
-                reference.need("key", errors);
-            }
+            "fileKeyRef" => file_key_ref(&reference, errors),
             _ => key_ref(&reference, errors),
+        }
+    }
+}
+
+/// A variable of a file that an init container wrote.
+fn file_key_ref(reference: &Node<'_>, errors: &mut Errors) {
+    reference
+        .get("key")
+        .need_format(names::env_var_name, errors);
+    reference
+        .get("volumeName")
+        .need_format(names::dns_label, errors);
+    volume::file_path(reference, errors);
+}
+
+/// Only a directory that lives and dies with the Pod can have variables in its files.
+pub(super) fn file_volumes(spec: &Node<'_>, errors: &mut Errors) {
+    for list in ["initContainers", "containers", "ephemeralContainers"] {
+        for container in spec.items(list) {
+            for variable in container.items("env") {
+                let source = variable.get("valueFrom");
+                let Some(reference) = source.some("fileKeyRef") else {
+                    continue;
+                };
+                let name = reference.get("volumeName");
+                let volume = spec
+                    .items("volumes")
+                    .find(|volume| volume.text("name") == name.as_text());
+                match volume {
+                    None => errors.push(FieldError::not_found(name.path(), name.as_text())),
+                    Some(volume) if !volume.has("emptyDir") => {
+                        name.invalid("referenced volume must be of type emptyDir", errors);
+                    }
+                    Some(_) => {}
+                }
+            }
         }
     }
 }

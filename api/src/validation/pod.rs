@@ -3,7 +3,7 @@
 use super::container::Around;
 use super::node::{Errors, Node};
 use super::{
-    FieldError, annotations, claims, container, os, resources, scheduling, security, volume,
+    FieldError, annotations, claims, container, env, os, resources, scheduling, security, volume,
 };
 use crate::{meta, names};
 use serde_json::{Map, Value};
@@ -60,9 +60,11 @@ pub(super) fn spec(spec: &Node<'_>, errors: &mut Errors) {
         volumes: &volumes,
         claims: &claims,
         grace_secs: spec.int("terminationGracePeriodSeconds"),
+        never_restarts: spec.text("restartPolicy") == "Never",
         host_network: spec.flag("hostNetwork"),
     };
     container::all(spec, &around, errors);
+    pod_resources(spec, &claims, errors);
     spec.get("restartPolicy")
         .one_of(&["Always", "OnFailure", "Never"], errors);
     spec.get("dnsPolicy").one_of(
@@ -89,9 +91,6 @@ pub(super) fn spec(spec: &Node<'_>, errors: &mut Errors) {
         policy.one_of(&["PreemptLowerPriority", "Never"], errors);
     }
     resources::overhead(spec, "overhead", errors);
-    if let Some(resources) = spec.some("resources") {
-        resources::requirements(&resources, errors);
-    }
     if let Some(os) = spec.some("os") {
         if os.text("name").is_empty() {
             os.get("name").required("", errors);
@@ -105,6 +104,7 @@ pub(super) fn spec(spec: &Node<'_>, errors: &mut Errors) {
         }
     }
     os::all(spec, errors);
+    env::file_volumes(spec, errors);
     if spec.value.get("hostUsers").and_then(Value::as_bool) == Some(false) {
         for field in ["hostNetwork", "hostPID", "hostIPC"]
             .into_iter()
@@ -114,6 +114,25 @@ pub(super) fn spec(spec: &Node<'_>, errors: &mut Errors) {
                 .forbidden("when `hostUsers` is false", errors);
         }
     }
+}
+
+/// Resources of the Pod as a whole: at least what its containers ask for, and no container beyond them.
+fn pod_resources(spec: &Node<'_>, claims: &HashSet<&str>, errors: &mut Errors) {
+    let Some(resources) = spec.some("resources") else {
+        return;
+    };
+    if spec.get("os").text("name") == "windows" {
+        resources.forbidden("may not be set for a windows pod", errors);
+        return;
+    }
+    if resources.has("claims") {
+        resources
+            .get("claims")
+            .forbidden("claims may not be set for Resources at pod-level", errors);
+    }
+    resources::pod_requirements(&resources, errors);
+    container::resource_claims(&resources, claims, errors);
+    resources::pod_covers_containers(spec, &resources, errors);
 }
 
 fn object_names(spec: &Node<'_>, errors: &mut Errors) {
@@ -398,12 +417,24 @@ pub(super) fn update_resources(new: &Node<'_>, old: &Node<'_>, errors: &mut Erro
         let why = "Pod QOS Class may not change as a result of resizing";
         errors.push(FieldError::invalid("spec", class, why));
     }
+    if !node_resizes(old) {
+        let why = "Pod running on node without support for resize";
+        errors.push(FieldError::forbidden("spec", why));
+    }
     let pod_level = |spec: &Node<'_>| {
         let resources = spec.get("resources");
         resources.len("requests") + resources.len("limits") > 0
     };
     if pod_level(&spec) || pod_level(&before) {
         pod_level_resize(&spec, &before, errors);
+    }
+    if old
+        .get("status")
+        .len("nodeAllocatableResourceClaimStatuses")
+        > 0
+    {
+        let why = "pods with node allocatable resource claims cannot be resized";
+        errors.push(FieldError::forbidden("spec", why));
     }
     if !same_containers(&spec, &before, errors) {
         return;
@@ -413,6 +444,14 @@ pub(super) fn update_resources(new: &Node<'_>, old: &Node<'_>, errors: &mut Erro
             container_resize(list, &container, &earlier, errors);
         }
     }
+}
+
+/// Does the Pod's node resize? One that does publishes what a running container has; before any runs, nobody knows.
+fn node_resizes(pod: &Node<'_>) -> bool {
+    pod.get("status")
+        .items("containerStatuses")
+        .find(|status| status.get("state").has("running"))
+        .is_none_or(|status| status.has("resources"))
 }
 
 fn same_containers(spec: &Node<'_>, before: &Node<'_>, errors: &mut Errors) -> bool {
@@ -456,14 +495,6 @@ fn rest(resources: &Node<'_>) -> Vec<(String, String, Value)> {
 
 fn container_resize(list: &str, container: &Node<'_>, earlier: &Node<'_>, errors: &mut Errors) {
     let (resources, before) = (container.get("resources"), earlier.get("resources"));
-    let sidecar = container.text("restartPolicy") == "Always";
-    if list == "initContainers" && !sidecar {
-        if resources.value != before.value {
-            let why = "resources for non-sidecar init containers are immutable";
-            errors.push(FieldError::forbidden("spec", why));
-        }
-        return;
-    }
     for (field, what) in [("requests", "requests"), ("limits", "limits")] {
         if removed(&resources, &before, field) {
             resources
@@ -482,8 +513,19 @@ fn container_resize(list: &str, container: &Node<'_>, earlier: &Node<'_>, errors
                 "only cpu and memory resources are mutable",
             ));
         } else {
-            let why = "only cpu and memory resources for sidecar containers are mutable";
-            errors.push(FieldError::forbidden("spec", why));
+            let why = "only cpu and memory resources for init or sidecar containers are mutable";
+            container.forbidden(why, errors);
+        }
+    }
+    // One that runs once cannot start again with more. Such a policy may stand in Pods of earlier releases.
+    let runs_once = list == "initContainers" && container.text("restartPolicy") != "Always";
+    if runs_once && container.value != earlier.value {
+        let restarting = container
+            .items("resizePolicy")
+            .filter(|policy| policy.text("restartPolicy") == "RestartContainer");
+        for _ in restarting {
+            let why = "non-sidecar init containers with a resize policy of RestartContainer cannot be resized";
+            container.forbidden(why, errors);
         }
     }
 }

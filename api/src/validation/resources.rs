@@ -1,12 +1,15 @@
 //! Compute resources: names, quantities, requests within limits.
 
+use super::FieldError;
 use super::node::{Errors, Node};
-use crate::names;
 use crate::quantity::Quantity;
+use crate::{names, totals};
 
 const AT_LEAST_ZERO: &str = "must be greater than or equal to 0";
 /// What a container may ask for without a domain in the name.
 const CONTAINER_RESOURCES: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
+/// What a Pod may ask for as a whole; huge pages by the size after the dash.
+const POD_RESOURCES: [&str; 3] = ["cpu", "hugepages-", "memory"];
 
 /// Names that need no domain.
 const STANDARD: [&str; 20] = [
@@ -31,6 +34,10 @@ const STANDARD: [&str; 20] = [
     "services.nodeports",
     "services.loadbalancers",
 ];
+
+fn pod_level(name: &str) -> bool {
+    matches!(name, "cpu" | "memory") || is_huge_page(name)
+}
 
 fn is_huge_page(name: &str) -> bool {
     name.starts_with("hugepages-")
@@ -103,12 +110,68 @@ fn amount(name: &str, node: &Node<'_>, errors: &mut Errors) -> Option<Quantity> 
 
 /// Rules of a container's `resources`.
 pub(super) fn requirements(resources: &Node<'_>, errors: &mut Errors) {
+    named_requirements(resources, errors, |name, node, errors| {
+        for problem in container_resource_name(name) {
+            errors.push(FieldError::invalid(node.path(), name, problem));
+        }
+    });
+}
+
+/// Rules of a Pod's own `resources`.
+pub(super) fn pod_requirements(resources: &Node<'_>, errors: &mut Errors) {
+    named_requirements(resources, errors, |name, node, errors| {
+        let problems = resource_name(name);
+        if problems.is_empty() && !pod_level(name) {
+            errors.push(FieldError::not_supported(node.path(), name, &POD_RESOURCES));
+        }
+        for problem in problems {
+            errors.push(FieldError::invalid(node.path(), name, problem));
+        }
+    });
+}
+
+/// What a Pod has as a whole must be enough for what its containers ask for, and for the limit of each.
+pub(super) fn pod_covers_containers(spec: &Node<'_>, resources: &Node<'_>, errors: &mut Errors) {
+    for list in ["requests", "limits"] {
+        let own = resources.get(list);
+        for (name, asked) in totals::of_containers(spec.value, list) {
+            if list == "limits" && !is_huge_page(&name) {
+                continue;
+            }
+            let Some(has) = quantity(&own.get(&name)).filter(|has| asked > *has) else {
+                continue;
+            };
+            let why =
+                format!("must be greater than or equal to aggregate container {list} of {asked}");
+            let path = format!("{}[{name}]", own.path());
+            errors.push(FieldError::invalid(path, has.to_string(), why));
+        }
+    }
+    let limits = resources.get("limits");
+    for (at, container) in spec.items("containers").enumerate() {
+        for (name, limit) in container.get("resources").entries("limits") {
+            let (Some(limit), Some(most)) = (quantity(&limit), quantity(&limits.get(name))) else {
+                continue;
+            };
+            if limit > most {
+                // Upstream's path.
+                let path = format!("{}.containers[{at}][{name}].limits", resources.path());
+                let why = format!("must be less than or equal to pod limits of {most}");
+                errors.push(FieldError::invalid(path, limit.to_string(), why));
+            }
+        }
+    }
+}
+
+fn named_requirements(
+    resources: &Node<'_>,
+    errors: &mut Errors,
+    check_name: fn(&str, &Node<'_>, &mut Errors),
+) {
     let (mut huge_pages, mut cpu_or_memory) = (false, false);
     for list in ["limits", "requests"] {
         for (name, node) in resources.entries(list) {
-            for problem in container_resource_name(name) {
-                errors.push(super::FieldError::invalid(node.path(), name, problem));
-            }
+            check_name(name, &node, errors);
             amount(name, &node, errors);
             huge_pages |= is_huge_page(name);
             cpu_or_memory |= matches!(name, "cpu" | "memory");
@@ -129,7 +192,7 @@ fn within_limits(resources: &Node<'_>, errors: &mut Errors) {
         let limit = limits.get(name);
         let Some(most) = quantity(&limit) else {
             if !overcommits(name) {
-                errors.push(super::FieldError::required(
+                errors.push(FieldError::required(
                     limits.path(),
                     "Limit must be set for non overcommitable resources",
                 ));
@@ -144,7 +207,7 @@ fn within_limits(resources: &Node<'_>, errors: &mut Errors) {
             continue;
         };
         let detail = format!("must be {relation} {name} limit of {most}");
-        errors.push(super::FieldError::invalid(
+        errors.push(FieldError::invalid(
             resources.get("requests").path(),
             asked.to_string(),
             detail,
@@ -165,10 +228,10 @@ pub(super) fn overhead(parent: &Node<'_>, field: &str, errors: &mut Errors) {
             format!("{outer}.limits[{name}]")
         };
         for problem in container_resource_name(name) {
-            errors.push(super::FieldError::invalid(path(), name, problem));
+            errors.push(FieldError::invalid(path(), name, problem));
         }
         if quantity(&node).is_some_and(|amount| amount.is_negative()) {
-            errors.push(super::FieldError::invalid(
+            errors.push(FieldError::invalid(
                 path(),
                 node.value.clone(),
                 AT_LEAST_ZERO,
@@ -181,7 +244,7 @@ pub(super) fn overhead(parent: &Node<'_>, field: &str, errors: &mut Errors) {
 pub(super) fn amounts(parent: &Node<'_>, field: &str, errors: &mut Errors) {
     for (name, node) in parent.entries(field) {
         for problem in names::qualified_name(name) {
-            errors.push(super::FieldError::invalid(node.path(), name, problem));
+            errors.push(FieldError::invalid(node.path(), name, problem));
         }
         amount(name, &node, errors);
     }

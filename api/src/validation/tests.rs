@@ -1060,3 +1060,237 @@ fn claims_budgets_and_autoscalers_are_checked() {
         )],
     );
 }
+
+/// The test's Pod with these containers and init containers, and resources of its own.
+fn sized(containers: Value, init: Value, own: Value) -> Value {
+    with(
+        &pod(),
+        &[
+            ("/spec/containers", containers),
+            ("/spec/initContainers", init),
+            ("/spec/resources", own),
+        ],
+    )
+}
+
+#[test]
+fn resources_of_a_pod_as_a_whole_are_checked() {
+    let pods = resource("", "pods");
+    let container = json!([{"name": "c", "image": "i", "resources": {
+        "requests": {"cpu": "2", "memory": "1Gi"}, "limits": {"cpu": "4", "memory": "1Gi"}}}]);
+    let none = json!([]);
+    let cases: &[(Value, &[&str])] = &[
+        (
+            json!({"requests": {"cpu": "2"}, "limits": {"cpu": "4", "memory": "1Gi"}}),
+            &[],
+        ),
+        (
+            json!({"requests": {"cpu": "1500m"}, "limits": {"cpu": "3"}}),
+            &[
+                "spec.resources.requests[cpu]: Invalid value: \"1500m\": must be greater than or equal to aggregate container requests of 2",
+                "spec.resources.containers[0][cpu].limits: Invalid value: \"4\": must be less than or equal to pod limits of 3",
+            ],
+        ),
+        (
+            json!({"requests": {"cpu": "2", "ephemeral-storage": "1Gi"}}),
+            &[
+                "spec.resources.requests[ephemeral-storage]: Unsupported value: \"ephemeral-storage\": supported values: \"cpu\", \"hugepages-\", \"memory\"",
+            ],
+        ),
+        (
+            json!({"requests": {"cpu": "2"}, "claims": [{"name": "gpu"}]}),
+            &[
+                "spec.resources.claims: Forbidden: claims may not be set for Resources at pod-level",
+                "spec.resources.claims[0]: Not found: \"gpu\": must be one of the names in pod.spec.resourceClaims which is empty",
+            ],
+        ),
+    ];
+    for (own, expected) in cases {
+        let object = prepared(pods, &sized(container.clone(), none.clone(), own.clone()));
+        assert_eq!(texts(&create(pods, &object)), *expected, "{own}");
+    }
+}
+
+#[test]
+fn a_resize_changes_cpu_and_memory_alone() {
+    let pods = resource("", "pods");
+    let amounts = |cpu: &str| json!({"requests": {"cpu": cpu}, "limits": {"cpu": "1"}});
+    let policy = json!([{"resourceName": "memory", "restartPolicy": "RestartContainer"}]);
+    let mut old = prepared(
+        pods,
+        &sized(
+            json!([{"name": "c", "image": "i", "resources": amounts("100m")}]),
+            json!([{"name": "once", "image": "i", "resources": amounts("100m")},
+                {"name": "old", "image": "i", "resources": amounts("100m"), "resizePolicy": policy},
+                {"name": "side", "image": "i", "restartPolicy": "Always", "resources": amounts("100m")}]),
+            json!({"requests": {"cpu": "500m"}, "limits": {"cpu": "1"}}),
+        ),
+    );
+    old["metadata"]["resourceVersion"] = json!("1");
+    let cases: &[(&[Change], &[&str])] = &[
+        (&[], &[]),
+        (
+            &[
+                ("/spec/containers/0/resources/requests/cpu", json!("200m")),
+                (
+                    "/spec/initContainers/0/resources/requests/cpu",
+                    json!("300m"),
+                ),
+                (
+                    "/spec/initContainers/2/resources/requests/cpu",
+                    json!("200m"),
+                ),
+                ("/spec/resources/requests/cpu", json!("600m")),
+                ("/spec/resources/limits/cpu", json!("2")),
+            ],
+            &[],
+        ),
+        (&[("/spec/resources/requests/memory", json!("1Gi"))], &[]),
+        (
+            &[("/spec/containers/0/resources/requests/cpu", json!("700m"))],
+            &[
+                "spec.resources.requests[cpu]: Invalid value: \"500m\": must be greater than or equal to aggregate container requests of 800m",
+            ],
+        ),
+        (
+            &[
+                ("/spec/initContainers/0/resources/requests", json!(null)),
+                (
+                    "/spec/initContainers/0/resources/limits/ephemeral-storage",
+                    json!("1Gi"),
+                ),
+            ],
+            &[
+                "spec.initContainers[0].resources.requests: Forbidden: resource requests cannot be removed",
+                "spec.initContainers[0]: Forbidden: only cpu and memory resources for init or sidecar containers are mutable",
+            ],
+        ),
+        (
+            &[(
+                "/spec/initContainers/1/resources/requests/cpu",
+                json!("200m"),
+            )],
+            &[
+                "spec.initContainers[1]: Forbidden: non-sidecar init containers with a resize policy of RestartContainer cannot be resized",
+            ],
+        ),
+        (
+            &[("/spec/resources/limits", json!(null))],
+            &["spec.resources.limits: Forbidden: pod-level resource limits cannot be removed"],
+        ),
+        (
+            &[("/spec/resources", json!(null))],
+            &["spec.resources: Forbidden: pod-level resources cannot be removed"],
+        ),
+    ];
+    for (changes, expected) in cases {
+        let found = update_part(pods, "resize", &with(&old, changes), &old);
+        assert_eq!(texts(&found), *expected, "{changes:?}");
+    }
+    let running =
+        |resources: Value| json!([{"name": "c", "state": {"running": {}}, "resources": resources}]);
+    for (resources, expected) in [
+        (
+            json!(null),
+            vec!["spec: Forbidden: Pod running on node without support for resize"],
+        ),
+        (json!({}), vec![]),
+    ] {
+        let mut known = old.clone();
+        known["status"] = json!({"containerStatuses": running(resources)});
+        assert_eq!(
+            texts(&update_part(pods, "resize", &known, &known)),
+            expected
+        );
+    }
+}
+
+#[test]
+fn resize_policies_fit_the_container() {
+    let pods = resource("", "pods");
+    let policy = json!([{"resourceName": "cpu", "restartPolicy": "RestartContainer"}]);
+    let once = json!([{"name": "once", "image": "i", "resizePolicy": policy}]);
+    check_create(
+        pods,
+        &pod(),
+        &[
+            (
+                &[("/spec/initContainers", once)],
+                &[
+                    "spec.initContainers[0].resizePolicy[0].restartPolicy: Invalid value: \"RestartContainer\": must not be set to 'RestartContainer' for non-sidecar initContainers",
+                ],
+            ),
+            (
+                &[
+                    ("/spec/containers/0/resizePolicy", policy),
+                    ("/spec/restartPolicy", json!("Never")),
+                ],
+                &[
+                    "spec.containers[0].resizePolicy: Invalid value: \"RestartContainer\": must be 'NotRequired' when pod `restartPolicy` is 'Never'",
+                ],
+            ),
+        ],
+    );
+}
+
+#[test]
+fn variables_from_files_are_checked() {
+    let source = json!({"volumeName": "v", "path": "d/config.env", "key": "KEY", "optional": true});
+    let mut base = pod();
+    base["spec"]["containers"][0]["env"] =
+        json!([{"name": "E", "valueFrom": {"fileKeyRef": source}}]);
+    base["spec"]["volumes"] =
+        json!([{"name": "v", "emptyDir": {}}, {"name": "host", "hostPath": {"path": "/etc"}}]);
+    const AT: &str = "/spec/containers/0/env/0/valueFrom/fileKeyRef";
+    check_create(
+        resource("", "pods"),
+        &base,
+        &[
+            (
+                &[(AT, json!({}))],
+                &[
+                    "spec.containers[0].env[0].valueFrom.fileKeyRef.key: Required value",
+                    "spec.containers[0].env[0].valueFrom.fileKeyRef.volumeName: Required value",
+                    "spec.containers[0].env[0].valueFrom.fileKeyRef.path: Required value",
+                    "spec.containers[0].env[0].valueFrom.fileKeyRef.volumeName: Not found: \"\"",
+                ],
+            ),
+            (
+                &[(
+                    AT,
+                    json!({"volumeName": "host", "path": "/passwd", "key": "A=B"}),
+                )],
+                &[
+                    "spec.containers[0].env[0].valueFrom.fileKeyRef.key: Invalid value: \"A=B\": a valid environment variable name must consist only of printable ASCII characters other than '='",
+                    "spec.containers[0].env[0].valueFrom.fileKeyRef.path: Invalid value: \"/passwd\": must be a relative path",
+                    "spec.containers[0].env[0].valueFrom.fileKeyRef.volumeName: Invalid value: \"host\": referenced volume must be of type emptyDir",
+                ],
+            ),
+            (
+                &[(
+                    AT,
+                    json!({"volumeName": "none", "path": "../x", "key": "A"}),
+                )],
+                &[
+                    "spec.containers[0].env[0].valueFrom.fileKeyRef.path: Invalid value: \"../x\": must not contain '..'",
+                    "spec.containers[0].env[0].valueFrom.fileKeyRef.volumeName: Not found: \"none\"",
+                ],
+            ),
+            (
+                &[(
+                    "/spec/containers/0/env/0/valueFrom/fieldRef",
+                    json!({"apiVersion": "v1", "fieldPath": "metadata.name"}),
+                )],
+                &[
+                    "spec.containers[0].env[0].valueFrom: Invalid value: \"\": may not have more than one field specified at a time",
+                ],
+            ),
+            (
+                &[("/spec/containers/0/env/0/value", json!("x"))],
+                &[
+                    "spec.containers[0].env[0].valueFrom: Invalid value: \"\": may not be specified when `value` is not empty",
+                ],
+            ),
+        ],
+    );
+}

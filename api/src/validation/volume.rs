@@ -190,7 +190,7 @@ fn mode(parent: &Node<'_>, field: &str, errors: &mut Errors) {
 }
 
 /// A file's path below the volume's root.
-fn file_path(item: &Node<'_>, errors: &mut Errors) {
+pub(super) fn file_path(item: &Node<'_>, errors: &mut Errors) {
     if item.need("path", errors) {
         let path = item.get("path");
         descending_path(&path, errors);

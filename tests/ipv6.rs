@@ -7,11 +7,11 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use cox_testkit::linux::{MixedCluster, Network};
 use cox_testkit::sockets::{SOCKETS, once, server};
-use cox_testkit::{Output, Process, eventually};
+use cox_testkit::{Cluster, Output, Process, eventually};
 
 const COX: &str = env!("CARGO_BIN_EXE_cox");
 
@@ -59,6 +59,13 @@ impl Outside {
         let args = ["nc", "-w", "5", target, port];
         said(Output::of(
             &mut self.network.command(Path::new("/bin/busybox"), &args),
+        ))
+    }
+
+    fn curl(&self, args: &[&str]) -> String {
+        let args = [&["-gsS", "-m", "5"], args].concat();
+        said(Output::of(
+            &mut self.network.command(Path::new("curl"), &args),
         ))
     }
 }
@@ -110,6 +117,128 @@ spec:
     args: [serve, '::', '8080']
     ports: [{containerPort: 8080, hostPort: 8088}]
 ";
+
+/// A web server behind an Ingress with a certificate, and Services with addresses for outside.
+const FRONT: &str = r"apiVersion: v1
+kind: Pod
+metadata: {name: http, labels: {app: http}}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: c
+    image: busybox
+    imagePullPolicy: IfNotPresent
+    command: [httpd, -f, -p, '8080', -h, /etc]
+    readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: http}
+spec: {selector: {app: http}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: balanced}
+spec: {type: LoadBalancer, selector: {app: http}, ports: [{port: 8090, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: balanced-local}
+spec: {type: LoadBalancer, externalTrafficPolicy: Local, selector: {app: http}, ports: [{port: 8091, targetPort: 8080}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: front}
+spec:
+  rules:
+  - host: a.example
+    http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: http, port: {number: 80}}}}]}
+  - host: s.example
+    http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: http, port: {number: 80}}}}]}
+  tls:
+  - {hosts: [s.example], secretName: s}
+";
+
+/// Requests from outside: Services of type LoadBalancer, and an Ingress without and with TLS.
+fn comes_in(cluster: &Cluster, outside: &Outside) {
+    let (key, certificate) = (
+        cluster.scratch().join("s.key"),
+        cluster.scratch().join("s.crt"),
+    );
+    let mut openssl = Command::new("openssl");
+    openssl.args([
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+    ]);
+    openssl.args([
+        "-subj",
+        "/CN=s.example",
+        "-addext",
+        "subjectAltName=DNS:s.example",
+    ]);
+    openssl
+        .arg("-keyout")
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate);
+    Output::of(&mut openssl).ok();
+    let (key, certificate) = (key.display().to_string(), certificate.display().to_string());
+    cluster
+        .kubectl(&[
+            "create",
+            "secret",
+            "tls",
+            "s",
+            "--key",
+            &key,
+            "--cert",
+            &certificate,
+        ])
+        .ok();
+    cluster.apply(FRONT).ok();
+    cluster.wait("condition=Ready", "pod/http");
+    for (name, port) in [("balanced", 8090), ("balanced-local", 8091)] {
+        eventually("the balancer's address", || {
+            let service = cluster.json(&["get", "service", name]);
+            let shown = service["status"]["loadBalancer"]["ingress"].clone();
+            let wanted = serde_json::json!([{"ip": "fd01::1", "ipMode": "VIP"}]);
+            if shown == wanted {
+                Ok(())
+            } else {
+                Err(shown.to_string())
+            }
+        });
+        reached(&format!("{name} from outside"), "root:x:0:0", &|| {
+            outside.curl(&[&format!("http://[fd01::1]:{port}/passwd")])
+        });
+    }
+    let mut ports = Vec::new();
+    eventually("the Ingress's address", || {
+        let ingress = cluster.json(&["get", "ingress", "front"]);
+        let shown = ingress["status"]["loadBalancer"]["ingress"].clone();
+        ports = shown[0]["ports"].as_array().cloned().unwrap_or_default();
+        if shown[0]["ip"] == "fd01::1" && ports.len() == 2 {
+            Ok(())
+        } else {
+            Err(shown.to_string())
+        }
+    });
+    let port = |at: usize| ports[at]["port"].as_u64().unwrap();
+    let plain = format!("http://[fd01::1]:{}/passwd", port(0));
+    reached("an Ingress from outside", "root:x:0:0", &|| {
+        outside.curl(&["-H", "Host: a.example", &plain])
+    });
+    let resolved = format!("s.example:{}:[fd01::1]", port(1));
+    let secure = format!("https://s.example:{}/passwd", port(1));
+    reached("an Ingress with TLS", "root:x:0:0", &|| {
+        outside.curl(&["--cacert", &certificate, "--resolve", &resolved, &secure])
+    });
+}
 
 /// All of it with one mode of the proxy. Endpoints of the one in user space see the node, so policies of Pods do not go by it.
 fn everything_works(test: &str, mode: &str) {
@@ -226,6 +355,8 @@ fn everything_works(test: &str, mode: &str) {
     reached("the host port of a Linux Pod", "from linux", &|| {
         ask_outside("8089")
     });
+
+    comes_in(cluster, &outside);
 
     // Names, from the cluster's DNS at its well-known address.
     let service = cluster.json(&["get", "service", "kube-dns", "-n", "kube-system"]);

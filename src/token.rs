@@ -1,10 +1,12 @@
 //! `cox token`: a short-lived secret by which a new node introduces itself, as kubeadm's bootstrap tokens.
 
 use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result};
 use cox_apiserver::pki::{Pki, key_hash};
 use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
 use kube::api::PostParams;
 use rand::Rng;
@@ -46,20 +48,49 @@ pub(crate) async fn run(args: &TokenArgs) -> Result<()> {
             "description": "made by `cox token`",
         },
     }))?;
-    let secrets: Api<Secret> = Api::namespaced(client, "kube-system");
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), "kube-system");
     secrets
         .create(&PostParams::default(), &secret)
         .await
         .context("the token could not be written")?;
     let server = match &args.server {
         Some(server) => server.clone(),
-        None => credentials::last_server(&paths)?,
+        None => reachable(credentials::last_server(&paths)?, &client).await?,
     };
     writeln!(
         std::io::stdout(),
         "cox agent --server {server} --token {token}"
     )?;
     Ok(())
+}
+
+/// The server's URL, or that at which it is advertised where this one leads nodes to themselves.
+async fn reachable(server: String, client: &kube::Client) -> Result<String> {
+    let is_own = |host: &str| host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+    let url: http::Uri = server.parse().context("the server's URL cannot be read")?;
+    if !url
+        .host()
+        .is_some_and(|host| is_own(host.trim_matches(['[', ']'])))
+    {
+        return Ok(server);
+    }
+    let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), "default");
+    let slice = slices
+        .get("kubernetes")
+        .await
+        .context("the API server's own endpoints cannot be read: say where it is with --server")?;
+    let mut addresses = slice.endpoints.iter().flatten();
+    let address = addresses.find_map(|one| one.addresses.first()?.parse::<IpAddr>().ok());
+    let port = slice.ports.iter().flatten().find_map(|port| port.port);
+    Ok(
+        match (address, port.and_then(|port| u16::try_from(port).ok())) {
+            (Some(ip), Some(port)) if !ip.is_loopback() => {
+                format!("https://{}", SocketAddr::new(ip, port))
+            }
+            // A cluster of this machine alone.
+            (Some(_) | None, _) => server,
+        },
+    )
 }
 
 fn random(len: usize) -> String {

@@ -17,6 +17,8 @@ const COX: &str = env!("CARGO_BIN_EXE_cox");
 /// A control plane and two nodes on one link.
 struct Link {
     server: &'static str,
+    /// Where it listens.
+    bind: &'static str,
     nodes: [(&'static str, &'static str); 2],
     /// Bits of the link's network.
     bits: u8,
@@ -35,6 +37,8 @@ struct Link {
 fn pods_of_different_nodes_reach_each_other_by_their_own_addresses() {
     let link = Link {
         server: "192.0.2.1",
+        // Its own kubeconfig says 127.0.0.1 then, and the token's command must not.
+        bind: "0.0.0.0",
         nodes: [("a", "192.0.2.11"), ("b", "192.0.2.12")],
         bits: 24,
         flags: [&[], &[]],
@@ -53,6 +57,7 @@ fn pods_of_different_nodes_reach_each_other_by_their_own_addresses() {
 fn pods_of_different_nodes_of_ipv6_alone_reach_each_other() {
     let link = Link {
         server: "fd01::1",
+        bind: "fd01::1",
         nodes: [("a", "fd01::11"), ("b", "fd01::12")],
         bits: 64,
         flags: [
@@ -82,7 +87,14 @@ fn reach_each_other(test: &str, link: &Link) {
     };
     let server = cluster(link.server);
     let agents = link.nodes.map(|(_, ip)| cluster(ip));
-    let flags = ["--port", "0", "--bind", link.server];
+    let flags = [
+        "--port",
+        "0",
+        "--bind",
+        link.bind,
+        "--advertise-address",
+        link.server,
+    ];
     let _control_plane = server.part("server", &[&flags, link.flags[0]].concat());
     let line = Output::of(&mut server.command("token")).ok();
     let joining: Vec<&str> = line.split_whitespace().skip(2).collect();

@@ -332,6 +332,14 @@ pub(crate) struct NodeArgs {
     /// How Pods reach Pods of other nodes, where these have addresses of their own
     #[arg(long, value_enum, default_value_t = NodeNetwork::Auto, value_name = "MODE")]
     pub(crate) node_network: NodeNetwork,
+    /// UDP port of this node for --node-network wireguard; the other nodes are told
+    #[arg(
+        long,
+        default_value_t = cox_network::WIREGUARD_PORT,
+        value_parser = clap::value_parser!(u16).range(1..),
+        value_name = "PORT"
+    )]
+    pub(crate) wireguard_port: u16,
     /// Unix socket of containerd, which runs OCI containers; without one the node runs Wasm alone
     #[arg(
         long,

@@ -270,6 +270,7 @@ pub(crate) fn run_network(
     config.stub_domains.clone_from(&node.stub_domains);
     config.node_network = node.node_network.into();
     config.wireguard_key = paths.wireguard_key();
+    config.wireguard_port = node.wireguard_port;
     config.check()?;
     let isolation = Isolation(config.isolation.clone());
     let deps = cox_network::Deps {

@@ -41,6 +41,7 @@ pub use dns::forward::{StubDomain, StubDomainError};
 use dns::server::{Dns, Listeners};
 use health::HealthPorts;
 pub use nodes::NodeNetwork;
+pub use nodes::wireguard::PORT as WIREGUARD_PORT;
 use plan::{Planner, Rule};
 pub use policy::Isolation;
 pub use proxy::ipvs::IpvsSettings;
@@ -109,6 +110,8 @@ pub struct Config {
     pub node_network: NodeNetwork,
     /// Where the node keeps its key for [`NodeNetwork::Wireguard`]; made when it is needed first.
     pub wireguard_key: PathBuf,
+    /// Where its WireGuard listens; the others are told.
+    pub wireguard_port: u16,
 }
 
 impl Config {
@@ -131,6 +134,7 @@ impl Config {
             resolv_conf: "/etc/resolv.conf".into(),
             stub_domains: Vec::new(),
             node_network: NodeNetwork::None,
+            wireguard_port: WIREGUARD_PORT,
         }
     }
 
@@ -257,6 +261,7 @@ fn keep_nodes(config: &Config, deps: &Deps) -> impl Future<Output = ()> + use<> 
         bridge: config.bridge.clone(),
         mode: config.node_network,
         key_file: config.wireguard_key.clone(),
+        port: config.wireguard_port,
     };
     let Deps { client, informers } = deps.clone();
     async move {

@@ -23,7 +23,7 @@ use serde_json::json;
 use crate::{LOOK_PAUSE, RETRY_PAUSE, drain};
 use events::Watcher;
 use kernel::Kernel;
-use plan::Cluster;
+use plan::{Cluster, Member};
 
 /// How Pods reach Pods of other nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,6 +54,8 @@ pub(crate) struct Settings {
     pub(crate) mode: NodeNetwork,
     /// Where its WireGuard key lies, or will.
     pub(crate) key_file: PathBuf,
+    /// Where its WireGuard listens.
+    pub(crate) port: u16,
 }
 
 /// Why Pods of other nodes are not reached as they should be.
@@ -71,8 +73,10 @@ pub(crate) enum NodesError {
 pub(crate) async fn run(settings: Settings, informers: Informers, client: kube::Client) {
     let nodes = informers.of::<Node>();
     nodes.synced().await;
+    let mut kernel = Kernel::new(None, Some(settings.bridge.clone()));
+    kernel.port = settings.port;
     let mut keeper = Keeper {
-        kernel: Kernel::new(None, Some(settings.bridge.clone())),
+        kernel,
         settings,
         nodes,
         client,
@@ -142,17 +146,21 @@ impl Keeper {
             }
             self.skipped = done.skipped;
         }
-        let known = cluster.own.as_ref().and_then(|own| own.key.as_ref());
-        match done.key {
-            Some(key) if known != Some(&key) => self.publish(&key).await,
-            Some(_) | None => Ok(()),
+        let is_told = |own: &Member, key: &str| {
+            own.key.as_deref() == Some(key) && own.port == self.settings.port
+        };
+        match (done.key, &cluster.own) {
+            (Some(key), Some(own)) if !is_told(own, &key) => self.publish(&key).await,
+            (Some(_) | None, _) => Ok(()),
         }
     }
 
-    /// Tells the others the key by which they know this node.
+    /// Tells the others the key by which they know this node, and its port where they would not guess it.
     async fn publish(&self, key: &str) -> Result<(), NodesError> {
         let nodes = kube::Api::<Node>::all(self.client.clone());
-        let patch = json!({"metadata": {"annotations": {wireguard::ANNOTATION: key}}});
+        let port = (self.settings.port != wireguard::PORT).then(|| self.settings.port.to_string());
+        let told = json!({wireguard::ANNOTATION: key, wireguard::PORT_ANNOTATION: port});
+        let patch = json!({"metadata": {"annotations": told}});
         let params = PatchParams::default();
         nodes
             .patch(&self.settings.node, &params, &Patch::Merge(patch))

@@ -24,6 +24,8 @@ pub(crate) struct Kernel {
     bridge: Option<String>,
     /// This node's, where WireGuard is to carry packets.
     pub(super) key: Option<PrivateKey>,
+    /// Where this node's WireGuard listens.
+    pub(super) port: u16,
 }
 
 /// What came of a look.
@@ -61,6 +63,7 @@ impl Kernel {
             netns,
             bridge,
             key: None,
+            port: wireguard::PORT,
         }
     }
 
@@ -84,7 +87,7 @@ impl Kernel {
         let mut changed = 0;
         if let (Some(end), Some(key)) = (&plan.wireguard, &self.key) {
             let mut device = Device::open(self.netns.as_deref())?;
-            done.key = Some(device.set_key(key)?);
+            done.key = Some(device.set_up(key, self.port)?);
             changed = device.sync(&end.peers)?;
         }
         if !links.is_empty() || !forwards.is_empty() || changed > 0 {

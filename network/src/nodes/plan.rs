@@ -38,6 +38,8 @@ pub(crate) struct Member {
     pub(crate) ranges: Vec<IpNet>,
     /// By which WireGuard knows it.
     pub(crate) key: Option<String>,
+    /// Where its WireGuard listens.
+    pub(crate) port: u16,
 }
 
 impl Cluster {
@@ -75,12 +77,15 @@ fn member(node: &Node) -> Option<Member> {
         .filter(|ip: &IpAddr| !ip.is_loopback())
         .collect();
     let annotations = node.metadata.annotations.as_ref();
-    let key = annotations.and_then(|all| all.get(wireguard::ANNOTATION));
+    let annotation = |name| annotations.and_then(|all| all.get(name));
+    let key = annotation(wireguard::ANNOTATION);
+    let port = annotation(wireguard::PORT_ANNOTATION).and_then(|port| port.parse().ok());
     (!ranges.is_empty() && !ips.is_empty()).then(|| Member {
         name: node.metadata.name.clone().unwrap_or_default(),
         ips,
         ranges,
         key: key.cloned(),
+        port: port.unwrap_or(wireguard::PORT),
     })
 }
 
@@ -309,7 +314,7 @@ fn add_wireguard(
         let mtu = way.mtu.saturating_sub(wireguard::OVERHEAD);
         end.mtu = Some(end.mtu.unwrap_or(mtu).min(mtu));
         let peer = Peer {
-            endpoint: SocketAddr::new(*ip, wireguard::PORT),
+            endpoint: SocketAddr::new(*ip, peer.port),
             allowed: ranges.iter().copied().collect(),
         };
         end.peers.insert(key.clone(), peer);
@@ -349,6 +354,7 @@ mod tests {
             ips: vec![ip.parse().unwrap()],
             ranges: ranges.iter().map(|range| range.parse().unwrap()).collect(),
             key: None,
+            port: wireguard::PORT,
         }
     }
 
@@ -457,11 +463,14 @@ mod tests {
         assert!(first.tunnel.is_none());
         cluster.peers.pop();
         cluster.peers[1].key = Some("C".to_owned());
+        cluster.peers[1].port = 52_001;
         let far = ways.get_mut(&"198.51.100.3".parse().unwrap()).unwrap();
         far.mtu = 1400;
         let second = plan(&cluster, NodeNetwork::Wireguard, &ways);
         assert_eq!((second.mtu, second.skipped.len()), (Some(1320), 0));
-        assert_eq!(second.wireguard.unwrap().peers.len(), 2);
+        let peers = second.wireguard.unwrap().peers;
+        assert_eq!(peers.len(), 2);
+        assert_eq!(peers["C"].endpoint, "198.51.100.3:52001".parse().unwrap());
         cluster.peers.clear();
         let alone = plan(&cluster, NodeNetwork::Wireguard, &ways);
         assert!(alone.wireguard.is_some(), "its key has to be known first");
@@ -491,6 +500,19 @@ mod tests {
                 "10.64.64.0/20 of node d is also node c's"
             ]
         );
+    }
+
+    #[test]
+    fn a_node_tells_its_port_where_others_would_not_guess_it() {
+        let port_of = |told: &str| {
+            let node = serde_json::json!({"metadata": {"name": "a", "annotations": {wireguard::PORT_ANNOTATION: told}},
+                "spec": {"podCIDRs": ["10.64.0.0/18"]},
+                "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}});
+            let node = Arc::new(serde_json::from_value(node).unwrap());
+            Cluster::read("a", &[node]).own.unwrap().port
+        };
+        assert_eq!(port_of("52001"), 52_001);
+        assert_eq!(port_of("no port"), wireguard::PORT);
     }
 
     #[test]

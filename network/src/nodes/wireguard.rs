@@ -21,9 +21,11 @@ use crate::netlink::{Attrs, Family, IPV4, IPV6, attr, attr_u16, attrs, read_ip};
 
 /// Where a node tells its public key.
 pub(crate) const ANNOTATION: &str = "coxswain.dev/wireguard-public-key";
+/// Where it tells its port, if that is another than [`PORT`].
+pub(crate) const PORT_ANNOTATION: &str = "coxswain.dev/wireguard-port";
 pub(crate) const INTERFACE: &str = "cox-wg";
 /// The port that WireGuard's own documents have.
-pub(crate) const PORT: u16 = 51_820;
+pub const PORT: u16 = 51_820;
 /// What WireGuard adds to a packet, at most: its own head and end, UDP, and IPv6.
 pub(crate) const OVERHEAD: u32 = 80;
 
@@ -138,12 +140,12 @@ impl Device {
         Ok(Self { family })
     }
 
-    /// Gives it the node's key; answers the public one. A key that it has already changes nothing.
-    pub(crate) fn set_key(&mut self, key: &PrivateKey) -> Result<String, WireguardError> {
+    /// Gives it the node's key and port; answers the public key. What it has already changes nothing.
+    pub(crate) fn set_up(&mut self, key: &PrivateKey, port: u16) -> Result<String, WireguardError> {
         let failed = |error| WireguardError::Device("set up", error);
         let told = name()
             .put(device::PRIVATE_KEY, &key.0)
-            .u16(device::PORT, PORT);
+            .u16(device::PORT, port);
         self.family.tell(SET_DEVICE, &told).map_err(failed)?;
         let answers = self.family.dump(GET_DEVICE, &name()).map_err(failed)?;
         let keys = answers.iter();

@@ -95,6 +95,7 @@ pub(in crate::nodes) fn cluster(own: &str, count: usize) -> Cluster {
             ips: vec![ip.parse().unwrap()],
             ranges: vec![range(at).parse().unwrap(), range6(at).parse().unwrap()],
             key: None,
+            port: wireguard::PORT,
         };
         if *name == own {
             cluster.own = Some(member);

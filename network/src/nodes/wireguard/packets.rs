@@ -18,6 +18,7 @@ struct Nodes {
     lab: Lab,
     private: Vec<PrivateKey>,
     public: Vec<Option<String>>,
+    ports: Vec<u16>,
 }
 
 fn nodes(test: &str) -> Option<Nodes> {
@@ -28,6 +29,7 @@ fn nodes(test: &str) -> Option<Nodes> {
         lab: lab(test)?,
         private: NODES.map(|_| PrivateKey::new().unwrap()).to_vec(),
         public: vec![None; NODES.len()],
+        ports: vec![PORT, 52_001, 52_002],
     })
 }
 
@@ -35,12 +37,11 @@ impl Nodes {
     /// The first `count` nodes as one of them sees them.
     fn cluster(&self, own: &str, count: usize) -> Cluster {
         let mut cluster = cluster(own, count);
-        let key = |name: &str| {
-            let at = NODES.iter().position(|(node, _)| *node == name).unwrap();
-            self.public[at].clone()
-        };
         for member in cluster.own.iter_mut().chain(&mut cluster.peers) {
-            member.key = key(&member.name);
+            let mut names = NODES.iter().map(|(node, _)| node);
+            let at = names.position(|node| *node == member.name).unwrap();
+            member.key.clone_from(&self.public[at]);
+            member.port = self.ports[at];
         }
         cluster
     }
@@ -49,6 +50,7 @@ impl Nodes {
         let host = NODES[at].0;
         let mut kernel = Kernel::new(Some(self.lab.netns(host)), Some("cox0".to_owned()));
         kernel.key = Some(self.private[at].clone());
+        kernel.port = self.ports[at];
         let cluster = self.cluster(host, count);
         let done = kernel.sync(&cluster, NodeNetwork::Wireguard).await.unwrap();
         self.public[at].clone_from(&done.key);
@@ -72,7 +74,7 @@ impl Nodes {
     }
 }
 
-/// Listens to all that passes an interface until it is told to stop; prints how many packets came, how many to WireGuard's port, and
+/// Listens to all that passes an interface until it is told to stop; prints how many packets came, how many to WireGuard's ports, and
 /// how often a word was in them.
 const LISTENER: &str = r#"
 import socket, sys, threading
@@ -83,14 +85,14 @@ stop = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
 print("up", flush=True)
 packets = tunnel = words = 0
-port = (51820).to_bytes(2, "big")
+ports = [port.to_bytes(2, "big") for port in (51820, 52001, 52002)]
 while True:
     try: said = s.recv(65536)
     except socket.timeout:
         if stop.is_set(): break
         continue
     packets += 1
-    if said[12:14] == b"\x08\x00" and said[23] == 17 and said[36:38] == port: tunnel += 1
+    if said[12:14] == b"\x08\x00" and said[23] == 17 and said[36:38] in ports: tunnel += 1
     words += said.count(b"xxxxxxxx")
 print(packets, tunnel, words)
 "#;
@@ -195,6 +197,13 @@ async fn nodes_with_wireguard_come_and_go_and_change_their_keys() {
     nodes.sync(3).await;
     let after = nodes.peers("a");
     assert!(!after.contains_key(&old) && after.len() == 2, "{after:?}");
+    assert_all_reach_all(&nodes.lab);
+    // A node was given another port.
+    nodes.ports[1] = 52_003;
+    nodes.sync(3).await;
+    let b = nodes.public[1].clone().unwrap();
+    let endpoint = nodes.peers("a")[&b].0.unwrap();
+    assert_eq!(endpoint.port(), 52_003);
     assert_all_reach_all(&nodes.lab);
     // One leaves.
     nodes.sync(2).await;

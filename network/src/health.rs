@@ -209,6 +209,7 @@ mod tests {
         let node = NodeFacts {
             name: "here".to_owned(),
             zone: None,
+            pods: Vec::new(),
         };
         View::new(
             vec![Arc::new(serde_json::from_value(service).unwrap())],

@@ -484,6 +484,7 @@ impl Syncing {
         let around = Around {
             node_ip: self.config.node_ip,
             bridge: &self.config.bridge,
+            pods: view.node.pods.clone(),
             others: self.sources.other_nodes(&self.config.node_name),
             dns: self.dns_addr.map(|addr| addr.ip()),
         };

@@ -60,6 +60,9 @@ pub(crate) struct Rule {
     pub(crate) external_endpoints: Vec<SocketAddr>,
     /// Traffic from outside keeps its source: only endpoints of this node take it.
     pub(crate) external_local: bool,
+    /// Where what comes from this node and its Pods to an address for outside goes, where that is elsewhere: no source has to be
+    /// kept that is here, so any endpoint takes it, as upstream has it.
+    pub(crate) own_endpoints: Option<Vec<SocketAddr>>,
 }
 
 impl Rule {
@@ -70,7 +73,13 @@ impl Rule {
 
     /// For traffic from inside and from outside.
     pub(crate) fn all_endpoints(&self) -> impl Iterator<Item = &SocketAddr> {
-        self.endpoints.iter().chain(&self.external_endpoints)
+        let both = self.endpoints.iter().chain(&self.external_endpoints);
+        both.chain(self.own_endpoints.iter().flatten())
+    }
+
+    /// Whether anybody may get an answer.
+    pub(crate) fn has_endpoints(&self) -> bool {
+        self.all_endpoints().next().is_some()
     }
 
     /// Who may come from outside, of one kind of address; none: everyone.
@@ -194,6 +203,11 @@ fn rule(
     let node_port = port.node_port.and_then(|port| u16::try_from(port).ok());
     let (namespace, name) = key;
     let family = if v6 { "/v6" } else { "" };
+    let external_endpoints = choose(&candidates, &view.node, external_local);
+    let has_outside = node_port.is_some_and(|port| port != 0) || !external.is_empty();
+    let own_endpoints = (external_local && has_outside)
+        .then(|| choose(&candidates, &view.node, false))
+        .filter(|all| *all != external_endpoints);
     Some(Rule {
         name: format!(
             "{namespace}/{name}:{}{family}",
@@ -210,8 +224,9 @@ fn rule(
         }),
         source_ranges: spec.load_balancer_source_ranges.clone().unwrap_or_default(),
         endpoints: choose(&candidates, &view.node, internal_local),
-        external_endpoints: choose(&candidates, &view.node, external_local),
+        external_endpoints,
         external_local,
+        own_endpoints,
     })
 }
 
@@ -374,6 +389,7 @@ pub(crate) mod fixture {
             external_endpoints: endpoints.clone(),
             endpoints,
             external_local: false,
+            own_endpoints: None,
         }
     }
 }
@@ -398,6 +414,7 @@ mod tests {
         let node = NodeFacts {
             name: "n1".into(),
             zone: Some("z1".into()),
+            pods: Vec::new(),
         };
         View::new(
             vec![Arc::new(serde_json::from_value(service).unwrap())],
@@ -533,6 +550,25 @@ mod tests {
         );
         assert_eq!(rule.endpoints.len(), 1);
         assert!(rule.external_endpoints.is_empty(), "none on this node");
+        assert_eq!(
+            rule.own_endpoints.as_deref(),
+            Some(&rule.endpoints[..]),
+            "what is from here may go anywhere"
+        );
+    }
+
+    #[test]
+    fn what_is_from_here_has_a_way_of_its_own_only_where_that_is_another() {
+        let on = |node: &str| json!([endpoint("10.0.0.1", "rs", json!({"nodeName": node}))]);
+        let of = |spec: Value, node: &str| rules(&view(spec, on(node)))[0].own_endpoints.clone();
+        let with = |policy: &str, port: u16| {
+            json!({"type": "NodePort", "externalTrafficPolicy": policy,
+                "ports": [{"name": "http", "port": 80, "nodePort": port}]})
+        };
+        assert_eq!(of(with("Cluster", 30_080), "n2"), None, "all go anywhere");
+        assert_eq!(of(with("Local", 30_080), "n1"), None, "all are here");
+        assert_eq!(of(with("Local", 0), "n2"), None, "nobody asks");
+        assert_eq!(of(with("Local", 30_080), "n2").unwrap().len(), 1);
     }
 
     #[test]

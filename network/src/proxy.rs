@@ -40,6 +40,8 @@ pub(crate) enum Proxy {
 pub(crate) struct Around<'a> {
     pub(crate) node_ip: IpAddr,
     pub(crate) bridge: &'a str,
+    /// Ranges of its Pods.
+    pub(crate) pods: Vec<IpNet>,
     /// Addresses of other nodes.
     pub(crate) others: BTreeSet<IpAddr>,
     /// Where this node answers for names.
@@ -88,7 +90,7 @@ impl Proxy {
         tracing::info!(?mode, ?ranges, "Services are served");
         let proxy = match mode {
             ProxyMode::Nftables => Self::Nftables(Nftables::new(&config.bridge)),
-            ProxyMode::Iptables => Self::Iptables(Iptables::new(None)),
+            ProxyMode::Iptables => Self::Iptables(Iptables::new(&config.bridge, None)),
             ProxyMode::Ipvs => {
                 let proxy = Ipvs::new(&config.bridge, config.ipvs.clone(), None);
                 let watcher = Watcher::open().inspect_err(|error| {
@@ -115,7 +117,10 @@ impl Proxy {
                 problems = proxy.sync(rules, &around.others, around.dns).await?;
                 proxy.drain()?;
             }
-            Self::Userspace(proxy) => problems = proxy.sync(rules, around.node_ip),
+            Self::Userspace(proxy) => {
+                proxy.pods.clone_from(&around.pods);
+                problems = proxy.sync(rules, around.node_ip);
+            }
             Self::None => {}
         }
         self.prepare_bridge(around.bridge);

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
 use cox_client::Informer;
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
@@ -37,6 +38,8 @@ pub(crate) enum Owner {
 pub(crate) struct NodeFacts {
     pub(crate) name: String,
     pub(crate) zone: Option<String>,
+    /// Ranges of its Pods' addresses.
+    pub(crate) pods: Vec<IpNet>,
 }
 
 impl View {
@@ -47,12 +50,17 @@ impl View {
         nodes: &Informer<Node>,
         node: &str,
     ) -> Self {
-        let zone = nodes
-            .get(None, node)
+        let object = nodes.get(None, node);
+        let zone = object
+            .as_ref()
             .and_then(|node| node.metadata.labels.as_ref()?.get(ZONE).cloned());
+        let spec = object.as_ref().and_then(|node| node.spec.as_ref());
+        let ranges = spec.and_then(|spec| spec.pod_cidrs.as_ref());
+        let ranges = ranges.into_iter().flatten();
         let node = NodeFacts {
             name: node.to_owned(),
             zone,
+            pods: ranges.filter_map(|range| range.parse().ok()).collect(),
         };
         Self::new(services.list(), slices.list(), node)
     }

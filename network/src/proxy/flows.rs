@@ -40,10 +40,7 @@ fn abandoned<R: Borrow<Rule>>(old: &[R], new: &[R]) -> Vec<Flow> {
         let mut lost: Vec<IpAddr> = rule
             .all_endpoints()
             .filter(|endpoint| {
-                kept.is_none_or(|kept| {
-                    !kept.endpoints.contains(endpoint)
-                        && !kept.external_endpoints.contains(endpoint)
-                })
+                kept.is_none_or(|kept| !kept.all_endpoints().any(|one| one == *endpoint))
             })
             .map(SocketAddr::ip)
             .collect();
@@ -58,10 +55,7 @@ fn abandoned<R: Borrow<Rule>>(old: &[R], new: &[R]) -> Vec<Flow> {
 
 /// Flows that met nobody, and would go on doing so now that there is an endpoint: a client that asked a node port too early.
 fn unanswered(old: &[&Rule], new: &[&Rule]) -> Vec<Flow> {
-    let is_served = |rule: &&&Rule| {
-        rule.protocol != Protocol::Tcp
-            && !(rule.endpoints.is_empty() && rule.external_endpoints.is_empty())
-    };
+    let is_served = |rule: &&&Rule| rule.protocol != Protocol::Tcp && rule.has_endpoints();
     let served = old.iter().filter(is_served);
     let served: HashSet<_> = served.map(|rule| rule.key()).collect();
     new.iter()

@@ -17,13 +17,14 @@ use crate::plan::Rule;
 const OURS: &str = "COX-";
 const MARK: &str = "0x4000/0x4000";
 /// The chains of others that lead to ours: table, chain, ours.
-const JUMPS: [(&str, &str, &str); 7] = [
+const JUMPS: [(&str, &str, &str); 8] = [
     ("raw", "PREROUTING", "COX-GUARD"),
     ("nat", "PREROUTING", "COX-SERVICES"),
     ("nat", "OUTPUT", "COX-SERVICES"),
     ("nat", "POSTROUTING", "COX-POSTROUTING"),
     ("filter", "INPUT", "COX-REFUSE"),
     ("filter", "FORWARD", "COX-REFUSE"),
+    ("filter", "FORWARD", "COX-FORWARD"),
     ("filter", "OUTPUT", "COX-REFUSE"),
 ];
 const TABLES: [&str; 3] = ["raw", "nat", "filter"];
@@ -34,6 +35,7 @@ type Chains = BTreeMap<&'static str, BTreeMap<String, Vec<String>>>;
 /// Keeps our chains.
 #[derive(Debug)]
 pub(crate) struct Iptables {
+    bridge: String,
     netns: Option<String>,
     /// By family: what is there; none before the first sync and after a failed one.
     applied: [Option<Chains>; 2],
@@ -41,8 +43,9 @@ pub(crate) struct Iptables {
 }
 
 impl Iptables {
-    pub(crate) fn new(netns: Option<String>) -> Self {
+    pub(crate) fn new(bridge: &str, netns: Option<String>) -> Self {
         Self {
+            bridge: bridge.to_owned(),
             netns,
             applied: [None, None],
             flows: Flows::default(),
@@ -52,7 +55,7 @@ impl Iptables {
     /// Brings the kernel to what `rules` say.
     pub(crate) async fn sync(&mut self, rules: &[Arc<Rule>]) -> Result<(), NftError> {
         for (family, at) in [(Family::V4, 0), (Family::V6, 1)] {
-            let next = render(rules, family);
+            let next = render(rules, family, &self.bridge);
             let is_idle =
                 family == Family::V6 && !rules.iter().any(|rule| family.has(&rule.cluster[0]));
             if is_idle && self.applied[at].is_none() {
@@ -173,7 +176,7 @@ fn script(
     format!("*{table}\n{declared}{added}COMMIT\n")
 }
 
-fn render(rules: &[impl Borrow<Rule>], family: Family) -> Chains {
+fn render(rules: &[impl Borrow<Rule>], family: Family, bridge: &str) -> Chains {
     let mut nat: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let (mut services, mut node_ports, mut refused) = (Vec::new(), Vec::new(), Vec::new());
     let whole = |addr: &SocketAddr| match family {
@@ -207,7 +210,9 @@ fn render(rules: &[impl Borrow<Rule>], family: Family) -> Chains {
             .collect();
         // What is not let in by its source meets no rule, and then nobody at this address.
         refused.extend(external.iter().map(|addr| refuse(addr)));
-        if rule.external_endpoints.is_empty() || external.is_empty() && rule.node_port.is_none() {
+        let has_outside = !external.is_empty() || rule.node_port.is_some();
+        let own = rule.own_endpoints.as_deref().unwrap_or_default();
+        if !has_outside || rule.external_endpoints.is_empty() && own.is_empty() {
             continue;
         }
         let outside = format!("{OURS}EXT-{id}");
@@ -222,23 +227,20 @@ fn render(rules: &[impl Borrow<Rule>], family: Family) -> Chains {
                     .map(|port| format!("{from}-p {proto} --dport {port} -j {outside}")),
             );
         }
-        let mut chain = Vec::new();
-        if !rule.external_local {
-            chain.push(format!("-j MARK --set-xmark {MARK}"));
-        }
-        chain.extend(dispatch(
-            (rule, family),
-            &id,
-            &rule.external_endpoints,
-            &mut nat,
-        ));
+        let chain = from_outside((rule, family), &id, bridge, &mut nat);
         nat.insert(outside, chain);
     }
     services.push(format!("-m addrtype --dst-type LOCAL -j {OURS}NODEPORTS"));
     nat.insert(format!("{OURS}SERVICES"), services);
     nat.insert(format!("{OURS}NODEPORTS"), node_ports);
     nat.insert(format!("{OURS}POSTROUTING"), postrouting());
-    let filter = BTreeMap::from([(format!("{OURS}REFUSE"), refused)]);
+    // What conntrack does not take for a part of a flow is not translated either: the client would get it from an address that it
+    // never asked, and break its connection off.
+    let invalid = "-m conntrack --ctstate INVALID -j DROP".to_owned();
+    let filter = BTreeMap::from([
+        (format!("{OURS}REFUSE"), refused),
+        (format!("{OURS}FORWARD"), vec![invalid]),
+    ]);
     // The bridge lets packets to loopback addresses through, for those that a rule sent there: nobody may ask for them himself.
     let guard = match family {
         Family::V4 => vec!["! -i lo -d 127.0.0.0/8 -j DROP".to_owned()],
@@ -246,6 +248,29 @@ fn render(rules: &[impl Borrow<Rule>], family: Family) -> Chains {
     };
     let raw = BTreeMap::from([(format!("{OURS}GUARD"), guard)]);
     Chains::from([("raw", raw), ("nat", nat), ("filter", filter)])
+}
+
+/// The rules for what comes to an address or port for outside.
+fn from_outside(
+    (rule, family): (&Rule, Family),
+    id: &str,
+    bridge: &str,
+    nat: &mut BTreeMap<String, Vec<String>>,
+) -> Vec<String> {
+    let mut chain = Vec::new();
+    if !rule.external_local {
+        chain.push(format!("-j MARK --set-xmark {MARK}"));
+    }
+    let own = rule.own_endpoints.as_deref().unwrap_or_default();
+    if !own.is_empty() {
+        let name = format!("{OURS}OWN-{id}");
+        chain.push(format!("-m addrtype --src-type LOCAL -g {name}"));
+        chain.push(format!("-i {bridge} -g {name}"));
+        let spread = dispatch((rule, family), id, own, nat);
+        nat.insert(name, spread);
+    }
+    chain.extend(dispatch((rule, family), id, &rule.external_endpoints, nat));
+    chain
 }
 
 fn postrouting() -> Vec<String> {
@@ -315,6 +340,7 @@ mod tests {
                 rule("a/y:", &["10.0.0.3:80"]),
             ],
             Family::V4,
+            "cox0",
         );
         let two = render(
             &[
@@ -322,6 +348,7 @@ mod tests {
                 rule("a/y:", &["10.0.0.3:80"]),
             ],
             Family::V4,
+            "cox0",
         );
         assert_eq!(script("nat", &one["nat"], &one["nat"]), "");
         let changed = script("nat", &one["nat"], &two["nat"]);
@@ -340,7 +367,7 @@ mod tests {
         let back = script("nat", &two["nat"], &one["nat"]);
         assert_eq!(back.matches("-X COX-SEP-").count(), 1, "{back}");
         assert_eq!(script("filter", &one["filter"], &two["filter"]), "");
-        let none = render(&[rule("a/x:", &[])], Family::V4);
+        let none = render(&[rule("a/x:", &[])], Family::V4, "cox0");
         assert_eq!(
             none["filter"]["COX-REFUSE"],
             ["-d 10.96.0.7/32 -p tcp --dport 80 -m conntrack --ctstate NEW -j REJECT"]

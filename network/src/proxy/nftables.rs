@@ -228,6 +228,11 @@ pub(crate) fn from_outside(rule: &Rule, family: Family) -> Vec<String> {
     rules
 }
 
+/// The set of the links by which Pods of this node come, and its own programs to themselves.
+pub(crate) fn own_links(table: &str, bridge: &str) -> String {
+    format!("add set {table} own-links {{ type ifname; elements = {{ \"lo\", \"{bridge}\" }}; }}")
+}
+
 /// The element by which a Pod reaches itself through its Service.
 pub(crate) fn hairpin(ip: IpAddr) -> (Cow<'static, str>, String) {
     ("hairpin".into(), format!("{ip} . {ip}"))
@@ -246,6 +251,7 @@ fn frame(family: Family, bridge: &str) -> String {
             &format!("add map {table} {name} {{ type {addr} . {kind}; }}"),
         );
     }
+    line(&mut text, &own_links(&table, bridge));
     // Any modulus gives the key of a map the same type.
     let (ip, drawn) = (family.ip(), "numgen random mod 2");
     for declared in [
@@ -330,10 +336,17 @@ fn frame_rules(family: Family, bridge: &str) -> Vec<(Cow<'static, str>, String)>
         ),
         ("prerouting", "jump services".to_owned()),
         ("output", "jump services".to_owned()),
+        // What conntrack does not take for a part of a flow is not translated either: the client would get it from an address that
+        // it never asked, and break its connection off.
+        ("filter-forward", "ct state invalid drop".to_owned()),
         ("refuse", "reject".to_owned()),
         ("filter-input", refused.clone()),
         ("filter-forward", refused.clone()),
-        ("filter-output", refused),
+        // What is the node's own comes by its input: refused here, a datagram would not be refused but forbidden (EPERM).
+        (
+            "filter-output",
+            format!("fib daddr type != local {refused}"),
+        ),
         (
             "postrouting",
             format!("oifname != \"lo\" meta mark & {MARK} == {MARK} masquerade"),
@@ -396,6 +409,8 @@ struct Side<'a> {
     addrs: Vec<&'a SocketAddr>,
     node_port: Option<u16>,
     endpoints: Vec<&'a SocketAddr>,
+    /// Where what comes from this node and its Pods goes instead.
+    own: Vec<&'a SocketAddr>,
 }
 
 impl<'a> Side<'a> {
@@ -407,6 +422,7 @@ impl<'a> Side<'a> {
             addrs: rule.cluster.iter().collect(),
             node_port: None,
             endpoints: family.among(&rule.endpoints),
+            own: Vec::new(),
         }
     }
 
@@ -418,6 +434,7 @@ impl<'a> Side<'a> {
             addrs: family.among(&rule.external),
             node_port: rule.node_port,
             endpoints: family.among(&rule.external_endpoints),
+            own: family.among(rule.own_endpoints.as_deref().unwrap_or_default()),
         }
     }
 
@@ -426,6 +443,7 @@ impl<'a> Side<'a> {
         self.rule.affinity_secs.is_some()
             || self.is_outside && sources.next().is_some()
             || self.endpoints.len() > SHARED_MAX
+            || !self.own.is_empty()
     }
 
     fn render(&self, set: &mut Ruleset) {
@@ -439,17 +457,19 @@ impl<'a> Side<'a> {
             ("node-ports", "port", "port-endpoints", key)
         });
         if self.endpoints.is_empty() {
-            for (.., key) in addrs {
+            for (.., key) in addrs.clone() {
                 let refused = "goto refuse".to_owned();
                 set.elements.insert(("no-endpoints".into(), key), refused);
             }
-            return;
+            if self.own.is_empty() {
+                return;
+            }
         }
         let ways: Vec<_> = addrs.chain(port).collect();
         if ways.is_empty() {
             return;
         }
-        for endpoint in &self.endpoints {
+        for endpoint in self.endpoints.iter().chain(&self.own) {
             set.elements.insert(hairpin(endpoint.ip()), String::new());
         }
         let id = short((&self.rule.name, self.rule.protocol));
@@ -484,17 +504,30 @@ impl<'a> Side<'a> {
             true => from_outside(self.rule, self.family),
             false => Vec::new(),
         };
-        match self.rule.affinity_secs {
-            Some(secs) => rules.extend(self.keep_clients(id, secs, set)),
-            None => rules.push(self.spread()),
+        if !self.own.is_empty() {
+            let own = format!("own-{id}");
+            rules.push(format!("fib saddr type local goto {own}"));
+            rules.push(format!("iifname @own-links goto {own}"));
+            let dispatch = self.dispatch(&self.own, id, set);
+            set.chains.insert(own, dispatch);
         }
+        rules.extend(self.dispatch(&self.endpoints, id, set));
         rules
     }
 
+    /// The rules that bring a connection to one of the endpoints.
+    fn dispatch(&self, endpoints: &[&SocketAddr], id: &str, set: &mut Ruleset) -> Vec<String> {
+        match self.rule.affinity_secs {
+            _ if endpoints.is_empty() => Vec::new(),
+            Some(secs) => self.keep_clients(endpoints, (id, secs), set),
+            None => vec![self.spread(endpoints)],
+        }
+    }
+
     /// The rule that spreads connections over endpoints.
-    fn spread(&self) -> String {
+    fn spread(&self, endpoints: &[&SocketAddr]) -> String {
         let (ip, proto) = (self.family.ip(), self.rule.protocol.name());
-        let numbered = self.endpoints.iter().enumerate();
+        let numbered = endpoints.iter().enumerate();
         let map: Vec<String> = numbered
             .map(|(at, endpoint)| format!("{at} : {} . {}", endpoint.ip(), endpoint.port()))
             .collect();
@@ -503,10 +536,15 @@ impl<'a> Side<'a> {
     }
 
     /// The rules that bring a client to the endpoint that it had, and new ones to any.
-    fn keep_clients(&self, id: &str, secs: u32, set: &mut Ruleset) -> Vec<String> {
+    fn keep_clients(
+        &self,
+        endpoints: &[&SocketAddr],
+        (id, secs): (&str, u32),
+        set: &mut Ruleset,
+    ) -> Vec<String> {
         let (ip, proto) = (self.family.ip(), self.rule.protocol.name());
         let (mut known, mut map) = (Vec::new(), Vec::new());
-        for (at, endpoint) in self.endpoints.iter().enumerate() {
+        for (at, endpoint) in endpoints.iter().enumerate() {
             let own = short(endpoint);
             let (chain, clients) = (format!("ep-{id}-{own}"), format!("aff-{id}-{own}"));
             let declared = format!(

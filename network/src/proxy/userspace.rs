@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use parking_lot::{Mutex, RwLock};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
@@ -40,6 +41,8 @@ pub(crate) struct Userspace {
     refused: HashMap<Place, io::ErrorKind>,
     /// Where Services' addresses are the node's own.
     own: OwnRanges,
+    /// Ranges of the node's Pods.
+    pub(crate) pods: Vec<IpNet>,
 }
 
 #[derive(Debug)]
@@ -61,14 +64,46 @@ struct Target {
     /// The Service's port.
     name: String,
     endpoints: Vec<SocketAddr>,
+    /// Where the node and its Pods are brought instead.
+    own: Option<OwnTarget>,
     affinity: Option<Duration>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct OwnTarget {
+    endpoints: Vec<SocketAddr>,
+    /// Whose: the node's address, and the ranges of its Pods.
+    node: IpAddr,
+    pods: Vec<IpNet>,
+}
+
+impl OwnTarget {
+    fn is_for(&self, client: IpAddr) -> bool {
+        client.is_loopback()
+            || client == self.node
+            || self.pods.iter().any(|range| range.contains(&client))
+    }
+}
+
+impl Target {
+    fn of(&self, client: IpAddr) -> &[SocketAddr] {
+        match &self.own {
+            Some(own) if own.is_for(client) => &own.endpoints,
+            Some(_) | None => &self.endpoints,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        let own = self.own.iter().flat_map(|own| &own.endpoints);
+        self.endpoints.iter().chain(own).next().is_none()
+    }
 }
 
 impl Backends {
     /// Endpoints in the order to try them.
     fn order(&self, client: IpAddr) -> Vec<SocketAddr> {
         let target = self.now.read().clone();
-        let mut endpoints = target.endpoints;
+        let mut endpoints = target.of(client).to_vec();
         if endpoints.is_empty() {
             return endpoints;
         }
@@ -109,8 +144,8 @@ fn node_ports(node: IpAddr, is_ipv4: bool) -> IpAddr {
     }
 }
 
-/// Which listeners there should be, and where their traffic goes. Pure. `node` is the node's address.
-fn wanted(rules: &[impl Borrow<Rule>], node: IpAddr) -> HashMap<Place, Target> {
+/// Which listeners there should be, and where their traffic goes. Pure. `node` is the node's address, `pods` are its Pods'.
+fn wanted(rules: &[impl Borrow<Rule>], node: IpAddr, pods: &[IpNet]) -> HashMap<Place, Target> {
     let mut all = HashMap::new();
     for rule in rules.iter().map(Borrow::borrow) {
         let affinity = rule
@@ -119,15 +154,25 @@ fn wanted(rules: &[impl Borrow<Rule>], node: IpAddr) -> HashMap<Place, Target> {
         let target = |endpoints: &[SocketAddr]| Target {
             name: rule.name.clone(),
             endpoints: endpoints.to_vec(),
+            own: None,
             affinity,
         };
+        let own = rule.own_endpoints.as_ref().map(|endpoints| OwnTarget {
+            endpoints: endpoints.clone(),
+            node,
+            pods: pods.to_vec(),
+        });
         for addr in &rule.cluster {
             all.insert((rule.protocol, *addr), target(&rule.endpoints));
         }
         let everywhere = node_ports(node, rule.cluster[0].is_ipv4());
         let node_port = rule.node_port.map(|port| SocketAddr::new(everywhere, port));
         for addr in rule.external.iter().copied().chain(node_port) {
-            all.insert((rule.protocol, addr), target(&rule.external_endpoints));
+            let outside = Target {
+                own: own.clone(),
+                ..target(&rule.external_endpoints)
+            };
+            all.insert((rule.protocol, addr), outside);
         }
     }
     all
@@ -146,8 +191,8 @@ impl Userspace {
     pub(crate) fn sync(&mut self, rules: &[impl Borrow<Rule>], node: IpAddr) -> Vec<Problem> {
         let mut problems = Vec::new();
         // A listener without endpoints would accept what it cannot serve: closed, it refuses.
-        let mut wanted = wanted(rules, node);
-        wanted.retain(|_, target| !target.endpoints.is_empty());
+        let mut wanted = wanted(rules, node, &self.pods);
+        wanted.retain(|_, target| !target.is_empty());
         self.open.retain(|place, _| wanted.contains_key(place));
         self.refused.retain(|place, _| wanted.contains_key(place));
         for (place, target) in wanted {
@@ -274,14 +319,22 @@ async fn pass_connection(
                     client.set_nodelay(true)?;
                     stream.set_nodelay(true)?;
                 }
-                tokio::io::copy_bidirectional(&mut client, &mut stream).await?;
-                return Ok(());
+                let passed = tokio::io::copy_bidirectional(&mut client, &mut stream).await;
+                if passed.is_err() {
+                    // A connection that breaks on one side breaks on the other: an end would make half an answer look whole, and
+                    // leave a port to each endpoint taken for a minute (TIME_WAIT).
+                    stream.set_zero_linger()?;
+                    client.set_zero_linger()?;
+                }
+                return passed.map(|_| ());
             }
             // It may have gone a moment ago: the next one takes it.
             Ok(Err(error)) => last = error,
             Err(_) => last = io::ErrorKind::TimedOut.into(),
         }
     }
+    // As near to a refusal as an accepted connection comes.
+    client.set_zero_linger()?;
     Err(last)
 }
 
@@ -303,7 +356,8 @@ async fn pass_datagrams(socket: UdpSocket, backends: Arc<Backends>, cancel: Canc
         let known = clients.lock().get(&from).cloned();
         // An endpoint that has gone does not keep its clients.
         let known = known.filter(|way| {
-            let endpoints = &backends.now.read().endpoints;
+            let target = backends.now.read();
+            let endpoints = target.of(from.ip());
             way.peer_addr().is_ok_and(|peer| endpoints.contains(&peer))
         });
         let way = match known {
@@ -387,6 +441,7 @@ pub(crate) mod tests {
             endpoints: endpoints.to_vec(),
             external_endpoints: endpoints.to_vec(),
             external_local: false,
+            own_endpoints: None,
         }
     }
 
@@ -460,6 +515,74 @@ pub(crate) mod tests {
             refused.unwrap_err().kind(),
             io::ErrorKind::ConnectionRefused,
             "no endpoint, no listener"
+        );
+    }
+
+    #[test]
+    fn the_node_and_its_pods_go_to_any_endpoint() {
+        let [here, there] = ["10.64.0.7:80", "10.64.64.7:80"].map(|addr| addr.parse().unwrap());
+        let mut rule = rule(
+            Protocol::Tcp,
+            "10.96.0.7:80".parse().unwrap(),
+            &[here, there],
+            None,
+        );
+        (rule.node_port, rule.external_local) = (Some(30_080), true);
+        (rule.external_endpoints, rule.own_endpoints) = (vec![], Some(vec![here, there]));
+        let pods = ["10.64.0.0/18".parse().unwrap()];
+        let all = wanted(&[rule], "192.0.2.1".parse().unwrap(), &pods);
+        let place = (Protocol::Tcp, "0.0.0.0:30080".parse().unwrap());
+        let target = &all[&place];
+        assert!(!target.is_empty(), "it listens for those who may");
+        for (client, count) in [
+            ("127.0.0.1", 2),
+            ("192.0.2.1", 2),
+            ("10.64.0.9", 2),
+            ("10.64.64.9", 0),
+            ("198.51.100.1", 0),
+        ] {
+            let endpoints = target.of(client.parse().unwrap());
+            assert_eq!(endpoints.len(), count, "{client}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_breaks_on_one_side_breaks_on_the_other() {
+        let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = backend.local_addr().unwrap();
+        let addr = free().await;
+        let node = "127.0.0.1".parse().unwrap();
+        let mut proxy = Userspace::default();
+        proxy.sync(&[rule(Protocol::Tcp, addr, &[endpoint], None)], node);
+        for breaks_at_client in [true, false] {
+            let mut client = TcpStream::connect(addr).await.unwrap();
+            let (mut server, _) = backend.accept().await.unwrap();
+            client.write_all(b"x").await.unwrap();
+            assert_eq!(server.read_u8().await.unwrap(), b'x');
+            server.write_all(b"half an ans").await.unwrap();
+            let mut said = [0; 11];
+            client.read_exact(&mut said).await.unwrap();
+            let (broken, mut other) = if breaks_at_client {
+                (client, server)
+            } else {
+                (server, client)
+            };
+            broken.set_zero_linger().unwrap();
+            drop(broken);
+            let seen = other.read_u8().await.unwrap_err();
+            assert_eq!(
+                seen.kind(),
+                io::ErrorKind::ConnectionReset,
+                "the client broke it: {breaks_at_client}"
+            );
+        }
+        drop(backend);
+        let mut client = TcpStream::connect(addr).await.unwrap();
+        let seen = client.read_u8().await.unwrap_err();
+        assert_eq!(
+            seen.kind(),
+            io::ErrorKind::ConnectionReset,
+            "nobody is there"
         );
     }
 

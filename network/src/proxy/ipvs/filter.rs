@@ -10,7 +10,9 @@ use std::net::IpAddr;
 use super::plan::{Nodes, external};
 use crate::nft::{Ruleset, difference, line, removal, short};
 use crate::plan::Rule;
-use crate::proxy::nftables::{Family, MARK, bridged_packets_are_filtered, from_outside, hairpin};
+use crate::proxy::nftables::{
+    Family, MARK, bridged_packets_are_filtered, from_outside, hairpin, own_links,
+};
 
 /// Marks packets that came from elsewhere and that a virtual server sends on.
 pub(crate) const FORWARDED: &str = "0x8000";
@@ -61,6 +63,7 @@ fn frame(family: Family, bridge: &str) -> String {
     ] {
         line(&mut text, &format!("add {declared}"));
     }
+    line(&mut text, &own_links(&table, bridge));
     for (name, hook) in [
         ("guard", "filter hook prerouting priority -300"),
         ("prerouting", "filter hook prerouting priority -110"),
@@ -157,7 +160,10 @@ pub(super) fn render(
                 element("addresses", addr.ip().to_string(), String::new());
             }
         }
-        let chain = from_outside(rule, family);
+        let mut chain = from_outside(rule, family);
+        if rule.own_endpoints.is_some() && rule.external_endpoints.is_empty() {
+            chain.push("iifname != @own-links drop".to_owned());
+        }
         let name = format!("ext-{}", short((&rule.name, rule.protocol)));
         let goto = format!("goto {name}");
         let mut is_used = false;

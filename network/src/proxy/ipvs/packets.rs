@@ -1,6 +1,7 @@
 //! Real packets through the kernel's virtual servers: the node of the nftables' tests, in the machine of `tests/vm/network`.
 
 use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
 use std::process::Stdio;
 
 use super::*;
@@ -287,6 +288,67 @@ async fn a_thousand_services_of_ipvs_come_and_go_and_leave_nothing() {
     assert!(servers(&node.lab).len() > 100);
     node.proxy.sync(&[]).await.unwrap();
     assert_eq!(state(&node), before);
+}
+
+/// The cluster address of one of many Services: every second one's is IPv6.
+fn address_of(at: usize) -> SocketAddr {
+    let [high, low] = u16::try_from(at + 256).unwrap().to_be_bytes();
+    let text = match at % 2 {
+        0 => format!("[fd96::{high:x}{low:02x}]:80"),
+        _ => format!("10.96.{high}.{low}:80"),
+    };
+    text.parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_change_among_five_thousand_services_of_ipvs_is_that_change_alone() {
+    const COUNT: usize = 5000;
+    let test = "a_change_among_five_thousand_services_of_ipvs_is_that_change_alone";
+    let Some(mut node) = node(test) else {
+        return;
+    };
+    let mut rules: Vec<Rule> = (0..COUNT)
+        .map(|at| {
+            let [v4, v6] = both(Protocol::Tcp, 80, &[7, 8]);
+            let rule = if at % 2 == 0 { v6 } else { v4 };
+            Rule {
+                name: format!("ns/s{at}:"),
+                cluster: vec![address_of(at)],
+                external: Vec::new(),
+                node_port: None,
+                ..rule
+            }
+        })
+        .collect();
+    let began = std::time::Instant::now();
+    node.proxy.sync(&rules).await.unwrap();
+    eprintln!(
+        "VM: {COUNT} Services of IPVS at once: {:?}",
+        began.elapsed()
+    );
+    let before = servers(&node.lab);
+    assert_eq!(before.len(), COUNT);
+    for at in [0, 1, COUNT - 2, COUNT - 1] {
+        let addr = address_of(at).to_string();
+        assert_eq!(node.answers("p1", &addr, 10).len(), 2, "{addr}");
+    }
+    for at in [COUNT - 2, COUNT - 1] {
+        rules[at].endpoints.remove(0);
+        let began = std::time::Instant::now();
+        node.proxy.sync(&rules).await.unwrap();
+        eprintln!("VM: a change among them: {:?}", began.elapsed());
+        let addr = address_of(at).to_string();
+        assert_eq!(node.answers("node", &addr, 5).len(), 1, "{addr}");
+    }
+    let after = servers(&node.lab);
+    let differ = before.iter().filter(|(place, one)| after[place] != **one);
+    assert_eq!((after.len(), differ.count()), (COUNT, 2));
+    // A proxy that starts anew finds all as it should be.
+    another(&node.lab).sync(&rules).await.unwrap();
+    assert_eq!(servers(&node.lab), after);
+    node.proxy.sync(&[]).await.unwrap();
+    assert_eq!(servers(&node.lab), Servers::new());
+    assert_eq!(addresses_of_services(&node.lab), Vec::<String>::new());
 }
 
 #[tokio::test]

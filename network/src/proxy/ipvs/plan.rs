@@ -82,13 +82,19 @@ pub(super) fn desired(rules: &[impl Borrow<Rule>], nodes: &Nodes, scheduler: &st
         for addr in &rule.cluster {
             add(*addr, &rule.endpoints);
         }
+        // There is one list for everybody: where none of it is here, that for the node and its Pods, and the table of nftables keeps
+        // others out.
+        let outside = match &rule.own_endpoints {
+            Some(own) if rule.external_endpoints.is_empty() => own,
+            Some(_) | None => &rule.external_endpoints,
+        };
         for addr in external(rule, nodes) {
-            add(addr, &rule.external_endpoints);
+            add(addr, outside);
         }
         let v6 = rule.cluster[0].is_ipv6();
         for ip in nodes.own.iter().filter(|ip| ip.is_ipv6() == v6) {
             if let Some(port) = rule.node_port {
-                add(SocketAddr::new(*ip, port), &rule.external_endpoints);
+                add(SocketAddr::new(*ip, port), outside);
             }
         }
         let bound = rule.cluster.iter().copied().chain(external(rule, nodes));

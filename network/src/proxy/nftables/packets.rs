@@ -206,6 +206,7 @@ pub(crate) fn both(protocol: Protocol, port: u16, pods: &[u8]) -> [Rule; 2] {
             external_endpoints: endpoints.clone(),
             endpoints,
             external_local: false,
+            own_endpoints: None,
         }
     };
     [of(false), of(true)]
@@ -231,6 +232,20 @@ async fn both_kinds_of_address_lead_to_pods_from_everywhere() {
         return;
     };
     lead_to_pods(&mut node).await;
+    node.proxy
+        .sync(&both(Protocol::Udp, 53, &[]))
+        .await
+        .unwrap();
+    for host in ["node", "p1"] {
+        let (_, said) = node
+            .lab
+            .try_inside(host, &format!("python3 -c '{UNHEARD}'"));
+        assert!(said.contains("ConnectionRefused"), "{host}: {said}");
+    }
+    node.proxy
+        .sync(&both(Protocol::Tcp, 80, &[7, 8]))
+        .await
+        .unwrap();
     let old = node.rules();
     node.proxy.sync(&[]).await.unwrap();
     let left = node.rules();
@@ -253,7 +268,7 @@ async fn iptables_lead_to_pods_too_and_go_as_a_whole() {
         return;
     }
     let netns = node.lab.netns("node");
-    node.proxy = Kernel::Ipt(Iptables::new(Some(netns.clone())));
+    node.proxy = Kernel::Ipt(Iptables::new("cox0", Some(netns.clone())));
     lead_to_pods(&mut node).await;
     let rules = |node: &Node| node.lab.inside("node", "iptables-save; ip6tables-save");
     node.proxy
@@ -266,7 +281,7 @@ async fn iptables_lead_to_pods_too_and_go_as_a_whole() {
     };
     let before = of(&node);
     // Another process makes the same of what it finds.
-    node.proxy = Kernel::Ipt(Iptables::new(Some(netns.clone())));
+    node.proxy = Kernel::Ipt(Iptables::new("cox0", Some(netns.clone())));
     node.proxy
         .sync(&both(Protocol::Tcp, 80, &[7]))
         .await
@@ -336,6 +351,7 @@ pub(crate) async fn lead_to_pods(node: &mut Node) {
         let mut local = both(Protocol::Tcp, 80, &[7, 8]);
         for rule in &mut local {
             rule.external_local = true;
+            rule.own_endpoints = Some(rule.endpoints.clone());
             rule.external_endpoints.truncate(1);
         }
         node.proxy.sync(&local).await.unwrap();
@@ -344,6 +360,34 @@ pub(crate) async fn lead_to_pods(node: &mut Node) {
             set(&[&format!("p1 {outside}")]),
             "the client's own address"
         );
+        // No endpoint is here: nobody outside gets an answer, the node and its Pods do.
+        let mut elsewhere = local.clone();
+        for rule in &mut elsewhere {
+            rule.external_endpoints.clear();
+        }
+        // IPVS has one list of endpoints for everybody: those for outside, where there are any.
+        let is_ipvs = matches!(node.proxy, Kernel::Ipvs(_));
+        for rules in [&local, &elsewhere] {
+            node.proxy.sync(rules).await.unwrap();
+            if is_ipvs && rules[0].external_endpoints.len() == 1 {
+                continue;
+            }
+            assert_eq!(
+                node.answers("node", node_ip, 40),
+                of(own, own),
+                "the node to its port"
+            );
+            for address in [node_ip, external] {
+                assert_eq!(
+                    node.answers("p1", address, 40),
+                    of(own, p1),
+                    "a Pod to {address}"
+                );
+            }
+        }
+        for address in [node_ip, external] {
+            assert!(!node.ask("out", address, 1).0, "nobody for {address}");
+        }
         for rule in &mut local {
             rule.source_ranges = vec!["198.51.100.0/24".to_owned(), "fd02::/64".to_owned()];
         }
@@ -377,6 +421,84 @@ pub(crate) async fn lead_to_pods(node: &mut Node) {
     for addr in ["10.96.0.7:80", "[fd96::7]:80"] {
         let (ok, said) = node.ask("p1", addr, 1);
         assert!(!ok && said.concat().contains("refused"), "{said:?}");
+    }
+}
+
+/// A datagram to a Service without endpoints.
+const UNHEARD: &str = r#"
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(5)
+s.connect(("10.96.0.7", 53))
+s.send(b"x")
+s.recv(1)
+"#;
+
+/// Answers a connection with a segment that is no part of it, then with a word.
+const STRAY: &str = r#"
+import socket, struct
+server = socket.create_server(("", 9000))
+print("up", flush=True)
+client, peer = server.accept()
+own = client.getsockname()[0]
+segment = lambda sum: struct.pack("!HHIIBBHHH", 9000, peer[1], 77, 77, 0x50, 0x10, 512, sum, 0)
+pseudo = socket.inet_aton(own) + socket.inet_aton(peer[0]) + struct.pack("!BBH", 0, 6, 20)
+total = sum(struct.unpack("!16H", pseudo + segment(0)))
+while total >> 16: total = (total & 0xffff) + (total >> 16)
+raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+raw.sendto(segment(~total & 0xffff), (peer[0], 0))
+client.recv(1)
+client.sendall(b"word\n")
+client.close()
+"#;
+
+/// Takes a word when told to.
+const PATIENT: &str = r#"
+import socket, sys
+s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)
+sys.stdin.readline()
+s.sendall(b"x")
+print(s.makefile().readline().strip())
+"#;
+
+#[tokio::test]
+async fn a_packet_that_belongs_to_no_connection_is_not_passed_on_as_it_is() {
+    let test = "a_packet_that_belongs_to_no_connection_is_not_passed_on_as_it_is";
+    let Some(mut node) = node(test) else {
+        return;
+    };
+    let mut rules = both(Protocol::Tcp, 80, &[7]);
+    rules[0].endpoints = addrs(&["10.64.32.7:9000"]);
+    let netns = node.lab.netns("node");
+    node.lab.inside(
+        "out",
+        "nft 'add table ip t; add chain ip t c { type filter hook prerouting priority -400; }; \
+         add rule ip t c ip saddr 10.64.32.0/19 counter'",
+    );
+    node.lab.ip("out", "route add 10.96.0.0/16 via 192.0.2.1");
+    let modes = [
+        Kernel::Nft(Nftables::new("cox0").in_netns(Some(&netns))),
+        Kernel::Ipt(Iptables::new("cox0", Some(netns.clone()))),
+    ];
+    for proxy in modes {
+        remove_in(Some(&netns)).await.unwrap();
+        node.proxy = proxy;
+        node.proxy.sync(&rules).await.unwrap();
+        let mut server = node
+            .lab
+            .command("p1", &format!("exec python3 -c '{STRAY}'"))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        let mut lines = BufReader::new(server.stdout.take().unwrap());
+        lines.read_line(&mut said).unwrap();
+        let server = Killed(server);
+        let asked = format!("echo | python3 -c '{PATIENT}' 10.96.0.7 80");
+        assert_eq!(node.lab.inside("out", &asked).trim(), "word");
+        drop(server);
+        let counted = node.lab.inside("out", "nft list table ip t");
+        assert!(counted.contains("packets 0 "), "{counted}");
     }
 }
 

@@ -8,6 +8,7 @@ pub mod codec;
 pub mod convert;
 pub mod cron;
 pub mod custom;
+pub mod declared_features;
 pub mod defaults;
 pub mod managed;
 pub mod meta;

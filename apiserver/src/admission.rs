@@ -15,6 +15,7 @@ mod namespace_lifecycle;
 mod node_restriction;
 mod notes;
 mod pod_security;
+mod pod_updates;
 mod policies;
 mod priority;
 mod quota;
@@ -271,6 +272,7 @@ impl Admission {
         storage::validate(request, &snapshot)?;
         runtime_class::validate(request, &snapshot)?;
         certificates::validate(request, &self.authorizer)?;
+        pod_updates::validate(request, &snapshot)?;
         rbac_escalation::validate(request, &self.authorizer)?;
         self.policies
             .validate(&self.registry, &self.authorizer, &snapshot, request)

@@ -94,7 +94,6 @@ async fn resources_change_in_place_or_by_a_restart() {
                 &Patch::Strategic(patch),
             )
             .await
-            .unwrap()
         }
     };
     let limit = |pod: &Pod| {
@@ -102,7 +101,9 @@ async fn resources_change_in_place_or_by_a_restart() {
         let limits = status.resources.as_ref()?.limits.as_ref()?;
         limits.get("memory").map(|amount| amount.0.clone())
     };
-    resize(json!({"limits": {"memory": "128Mi"}})).await;
+    resize(json!({"limits": {"memory": "128Mi"}}))
+        .await
+        .unwrap();
     let done = |pod: &Pod| {
         limit(pod).as_deref() == Some("128Mi") && condition(pod, "PodResizeInProgress").is_none()
     };
@@ -117,11 +118,31 @@ async fn resources_change_in_place_or_by_a_restart() {
             .calls()
             .contains(&"update a memory=134217728".to_owned())
     );
-    resize(json!({"requests": {"cpu": "20m"}})).await;
+    resize(json!({"requests": {"cpu": "20m"}})).await.unwrap();
     cluster
         .until("p", "restarted for its CPU", is_restarted)
         .await;
-    resize(json!({"requests": {"cpu": "100k"}})).await;
+    // The API server knows as well as the kubelet what is more than the node could ever give, until somebody tells it otherwise.
+    let too_much = json!({"requests": {"cpu": "100k"}});
+    let error = resize(too_much.clone()).await.unwrap_err().to_string();
+    assert!(
+        error.contains("node didn't have enough allocatable resources"),
+        "{error}"
+    );
+    let enlarged = json!({"status": {"allocatable": {"cpu": "200k"}}});
+    let nodes: kube::Api<k8s_openapi::api::core::v1::Node> = kube::Api::all(cluster.admin.clone());
+    let params = PatchParams::default();
+    // The kubelet may correct it in between.
+    loop {
+        let patch = Patch::Merge(&enlarged);
+        nodes
+            .patch_status(support::NODE, &params, &patch)
+            .await
+            .unwrap();
+        if resize(too_much.clone()).await.is_ok() {
+            break;
+        }
+    }
     let refused = |pod: &Pod| condition(pod, "PodResizePending").is_some();
     let pod = cluster.until("p", "refused", refused).await;
     assert!(is_ready(&pod));

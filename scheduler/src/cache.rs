@@ -237,6 +237,16 @@ mod tests {
             ("more CPU", "a cpu=2", ClusterEvents::NODE_ALLOCATABLE),
             ("a label", "a cpu=2 label=k=v", ClusterEvents::NODE_LABELS),
             (
+                "a feature",
+                "a cpu=2 label=k=v feature=F",
+                ClusterEvents::NODE_FEATURES,
+            ),
+            (
+                "a feature that goes",
+                "a cpu=2 label=k=v",
+                ClusterEvents::NODE_FEATURES,
+            ),
+            (
                 "a taint",
                 "a cpu=2 label=k=v taint=a=b:NoSchedule",
                 ClusterEvents::NODE_TAINTS,

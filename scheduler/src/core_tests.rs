@@ -129,6 +129,23 @@ fn events_that_help_table() {
             "p->n",
         ),
         (
+            "a feature that is declared",
+            "n cpu=1",
+            "p restart-all",
+            |core| {
+                let node = "n cpu=1 feature=RestartAllContainersOnContainerExits";
+                core.node_applied(&node_object(node), at(5));
+            },
+            "p->n",
+        ),
+        (
+            "a label does not help with features",
+            "n cpu=1",
+            "p restart-all",
+            |core| core.node_applied(&node_object("n cpu=1 label=a=b"), at(5)),
+            "",
+        ),
+        (
             "a label does not help with CPU",
             "n cpu=1",
             "p cpu=2",

@@ -32,6 +32,8 @@ impl ClusterEvents {
     pub const CSI_NODE: Self = Self(1 << 9);
     /// A volume is attached no more.
     pub const ATTACHMENT_GONE: Self = Self(1 << 10);
+    /// A node declares other features.
+    pub const NODE_FEATURES: Self = Self(1 << 11);
 
     /// Both sets.
     #[must_use]
@@ -63,6 +65,9 @@ pub(crate) fn of_node_change(old: &NodeFacts, new: &NodeFacts) -> ClusterEvents 
     }
     if old.allocatable != new.allocatable || old.pods_max != new.pods_max {
         events = events.or(ClusterEvents::NODE_ALLOCATABLE);
+    }
+    if old.declared_features() != new.declared_features() {
+        events = events.or(ClusterEvents::NODE_FEATURES);
     }
     events
 }

@@ -1,7 +1,7 @@
 //! Pods and nodes for tests, as one line of text each.
 //!
-//! Pods: `name cpu=1 mem=1Gi disk=1Gi gpu=1 port=[IP:]80[/UDP] select=k=v tolerate=[k[=v]]:[effect] priority=5 node=n gate`.
-//! Nodes: `name cpu=4 mem=8Gi disk=1Gi gpu=1 pods=110 label=k=v taint=k=v:effect cordoned`.
+//! Pods: `name cpu=1 mem=1Gi disk=1Gi gpu=1 port=[IP:]80[/UDP] select=k=v tolerate=[k[=v]]:[effect] priority=5 node=n gate restart-all`.
+//! Nodes: `name cpu=4 mem=8Gi disk=1Gi gpu=1 pods=110 label=k=v taint=k=v:effect feature=F cordoned`.
 
 use std::sync::Arc;
 
@@ -45,6 +45,7 @@ pub(crate) fn pod_object(text: &str) -> Arc<Pod> {
     let name = words.next().unwrap();
     let (mut requests, mut ports, mut tolerations) = (Map::new(), Vec::new(), Vec::new());
     let mut spec = json!({"schedulerName": "default-scheduler"});
+    let mut rules = json!([]);
     for word in words {
         match word.split_once('=').unwrap_or((word, "")) {
             ("port", port) => {
@@ -68,14 +69,16 @@ pub(crate) fn pod_object(text: &str) -> Arc<Pod> {
             }
             ("priority", priority) => spec["priority"] = json!(priority.parse::<i32>().unwrap()),
             ("node", node) => spec["nodeName"] = json!(node),
+            ("restart-all", _) => {
+                rules = json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "NotIn", "values": [0]}}]);
+            }
             ("gate", _) => spec["schedulingGates"] = json!([{"name": "gate"}]),
             (amount, value) => {
                 requests.insert(resource(amount).unwrap().into(), json!(value));
             }
         }
     }
-    spec["containers"] =
-        json!([{"name": "c", "ports": ports, "resources": {"requests": requests}}]);
+    spec["containers"] = json!([{"name": "c", "ports": ports, "resources": {"requests": requests}, "restartPolicyRules": rules}]);
     spec["tolerations"] = json!(tolerations);
     let pod =
         json!({"metadata": {"name": name, "namespace": "default", "uid": name}, "spec": spec});
@@ -85,7 +88,8 @@ pub(crate) fn pod_object(text: &str) -> Arc<Pod> {
 pub(crate) fn node_object(text: &str) -> Arc<Node> {
     let mut words = text.split_whitespace();
     let mut node = json!({"metadata": {"name": words.next().unwrap()}, "spec": {}});
-    let (mut taints, mut allocatable) = (
+    let (mut taints, mut features, mut allocatable) = (
+        Vec::new(),
         Vec::new(),
         Map::from_iter([("pods".to_owned(), json!("110"))]),
     );
@@ -100,6 +104,7 @@ pub(crate) fn node_object(text: &str) -> Arc<Node> {
                 let (key, value) = pair.split_once('=').unwrap();
                 taints.push(json!({"key": key, "value": value, "effect": effect}));
             }
+            ("feature", feature) => features.push(feature),
             ("cordoned", _) => node["spec"]["unschedulable"] = json!(true),
             (amount, value) => {
                 allocatable.insert(resource(amount).unwrap().into(), json!(value));
@@ -107,7 +112,7 @@ pub(crate) fn node_object(text: &str) -> Arc<Node> {
         }
     }
     node["spec"]["taints"] = json!(taints);
-    node["status"] = json!({"allocatable": allocatable});
+    node["status"] = json!({"allocatable": allocatable, "declaredFeatures": features});
     Arc::new(serde_json::from_value(node).unwrap())
 }
 

@@ -72,6 +72,16 @@ impl NodeFacts {
             .unwrap_or(false)
     }
 
+    /// What it says that it can do.
+    #[must_use]
+    pub fn declared_features(&self) -> &[String] {
+        self.node
+            .status
+            .as_ref()
+            .and_then(|status| status.declared_features.as_deref())
+            .unwrap_or_default()
+    }
+
     pub(crate) fn labels(&self) -> Option<&BTreeMap<String, String>> {
         self.node.metadata.labels.as_ref()
     }

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use cox_api::declared_features::Traits;
 use cox_client::placement::is_sidecar;
-use k8s_openapi::api::core::v1::{Pod, Toleration};
+use k8s_openapi::api::core::v1::{Pod, PodSpec, Toleration};
 
 use crate::plugins::node_affinity::Affinity;
 use crate::pod_volumes::PodVolumes;
@@ -37,6 +38,8 @@ pub struct PodInfo {
     pub affinity: Affinity,
     /// Volumes that decide where it can be; `None`: it has none.
     pub volumes: Option<Arc<PodVolumes>>,
+    /// Features that its node has to declare.
+    pub features: Vec<&'static str>,
 }
 
 impl PodInfo {
@@ -51,6 +54,7 @@ impl PodInfo {
             host_ports: host_ports(pod),
             affinity: spec.map(Affinity::of).unwrap_or_default(),
             volumes: PodVolumes::of(pod),
+            features: spec.map(traits).unwrap_or_default().needs(),
             pod: Arc::clone(pod),
         }
     }
@@ -116,6 +120,20 @@ pub(crate) fn is_gated(pod: &Pod) -> bool {
         .as_ref()
         .and_then(|spec| spec.scheduling_gates.as_deref());
     gates.is_some_and(|gates| !gates.is_empty())
+}
+
+fn traits(spec: &PodSpec) -> Traits {
+    let containers = spec
+        .containers
+        .iter()
+        .chain(spec.init_containers.iter().flatten());
+    Traits {
+        restarts_all: containers
+            .flat_map(|container| container.restart_policy_rules.iter().flatten())
+            .any(|rule| rule.action == "RestartAllContainers"),
+        host_network: spec.host_network.unwrap_or(false),
+        own_users: spec.host_users == Some(false),
+    }
 }
 
 fn host_ports(pod: &Pod) -> Vec<HostPort> {

@@ -4,10 +4,12 @@ use super::FieldError;
 use super::node::{Errors, Node, repath};
 use super::{resources, scheduling};
 use crate::names;
+use std::cmp::Ordering;
 use std::collections::HashSet;
 
 /// Users' priorities end here; above are the system's.
 const USER_PRIORITY_MAX: i64 = 1_000_000_000;
+const FEATURE_NAME_MAX: usize = 253;
 const SYSTEM_CLASSES: [(&str, i64); 2] = [
     ("system-node-critical", 2_000_001_000),
     ("system-cluster-critical", 2_000_000_000),
@@ -26,6 +28,7 @@ pub(super) fn node(node: &Node<'_>, errors: &mut Errors) {
             errors,
         );
     }
+    declared_features(&status, errors);
     for list in ["capacity", "allocatable"] {
         resources::amounts(&status, list, errors);
     }
@@ -35,6 +38,42 @@ pub(super) fn node(node: &Node<'_>, errors: &mut Errors) {
             address.duplicate(errors);
         }
     }
+}
+
+/// What a node says that it can do: names in the order of the alphabet, each once.
+fn declared_features(status: &Node<'_>, errors: &mut Errors) {
+    let mut before = None;
+    for feature in status.items("declaredFeatures") {
+        let name = feature.as_text();
+        if name.len() > FEATURE_NAME_MAX {
+            let why = format!(
+                "invalid feature name {name:?}: must be no more than {FEATURE_NAME_MAX} characters"
+            );
+            feature.invalid(why, errors);
+        } else if !is_feature_name(name) {
+            let why = format!(
+                "invalid feature name {name:?}: must start with an UpperCamelCase segment, with subsequent segments separated by '/' (e.g., MyFeature or MyFeature/mySubFeature), and contain only alphanumeric characters and slashes"
+            );
+            feature.invalid(why, errors);
+        }
+        match before.map(|before: &str| before.cmp(name)) {
+            Some(Ordering::Equal) => feature.duplicate(errors),
+            Some(Ordering::Greater) => {
+                feature.invalid("list must be sorted alphabetically", errors)
+            }
+            _ => {}
+        }
+        before = Some(name);
+    }
+}
+
+/// Letters and digits between slashes, each part beginning with a letter, the first with a capital one.
+fn is_feature_name(name: &str) -> bool {
+    name.starts_with(|first: char| first.is_ascii_uppercase())
+        && name.split('/').all(|part| {
+            part.starts_with(|first: char| first.is_ascii_alphabetic())
+                && part.chars().all(|one| one.is_ascii_alphanumeric())
+        })
 }
 
 /// Upstream's paths begin at the metadata.

@@ -1294,3 +1294,37 @@ fn variables_from_files_are_checked() {
         ],
     );
 }
+
+#[test]
+fn features_of_a_node_have_names_in_order() {
+    let nodes = resource("", "nodes");
+    let name = "must start with an UpperCamelCase segment, with subsequent segments separated by '/' (e.g., MyFeature or MyFeature/mySubFeature), and contain only alphanumeric characters and slashes";
+    let cases: [(Value, &[String]); 4] = [
+        (json!(["A", "A/bC", "B1"]), &[]),
+        (
+            json!(["B", "A"]),
+            &["status.declaredFeatures[1]: Invalid value: \"A\": list must be sorted alphabetically".to_owned()],
+        ),
+        (
+            json!(["A", "A"]),
+            &["status.declaredFeatures[1]: Duplicate value: \"A\"".to_owned()],
+        ),
+        (
+            json!(["A_b", "a"]),
+            &[
+                format!("status.declaredFeatures[0]: Invalid value: \"A_b\": invalid feature name \"A_b\": {name}"),
+                format!("status.declaredFeatures[1]: Invalid value: \"a\": invalid feature name \"a\": {name}"),
+            ],
+        ),
+    ];
+    for (features, expected) in cases {
+        let old =
+            json!({"metadata": {"name": "n", "resourceVersion": "1"}, "spec": {}, "status": {}});
+        let new = with(&old, &[("/status/declaredFeatures", features.clone())]);
+        assert_eq!(
+            texts(&update_part(nodes, "status", &new, &old)),
+            expected,
+            "{features}"
+        );
+    }
+}

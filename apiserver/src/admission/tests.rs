@@ -558,8 +558,18 @@ async fn nodes_write_their_own() {
         object: None,
         ..update("pods", on(old), on(old))
     };
+    let declaring =
+        json!({"metadata": {"name": "n1"}, "spec": {}, "status": {"declaredFeatures": ["A"]}});
     let cases = [
         ("its own node", create("nodes", node("n1", json!({}))), true),
+        (
+            "what its machine can do",
+            Case {
+                sub: "status",
+                ..update("nodes", node("n1", json!({})), declaring)
+            },
+            true,
+        ),
         (
             "another node",
             create("nodes", node("n2", json!({}))),
@@ -774,4 +784,101 @@ async fn nobody_raises_themselves() {
     ));
     let text = refusal(&store, &more).await;
     assert!(text.contains("is attempting to grant RBAC permissions not currently held:\n{APIGroups:[\"\"], Resources:[\"pods\"], Verbs:[\"delete\"]}"), "{text}");
+}
+
+#[tokio::test]
+async fn a_pods_node_decides_how_the_pod_may_change() {
+    const TOO_MUCH: &str = "node didn't have enough allocatable resources: cpu, requested: 9000, allocatable: 4000; memory, requested: 9, allocatable: 8";
+    let store = cluster().await;
+    let node = |name: &str, os: &str, features: Value| {
+        json!({"metadata": {"name": name, "labels": {"kubernetes.io/os": os}}, "spec": {},
+            "status": {"declaredFeatures": features, "allocatable": {"cpu": "4", "memory": "8"}}})
+    };
+    put(&store, "nodes", &node("old", "linux", json!(["A"]))).await;
+    let both = json!([
+        "InPlacePodLevelResourcesVerticalScaling",
+        "InPlacePodVerticalScalingInitContainers"
+    ]);
+    put(&store, "nodes", &node("new", "linux", both)).await;
+    put(&store, "nodes", &node("win", "windows", json!([]))).await;
+    let asks = |cpu: &str| json!({"requests": {"cpu": cpu}});
+    let spec = |on: &str| {
+        json!({"nodeName": on, "containers": [{"name": "c", "resources": asks("1")}],
+            "initContainers": [{"name": "i", "resources": asks("1")}], "resources": asks("2")})
+    };
+    let change = |on: &'static str, sub: &'static str, pointer: &str, value: Value| {
+        let mut new = spec(on);
+        *new.pointer_mut(pointer).expect("there") = value;
+        Case {
+            sub,
+            ..update("pods", pod(spec(on)), pod(new))
+        }
+    };
+    let init = "/initContainers/0/resources";
+    let missing = |feature: &str| {
+        format!(
+            "pods \"p\" is forbidden: pod update requires features {feature} which are not available on node \"old\""
+        )
+    };
+    let cases = [
+        (
+            "an init container",
+            change("old", "resize", init, asks("2")),
+            missing("InPlacePodVerticalScalingInitContainers"),
+        ),
+        (
+            "a Pod as a whole",
+            change("old", "resize", "/resources", asks("3")),
+            missing("InPlacePodLevelResourcesVerticalScaling"),
+        ),
+        (
+            "through the main endpoint",
+            change("old", "", "/resources", asks("3")),
+            missing("InPlacePodLevelResourcesVerticalScaling"),
+        ),
+        (
+            "a node that is not there",
+            change("none", "resize", init, asks("2")),
+            "pods \"p\" is forbidden: node \"none\" not found".to_owned(),
+        ),
+        (
+            "more than the node has",
+            change("new", "resize", "/resources", json!({"requests": {"cpu": "9", "memory": "9"}})),
+            format!("pods \"p\" is forbidden: {TOO_MUCH}"),
+        ),
+        (
+            "a node of Windows",
+            change("win", "resize", "/containers/0/resources", asks("2")),
+            "pods \"p\" is forbidden: pod resize is only supported on linux nodes, node \"win\" is \"windows\"".to_owned(),
+        ),
+    ];
+    for (name, case, expected) in cases {
+        assert_eq!(refusal(&store, &case).await, expected, "case: {name}");
+    }
+    let beyond = change("new", "resize", "/resources", asks("9"));
+    let status = admit(&store, &beyond).await.expect_err("too much");
+    let causes = status.details.expect("details").causes;
+    assert_eq!(causes[0].reason, "NodeCapacity");
+    for (name, case) in [
+        ("both declared", change("new", "resize", init, asks("2"))),
+        ("the Pod", change("new", "resize", "/resources", asks("3"))),
+        (
+            "a container needs none",
+            change("old", "resize", "/containers/0/resources", asks("2")),
+        ),
+        ("no change", change("old", "resize", init, asks("1"))),
+        ("its status", change("none", "status", init, asks("2"))),
+    ] {
+        let outcome = admit(&store, &case).await;
+        assert!(outcome.is_ok(), "{name}: {outcome:?}");
+    }
+    let unbound = Case {
+        sub: "resize",
+        ..update(
+            "pods",
+            pod(json!({"resources": asks("1")})),
+            pod(json!({"resources": asks("2")})),
+        )
+    };
+    assert!(admit(&store, &unbound).await.is_ok(), "no node yet");
 }

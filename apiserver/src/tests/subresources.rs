@@ -287,6 +287,42 @@ async fn parts_of_pods_are_updated_apart() {
 }
 
 #[tokio::test]
+async fn a_pod_and_its_init_containers_are_resized() {
+    let server = Server::with_namespace().await;
+    let mut asking = pod("p");
+    asking["spec"]["resources"] = json!({"requests": {"cpu": "1"}, "limits": {"cpu": "2"}});
+    asking["spec"]["initContainers"] =
+        json!([{"name": "i", "image": "i", "resources": {"requests": {"cpu": "100m"}}}]);
+    let created = server.post(PODS, &asking).await.ok(201);
+    let resize = format!("{PODS}/p/resize");
+    let mut wanted = created.clone();
+    wanted["spec"]["resources"]["requests"]["cpu"] = "1500m".into();
+    wanted["spec"]["initContainers"][0]["resources"]["requests"]["cpu"] = "200m".into();
+    let resized = server.put(&resize, &wanted).await.ok(200);
+    assert_eq!(
+        resized["spec"]["resources"],
+        json!({"requests": {"cpu": "1500m"}, "limits": {"cpu": "2"}})
+    );
+    assert_eq!(
+        resized["spec"]["initContainers"][0]["resources"]["requests"]["cpu"],
+        "200m"
+    );
+    let generation = |pod: &Value| pod["metadata"]["generation"].as_i64();
+    assert_eq!(
+        generation(&resized),
+        generation(&created).map(|before| before + 1)
+    );
+    let mut removed = resized.clone();
+    removed["spec"]["resources"] = Value::Null;
+    let (code, _, message) = server.put(&resize, &removed).await.failure();
+    assert_eq!(code, 422);
+    assert!(
+        message.contains("pod-level resources cannot be removed"),
+        "{message}"
+    );
+}
+
+#[tokio::test]
 async fn questions_about_permission_are_answered() {
     let server = Server::with_namespace().await;
     let review = json!({"spec": {"resourceAttributes": {"verb": "get", "resource": "pods", "namespace": "a"}}});

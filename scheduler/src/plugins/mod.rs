@@ -2,6 +2,7 @@
 
 pub mod default_binder;
 pub mod node_affinity;
+pub mod node_declared_features;
 pub mod node_name;
 pub mod node_ports;
 pub mod node_resources_balanced;
@@ -35,6 +36,7 @@ pub fn default_profile(volumes: &VolumeBinding) -> Profile {
             Box::new(node_volume_limits::NodeVolumeLimits::new(storage())),
             Box::new(volumes.clone()),
             Box::new(volume_zone::VolumeZone::new(storage())),
+            Box::new(node_declared_features::NodeDeclaredFeatures),
         ],
         scores: vec![
             (Box::new(taint_toleration::TaintToleration), 3),

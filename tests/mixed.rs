@@ -142,6 +142,40 @@ fn an_init_container_of_one_kind_prepares_for_a_container_of_the_other() {
 }
 
 #[test]
+fn variables_of_a_file_reach_containers_of_both_kinds() {
+    let Some(node) = Node::start("variables_of_a_file_reach_containers_of_both_kinds") else {
+        return;
+    };
+    let hello = "examples/hello/hello.wasm";
+    Output::of(node.0.cluster.command("image load").arg(hello)).ok();
+    let from_file = |name: &str| json!({"name": name, "valueFrom": {"fileKeyRef": {"volumeName": "data", "path": "config.env", "key": name}}});
+    let reading = |mut container: Value| {
+        container["env"] = json!([from_file("WHO"), from_file("HOSTNAME")]);
+        // Who reads a variable needs no mount of its file.
+        container["volumeMounts"] = json!([]);
+        container
+    };
+    let write = "printf \"# for the others\\nWHO='a file'\\nHOSTNAME='a volume' # both\\n\" >/data/config.env";
+    node.run(
+        "told",
+        &[linux("init", write)],
+        &[
+            reading(wasm("wasm", "hello", &["$(WHO)"])),
+            reading(linux(
+                "linux",
+                "echo \"$WHO in $HOSTNAME\"; exec sleep 1000",
+            )),
+        ],
+    );
+    node.logs(
+        "told",
+        "wasm",
+        "Hello, a file! This is a Wasm component in a volume.",
+    );
+    node.logs("told", "linux", "a file in a volume");
+}
+
+#[test]
 fn a_sidecar_of_one_kind_passes_on_what_comes_for_the_other() {
     let Some(node) = Node::start("a_sidecar_of_one_kind_passes_on_what_comes_for_the_other") else {
         return;

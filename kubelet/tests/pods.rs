@@ -384,6 +384,93 @@ async fn a_missing_config_map_holds_the_pod_and_its_coming_frees_it() {
     cluster.until("p", "ready", is_ready).await;
 }
 
+/// The environment of the container of this name, as the runtime got it.
+fn environment_of(cluster: &Cluster, name: &str) -> Vec<String> {
+    let state = cluster.runtime.state.lock().unwrap();
+    let named = |one: &&support::fake_runtime::Container| {
+        one.config.metadata.as_ref().unwrap().name == name
+    };
+    let container = state.containers.values().find(named).unwrap();
+    let text = |value: &[u8]| String::from_utf8(value.to_vec()).unwrap();
+    let envs = container.config.envs.iter();
+    envs.filter(|env| env.key.starts_with("FILE_"))
+        .map(|env| format!("{}={}", env.key, text(&env.value)))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn variables_come_from_a_file_that_an_init_container_wrote() {
+    let cluster = Cluster::start().await;
+    let _node = cluster.kubelet();
+    let env = |path: &str, key: &str, optional: bool| {
+        json!({"name": format!("FILE_{key}"), "valueFrom": {"fileKeyRef":
+            {"volumeName": "v", "path": path, "key": key, "optional": optional}}})
+    };
+    let container = |name: &str, image: &str, env: serde_json::Value| json!({"name": name, "image": image, "imagePullPolicy": "IfNotPresent", "env": env});
+    let spec = json!({
+    "terminationGracePeriodSeconds": 1,
+    "volumes": [{"name": "v", "emptyDir": {}}],
+    "initContainers": [container("i", "stay", json!([]))],
+    "containers": [
+        container("a", "stay", json!([env("d/config.env", "A", false), env("none.env", "N", true), env("d/config.env", "M", true)])),
+        container("b", "oci", json!([env("d/config.env", "B", false)])),
+        container("missing", "stay", json!([env("d/config.env", "M", false)])),
+        container("planted", "stay", json!([env("planted.env", "A", false)])),
+    ]});
+    cluster.create("p", spec).await;
+    let begun = |pod: &k8s_openapi::api::core::v1::Pod| {
+        let statuses = pod.status.clone().unwrap_or_default();
+        let first = statuses.init_container_statuses.unwrap_or_default().pop();
+        first.is_some_and(|status| status.state.unwrap_or_default().running.is_some())
+    };
+    let pod = cluster.until("p", "in its init container", begun).await;
+    let volume = cluster.volumes(&pod).join("kubernetes.io~empty-dir/v");
+    std::fs::create_dir(volume.join("d")).unwrap();
+    std::fs::write(
+        volume.join("d/config.env"),
+        "# for all\nA='1'\nB='two\nlines'\n",
+    )
+    .unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", volume.join("planted.env")).unwrap();
+    cluster.runtime.exit("i", 0);
+    let states = |pod: &k8s_openapi::api::core::v1::Pod| {
+        let statuses = pod.status.clone().unwrap_or_default();
+        let statuses = statuses.container_statuses.unwrap_or_default();
+        let waits = statuses.into_iter().filter_map(|status| {
+            let waiting = status.state?.waiting?;
+            Some((status.name, waiting.reason?, waiting.message?))
+        });
+        waits.collect::<Vec<_>>()
+    };
+    let told = |pod: &k8s_openapi::api::core::v1::Pod| {
+        let waits = states(pod);
+        waits.len() == 2
+            && waits
+                .iter()
+                .all(|(_, reason, _)| reason == "CreateContainerConfigError")
+    };
+    let pod = cluster.until("p", "told of what is missing", told).await;
+    let messages: Vec<_> = states(&pod)
+        .into_iter()
+        .map(|(name, _, why)| (name, why))
+        .collect();
+    assert_eq!(
+        messages,
+        [
+            (
+                "missing".to_owned(),
+                "environment variable key \"M\" not found in file \"d/config.env\" of volume \"v\"".to_owned()
+            ),
+            (
+                "planted".to_owned(),
+                "couldn't read env file \"planted.env\" in volume \"v\": it leads out of the volume".to_owned()
+            ),
+        ]
+    );
+    assert_eq!(environment_of(&cluster, "a"), ["FILE_A=1"]);
+    assert_eq!(environment_of(&cluster, "b"), ["FILE_B=two\nlines"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_kubelet_adopts_what_runs_and_clears_orphans() {
     let cluster = Cluster::start().await;

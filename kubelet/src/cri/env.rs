@@ -3,7 +3,10 @@
 
 use crate::pod::containers::spec;
 use crate::pod::fields::{self, NodeAllocatable, PodAddresses};
-use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, Pod, Secret, Service};
+use crate::volumes::env_file;
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Container, EnvVarSource, FileKeySelector, Pod, Secret, Service,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -12,17 +15,20 @@ use std::sync::Arc;
 pub struct EnvSources {
     pub config_maps: BTreeMap<String, Arc<ConfigMap>>,
     pub secrets: BTreeMap<String, Arc<Secret>>,
+    /// What files say, by volume and path.
+    pub files: BTreeMap<(String, String), String>,
     /// Services of the namespace, and `default/kubernetes`.
     pub services: Vec<Arc<Service>>,
     pub addresses: PodAddresses,
     pub allocatable: NodeAllocatable,
 }
 
-/// Names of the config maps and secrets that a container's environment refers to.
+/// The config maps and secrets that a container's environment refers to, and the files, by volume and path.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EnvNeeds {
     pub config_maps: Vec<String>,
     pub secrets: Vec<String>,
+    pub files: Vec<(String, String)>,
 }
 
 /// What has to be fetched before [`environment`].
@@ -61,8 +67,13 @@ pub fn needs(container: &Container) -> EnvNeeds {
                 .iter()
                 .map(|reference| reference.name.clone()),
         );
+        needs.files.extend(source.file_key_ref.iter().map(file_of));
     }
     needs
+}
+
+fn file_of(reference: &FileKeySelector) -> (String, String) {
+    (reference.volume_name.clone(), reference.path.clone())
 }
 
 /// The variables in the order in which they are set; an error becomes CreateContainerConfigError.
@@ -206,7 +217,30 @@ fn resolve(
             )),
         };
     }
+    if let Some(reference) = &source.file_key_ref {
+        return file_variable(reference, sources);
+    }
     Err("unsupported source of an environment variable".into())
+}
+
+/// A variable of a file; without one, or without the file, only an optional one is left out.
+fn file_variable(
+    reference: &FileKeySelector,
+    sources: &EnvSources,
+) -> Result<Option<String>, String> {
+    let (key, path, volume) = (&reference.key, &reference.path, &reference.volume_name);
+    let found = match sources.files.get(&file_of(reference)) {
+        Some(text) => env_file::variable(text, key).map_err(|why| {
+            format!("couldn't parse env file \"{path}\" in volume \"{volume}\": {why}")
+        })?,
+        None => None,
+    };
+    if found.is_none() && !reference.optional.unwrap_or(false) {
+        return Err(format!(
+            "environment variable key \"{key}\" not found in file \"{path}\" of volume \"{volume}\""
+        ));
+    }
+    Ok(found)
 }
 
 /// Variables for the services of the namespace, as Docker links once were; the API server's are always there.
@@ -317,6 +351,7 @@ mod tests {
         EnvSources {
             config_maps: BTreeMap::from([("m".to_owned(), Arc::new(map))]),
             secrets: BTreeMap::from([("s".to_owned(), Arc::new(secret))]),
+            files: BTreeMap::from([(("v".to_owned(), "f".to_owned()), "K='$(A)'\nBAD".to_owned())]),
             services: vec![Arc::new(service)],
             addresses: PodAddresses {
                 pod_ips: vec!["10.0.0.2".into()],
@@ -377,6 +412,35 @@ mod tests {
             false,
             env(missing),
             Err("couldn't find key nope in ConfigMap shop/m"),
+        );
+        let file = |key: &str, path: &str, optional: bool| {
+            json!([{"name": "A", "value": "1"}, {"name": "F", "valueFrom": {"fileKeyRef":
+                {"volumeName": "v", "path": path, "key": key, "optional": optional}}},
+                {"name": "L", "value": "$(F)"}])
+        };
+        check(
+            "a file's variable, as it is, for those after it",
+            false,
+            env(file("K", "f", false)),
+            Ok("A=1 F=$(A) L=$(A)"),
+        );
+        check(
+            "a file that is not there",
+            false,
+            env(file("K", "g", false)),
+            Err("environment variable key \"K\" not found in file \"g\" of volume \"v\""),
+        );
+        check(
+            "nor has to be",
+            false,
+            env(file("K", "g", true)),
+            Ok("A=1 L=$(F)"),
+        );
+        check(
+            "a file that nobody can read",
+            false,
+            env(file("N", "f", true)),
+            Err("couldn't parse env file \"f\" in volume \"v\": line 2: missing '='"),
         );
         let optional = json!([{"name": "X", "valueFrom": {"configMapKeyRef": {"name": "zz", "key": "k", "optional": true}}}]);
         check("optional and missing", false, env(optional), Ok(""));

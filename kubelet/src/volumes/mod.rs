@@ -9,6 +9,7 @@
 //! | `sources` | what a volume is made of, read from the API server |
 //! | `put` | making it on disk |
 //! | `mounts`, `sub_path` | what containers get of it |
+//! | `env_file` | variables that containers wrote into it for others |
 //! | `payload`, `atomic` | files of config maps, secrets, projections, and how they are replaced at once |
 //! | `claims` | persistent volume claims and what they are bound to |
 //! | `answers` | what the API server said of objects that volumes need, for when it does not answer |
@@ -20,6 +21,7 @@
 pub(crate) mod answers;
 pub mod atomic;
 mod claims;
+pub(crate) mod env_file;
 pub mod host_path;
 mod memory;
 mod mounts;

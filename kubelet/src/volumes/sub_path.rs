@@ -42,7 +42,7 @@ pub(super) fn find(base: &Path, sub_path: &str) -> Result<Found, String> {
     Ok(Found { handle, path })
 }
 
-fn beneath(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
+pub(super) fn beneath(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
     rustix::fs::openat2(
         root,
         path,

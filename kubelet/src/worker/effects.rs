@@ -496,6 +496,12 @@ impl Subject {
                 sources.secrets.insert(name, secret);
             }
         }
+        for (volume, path) in needs.files {
+            let volumes = &self.shared.volumes;
+            if let Some(text) = volumes.env_file(&self.pod, &volume, &path).await? {
+                sources.files.insert((volume, path), text);
+            }
+        }
         Ok(sources)
     }
 

@@ -1,5 +1,5 @@
 //! Volumes and where they let Pods go, as a user sees it: claims that wait for their Pod, volumes that are elsewhere, claims for one
-//! Pod alone, and block devices in Linux containers.
+//! Pod alone, block devices in Linux containers, and keys with certificates of a signer.
 #![allow(
     clippy::unwrap_used,
     clippy::too_many_lines,
@@ -9,8 +9,11 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use base64::Engine;
 use cox_testkit::linux::MixedCluster;
 use cox_testkit::{Cluster, Output, eventually, skip};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use rcgen::{CertificateParams, CertificateSigningRequestParams, Issuer, KeyPair};
 use serde_json::{Value, json};
 
 const COX: &str = env!("CARGO_BIN_EXE_cox");
@@ -260,5 +263,117 @@ fn a_block_volume_is_a_device_of_a_linux_container() {
         } else {
             Err(status)
         }
+    });
+}
+
+/// Who signs for `example.com/team`: what it may is said apart from whether it may sign.
+fn signer_account() -> Vec<Value> {
+    let subjects = json!([{"kind": "ServiceAccount", "name": "signer", "namespace": "default"}]);
+    let bind = |name: &str| {
+        json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": name},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name}, "subjects": subjects})
+    };
+    let role = |name: &str, rules: Value| json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": name}, "rules": rules});
+    let requests = json!([{"apiGroups": ["certificates.k8s.io"], "verbs": ["get", "list", "watch", "patch"],
+        "resources": ["podcertificaterequests", "podcertificaterequests/status"]}]);
+    let sign = json!([{"apiGroups": ["certificates.k8s.io"], "verbs": ["sign"], "resources": ["signers"],
+        "resourceNames": ["example.com/team"]}]);
+    vec![
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "signer"}}),
+        role("answers", requests),
+        bind("answers"),
+        role("signs", sign),
+        bind("signs"),
+    ]
+}
+
+/// What an authority of the test says to a request.
+fn signed(request: &Value) -> Value {
+    let begins = Timestamp::from_second(Timestamp::now().as_second()).unwrap();
+    let (refresh, ends) = (
+        begins + SignedDuration::from_mins(30),
+        begins + SignedDuration::from_hours(1),
+    );
+    let stub = request["spec"]["stubPKCS10Request"].as_str().unwrap();
+    let stub = base64::engine::general_purpose::STANDARD
+        .decode(stub)
+        .unwrap();
+    let mut asked = CertificateSigningRequestParams::from_der(&stub.into()).unwrap();
+    let time = |at: Timestamp| time::OffsetDateTime::from_unix_timestamp(at.as_second()).unwrap();
+    asked.params.not_before = time(begins);
+    asked.params.not_after = time(ends);
+    let authority = Issuer::new(CertificateParams::default(), KeyPair::generate().unwrap());
+    let chain = asked.signed_by(&authority).unwrap().pem();
+    json!({"status": {"certificateChain": chain, "notBefore": begins.to_string(), "notAfter": ends.to_string(),
+        "beginRefreshAt": refresh.to_string(), "conditions": [{"type": "Issued", "status": "True", "reason": "Known",
+            "message": "", "lastTransitionTime": begins.to_string()}]}})
+}
+
+#[test]
+fn containers_of_both_kinds_have_a_key_and_the_certificate_of_a_signer() {
+    let test = "containers_of_both_kinds_have_a_key_and_the_certificate_of_a_signer";
+    let Some(node) = MixedCluster::start(test, COX, &["examples/mixed/files.wasm"]) else {
+        return;
+    };
+    let cluster = &node.cluster;
+    let account = signer_account();
+    let (sign, others) = account.split_last().unwrap();
+    others.iter().for_each(|object| apply(cluster, object));
+    let mounted = json!([{"name": "v", "mountPath": "/data"}]);
+    apply(
+        cluster,
+        &json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"terminationGracePeriodSeconds": 1,
+            "volumes": [{"name": "v", "projected": {"sources": [{"podCertificate": {"signerName": "example.com/team", "keyType": "ED25519",
+                "credentialBundlePath": "lines.txt"}}]}}],
+            "containers": [
+                {"name": "guest", "image": "cox.local/files:latest", "imagePullPolicy": "IfNotPresent", "args": ["read"], "volumeMounts": mounted},
+                {"name": "linux", "image": "docker.io/library/busybox:latest", "imagePullPolicy": "IfNotPresent", "volumeMounts": mounted,
+                    "command": ["sh", "-c", "cat /data/lines.txt; exec sleep 1000"]}]}}),
+    );
+    let request = eventually("the node to ask for a certificate", || {
+        let all = cluster.json(&["get", "podcertificaterequests"]);
+        all["items"][0]
+            .is_object()
+            .then(|| all["items"][0].clone())
+            .ok_or(all)
+    });
+    let name = request["metadata"]["name"].as_str().unwrap();
+    let status = signed(&request);
+    let patch = || {
+        cluster.kubectl(&[
+            "patch",
+            "podcertificaterequest",
+            name,
+            "--subresource=status",
+            "--type=merge",
+            "--as=system:serviceaccount:default:signer",
+            "-p",
+            &status.to_string(),
+        ])
+    };
+    let refused = patch().refused();
+    assert!(refused.contains("not permitted to sign"), "{refused}");
+    apply(cluster, sign);
+    patch().ok();
+    cluster.wait("condition=Ready", "pod/p");
+    let table = cluster.kubectl(&["get", "podcertificaterequests"]).ok();
+    assert!(table.contains("Issued"), "{table}");
+    let chain = status["status"]["certificateChain"].as_str().unwrap();
+    let last = chain.trim().lines().rev().nth(1).unwrap();
+    for container in ["guest", "linux"] {
+        eventually("the container to show what it has", || {
+            let log = cluster.kubectl(&["logs", "p", "-c", container]).stdout;
+            if log.contains("-----BEGIN PRIVATE KEY-----") && log.contains(last) {
+                Ok(())
+            } else {
+                Err(log)
+            }
+        });
+    }
+    // Requests go with their Pod.
+    cluster.kubectl(&["delete", "pod", "p", "--now"]).ok();
+    eventually("the request to go", || {
+        let left = cluster.json(&["get", "podcertificaterequests"])["items"].clone();
+        if left == json!([]) { Ok(()) } else { Err(left) }
     });
 }

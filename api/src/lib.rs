@@ -14,6 +14,7 @@ pub mod managed;
 pub mod meta;
 pub mod names;
 pub mod patch;
+pub mod pem;
 pub mod printing;
 pub mod quantity;
 pub mod quota;

@@ -26,6 +26,7 @@ mod node;
 mod os;
 mod persistent;
 mod pod;
+mod pod_certificates;
 mod policy;
 mod probe;
 mod quota;
@@ -69,6 +70,9 @@ pub fn create(resource: &Resource, object: &Value) -> Vec<FieldError> {
             certificates::create(&root, &mut errors)
         }
         ("certificates.k8s.io", "clustertrustbundles") => certificates::bundle(&root, &mut errors),
+        ("certificates.k8s.io", "podcertificaterequests") => {
+            pod_certificates::create(&root, &mut errors)
+        }
         ("networking.k8s.io", "servicecidrs") => ingress::service_cidr(&root, &mut errors),
         ("networking.k8s.io", "ingresses") => {
             ingress::ingress(&root, &mut errors);
@@ -178,6 +182,9 @@ fn status(resource: &Resource, new: &Node<'_>, old: &Node<'_>, errors: &mut Erro
         ("networking.k8s.io", "ingresses") => ingress::ingress_status(new, errors),
         ("certificates.k8s.io", "certificatesigningrequests") => {
             certificates::update_status(new, old, errors)
+        }
+        ("certificates.k8s.io", "podcertificaterequests") => {
+            pod_certificates::update_status(new, old, errors)
         }
         ("flowcontrol.apiserver.k8s.io", _) => flowcontrol::conditions(new, errors),
         ("storage.k8s.io", "volumeattachments") => storage::attachment_status(new, errors),
@@ -305,6 +312,9 @@ fn transition(resource: &Resource, new: &Node<'_>, old: &Node<'_>, errors: &mut 
         ("scheduling.k8s.io", "priorityclasses") => cluster::priority_class_update,
         ("certificates.k8s.io", "certificatesigningrequests") => certificates::update,
         ("certificates.k8s.io", "clustertrustbundles") => certificates::bundle_update,
+        ("certificates.k8s.io", "podcertificaterequests") => {
+            |new, old, errors| new.same(old, "spec", errors)
+        }
         ("storage.k8s.io", plural) => match plural {
             "storageclasses" => storage::storage_class_update,
             "csidrivers" => storage::csi_driver_update,

@@ -14,6 +14,7 @@ mod matching;
 mod namespace_lifecycle;
 mod node_restriction;
 mod notes;
+mod pod_certificates;
 mod pod_security;
 mod pod_updates;
 mod policies;

@@ -5,6 +5,7 @@ use crate::holdings::{Holdings, host_ports};
 use crate::pod::containers::{all, spec};
 use crate::resources::{Amounts, of_pod};
 use crate::sysctls::Allowed;
+use crate::volumes::certificates::key_not_made;
 use cox_client::placement::{NodeTerm, tolerates};
 use k8s_openapi::api::core::v1::{Pod, Taint};
 use std::collections::BTreeMap;
@@ -87,6 +88,9 @@ pub fn refusal(pod: &Pod, holdings: &Holdings, node: &NodeView) -> Option<Refusa
             "PodFeatureUnsupported",
             "Pod requires node features that are not available: RestartAllContainersOnContainerExits",
         );
+    }
+    if let Some(why) = key_not_made(spec) {
+        return refuse("PodFeatureUnsupported", why);
     }
     if let Some(why) = node.unsafe_sysctls.forbids(spec) {
         return refuse("SysctlForbidden", why);
@@ -250,6 +254,7 @@ mod tests {
         ];
         let affinity = json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
             {"matchExpressions": [{"key": "zone", "operator": "NotIn", "values": ["a"]}]}]}}}});
+        let certificate = |kind: &str| json!({"volumes": [{"name": "v", "projected": {"sources": [{"podCertificate": {"signerName": "a/b", "keyType": kind}}]}}]});
         let cases: Vec<(&str, Value, &[Pod], &str)> = vec![
             ("it fits", asks("cpu", "500m"), &one[..], ""),
             ("too much cpu", asks("cpu", "501m"), &one[..], "OutOfcpu"),
@@ -312,6 +317,13 @@ mod tests {
                 none,
                 "PodFeatureUnsupported",
             ),
+            (
+                "a key that is not made here",
+                certificate("RSA4096"),
+                none,
+                "PodFeatureUnsupported",
+            ),
+            ("a key that is made", certificate("ED25519"), none, ""),
             (
                 "a claim on a device",
                 json!({"resourceClaims": [{"name": "gpu", "resourceClaimName": "gpu"}]}),

@@ -432,6 +432,8 @@ impl Dispatcher {
             }
             let uid = uid(&record.pod);
             volumes.tokens.take_over(uid.as_str(), &record.tokens);
+            let certificates = &volumes.certificates;
+            certificates.take_over(uid.as_str(), &record.certificates);
             volumes.answers.take_over(uid.as_str(), &record.volumes);
         }
         *self

@@ -23,7 +23,7 @@ use crate::pod_resources::PodResources;
 use crate::probes::metrics::ProbeMetrics;
 use crate::server::tls::Serving;
 use crate::server::{Server, ServerError};
-use crate::volumes::{Places, Volumes};
+use crate::volumes::{Issuers, Places, Volumes};
 use crate::worker::shared::{ClientHandle, Shared};
 use cox_client::events::{EventType, Recorder};
 use cox_client::tasks::TaskScope;
@@ -145,7 +145,7 @@ pub fn prepare(
             },
             csi,
             deps.client.clone(),
-            deps.clock.clone(),
+            Issuers::new(&deps.client, &deps.clock, &config.node_name),
             allocatable,
             keeper.offline(),
             &cancel,

@@ -2,7 +2,7 @@
 
 use super::FieldError;
 use super::node::{Errors, Node};
-use crate::names;
+use crate::{names, pem};
 use base64::Engine;
 use std::collections::HashSet;
 
@@ -84,7 +84,7 @@ fn is_request(base64: &str) -> bool {
 }
 
 /// `domain/path` with a domain of two parts or more.
-fn signer_name(name: &Node<'_>, errors: &mut Errors) {
+pub(super) fn signer_name(name: &Node<'_>, errors: &mut Errors) {
     let text = name.as_text();
     let mut wrong = |why: String| errors.push(FieldError::invalid(name.path(), text, why));
     let Some((domain, path)) = text.split_once('/').filter(|(_, path)| !path.contains('/')) else {
@@ -214,22 +214,15 @@ pub(super) fn bundle_update(new: &Node<'_>, old: &Node<'_>, errors: &mut Errors)
 fn anchors(text: &str) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut seen: Vec<Vec<u8>> = Vec::new();
-    for (index, piece) in text.split("-----BEGIN ").skip(1).enumerate() {
-        let Some((kind, rest)) = piece.split_once("-----") else {
-            continue;
-        };
-        let Some((body, _)) = rest.split_once(&format!("-----END {kind}-----")) else {
-            continue;
-        };
-        if kind != "CERTIFICATE" {
-            wrong.push(format!("entry {index} has bad block type: {kind}"));
-        } else if body.contains(':') {
+    for (index, block) in pem::blocks(text).enumerate() {
+        if block.kind != "CERTIFICATE" {
+            wrong.push(format!("entry {index} has bad block type: {}", block.kind));
+        } else if block.has_headers {
             wrong.push(format!("entry {index} has PEM block headers"));
         } else {
-            let base64: String = body.split_whitespace().collect();
-            match base64::engine::general_purpose::STANDARD.decode(base64) {
-                Ok(der) if der.first() == Some(&DER_SEQUENCE) => seen.push(der),
-                Ok(_) | Err(_) => wrong.push(format!("entry {index} does not parse as X.509")),
+            match block.der() {
+                Some(der) if der.first() == Some(&DER_SEQUENCE) => seen.push(der),
+                Some(_) | None => wrong.push(format!("entry {index} does not parse as X.509")),
             }
         }
     }

@@ -832,6 +832,87 @@ fn parts_that_few_pods_use_are_checked() {
 }
 
 #[test]
+fn certificates_that_pods_show_are_checked() {
+    let mut base = pod();
+    base["spec"]["containers"][0]["volumeMounts"] = json!([]);
+    base["spec"]["volumes"] = json!([{"name": "v", "projected": {"sources": [{"podCertificate": {
+        "signerName": "example.com/s", "keyType": "ED25519", "keyPath": "key", "certificateChainPath": "chain"}}]}}]);
+    macro_rules! at {
+        ($field:literal) => {
+            concat!("/spec/volumes/0/projected/sources/0/podCertificate", $field)
+        };
+    }
+    let (kind, signer, key) = (at!("/keyType"), at!("/signerName"), at!("/keyPath"));
+    let (life, notes) = (at!("/maxExpirationSeconds"), at!("/userAnnotations"));
+    let certificate = "spec.volumes[0].projected.sources[0].podCertificate";
+    let says = |rest: &str| format!("{certificate}{rest}");
+    let wrong = [
+        says(
+            ".keyType: Unsupported value: \"DSA\": supported values: \"RSA3072\", \"RSA4096\", \"ECDSAP256\", \"ECDSAP384\", \"ECDSAP521\", \"ED25519\"",
+        ),
+        says(
+            ".signerName: Invalid value: \"s\": must be a fully qualified domain and path of the form 'example.com/signer-name'",
+        ),
+        says(".keyPath: Invalid value: \"../key\": must not contain '..'"),
+        says(
+            ".maxExpirationSeconds: Invalid value: 60: if provided, maxExpirationSeconds must be >= 3600",
+        ),
+        says(
+            ".maxExpirationSeconds: Invalid value: 7862401: if provided, maxExpirationSeconds must be <= 7862400",
+        ),
+        says(
+            ".maxExpirationSeconds: Invalid value: 86401: if provided, maxExpirationSeconds must be <= 86400",
+        ),
+        says(
+            ".userAnnotations: Invalid value: \"bare\": must be a domain-prefixed key (such as \"acme.io/foo\")",
+        ),
+        says(
+            ": Required value: specify at least one of credentialBundlePath, keyPath, and certificateChainPath",
+        ),
+        "spec.volumes[0].projected.sources[0]: Invalid value: \"chain\": conflicting duplicate paths"
+            .to_owned(),
+    ];
+    let [
+        of_kind,
+        of_signer,
+        of_path,
+        short,
+        long,
+        own,
+        bare,
+        none,
+        twice,
+    ] = wrong.each_ref().map(String::as_str);
+    check_create(
+        resource("", "pods"),
+        &base,
+        &[
+            (&[], &[]),
+            (&[(kind, json!("RSA4096")), (life, json!(7200))], &[]),
+            (&[(notes, json!({"acme.io/Foo": "x"}))], &[]),
+            (&[(kind, json!("DSA"))], &[of_kind]),
+            (&[(signer, json!("s"))], &[of_signer]),
+            (&[(key, json!("../key"))], &[of_path]),
+            (&[(life, json!(60))], &[short]),
+            (&[(life, json!(7_862_401))], &[long]),
+            (
+                &[(signer, json!("kubernetes.io/s")), (life, json!(86_401))],
+                &[own],
+            ),
+            (&[(notes, json!({"bare": "x"}))], &[bare]),
+            (
+                &[(
+                    at!(""),
+                    json!({"signerName": "example.com/s", "keyType": "ED25519"}),
+                )],
+                &[none],
+            ),
+            (&[(key, json!("chain"))], &[twice]),
+        ],
+    );
+}
+
+#[test]
 fn a_mirror_pod_stays_one() {
     let pods = resource("", "pods");
     let plain = prepared(pods, &with(&pod(), &[("/spec/nodeName", json!("node"))]));

@@ -1,9 +1,11 @@
 //! Volumes of a Pod: one source each, and what each source needs.
 
 use super::FieldError;
+use super::certificates::signer_name;
 use super::container::{descending_path, no_backsteps};
 use super::env;
 use super::node::{Errors, Node, repath};
+use super::pod_certificates::{life_secs_max, user_annotations};
 use crate::names;
 use crate::quantity::Quantity;
 use std::collections::HashSet;
@@ -192,14 +194,18 @@ fn mode(parent: &Node<'_>, field: &str, errors: &mut Errors) {
 /// A file's path below the volume's root.
 pub(super) fn file_path(item: &Node<'_>, errors: &mut Errors) {
     if item.need("path", errors) {
-        let path = item.get("path");
-        descending_path(&path, errors);
-        if path.as_text().starts_with("..")
-            && !path.as_text().starts_with("../")
-            && path.as_text() != ".."
-        {
-            path.invalid("must not start with '..'", errors);
-        }
+        inside(&item.get("path"), errors);
+    }
+}
+
+/// A path that stays in the volume, and out of what the kubelet keeps there.
+fn inside(path: &Node<'_>, errors: &mut Errors) {
+    descending_path(path, errors);
+    if path.as_text().starts_with("..")
+        && !path.as_text().starts_with("../")
+        && path.as_text() != ".."
+    {
+        path.invalid("must not start with '..'", errors);
     }
 }
 
@@ -262,6 +268,7 @@ fn projected(volume: &Node<'_>, errors: &mut Errors) {
                 .items("items")
                 .map(|item| item.text("path"))
                 .chain([projection.text("path")])
+                .chain(CERTIFICATE_PATHS.map(|field| projection.text(field)))
             {
                 if !path.is_empty() && !paths.insert(path.to_owned()) {
                     errors.push(FieldError::invalid(
@@ -289,6 +296,47 @@ fn token_path(projection: &Node<'_>, errors: &mut Errors) {
     }
 }
 
+/// Where a Pod's key and certificates are shown.
+const CERTIFICATE_PATHS: [&str; 3] = ["credentialBundlePath", "keyPath", "certificateChainPath"];
+const KEY_KINDS: [&str; 6] = [
+    "RSA3072",
+    "RSA4096",
+    "ECDSAP256",
+    "ECDSAP384",
+    "ECDSAP521",
+    "ED25519",
+];
+
+fn pod_certificate(projection: &Node<'_>, errors: &mut Errors) {
+    signer_name(&projection.get("signerName"), errors);
+    user_annotations(&projection.get("userAnnotations"), errors);
+    projection.get("keyType").supported(&KEY_KINDS, errors);
+    if let Some(secs) = projection.int("maxExpirationSeconds") {
+        let most = life_secs_max(projection.text("signerName"));
+        let life = projection.get("maxExpirationSeconds");
+        if secs < 3600 {
+            life.invalid("if provided, maxExpirationSeconds must be >= 3600", errors);
+        } else if secs > most {
+            let why = format!("if provided, maxExpirationSeconds must be <= {most}");
+            life.invalid(why, errors);
+        }
+    }
+    for field in CERTIFICATE_PATHS {
+        if !projection.text(field).is_empty() {
+            inside(&projection.get(field), errors);
+        }
+    }
+    if CERTIFICATE_PATHS
+        .iter()
+        .all(|field| projection.text(field).is_empty())
+    {
+        projection.required(
+            "specify at least one of credentialBundlePath, keyPath, and certificateChainPath",
+            errors,
+        );
+    }
+}
+
 fn projection_rules(name: &str, projection: &Node<'_>, errors: &mut Errors) {
     match name {
         "secret" | "configMap" => {
@@ -311,6 +359,7 @@ fn projection_rules(name: &str, projection: &Node<'_>, errors: &mut Errors) {
             token_path(projection, errors);
         }
         "clusterTrustBundle" => token_path(projection, errors),
+        "podCertificate" => pod_certificate(projection, errors),
         _ => {}
     }
 }

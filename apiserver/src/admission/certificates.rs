@@ -22,6 +22,7 @@ pub(super) fn validate(request: &Request<'_>, authorizer: &Authorizer) -> Result
     match resource.plural.as_str() {
         "certificatesigningrequests" => {}
         "clustertrustbundles" => return attested(request, authorizer),
+        "podcertificaterequests" => return super::pod_certificates::validate(request, authorizer),
         _ => return Ok(()),
     }
     let (Some(new), operation) = (&request.object, request.operation) else {
@@ -78,7 +79,12 @@ fn failures(request: &Value) -> Vec<&Value> {
 }
 
 /// The permission for one signer, or for all of its domain.
-fn may(authorizer: &Authorizer, request: &Request<'_>, verb: &str, signer: &str) -> bool {
+pub(super) fn may(
+    authorizer: &Authorizer,
+    request: &Request<'_>,
+    verb: &str,
+    signer: &str,
+) -> bool {
     let domain = signer.split('/').next().unwrap_or_default();
     let all = format!("{domain}/*");
     [signer, all.as_str()].iter().any(|name| {

@@ -1,5 +1,5 @@
-//! NodeRestriction: a node writes its own Node, its own Lease and the status of its own Pods, and asks for tokens of its
-//! own Pods only.
+//! NodeRestriction: a node writes its own Node, its own Lease and the status of its own Pods, and asks for tokens and certificates
+//! of its own Pods only.
 
 use std::collections::BTreeSet;
 
@@ -40,6 +40,9 @@ pub(super) fn validate(request: &Request<'_>, snapshot: &Snapshot) -> Result<(),
         ("", "pods") => pod(node, request, snapshot),
         ("", "nodes") => own_node(node, request),
         ("", "serviceaccounts") => token(node, request, snapshot),
+        ("certificates.k8s.io", "podcertificaterequests") => {
+            pod_certificate(node, request, snapshot)
+        }
         ("coordination.k8s.io", "leases") => lease(node, request),
         ("storage.k8s.io", "csinodes") if named(request) != node => {
             Err("can only access CSINode with the same name as the requesting node".to_owned())
@@ -220,4 +223,59 @@ pub(crate) fn check_token(
         return Err("node requested token bound to a pod scheduled on a different node".to_owned());
     }
     Ok(())
+}
+
+/// Whether a node may ask for this certificate: it must be that of a Pod that runs on it, as whom it says.
+fn pod_certificate(node: &str, request: &Request<'_>, snapshot: &Snapshot) -> Result<(), String> {
+    let (Operation::Create, "", Some(asked)) =
+        (request.operation, request.subresource, &request.object)
+    else {
+        return Err(format!(
+            "node {node:?} may only create podcertificaterequests"
+        ));
+    };
+    let spec = &asked["spec"];
+    let text = |field: &str| spec[field].as_str().unwrap_or_default();
+    if text("nodeName") != node {
+        return Err(format!(
+            "PodCertificateRequest.Spec.NodeName={:?}, which is not the requesting node {node:?}",
+            text("nodeName")
+        ));
+    }
+    let found = |what: &str, plural: &str, path: &str| {
+        stored(snapshot, plural, path)
+            .ok_or_else(|| format!("{what} {path:?} named in the PodCertificateRequest not found"))
+    };
+    let in_namespace = |name: &str| format!("{}/{name}", request.namespace);
+    let pod_path = in_namespace(text("podName"));
+    let same = |what: &str, field: &str, object: &Value| {
+        if meta::uid(object) == text(field) && !text(field).is_empty() {
+            Ok(())
+        } else {
+            Err(format!(
+                "PodCertificateRequest for pod {pod_path:?} names {what} UID {:?}, which is not that of the one that is there",
+                text(field)
+            ))
+        }
+    };
+    same("node", "nodeUID", &found("node", "minions", node)?)?;
+    let pod = found("pod", "pods", &pod_path)?;
+    same("pod", "podUID", &pod)?;
+    if pod["spec"]["nodeName"] != node {
+        return Err(format!(
+            "pod {pod_path:?} is not running on node {node:?} named in the PodCertificateRequest"
+        ));
+    }
+    if is_mirror_pod(&pod) {
+        return Err(format!("pod {pod_path:?} is a mirror pod"));
+    }
+    if pod["spec"]["serviceAccountName"] != text("serviceAccountName") {
+        return Err(format!(
+            "PodCertificateRequest for pod {pod_path:?} contains serviceAccountName ({:?}) that differs from running pod",
+            text("serviceAccountName")
+        ));
+    }
+    let account = in_namespace(text("serviceAccountName"));
+    let account = found("service account", "serviceaccounts", &account)?;
+    same("service account", "serviceAccountUID", &account)
 }

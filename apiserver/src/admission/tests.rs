@@ -520,6 +520,76 @@ async fn a_runtime_class_sends_pods_where_it_can_run() {
 }
 
 #[tokio::test]
+async fn nodes_ask_for_certificates_of_their_own_pods_only() {
+    use base64::Engine;
+    let store = cluster().await;
+    let with_uid =
+        |name: &str, uid: &str| json!({"metadata": {"name": name, "namespace": "ns", "uid": uid}});
+    for (name, uid) in [("n1", "node-1"), ("n2", "node-2")] {
+        let node = json!({"metadata": {"name": name, "uid": uid}});
+        put(&store, "nodes", &node).await;
+    }
+    put(&store, "serviceaccounts", &with_uid("robot", "account-1")).await;
+    for (name, node, uid) in [("near", "n1", "pod-1"), ("far", "n2", "pod-2")] {
+        let mut pod = with_uid(name, uid);
+        pod["spec"] = json!({"nodeName": node, "serviceAccountName": "robot"});
+        put(&store, "pods", &pod).await;
+    }
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let stub = rcgen::CertificateParams::default().serialize_request(&key);
+    let stub = base64::engine::general_purpose::STANDARD.encode(stub.expect("a request").der());
+    let whole = json!({"metadata": {"name": "r", "namespace": "ns"}, "spec": {"signerName": "example.com/s", "nodeName": "n1", "nodeUID": "node-1",
+        "podName": "near", "podUID": "pod-1", "serviceAccountName": "robot", "serviceAccountUID": "account-1", "stubPKCS10Request": stub}});
+    let cases = [
+        ("its own", "podName", "near", true),
+        ("another node", "nodeName", "n2", false),
+        ("a node that was there before", "nodeUID", "node-0", false),
+        ("another node's Pod", "podName", "far", false),
+        ("a Pod that was there before", "podUID", "pod-0", false),
+        ("a Pod that is not there", "podName", "none", false),
+        ("another account", "serviceAccountName", "king", false),
+        (
+            "an account that was there before",
+            "serviceAccountUID",
+            "account-0",
+            false,
+        ),
+        (
+            "a request that nobody signed",
+            "stubPKCS10Request",
+            "AAAA",
+            false,
+        ),
+    ];
+    for (name, field, value, expected) in cases {
+        let mut object = whole.clone();
+        object["spec"][field] = json!(value);
+        let case = Case {
+            group: "certificates.k8s.io",
+            user: UserInfo::new("system:node:n1", [NODES]),
+            ..create("podcertificaterequests", object)
+        };
+        let admitted = admit(&store, &case).await;
+        assert_eq!(admitted.is_ok(), expected, "case: {name}: {admitted:?}");
+    }
+    let far = json!({"podName": "far", "podUID": "pod-2"});
+    let mut object = whole.clone();
+    for field in ["podName", "podUID"] {
+        object["spec"][field] = far[field].clone();
+    }
+    let case = Case {
+        group: "certificates.k8s.io",
+        user: UserInfo::new("system:node:n1", [NODES]),
+        ..create("podcertificaterequests", object)
+    };
+    assert!(
+        refusal(&store, &case)
+            .await
+            .contains("is not running on node \"n1\"")
+    );
+}
+
+#[tokio::test]
 async fn nodes_write_their_own() {
     let store = cluster().await;
     let by_node = |case: Case| Case {

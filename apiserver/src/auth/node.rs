@@ -70,6 +70,7 @@ impl NodeAuthorizer {
             ("", "namespaces") if reads_all(asked) => self.has_network_policies(),
             ("coordination.k8s.io", "leases") => own_lease(node, asked),
             ("storage.k8s.io", "csinodes") => own_csi_node(node, asked),
+            ("certificates.k8s.io", "podcertificaterequests") => self.pod_certificate(node, asked),
             // What they hold is public; a Pod's volume may show them.
             ("certificates.k8s.io", "clustertrustbundles") => {
                 matches!(asked.verb, "get" | "list" | "watch")
@@ -192,6 +193,27 @@ impl NodeAuthorizer {
                 "can only get service accounts and create tokens for individual service accounts"
                     .to_owned(),
             ),
+        }
+    }
+
+    /// Requests for certificates of Pods on this node. Of which Pods is admission's question.
+    fn pod_certificate(&self, node: &str, asked: &Attributes<'_>) -> bool {
+        if !asked.subresource.is_empty() {
+            return false;
+        }
+        match asked.verb {
+            "create" => true,
+            "get" => {
+                let path = format!("{}/{}", asked.namespace, asked.name);
+                let snapshot = self.store.snapshot();
+                let request = snapshot.get("podcertificaterequests", &path);
+                request.is_some_and(|request| is_on(&request, node))
+            }
+            "list" | "watch" => {
+                let selector = FieldSelector::parse(asked.field_selector).ok();
+                selector.is_some_and(|selector| selector.exact("spec.nodeName") == Some(node))
+            }
+            _ => false,
         }
     }
 

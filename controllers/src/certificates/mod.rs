@@ -5,6 +5,7 @@
 //! requests are deleted. Who may ask is the API server's answer (SubjectAccessReview), never decided here. A request that is
 //! signed, denied, or for another signer is left alone until it is old.
 
+mod of_pods;
 mod plan;
 mod request;
 
@@ -40,6 +41,10 @@ struct Controller {
 }
 
 pub(crate) async fn run(context: Context, signer: Signer) {
+    tokio::join!(run_requests(context.clone(), signer), of_pods::run(context));
+}
+
+async fn run_requests(context: Context, signer: Signer) {
     let requests = context.informers.of::<CertificateSigningRequest>();
     let nodes = context.informers.of::<Node>();
     let mut frame = Loop::new("certificates");

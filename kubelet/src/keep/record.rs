@@ -1,6 +1,7 @@
 //! What is kept of one Pod: all that starting it again takes without an API server.
 
 use crate::volumes::KeptAnswer;
+use crate::volumes::certificates::KeptCredential;
 use crate::volumes::tokens::KeptToken;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodStatus, Secret, Service};
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,8 @@ pub struct Record {
     /// Name and handler of its runtime class.
     pub runtime_class: Option<(String, String)>,
     pub tokens: Vec<KeptToken>,
+    /// Keys with their certificates.
+    pub certificates: Vec<KeptCredential>,
     /// Claims, persistent volumes, and what drivers need.
     pub volumes: Vec<KeptAnswer>,
 }

@@ -13,13 +13,14 @@
 //! | `payload`, `atomic` | files of config maps, secrets, projections, and how they are replaced at once |
 //! | `claims` | persistent volume claims and what they are bound to |
 //! | `answers` | what the API server said of objects that volumes need, for when it does not answer |
-//! | `objects`, `tokens`, `trust` | followed config maps and secrets, tokens, trust bundles |
+//! | `objects`, `tokens`, `certificates`, `trust` | followed config maps and secrets, tokens, keys and certificates, trust bundles |
 //! | `nfs` | shares of NFS servers |
 //! | `memory` | the tmpfs of secrets and tokens |
 //! | `ownership`, `system`, `host_path` | the Pod's group, mounts of the host, checks of host paths |
 
 pub(crate) mod answers;
 pub mod atomic;
+pub mod certificates;
 mod claims;
 pub(crate) mod env_file;
 pub mod host_path;
@@ -48,6 +49,7 @@ use crate::pod::containers::spec;
 use crate::pod::fields::{NodeAllocatable, PodAddresses};
 use answers::Answers;
 use atomic::Written;
+use certificates::PodCertificates;
 use cox_client::Clock;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
@@ -68,6 +70,8 @@ pub struct Volumes {
     pub config_maps: Objects<ConfigMap>,
     pub secrets: Objects<Secret>,
     pub tokens: Tokens,
+    /// Keys and certificates of Pods.
+    pub certificates: PodCertificates,
     pub allocatable: NodeAllocatable,
     /// Where files are that may not be on a disk.
     memory: Arc<Memory>,
@@ -97,6 +101,24 @@ pub struct Places {
     pub local: PathBuf,
     /// Programs that mount what comes over a network.
     pub helpers: Vec<PathBuf>,
+}
+
+/// Where what is issued to Pods comes from.
+#[derive(Debug)]
+pub struct Issuers {
+    pub tokens: Tokens,
+    pub certificates: PodCertificates,
+}
+
+impl Issuers {
+    /// Nothing was issued yet to Pods of this node.
+    #[must_use]
+    pub fn new(client: &kube::Client, clock: &Arc<dyn Clock>, node: &str) -> Self {
+        Self {
+            tokens: Tokens::new(client.clone(), clock.clone()),
+            certificates: PodCertificates::new(client.clone(), clock.clone(), node),
+        }
+    }
 }
 
 /// One volume could not be made; the text goes into the FailedMount event.
@@ -133,7 +155,7 @@ impl Volumes {
         places: Places,
         csi: Arc<Csi>,
         client: kube::Client,
-        clock: Arc<dyn Clock>,
+        issuers: Issuers,
         allocatable: NodeAllocatable,
         offline: Offline,
         cancel: &CancellationToken,
@@ -142,7 +164,8 @@ impl Volumes {
             root: places.pods,
             config_maps: Objects::new(client.clone(), cancel),
             secrets: Objects::new(client.clone(), cancel),
-            tokens: Tokens::new(client.clone(), clock),
+            tokens: issuers.tokens,
+            certificates: issuers.certificates,
             allocatable,
             memory: Arc::new(Memory::new(places.memory)),
             local: places.local,
@@ -269,6 +292,7 @@ impl Volumes {
     /// Deletes what was made for a Pod. What is mounted there is unmounted first, and nothing is deleted while a mount is left.
     pub async fn remove(&self, uid: &str) -> io::Result<()> {
         self.tokens.forget(uid);
+        self.certificates.forget(uid);
         self.answers.forget(uid);
         self.placed().remove(uid);
         self.republish().retain(|(pod, _), _| pod != uid);

@@ -1,5 +1,6 @@
 //! What a volume is made of: reads what the API server holds for it and says what to put on disk.
 
+use super::certificates::Place;
 use super::claims::{self, Bound};
 use super::nfs::Share;
 use super::ownership::Ownership;
@@ -12,8 +13,8 @@ use crate::pod::containers::{all, spec};
 use crate::pod::fields::PodAddresses;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{
-    EmptyDirVolumeSource, NFSVolumeSource, PersistentVolume, Pod, ProjectedVolumeSource,
-    ServiceAccountTokenProjection, Volume, VolumeProjection,
+    EmptyDirVolumeSource, NFSVolumeSource, PersistentVolume, Pod, PodCertificateProjection,
+    ProjectedVolumeSource, ServiceAccountTokenProjection, Volume, VolumeProjection,
 };
 use std::path::{Path, PathBuf};
 
@@ -244,7 +245,7 @@ impl Volumes {
         }
         if let Some(source) = &volume.projected {
             let files = self
-                .projected(pod, source, addresses, now, renew_at)
+                .projected(pod, &volume.name, source, addresses, now, renew_at)
                 .await?;
             return Ok(("projected", files));
         }
@@ -258,6 +259,7 @@ impl Volumes {
     async fn projected(
         &self,
         pod: &Pod,
+        volume: &str,
         projected: &ProjectedVolumeSource,
         addresses: &PodAddresses,
         now: Timestamp,
@@ -265,8 +267,13 @@ impl Volumes {
     ) -> Result<Payload, String> {
         let mode = projected.default_mode.unwrap_or(DEFAULT_MODE);
         let mut files = Payload::new();
-        for source in projected.sources.iter().flatten() {
-            if let Some(source) = &source.service_account_token {
+        for (index, source) in projected.sources.iter().flatten().enumerate() {
+            if let Some(source) = &source.pod_certificate {
+                let place = Place::new(volume, index);
+                let (shown, due) = self.certificate(pod, place, source, mode).await?;
+                *renew_at = Some(renew_at.map_or(due, |known| known.min(due)));
+                files.extend(shown);
+            } else if let Some(source) = &source.service_account_token {
                 let (file, due) = self.token(pod, source, mode).await?;
                 *renew_at = Some(renew_at.map_or(due, |known| known.min(due)));
                 files.insert(source.path.clone(), file);
@@ -312,7 +319,34 @@ impl Volumes {
             let items = source.items.as_deref().unwrap_or_default();
             return payload::of_downward_api(pod, items, mode, addresses, self.allocatable);
         }
-        Err("this node does not support projections of pod certificates".to_owned())
+        Err("a projection of a kind that this node does not know".to_owned())
+    }
+
+    /// The files of a key and its certificates: both in one, or each in its own.
+    async fn certificate(
+        &self,
+        pod: &Pod,
+        place: Place,
+        source: &PodCertificateProjection,
+        mode: i32,
+    ) -> Result<(Payload, Timestamp), String> {
+        let paths = [
+            &source.credential_bundle_path,
+            &source.key_path,
+            &source.certificate_chain_path,
+        ];
+        let paths = paths.map(|path| path.as_deref().filter(|path| !path.is_empty()));
+        for path in paths.into_iter().flatten() {
+            payload::check_path(path)?;
+        }
+        let (found, due) = self.certificates.credential(pod, place, source).await?;
+        let both = format!("{}{}", found.key, found.chain);
+        let texts = [both, found.key, found.chain];
+        let shown = paths.into_iter().zip(texts).filter_map(|(path, text)| {
+            let file = owned_file(pod, text.into_bytes(), mode);
+            Some((path?.to_owned(), file))
+        });
+        Ok((shown.collect(), due))
     }
 
     /// The file of a token.

@@ -3,14 +3,12 @@
 //! What was found is kept with the Pod ([`super::answers`]), as the merged file only.
 
 use super::answers::{Answer, Answers};
+use cox_api::pem;
 use k8s_openapi::api::certificates::v1beta1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{ClusterTrustBundleProjection, Pod};
 use kube::Api;
 use kube::api::ListParams;
 use std::collections::BTreeSet;
-
-const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
-const END: &str = "-----END CERTIFICATE-----";
 
 /// The certificates that a projection asks for. Without any: `None` if it says that this is fine, else an error.
 pub(super) async fn bundle(
@@ -92,15 +90,9 @@ fn by_signer(
 fn merge(bundles: &[ClusterTrustBundle]) -> String {
     let mut all = BTreeSet::new();
     for bundle in bundles {
-        for piece in bundle.spec.trust_bundle.split(BEGIN).skip(1) {
-            if let Some((body, _)) = piece.split_once(END) {
-                all.insert(body.trim().to_owned());
-            }
-        }
+        all.extend(pem::blocks(&bundle.spec.trust_bundle).map(|block| block.text()));
     }
-    all.into_iter()
-        .map(|body| format!("{BEGIN}\n{body}\n{END}\n"))
-        .collect()
+    all.into_iter().collect()
 }
 
 #[cfg(test)]
@@ -109,15 +101,20 @@ mod tests {
 
     #[test]
     fn each_certificate_comes_once() {
-        let pem = |body: &str| format!("note\n{BEGIN}\n{body}\n{END}\n");
-        let bundles = [pem("BBB") + &pem("AAA"), pem("AAA")].map(|text| {
+        let block = |body: &str| {
+            format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n")
+        };
+        let bundles = ["BBB AAA", "AAA"].map(|bodies| {
+            let blocks = bodies
+                .split(' ')
+                .map(|body| format!("note\n{}", block(body)));
+            blocks.collect::<String>()
+        });
+        let bundles = bundles.map(|text| {
             let mut bundle = ClusterTrustBundle::default();
             bundle.spec.trust_bundle = text;
             bundle
         });
-        assert_eq!(
-            merge(&bundles),
-            format!("{BEGIN}\nAAA\n{END}\n{BEGIN}\nBBB\n{END}\n")
-        );
+        assert_eq!(merge(&bundles), block("AAA") + &block("BBB"));
     }
 }

@@ -41,6 +41,7 @@ pub(super) fn record(shared: &Shared, pod: &Pod, status: &PodStatus) -> Record {
         services: services.iter().map(|service| (**service).clone()).collect(),
         runtime_class,
         tokens: shared.volumes.tokens.of_pod(uid),
+        certificates: shared.volumes.certificates.of_pod(uid),
         volumes: shared.volumes.answers.of_pod(uid),
     }
 }

@@ -103,6 +103,11 @@ async fn impersonation_needs_a_right_for_each_header() {
 async fn a_node_reads_what_its_pods_need_and_keeps_its_own() {
     let cluster = cluster().await;
     put(&cluster.store, "pods", &pod("far", "pod-7", "n2")).await;
+    for (name, node) in [("r1", "n1"), ("r2", "n2")] {
+        let request =
+            json!({"metadata": {"name": name, "namespace": "ns"}, "spec": {"nodeName": node}});
+        put(&cluster.store, "podcertificaterequests", &request).await;
+    }
     let authorizer = Authorizer::new(cluster.store.clone());
     let node = UserInfo::new("system:node:n1", [NODES]);
     // verb group/resource[/sub] namespace/name selector
@@ -153,6 +158,55 @@ async fn a_node_reads_what_its_pods_need_and_keeps_its_own() {
         ),
         ("list", "/services", "/", "", true),
         ("create", "/events", "ns/", "", true),
+        (
+            "create",
+            "certificates.k8s.io/podcertificaterequests",
+            "ns/",
+            "",
+            true,
+        ),
+        (
+            "get",
+            "certificates.k8s.io/podcertificaterequests",
+            "ns/r1",
+            "",
+            true,
+        ),
+        (
+            "get",
+            "certificates.k8s.io/podcertificaterequests",
+            "ns/r2",
+            "",
+            false,
+        ),
+        (
+            "watch",
+            "certificates.k8s.io/podcertificaterequests",
+            "ns/",
+            "metadata.name=r1,spec.nodeName=n1",
+            true,
+        ),
+        (
+            "watch",
+            "certificates.k8s.io/podcertificaterequests",
+            "ns/r1",
+            "metadata.name=r1",
+            false,
+        ),
+        (
+            "update",
+            "certificates.k8s.io/podcertificaterequests/status",
+            "ns/r1",
+            "",
+            false,
+        ),
+        (
+            "delete",
+            "certificates.k8s.io/podcertificaterequests",
+            "ns/r1",
+            "",
+            false,
+        ),
         (
             "list",
             "certificates.k8s.io/clustertrustbundles",

@@ -204,6 +204,8 @@ impl Actor {
             .iter()
             .filter(|(target, _)| matches!(target, Target::Image(_) | Target::Hook(_)));
         idle.for_each(|(_, busy)| busy.abort.abort());
+        let uid = self.pod.metadata.uid.as_deref().unwrap_or_default();
+        self.shared.volumes.certificates.give_up(uid);
     }
 }
 

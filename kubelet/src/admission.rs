@@ -2,7 +2,7 @@
 //! before, but Pods also come by name, from the static folder, or to a node that has changed since.
 
 use crate::holdings::{Holdings, host_ports};
-use crate::pod::containers::{all, spec};
+use crate::pod::containers::spec;
 use crate::resources::{Amounts, of_pod};
 use crate::sysctls::Allowed;
 use crate::volumes::certificates::key_not_made;
@@ -75,18 +75,6 @@ pub fn refusal(pod: &Pod, holdings: &Holdings, node: &NodeView) -> Option<Refusa
         return refuse(
             "PodFeatureUnsupported",
             "resource claims (dynamic resource allocation) are not supported on this node: its containers would run without what they claim",
-        );
-    }
-    let restarts_all = all(pod).any(|container| {
-        let rules = container.restart_policy_rules.iter().flatten();
-        rules
-            .into_iter()
-            .any(|rule| rule.action == "RestartAllContainers")
-    });
-    if restarts_all {
-        return refuse(
-            "PodFeatureUnsupported",
-            "Pod requires node features that are not available: RestartAllContainersOnContainerExits",
         );
     }
     if let Some(why) = key_not_made(spec) {
@@ -310,12 +298,6 @@ mod tests {
                 json!({"securityContext": {"sysctls": [{"name": "kernel.sem", "value": "1 2 3 4"}]}}),
                 none,
                 "SysctlForbidden",
-            ),
-            (
-                "a rule that is not there",
-                json!({"containers": [{"name": "c", "restartPolicyRules": [{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [1]}}]}]}),
-                none,
-                "PodFeatureUnsupported",
             ),
             (
                 "a key that is not made here",

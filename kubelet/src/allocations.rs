@@ -9,7 +9,8 @@ use crate::pod::containers::spec;
 use crate::pod::status::qos;
 use crate::resources::{Amounts, of_pod};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Pod, ResourceRequirements};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard};
@@ -49,7 +50,8 @@ pub struct Allocations {
 #[must_use]
 pub fn as_given(pod: &Pod) -> Pod {
     let mut given = pod.clone();
-    let status = pod.status.clone().unwrap_or_default();
+    let mut status = pod.status.clone().unwrap_or_default();
+    let whole = status.allocated_resources.take();
     let known = status.container_statuses.into_iter().flatten();
     let inits = status.init_container_statuses.into_iter().flatten();
     let allocated: BTreeMap<String, _> = known
@@ -61,22 +63,25 @@ pub fn as_given(pod: &Pod) -> Pod {
     };
     let all = spec.containers.iter_mut();
     let all = all.chain(spec.init_containers.iter_mut().flatten());
-    let asks = |container: &&mut Container| container.resources.is_some();
-    for container in all.filter(asks) {
-        let Some(allocated) = allocated.get(&container.name) else {
-            continue;
-        };
-        let requests = container
-            .resources
-            .as_mut()
-            .and_then(|own| own.requests.as_mut());
-        for (name, amount) in requests.into_iter().flatten() {
-            if let Some(given) = allocated.get(name).filter(|_| RESIZABLE.contains(&&**name)) {
-                amount.clone_from(given);
-            }
+    for container in all {
+        if let Some(allocated) = allocated.get(&container.name) {
+            correct(container.resources.as_mut(), allocated);
         }
     }
+    if let Some(allocated) = whole {
+        correct(spec.resources.as_mut(), &allocated);
+    }
     given
+}
+
+/// Requests that can be resized are those that were given.
+fn correct(asked: Option<&mut ResourceRequirements>, given: &BTreeMap<String, Quantity>) {
+    let requests = asked.and_then(|own| own.requests.as_mut());
+    for (name, amount) in requests.into_iter().flatten() {
+        if let Some(given) = given.get(name).filter(|_| RESIZABLE.contains(&&**name)) {
+            amount.clone_from(given);
+        }
+    }
 }
 
 impl Inner {
@@ -333,5 +338,12 @@ mod tests {
         let ledger = Allocations::default();
         ledger.admit(&waiting);
         assert_eq!(ledger.look(|held| held.of_pod("a").unwrap()["cpu"]), 250);
+        let mut whole = pod("b", "100m", 0);
+        let asked = json!({"requests": {"cpu": "800m"}});
+        whole.spec.as_mut().unwrap().resources = serde_json::from_value(asked).unwrap();
+        let status: Value = json!({"allocatedResources": {"cpu": "300m"}});
+        whole.status = serde_json::from_value(status).unwrap();
+        ledger.admit(&whole);
+        assert_eq!(ledger.look(|held| held.of_pod("b").unwrap()["cpu"]), 300);
     }
 }

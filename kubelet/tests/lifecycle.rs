@@ -10,6 +10,7 @@ mod support;
 
 use cox_cri::v1;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use support::{Cluster, condition, eventually, is_ready, is_restarted, one, phase};
@@ -146,6 +147,95 @@ async fn resources_change_in_place_or_by_a_restart() {
     let refused = |pod: &Pod| condition(pod, "PodResizePending").is_some();
     let pod = cluster.until("p", "refused", refused).await;
     assert!(is_ready(&pod));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_as_a_whole_gets_other_resources_in_place() {
+    let cluster = Cluster::start().await;
+    let _node = cluster.kubelet();
+    let mut spec = one("stay");
+    let resources = |memory: &str| {
+        let amounts = json!({"cpu": "100m", "memory": memory});
+        json!({"requests": amounts, "limits": amounts})
+    };
+    spec["resources"] = resources("64Mi");
+    cluster.create("p", spec).await;
+    let has = |pod: &Pod, memory: &str| {
+        let status = pod.status.clone().unwrap_or_default();
+        let limits = status.resources.and_then(|resources| resources.limits);
+        let given = status.allocated_resources.unwrap_or_default();
+        let is = |amounts: &std::collections::BTreeMap<String, Quantity>| {
+            amounts.get("memory").is_some_and(|has| has.0 == memory)
+        };
+        is_ready(pod) && limits.as_ref().is_some_and(is) && is(&given)
+    };
+    cluster.until("p", "ready", |pod| has(pod, "64Mi")).await;
+    let resize = |memory: &'static str| {
+        let patch = json!({"spec": {"resources": resources(memory)}});
+        let (pods, params) = (cluster.pods(), PatchParams::default());
+        async move {
+            let patch = Patch::Strategic(patch);
+            let answer = pods.patch_subresource("resize", "p", &params, &patch);
+            answer.await
+        }
+    };
+    resize("128Mi").await.unwrap();
+    let done = |pod: &Pod| has(pod, "128Mi") && condition(pod, "PodResizeInProgress").is_none();
+    let pod = cluster.until("p", "resized", done).await;
+    let status = pod.status.unwrap();
+    assert_eq!(status.container_statuses.unwrap()[0].restart_count, 0);
+    // A container without a limit of its own is bound by the Pod's.
+    let told = "update a memory=134217728".to_owned();
+    assert!(cluster.runtime.calls().contains(&told));
+    let error = resize("100Ti").await.unwrap_err().to_string();
+    let why = "node didn't have enough allocatable resources: memory";
+    assert!(error.contains(why), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_containers_of_a_pod_start_again_by_a_rule() {
+    let cluster = Cluster::start().await;
+    let node = cluster.kubelet();
+    let mut spec = one("stay");
+    let rule =
+        json!({"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}});
+    spec["restartPolicy"] = json!("Never");
+    spec["containers"][0]["restartPolicy"] = json!("Never");
+    spec["containers"][0]["restartPolicyRules"] = json!([rule]);
+    let other = json!({"name": "b", "image": "stay", "imagePullPolicy": "IfNotPresent"});
+    spec["containers"].as_array_mut().unwrap().push(other);
+    cluster.create("p", spec).await;
+    cluster.until("p", "ready", is_ready).await;
+    cluster.runtime.exit("a", 42);
+    let counts = |pod: &Pod| -> Vec<i32> {
+        let status = pod.status.clone().unwrap_or_default();
+        let all = status.container_statuses.into_iter().flatten();
+        all.map(|one| one.restart_count).collect()
+    };
+    let again = |pod: &Pod| {
+        is_ready(pod)
+            && counts(pod) == [1, 1]
+            && condition(pod, "AllContainersRestarting").as_deref() == Some("False")
+    };
+    let pod = cluster.until("p", "ready again", again).await;
+    let last = |pod: &Pod, index: usize| {
+        let status = pod.status.clone()?.container_statuses?.remove(index);
+        Some(status.last_state?.terminated?.exit_code)
+    };
+    // The runtime of the tests ends with nothing when it is told to.
+    assert_eq!([last(&pod, 0), last(&pod, 1)], [Some(42), Some(0)]);
+    // A kubelet that dies in the middle goes on where it was.
+    node.quit().await;
+    cluster.runtime.exit("a", 42);
+    let _node = cluster.kubelet();
+    let again = |pod: &Pod| is_ready(pod) && counts(pod) == [2, 2];
+    cluster.until("p", "ready once more", again).await;
+    // Any other end is one for good.
+    cluster.runtime.exit("a", 1);
+    cluster.runtime.exit("b", 0);
+    cluster
+        .until("p", "over", |pod| phase(pod) == "Failed")
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -608,7 +608,7 @@ pub(super) fn update_status(new: &Node<'_>, old: &Node<'_>, errors: &mut Errors)
     }
     // A container that may not be started again stays terminated.
     let policy = new.get("spec");
-    if policy.text("restartPolicy") == "Always" {
+    if policy.text("restartPolicy") == "Always" || may_restart_all(&policy) {
         return;
     }
     for after in status.items("containerStatuses") {
@@ -633,6 +633,15 @@ pub(super) fn update_status(new: &Node<'_>, old: &Node<'_>, errors: &mut Errors)
                 .forbidden("may not be transitioned to non-terminated state", errors);
         }
     }
+}
+
+/// Whether a container may end so that all others start again, whatever their own policy.
+fn may_restart_all(spec: &Node<'_>) -> bool {
+    let may = |container: Node<'_>| {
+        let mut rules = container.items("restartPolicyRules");
+        rules.any(|rule| rule.text("action") == "RestartAllContainers")
+    };
+    spec.items("initContainers").any(may) || spec.items("containers").any(may)
 }
 
 fn has_restart_rules(spec: &Node<'_>, name: &str) -> bool {

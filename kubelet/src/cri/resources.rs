@@ -87,7 +87,11 @@ pub fn linux(pod: &Pod, container: &Container, node_memory: i64) -> LinuxContain
     let resources = container.resources.as_ref();
     let limits = resources.and_then(|resources| resources.limits.as_ref());
     let requests = resources.and_then(|resources| resources.requests.as_ref());
-    let cpu_limit = get(limits, "cpu").and_then(milli_value);
+    // A container without a limit has that of the Pod as a whole.
+    let whole = crate::pod::containers::spec(pod).resources.as_ref();
+    let whole = whole.and_then(|resources| resources.limits.as_ref());
+    let limit = |name| get(limits, name).or(get(whole, name));
+    let cpu_limit = limit("cpu").and_then(milli_value);
     let cpu_request = get(requests, "cpu")
         .and_then(milli_value)
         .or(cpu_limit)
@@ -102,11 +106,15 @@ pub fn linux(pod: &Pod, container: &Container, node_memory: i64) -> LinuxContain
             (milli * CPU_PERIOD_US / 1000).max(CPU_QUOTA_MIN_US)
         }),
         cpu_shares: (cpu_request * 1024 / 1000).clamp(CPU_SHARES_MIN, CPU_SHARES_MAX),
-        memory_limit_in_bytes: get(limits, "memory").and_then(value).unwrap_or(0),
+        memory_limit_in_bytes: limit("memory").and_then(value).unwrap_or(0),
         oom_score_adj: oom_score_adj(pod, memory_request, node_memory),
-        hugepage_limits: hugepages(limits),
+        hugepage_limits: hugepages(limits.filter(|own| has_pages(own)).or(whole)),
         ..LinuxContainerResources::default()
     }
+}
+
+fn has_pages(limits: &BTreeMap<String, Quantity>) -> bool {
+    limits.keys().any(|name| name.starts_with("hugepages-"))
 }
 
 fn hugepages(limits: Option<&BTreeMap<String, Quantity>>) -> Vec<HugepageLimit> {
@@ -159,6 +167,24 @@ mod tests {
             );
         }
         assert_eq!(value(&Quantity("12 apples".into())), None);
+    }
+
+    #[test]
+    fn a_container_without_a_limit_has_that_of_its_pod() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({ "metadata": {}, "spec": {
+            "resources": {"limits": {"cpu": "2", "memory": "1Gi", "hugepages-2Mi": "4Mi"}},
+            "containers": [
+                {"name": "a", "resources": {"limits": {"memory": "64Mi"}}},
+                {"name": "b", "resources": {"limits": {"cpu": "1", "hugepages-2Mi": "2Mi"}}}
+        ]}}))
+        .unwrap();
+        let shown = |index: usize| {
+            let container = &pod.spec.as_ref().unwrap().containers[index];
+            let found = linux(&pod, container, 1 << 30);
+            let pages = found.hugepage_limits[0].limit >> 20;
+            (found.cpu_quota, found.memory_limit_in_bytes >> 20, pages)
+        };
+        assert_eq!([shown(0), shown(1)], [(200_000, 64, 4), (100_000, 1024, 2)]);
     }
 
     #[test]

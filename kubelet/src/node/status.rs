@@ -186,15 +186,18 @@ pub fn build(
     }
 }
 
-/// Features of upstream's that a node says it has, in order, so that nothing is sent to it that it cannot do. Of those of 1.36
-/// this one stands: exec, attach and port-forward over WebSocket, which the kubelet passes on, and our runtime speaks.
-/// Restarting all containers of a Pod by a rule, and resizes of whole Pods and of init containers, are not there.
+/// Features of upstream's that a node says it has, in order, so that nothing is sent to it that it cannot do. Those of the kubelet
+/// do not depend on the runtime; exec, attach and port-forward over WebSocket do, which the kubelet passes on.
 fn declared_features(facts: &RuntimeFacts) -> Vec<String> {
     let is_ours = facts.version.starts_with("coxswain://");
-    is_ours
-        .then(|| "ExtendWebSocketsToKubelet".to_owned())
-        .into_iter()
-        .collect()
+    let runtime = is_ours.then_some("ExtendWebSocketsToKubelet");
+    let kubelet = [
+        "InPlacePodLevelResourcesVerticalScaling",
+        "InPlacePodVerticalScalingInitContainers",
+        "RestartAllContainersOnContainerExits",
+    ];
+    let all = runtime.into_iter().chain(kubelet);
+    all.map(str::to_owned).collect()
 }
 
 /// Adds the devices of plugins: all of them to the capacity, those that are well to what Pods may have.
@@ -507,12 +510,20 @@ mod tests {
                 .and_then(|swap| swap.capacity);
             (swap, diff.get("declaredFeatures").cloned())
         };
-        assert_eq!(shown(&machine(), "containerd://1.6"), (None, None));
+        let of_the_kubelet = [
+            "InPlacePodLevelResourcesVerticalScaling",
+            "InPlacePodVerticalScalingInitContainers",
+            "RestartAllContainersOnContainerExits",
+        ];
+        let declared = Some(serde_json::json!(of_the_kubelet));
+        assert_eq!(shown(&machine(), "containerd://1.6"), (None, declared));
         let swapping = Machine {
             swap_bytes: 1 << 30,
             ..machine()
         };
-        let declared = serde_json::json!(["ExtendWebSocketsToKubelet"]);
+        let mut declared = of_the_kubelet.to_vec();
+        declared.insert(0, "ExtendWebSocketsToKubelet");
+        let declared = serde_json::json!(declared);
         assert_eq!(
             shown(&swapping, "coxswain://0.1"),
             (Some(1 << 30), Some(declared))

@@ -1,6 +1,8 @@
 //! Reading a Pod's containers: order, kind, identity of a definition, and whether an exit is followed by a restart.
 
-use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerRestartRule, EphemeralContainer, Pod, PodSpec,
+};
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 
@@ -124,6 +126,35 @@ pub fn is_sidecar(pod: &Pod, container: &Container) -> bool {
         && inits(pod).iter().any(|init| init.name == container.name)
 }
 
+/// What starts again after the end of a container, by a rule of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restart {
+    One,
+    /// All containers of the Pod.
+    All,
+}
+
+/// What the first rule says that speaks of this exit code.
+#[must_use]
+pub fn matching_rule(container: &Container, code: i32) -> Option<Restart> {
+    let rules = container.restart_policy_rules.iter().flatten();
+    let says = |rule: &ContainerRestartRule| {
+        let codes = rule.exit_codes.as_ref()?;
+        let listed = codes.values.as_deref().unwrap_or_default().contains(&code);
+        let matches = match codes.operator.as_str() {
+            "In" => listed,
+            "NotIn" => !listed,
+            _ => false,
+        };
+        match rule.action.as_str() {
+            "Restart" if matches => Some(Restart::One),
+            "RestartAllContainers" if matches => Some(Restart::All),
+            _ => None,
+        }
+    };
+    rules.into_iter().find_map(says)
+}
+
 /// Whether a container that ended with `code` runs again: the container's rules first, then its own policy, then the Pod's.
 #[must_use]
 pub fn restarts(pod: &Pod, container: &Container, code: i32) -> bool {
@@ -137,23 +168,8 @@ pub fn restarts(pod: &Pod, container: &Container, code: i32) -> bool {
     {
         return false;
     }
-    let rules = container
-        .restart_policy_rules
-        .as_deref()
-        .unwrap_or_default();
-    for rule in rules {
-        let Some(codes) = &rule.exit_codes else {
-            continue;
-        };
-        let listed = codes.values.as_deref().unwrap_or_default().contains(&code);
-        let matches = match codes.operator.as_str() {
-            "In" => listed,
-            "NotIn" => !listed,
-            _ => false,
-        };
-        if matches && rule.action == "Restart" {
-            return true;
-        }
+    if matching_rule(container, code).is_some() {
+        return true;
     }
     let policy = RestartPolicy::parse(container.restart_policy.as_deref())
         .unwrap_or(RestartPolicy::of(spec(pod)));

@@ -23,6 +23,8 @@ pub struct History {
     pub probes: BTreeMap<(String, ProbeKind), ProbeState>,
     /// Since when this kubelet has the Pod: what ran before was started by another.
     pub since: Option<Timestamp>,
+    /// What the Pod as a whole has; `None`: as it was published, or as its spec says.
+    pub resources: Option<Option<ResourceRequirements>>,
     /// Resources that this node does not give.
     pub resize_refused: Option<ResizeRefused>,
     /// Set once the Pod has to end; it never goes back.

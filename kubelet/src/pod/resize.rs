@@ -1,5 +1,6 @@
 //! In-place resize: what a container runs with, what it should run with, whether getting there takes a restart. Pure.
 
+use super::containers::{all, spec};
 use super::plan::{PlanInput, previous_container};
 use super::view::ContainerView;
 use k8s_openapi::api::core::v1::{Container, ResourceRequirements};
@@ -13,7 +14,7 @@ const RESIZABLE: [&str; 2] = ["cpu", "memory"];
 #[must_use]
 pub fn actual<'a>(
     input: PlanInput<'a>,
-    spec: &'a Container,
+    container: &'a Container,
     view: &ContainerView,
 ) -> Option<&'a ResourceRequirements> {
     let history = input.history.containers.get(&view.name);
@@ -28,8 +29,25 @@ pub fn actual<'a>(
     let is_same = |id: &String| id.ends_with(view.id.as_str()) && !view.id.as_str().is_empty();
     match published {
         Some(known) if known.container_id.as_ref().is_some_and(is_same) => known.resources.as_ref(),
-        _ => spec.resources.as_ref(),
+        _ => container.resources.as_ref(),
     }
+}
+
+/// The resources that the Pod as a whole has: as we know it, as it was published, or as its spec says.
+#[must_use]
+pub fn actual_of_pod<'a>(input: PlanInput<'a>) -> Option<&'a ResourceRequirements> {
+    if let Some(resources) = &input.history.resources {
+        return resources.as_ref();
+    }
+    let published = input.previous.and_then(|status| status.resources.as_ref());
+    published.or(spec(input.pod).resources.as_ref())
+}
+
+/// Whether the Pod as a whole has not yet what its spec asks for.
+#[must_use]
+pub fn pod_changes(input: PlanInput<'_>) -> bool {
+    let wanted = spec(input.pod).resources.as_ref();
+    !differing(actual_of_pod(input), wanted).is_empty()
 }
 
 /// What has to happen to a running container whose resources changed.
@@ -41,16 +59,12 @@ pub enum Change {
 
 /// Compares what a container runs with to its spec.
 #[must_use]
-pub fn change(actual: Option<&ResourceRequirements>, spec: &Container) -> Option<Change> {
-    let wanted = spec.resources.as_ref();
-    let changed: Vec<&str> = RESIZABLE
-        .into_iter()
-        .filter(|resource| amounts(actual, resource) != amounts(wanted, resource))
-        .collect();
+pub fn change(actual: Option<&ResourceRequirements>, container: &Container) -> Option<Change> {
+    let changed = differing(actual, container.resources.as_ref());
     if changed.is_empty() {
         return None;
     }
-    let restarts = spec.resize_policy.iter().flatten().any(|policy| {
+    let restarts = container.resize_policy.iter().flatten().any(|policy| {
         policy.restart_policy == "RestartContainer"
             && changed.contains(&policy.resource_name.as_str())
     });
@@ -61,16 +75,27 @@ pub fn change(actual: Option<&ResourceRequirements>, spec: &Container) -> Option
     })
 }
 
-/// Whether some running container has not yet what its spec asks for.
+fn differing(
+    actual: Option<&ResourceRequirements>,
+    wanted: Option<&ResourceRequirements>,
+) -> Vec<&'static str> {
+    RESIZABLE
+        .into_iter()
+        .filter(|resource| amounts(actual, resource) != amounts(wanted, resource))
+        .collect()
+}
+
+/// Whether the Pod or some running container has not yet what its spec asks for.
 #[must_use]
 pub fn in_progress(input: PlanInput<'_>) -> bool {
-    super::containers::all(input.pod).any(|container| {
-        let view = input
-            .view
-            .latest(&container.name)
-            .filter(|view| view.is_running());
-        view.is_some_and(|view| change(actual(input, container, view), container).is_some())
-    })
+    pod_changes(input)
+        || all(input.pod).any(|container| {
+            let view = input
+                .view
+                .latest(&container.name)
+                .filter(|view| view.is_running());
+            view.is_some_and(|view| change(actual(input, container, view), container).is_some())
+        })
 }
 
 /// Request and limit of a resource, in thousandths, so that two spellings of one amount are equal.

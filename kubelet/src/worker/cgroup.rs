@@ -20,9 +20,15 @@ impl Subject {
         Ok(())
     }
 
+    /// Fits the Pod's cgroup to its spec.
+    pub(super) async fn fit_cgroup(&self) -> Result<(), String> {
+        let fitted = self.on_cgroups(Cgroups::refit).await;
+        fitted.map_err(|error| error.to_string())
+    }
+
     /// Fits the Pod's cgroup to what its containers have now.
     pub(super) async fn refit_cgroup(&self) {
-        if let Err(error) = self.on_cgroups(Cgroups::refit).await {
+        if let Err(error) = self.fit_cgroup().await {
             // Another container of the Pod is still larger; its own resize comes here again.
             tracing::debug!(%error, "Cgroup of a Pod stays wide");
         }

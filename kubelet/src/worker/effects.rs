@@ -50,6 +50,11 @@ pub enum Outcome {
         generation: Option<i64>,
         result: Result<(), NotResized>,
     },
+    PodResized {
+        resources: Option<ResourceRequirements>,
+        generation: Option<i64>,
+        result: Result<(), NotResized>,
+    },
     Stopped {
         id: ContainerId,
         result: Result<Option<ContainerView>, String>,

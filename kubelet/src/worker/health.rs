@@ -1,13 +1,13 @@
 //! Effects on running containers: probes, and hooks around start and stop, with the events that upstream records for them.
 
 use super::effects::{NotResized, Outcome, Subject};
-use crate::cri::resources::{milli_value, value};
 use crate::hooks::{self, Done};
 use crate::pod::ContainerId;
-use crate::pod::containers::{mains, named};
+use crate::pod::containers::{named, spec};
 use crate::pod::probe::{ProbeKind, timeout};
 use crate::probes::metrics::Probed;
 use crate::probes::{self, Found};
+use crate::resources::of_pod;
 use cox_client::events::EventType;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
@@ -114,6 +114,40 @@ impl Subject {
         }
     }
 
+    /// Gives the Pod as a whole other resources, and those of its containers that have no limits but the Pod's.
+    pub(super) async fn resize_pod(self) -> Outcome {
+        let result = match self.allowed() {
+            Ok(()) => self.resize_whole().await.map_err(NotResized::Failed),
+            Err(refused) => Err(refused),
+        };
+        Outcome::PodResized {
+            resources: spec(&self.pod).resources.clone(),
+            generation: self.pod.metadata.generation,
+            result,
+        }
+    }
+
+    async fn resize_whole(&self) -> Result<(), String> {
+        self.widen_cgroup().await?;
+        let memory = self.shared.allocatable.memory_bytes;
+        let bound_by_pod = |container: &Container| {
+            let limits = container.resources.as_ref();
+            let limits = limits.and_then(|resources| resources.limits.as_ref());
+            ["cpu", "memory"]
+                .iter()
+                .any(|name| limits.is_none_or(|limits| !limits.contains_key(*name)))
+        };
+        for (name, id) in &self.running {
+            let Some(container) = named(&self.pod, name).filter(|one| bound_by_pod(one)) else {
+                continue;
+            };
+            let wanted = crate::cri::resources::linux(&self.pod, container, memory);
+            let answer = self.shared.runtime.update_resources(id, wanted).await;
+            answer.map_err(|error| error.to_string())?;
+        }
+        self.fit_cgroup().await
+    }
+
     /// Takes what the Pod asks for from the node, if it has it.
     fn allowed(&self) -> Result<(), NotResized> {
         let allocations = &self.shared.allocations;
@@ -130,18 +164,9 @@ impl Subject {
     /// Why the node could never give what the Pod asks for.
     fn infeasible(&self) -> Option<String> {
         let node = self.shared.allocatable;
-        let asked = |name: &str| -> i64 {
-            mains(&self.pod)
-                .iter()
-                .filter_map(|container| container.resources.as_ref()?.requests.as_ref()?.get(name))
-                .filter_map(|amount| match name {
-                    "cpu" => milli_value(amount),
-                    _ => value(amount),
-                })
-                .sum()
-        };
+        let asked = of_pod(&self.pod);
         for (name, node) in [("cpu", node.cpu_millis), ("memory", node.memory_bytes)] {
-            let asked = asked(name);
+            let asked = asked.get(name).copied().unwrap_or(0);
             if node > 0 && asked > node {
                 return Some(format!(
                     "Node didn't have enough capacity: {name}, requested: {asked}, capacity: {node}"

@@ -40,13 +40,15 @@ pub fn diff(uid: &str, current: Option<&PodStatus>, wanted: &PodStatus) -> Optio
 }
 
 /// The fields of a status that the kubelet writes.
-const OWNED: [&str; 14] = [
+const OWNED: [&str; 16] = [
     "phase",
     "reason",
     "message",
     "observedGeneration",
     "startTime",
     "qosClass",
+    "allocatedResources",
+    "resources",
     "hostIP",
     "hostIPs",
     "podIP",

@@ -6,7 +6,7 @@ use crate::pod::containers::{all, named, spec_hash};
 use crate::pod::history::PostStart;
 use crate::pod::plan::memory::restarts_after_kill;
 use crate::pod::probe::{ProbeKind, due, failed};
-use crate::pod::resize::{Change, actual, change};
+use crate::pod::resize::{Change, actual, change, pod_changes};
 use crate::pod::view::ContainerView;
 use k8s_openapi::api::core::v1::Container;
 
@@ -69,6 +69,14 @@ fn verdict(input: PlanInput<'_>, container: &Container, running: &ContainerView)
         container: name.clone(),
         restart: change == Change::Restart,
     })
+}
+
+/// Gives the Pod as a whole what it asks for, unless the node does not.
+pub(super) fn plan_resize(input: PlanInput<'_>, plan: &mut Plan) {
+    let refused = input.history.resize_refused(input.pod.metadata.generation);
+    if refused.is_none() && pod_changes(input) {
+        plan.steps.push(Step::ResizePod);
+    }
 }
 
 /// Runs the postStart hooks of containers that just started.

@@ -1,6 +1,6 @@
 //! What is known of containers that ended, whoever remembers them: the runtime, or the status published last.
 
-use super::PlanInput;
+use super::{PlanInput, reset};
 use crate::pod::containers::{RestartPolicy, is_sidecar, restarts, spec};
 use crate::pod::view::ContainerPhase;
 use jiff::Timestamp;
@@ -98,9 +98,11 @@ pub(crate) fn is_replaced(input: PlanInput<'_>, name: &str) -> bool {
     replaced.is_some() && replaced == newest && input.history.ending.is_none()
 }
 
-/// Whether a container that ended runs again: because we stopped it for that, or by its policy.
+/// Whether a container that ended runs again: because we stopped it for that, with all of its Pod, or by its policy.
 pub(super) fn runs_again(input: PlanInput<'_>, container: &Container, dead: Dead) -> bool {
-    is_replaced(input, &container.name) || restarts(input.pod, container, dead.code)
+    is_replaced(input, &container.name)
+        || reset::holds(input, &container.name)
+        || restarts(input.pod, container, dead.code)
 }
 
 /// Whether a container that we kill because it is sick gets a successor.

@@ -12,6 +12,7 @@ mod ending;
 mod health;
 mod images;
 mod memory;
+pub(crate) mod reset;
 mod sandbox;
 mod start;
 
@@ -67,6 +68,8 @@ pub enum Step {
         container: String,
         restart: bool,
     },
+    /// Change the resources of the Pod as a whole.
+    ResizePod,
     /// Probe a container once.
     Probe {
         id: ContainerId,
@@ -154,6 +157,9 @@ pub fn plan_pod(input: PlanInput<'_>) -> Plan {
         plan.wake(deadline);
     }
     plan_volumes(input, &mut plan);
+    if input.view.ready_sandbox().is_some() && reset::plan_reset(input, &mut plan) {
+        return plan;
+    }
     match input.view.ready_sandbox() {
         None => plan_sandbox(input, &mut plan),
         Some(sandbox) if sandbox.is_virtual && needs_namespace(input) => {

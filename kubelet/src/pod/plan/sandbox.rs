@@ -2,8 +2,8 @@
 
 use super::images::plan_image;
 use super::memory::{dead, runs_again};
-use super::{NETWORK_ANNOTATION, Plan, PlanInput, PodNetwork, Step, grace_of, stop};
-use crate::pod::containers::{RestartPolicy, all, inits, mains, restarts, spec};
+use super::{NETWORK_ANNOTATION, Plan, PlanInput, PodNetwork, Step, grace_of, reset, stop};
+use crate::pod::containers::{RestartPolicy, all, inits, mains, spec};
 use crate::pod::history::{EndingCause, ImageKind, ImageState, Volumes};
 use k8s_openapi::api::core::v1::Container;
 
@@ -13,15 +13,15 @@ pub(super) fn plan_sandbox(input: PlanInput<'_>, plan: &mut Plan) {
         dead(input, &container.name).is_none_or(|dead| runs_again(input, container, dead))
     };
     let init_failed = inits(input.pod).iter().any(|init| {
-        dead(input, &init.name)
-            .is_some_and(|dead| dead.code != 0 && !restarts(input.pod, init, dead.code))
+        dead(input, &init.name).is_some_and(|dead| dead.code != 0 && !runs_again(input, init, dead))
     });
     let ran_before = mains(input.pod)
         .iter()
         .any(|main| dead(input, &main.name).is_some());
     let never = RestartPolicy::of(spec(input.pod)) == RestartPolicy::Never;
     // A Pod that never restarts and lost its sandbox is over, even if some containers had not started.
-    if init_failed || (never && ran_before) || !mains(input.pod).iter().any(wanted) {
+    let lost = never && ran_before && !reset::is_on(input);
+    if init_failed || lost || !mains(input.pod).iter().any(wanted) {
         plan.steps.clear();
         plan.end = Some(EndingCause::Finished);
         return;

@@ -6,7 +6,7 @@
 
 use super::*;
 use crate::dice::Dice;
-use crate::pod::containers::{inits, is_sidecar, named, spec_hash};
+use crate::pod::containers::{inits, is_sidecar, named, spec, spec_hash};
 use crate::pod::history::{
     Ending, ImageKind, ImageState, PostStart, ResolvedImage, Retry, StartFailure,
 };
@@ -34,12 +34,16 @@ fn random_container(dice: &mut Dice, name: &str, role: Role) -> Value {
     match role {
         Role::Init => return one,
         Role::Sidecar => one["restartPolicy"] = json!("Always"),
-        Role::Main if dice.one_in(6) => {
-            one["restartPolicy"] = json!(dice.pick(&["Always", "OnFailure", "Never"]));
-            one["restartPolicyRules"] =
-                json!([{"action": "Restart", "exitCodes": {"operator": "In", "values": [1]}}]);
-        }
         Role::Main => {}
+    }
+    if dice.one_in(4) {
+        if role == Role::Main {
+            one["restartPolicy"] = json!(dice.pick(&["Always", "OnFailure", "Never"]));
+        }
+        one["restartPolicyRules"] = json!([
+            {"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}},
+            {"action": "Restart", "exitCodes": {"operator": "In", "values": [1]}},
+        ]);
     }
     for kind in ["startupProbe", "livenessProbe", "readinessProbe"] {
         if dice.one_in(3) {
@@ -197,7 +201,7 @@ impl Life {
                 if !running.is_empty() {
                     let (id, code) = (
                         self.dice.pick(&running).clone(),
-                        *self.dice.pick(&[0, 0, 1, 137]),
+                        *self.dice.pick(&[0, 0, 1, 42, 137]),
                     );
                     self.exit(&id, code);
                 }
@@ -299,6 +303,7 @@ impl Life {
             | Step::UnmountVolumes
             | Step::ResolveImage { .. }
             | Step::Resize { .. }
+            | Step::ResizePod
             | Step::PostStart { .. }
             | Step::Probe { .. } => {}
         }
@@ -439,6 +444,7 @@ impl Life {
             Step::RemoveContainer { id } if !failed => self.view.forget_container(id),
             Step::RemoveSandbox { id } if !failed => self.view.forget_sandbox(id),
             Step::StopSandbox { .. } => self.hear_all(),
+            Step::ResizePod => self.history.resources = Some(spec(&self.pod).resources.clone()),
             Step::UnmountVolumes
             | Step::Resize { .. }
             | Step::RemoveContainer { .. }

@@ -1,6 +1,6 @@
 //! Containers in a ready sandbox: their order, back-offs, changed definitions, what is left of earlier attempts.
 
-use super::health::{plan_hooks, plan_probes, stop_unhealthy};
+use super::health::{plan_hooks, plan_probes, plan_resize, stop_unhealthy};
 use super::images::plan_image;
 use super::memory::{dead, next_attempt, runs_again};
 use super::{Plan, PlanInput, Step, Waiting};
@@ -26,6 +26,7 @@ fn later(time: Timestamp, by: SignedDuration) -> Timestamp {
 /// A ready sandbox stands: bring the init containers through, then the main ones.
 pub(super) fn plan_containers(input: PlanInput<'_>, sandbox: &SandboxId, plan: &mut Plan) {
     stop_unhealthy(input, sandbox, plan);
+    plan_resize(input, plan);
     plan_hooks(input, sandbox, plan);
     plan_probes(input, &ProbeKind::ALL, plan);
     // An ephemeral container starts once, whatever state the others are in, and nothing waits for it.

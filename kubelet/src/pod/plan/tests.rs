@@ -1,4 +1,4 @@
-//! Plan tables. A Pod is `POLICY | init sidecar* | main main`; the runtime is words like `s0` (ready sandbox), `s0!` (not ready),
+//! Plan tables. A Pod is `POLICY | init sidecar* | main main!` (one with `!` has a rule: all start again when it ends with 42); the runtime is words like `s0` (ready sandbox), `s0!` (not ready),
 //! `a#1+` (attempt 1 of a runs), `a#0=1` (ended with 1, ten seconds ago), `a#0=1@40` (ended at 40), `a#0.` (made, not started).
 //! It is second 100. Volumes are mounted and all images are Wasm unless the history says otherwise.
 #![allow(
@@ -10,11 +10,13 @@ use super::*;
 use crate::dice::Dice;
 use crate::pod::containers::all;
 use crate::pod::history::{
-    ContainerHistory, Ending, ImageKind, ImageState, PostStart, ResolvedImage, Retry, StartFailure,
+    ContainerHistory, Ending, ImageKind, ImageState, PostStart, ResizeRefused, ResolvedImage,
+    Retry, StartFailure,
 };
 use crate::pod::probe::ProbeState;
+use crate::pod::status::{NodeFacts, plan_status};
 use crate::pod::view::{ContainerPhase, Exit, SandboxView};
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::{Container, ResourceRequirements};
 use serde_json::{Value, json};
 
 const NOW: i64 = 100;
@@ -25,11 +27,17 @@ fn at(secs: i64) -> Timestamp {
 
 fn pod(text: &str) -> Pod {
     let parts: Vec<&str> = text.split('|').map(str::trim).collect();
-    let container = |name: &str| match name.strip_suffix('*') {
-        Some(name) => {
-            json!({"name": name, "image": format!("img-{name}"), "restartPolicy": "Always"})
+    let container = |word: &str| {
+        let name = word.trim_end_matches(['*', '!']);
+        let mut container = json!({"name": name, "image": format!("img-{name}")});
+        if word.contains('*') {
+            container["restartPolicy"] = json!("Always");
         }
-        None => json!({"name": name, "image": format!("img-{name}")}),
+        if word.contains('!') {
+            container["restartPolicyRules"] = json!([{"action": "RestartAllContainers",
+                "exitCodes": {"operator": "In", "values": [42]}}]);
+        }
+        container
     };
     let list = |text: &str| -> Vec<Value> { text.split_whitespace().map(container).collect() };
     serde_json::from_value(json!({
@@ -133,6 +141,7 @@ fn show(plan: &Plan) -> String {
         Step::CreateSandbox { attempt, network } => format!("sandbox {attempt} {network:?}"),
         Step::StartContainer { container, attempt } => format!("start {container}#{attempt}"),
         Step::Resize { id, .. } => format!("resize {id}"),
+        Step::ResizePod => "resize".to_owned(),
         Step::PostStart { id, .. } => format!("hook {id}"),
         Step::Probe { id, kind, .. } => format!("{kind:?} {id}"),
         Step::StopContainer { id, grace_secs, .. } => format!("stop {id} {grace_secs}"),
@@ -155,6 +164,147 @@ fn show(plan: &Plan) -> String {
         words.push("gone".to_owned());
     }
     words.join(", ")
+}
+
+#[test]
+fn all_containers_start_again_after_one_that_ended_as_its_rule_says() {
+    let pod = pod("Never | i s* | a! b");
+    let history = history(&pod);
+    let mut previous = None;
+    let mut turn = |runtime: &str| {
+        let view = view(runtime);
+        let input = PlanInput {
+            pod: &pod,
+            view: &view,
+            history: &history,
+            previous: previous.as_ref(),
+            now: at(NOW),
+        };
+        let plan = plan_pod(input);
+        let status = plan_status(input, &plan, &NodeFacts::default());
+        let conditions = status.conditions.iter().flatten();
+        let restarting = conditions
+            .filter(|condition| condition.type_ == reset::CONDITION)
+            .map(|condition| condition.status.as_str())
+            .collect::<String>();
+        let all = [&status.init_container_statuses, &status.container_statuses];
+        let counts: Vec<_> = all
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|one| one.restart_count)
+            .collect();
+        let phase = status.phase.clone().unwrap();
+        let shown = format!("{} / {phase} {restarting} {counts:?}", show(&plan));
+        previous = Some(status);
+        shown
+    };
+    let cases = [
+        ("s0 i#0=0 s#0+ a#0+ b#0+", " / Running  [0, 0, 0, 0]"),
+        (
+            "s0 i#0=0 s#0+ a#0=42 b#0+",
+            "stop b#0 0, stop s#0 0 / Running True [0, 0, 0, 0]",
+        ),
+        (
+            "s0 i#0=0 s#0=137 a#0=42 b#0=137",
+            "remove b#0, remove s#0, remove i#0 / Running True [0, 0, 0, 0]",
+        ),
+        ("s0 a#0=42", "remove a#0 / Running True [0, 0, 0, 0]"),
+        // The kubelet may die here: the status alone knows what goes on.
+        ("s0", "start i#1 / Running True [0, 0, 0, 0]"),
+        ("s0 i#1=0", "start s#1 / Running True [1, 0, 0, 0]"),
+        ("s0 i#1=0 s#1+", "start a#1 / Running True [1, 1, 0, 0]"),
+        (
+            "s0 i#1=0 s#1+ a#1+",
+            "start b#1 / Running True [1, 1, 1, 0]",
+        ),
+        ("s0 i#1=0 s#1+ a#1+ b#1+", " / Running False [1, 1, 1, 1]"),
+        // Once more, with another code: the Pod's own policy says that it is over.
+        (
+            "s0 i#1=0 s#1+ a#1=1 b#1=0",
+            "end Finished / Running False [1, 1, 1, 1]",
+        ),
+    ];
+    for (runtime, expected) in cases {
+        assert_eq!(turn(runtime), expected, "runtime: {runtime}");
+    }
+}
+
+#[test]
+fn a_container_that_ended_is_not_removed_before_the_status_says_why() {
+    check("nobody has heard of it", "Never || a! b", "s0 a#0=42", "");
+    check(
+        "one that ended otherwise",
+        "Never || a! b",
+        "s0 a#0=1 b#0+",
+        "",
+    );
+    check(
+        "an init container that says so",
+        "Never | s* i! | a",
+        "s0 s#0+ i#0=42",
+        "stop s#0 0",
+    );
+    check(
+        "with the sandbox gone there is nothing to clear but the sandbox",
+        "Never || a! b",
+        "s0! a#0=42 b#0=137",
+        "remove s0",
+    );
+}
+
+#[test]
+fn a_pod_as_a_whole_is_resized_once_it_runs() {
+    let resources = |cpu: &str| -> ResourceRequirements {
+        serde_json::from_value(json!({"requests": {"cpu": cpu}, "limits": {"cpu": cpu}})).unwrap()
+    };
+    let asks = |pod: &mut Pod| pod.spec.as_mut().unwrap().resources = Some(resources("2"));
+    let spec = "Always || a b";
+    check_with(
+        "it has what it asks for",
+        spec,
+        "s0 a#0+ b#0+",
+        "",
+        |pod, history| {
+            asks(pod);
+            history.resources = Some(Some(resources("2000m")));
+        },
+    );
+    check_with(
+        "it has less",
+        spec,
+        "s0 a#0+ b#0+",
+        "resize",
+        |pod, history| {
+            asks(pod);
+            history.resources = Some(Some(resources("1")));
+        },
+    );
+    check_with(
+        "it has nothing",
+        spec,
+        "s0 a#0+ b#0+",
+        "resize",
+        |pod, history| {
+            asks(pod);
+            history.resources = Some(None);
+        },
+    );
+    check_with(
+        "the node does not give it",
+        spec,
+        "s0 a#0+ b#0+",
+        "",
+        |pod, history| {
+            asks(pod);
+            history.resources = Some(Some(resources("1")));
+            history.resize_refused = Some(ResizeRefused {
+                generation: Some(1),
+                is_deferred: false,
+                why: String::new(),
+            });
+        },
+    );
 }
 
 #[track_caller]
@@ -884,7 +1034,7 @@ fn apply(step: &Step, view: &mut PodView, history: &mut History, code: i32) {
                 .post_start = PostStart::Over;
         }
         // Nothing here has resources to change.
-        Step::Resize { .. } => {}
+        Step::Resize { .. } | Step::ResizePod => {}
         Step::Probe {
             id,
             container,

@@ -2,7 +2,7 @@
 
 use crate::pod::containers::{inits, is_sidecar, spec};
 use crate::pod::history::EndingCause;
-use crate::pod::plan::PlanInput;
+use crate::pod::plan::{PlanInput, reset};
 use crate::pod::resize;
 use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -66,6 +66,7 @@ pub(super) fn of(input: PlanInput<'_>, status: &PodStatus) -> Vec<PodCondition> 
         Some(condition) => condition.clone(),
         None => stamp(input, "PodScheduled", Verdict::holds()),
     });
+    all.extend(restarting(input));
     all.extend(resizing(input));
     all.extend(disrupted(input));
     let foreign = known
@@ -78,6 +79,27 @@ pub(super) fn of(input: PlanInput<'_>, status: &PodStatus) -> Vec<PodCondition> 
     let foreign: Vec<_> = foreign.collect();
     all.extend(foreign);
     all
+}
+
+/// Whether all containers begin again; said of Pods alone that ever did.
+fn restarting(input: PlanInput<'_>) -> Option<PodCondition> {
+    if reset::is_on(input) {
+        let verdict = Verdict {
+            holds: true,
+            reason: Some("RestartAllContainersStarted"),
+            message: Some("container exited with restart policy rule".to_owned()),
+        };
+        return Some(stamp(input, reset::CONDITION, verdict));
+    }
+    let known = input.previous.and_then(|status| status.conditions.as_ref());
+    let mut known = known.into_iter().flatten();
+    known.find(|condition| condition.type_ == reset::CONDITION)?;
+    let over = Verdict {
+        holds: false,
+        reason: None,
+        message: None,
+    };
+    Some(stamp(input, reset::CONDITION, over))
 }
 
 /// Where a resize stands, while it is not done.

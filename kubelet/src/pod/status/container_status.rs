@@ -2,7 +2,7 @@
 
 use super::NodeFacts;
 use crate::pod::containers::{inits, is_sidecar, restarts};
-use crate::pod::plan::{Plan, PlanInput, Waiting, is_replaced, previous_container};
+use crate::pod::plan::{Plan, PlanInput, Waiting, is_replaced, previous_container, reset};
 use crate::pod::probe::{is_ready, is_started};
 use crate::pod::resize;
 use crate::pod::view::{ContainerPhase, ContainerView, Exit};
@@ -31,7 +31,12 @@ pub(super) fn of(
         reason: default_reason.to_owned(),
         message: None,
     });
-    let wait = plan.waiting.get(&container.name).or(replaced.as_ref());
+    let restarting = reset::holds(input, &container.name).then(|| Waiting {
+        reason: "RestartingAllContainers".to_owned(),
+        message: Some("All containers of the Pod start again".to_owned()),
+    });
+    let wait = plan.waiting.get(&container.name);
+    let wait = wait.or(restarting.as_ref()).or(replaced.as_ref());
     let (state, last_state) = match attempts.split_first() {
         Some((latest, older)) => {
             from_runtime(node, (*latest, older), previous, wait, default_reason)

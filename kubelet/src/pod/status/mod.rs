@@ -13,6 +13,7 @@ pub mod qos;
 use super::containers::{all, ephemerals, inits, mains, spec};
 use super::history::EndingCause;
 use super::plan::{Plan, PlanInput};
+use super::resize;
 use k8s_openapi::api::core::v1::{Container, HostIP, PodIP, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -94,8 +95,24 @@ pub fn plan_status(input: PlanInput<'_>, plan: &Plan, node: &NodeFacts) -> PodSt
         ..PodStatus::default()
     };
     addresses(input, node, &mut status);
+    resources(input, &mut status);
     status.conditions = Some(conditions::of(input, &status));
     status
+}
+
+/// What the Pod as a whole has, where its spec speaks of it; and what it was given: while a resize waits, no more than it has.
+fn resources(input: PlanInput<'_>, status: &mut PodStatus) {
+    let Some(asked) = &spec(input.pod).resources else {
+        return;
+    };
+    let has = resize::actual_of_pod(input);
+    let given = if resize::pod_changes(input) {
+        has
+    } else {
+        Some(asked)
+    };
+    status.allocated_resources = given.and_then(|given| given.requests.clone());
+    status.resources = has.cloned();
 }
 
 /// hostIP as soon as the kubelet has the Pod; podIP as soon as the sandbox has one, and after its end.

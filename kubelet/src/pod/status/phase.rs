@@ -1,8 +1,8 @@
 //! The phase of a Pod, from the states of its containers.
 
-use crate::pod::containers::{RestartPolicy, inits, is_sidecar, mains, spec};
+use crate::pod::containers::{RestartPolicy, inits, is_sidecar, mains, restarts, spec};
 use crate::pod::history::EndingCause;
-use crate::pod::plan::{PlanInput, is_replaced};
+use crate::pod::plan::{PlanInput, is_replaced, reset};
 use k8s_openapi::api::core::v1::ContainerStatus;
 
 #[derive(Default)]
@@ -24,7 +24,7 @@ pub(super) fn of(
     let main_began = main_statuses
         .iter()
         .any(|status| !is_waiting_first_time(status));
-    let (mut pending_inits, mut failed_inits) = (0, 0);
+    let (mut pending_inits, mut failed_inits, mut failed_for_good) = (0, 0, false);
     for (init, status) in inits(pod).iter().zip(init_statuses) {
         if is_sidecar(pod, init) {
             let started = status.started == Some(true)
@@ -37,13 +37,19 @@ pub(super) fn of(
         }
         match exit_code(status) {
             Some(0) => {}
-            Some(_) => failed_inits += 1,
+            Some(code) => {
+                failed_inits += 1;
+                failed_for_good |= !restarts(pod, init, code);
+            }
             None => pending_inits += 1,
         }
     }
     let count = count(main_statuses);
     let ending = input.history.ending.as_ref().map(|ending| &ending.cause);
-    if failed_inits > 0 && policy == RestartPolicy::Never {
+    if reset::is_on(input) {
+        return if main_began { "Running" } else { "Pending" };
+    }
+    if failed_for_good {
         return "Failed";
     }
     if matches!(ending, Some(EndingCause::Deleted | EndingCause::Finished)) && count.running == 0 {
@@ -62,6 +68,10 @@ pub(super) fn of(
         } else {
             "Running"
         };
+    }
+    let again = |(main, status)| last_code(status).is_some_and(|code| restarts(pod, main, code));
+    if mains(pod).iter().zip(main_statuses).any(again) {
+        return "Running";
     }
     match (count.stopped, policy) {
         (0, _) => "Pending",
@@ -116,6 +126,18 @@ fn is_waiting_first_time(status: &ContainerStatus) -> bool {
             .last_state
             .as_ref()
             .is_none_or(|state| state.terminated.is_none())
+}
+
+/// What it ended with last, while it is not running.
+fn last_code(status: &ContainerStatus) -> Option<i32> {
+    let state = status
+        .state
+        .as_ref()
+        .filter(|state| state.running.is_none())?;
+    let last = status.last_state.as_ref();
+    let ended = state.terminated.as_ref();
+    let ended = ended.or_else(|| last?.terminated.as_ref());
+    ended.map(|end| end.exit_code)
 }
 
 /// How it ended last, while it is not running.

@@ -122,6 +122,14 @@ impl Actor {
                 generation,
                 result,
             } => return self.fold_resized(id, container, (generation, resources), result),
+            Outcome::PodResized {
+                resources,
+                generation,
+                result,
+            } => match result {
+                Ok(()) => self.history.resources = Some(resources),
+                Err(refused) => return self.not_resized(generation, refused),
+            },
             Outcome::PostStarted {
                 id,
                 container,
@@ -191,9 +199,19 @@ impl Actor {
         match result {
             Ok(()) => history.resources = Some((id, resources)),
             Err(NotResized::NeedsRestart) => history.resize_restart = Some(id),
-            Err(NotResized::Infeasible(why)) => self.resize_refused(generation, false, why),
-            Err(NotResized::Deferred(why)) => self.resize_refused(generation, true, why),
-            Err(NotResized::Failed(error)) => return Some(error),
+            Err(refused) => return self.not_resized(generation, refused),
+        }
+        None
+    }
+
+    /// The answer is a failure that only has to be tried again.
+    fn not_resized(&mut self, generation: Option<i64>, refused: NotResized) -> Option<String> {
+        match refused {
+            NotResized::Infeasible(why) => self.resize_refused(generation, false, why),
+            NotResized::Deferred(why) => self.resize_refused(generation, true, why),
+            NotResized::Failed(error) => return Some(error),
+            // Of containers alone.
+            NotResized::NeedsRestart => {}
         }
         None
     }

@@ -7,8 +7,9 @@ use crate::pod::ContainerId;
 use crate::pod::containers::{named, spec};
 use crate::pod::fields::PodAddresses;
 use crate::pod::history::{PostStart, Volumes};
-use crate::pod::plan::Step;
+use crate::pod::plan::{Step, reset};
 use crate::pod::probe::ProbeKind;
+use crate::pod::resize;
 use crate::worker::effects::{Outcome, Subject};
 use cox_client::events::EventType;
 use futures::future::{AbortHandle, Abortable};
@@ -157,6 +158,11 @@ impl Actor {
                     self.step(target, None, subject.resize(id, container, restart));
                 }
             }
+            Step::ResizePod => {
+                if self.free(&Target::ResizePod, now, wake_at) {
+                    self.step(Target::ResizePod, None, subject.resize_pod());
+                }
+            }
             Step::PostStart { id, container } => {
                 let target = Target::Hook(id.clone());
                 if self.free(&target, now, wake_at) {
@@ -225,6 +231,7 @@ impl Actor {
                     .find(|container| container.id == id);
                 if let Some((name, attempt)) =
                     known.map(|known| (known.name.clone(), known.attempt))
+                    && !self.busy.contains_key(&Target::Start)
                     && self.free(&target, now, wake_at)
                 {
                     self.step(target, None, subject.remove_container(id, name, attempt));
@@ -265,7 +272,8 @@ impl Actor {
             .view
             .latest(&container)
             .and_then(|view| view.exit())
-            .map(|exit| exit.finished_at);
+            .map(|exit| exit.finished_at)
+            .or_else(|| reset::ended_at(self.input(now), &container));
         // The delay grows when the start is over: until then the plan would take the new delay for one to wait for.
         self.start_after = previous_end;
         let history = self
@@ -302,6 +310,8 @@ impl Actor {
         pod.status.clone_from(&self.previous);
         let mut given = allocations::as_given(&pod);
         if let Some(spec) = &mut given.spec {
+            let had = resize::actual_of_pod(self.input(self.shared.clock.now()));
+            spec.resources = had.cloned();
             let all = spec.containers.iter_mut();
             for container in all.chain(spec.init_containers.iter_mut().flatten()) {
                 let history = self.history.containers.get(&container.name);

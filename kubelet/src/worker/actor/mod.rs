@@ -62,6 +62,7 @@ enum Target {
     Container(ContainerId),
     Hook(ContainerId),
     Resize(ContainerId),
+    ResizePod,
     Probe(ContainerId, ProbeKind),
     Sandbox(SandboxId),
     Status,

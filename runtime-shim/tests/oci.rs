@@ -626,6 +626,25 @@ async fn an_exec_that_ends_its_container_is_told_its_own_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_container_starts_while_the_shim_of_those_before_it_ends() {
+    if !can_run_oci("a_container_starts_while_the_shim_of_those_before_it_ends") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let containerd = Containerd::start(dir.path()).await;
+    let mut shim = Shim::with_containerd(dir.path(), &containerd).await;
+    shim.load_busybox("busybox").await;
+    let pod = shim.host_sandbox("one-by-one").await;
+    for round in 0..100 {
+        let name = format!("short{round}");
+        let id = shim.launch(&pod, shell(&name, "busybox", "true")).await;
+        assert_eq!(shim.exit(&id).await.exit_code, 0, "round {round}");
+    }
+    remove_pod(&mut shim, &pod).await;
+    shim.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn in_the_virtual_network_an_oci_container_is_refused_with_the_reason() {
     if !can_run_oci("in_the_virtual_network_an_oci_container_is_refused_with_the_reason") {
         return;

@@ -22,7 +22,7 @@ use oci_spec::runtime::Spec;
 use parking_lot::Mutex;
 use prost::Message;
 use serde::{Deserialize, Serialize};
-use tonic::Code;
+use tonic::{Code, Status};
 
 use super::Backend;
 use super::cgroup::{Cgroups, Usage};
@@ -43,6 +43,9 @@ const EXEC_PATIENCE: Duration = Duration::from_secs(2);
 /// How often, and how far apart, a killed process is looked at until its task can go.
 const DELETE_LOOKS: u32 = 100;
 const DELETE_PAUSE: Duration = Duration::from_millis(20);
+/// How often, and how far apart, a process is asked for that found no shim of containerd's.
+const CREATE_TRIES: u32 = 20;
+const CREATE_PAUSE: Duration = Duration::from_millis(25);
 /// The writable layer's size is read again after this.
 const WRITABLE_AGE_MAX: Duration = Duration::from_secs(10);
 
@@ -51,6 +54,12 @@ const WRITABLE_AGE_MAX: Duration = Duration::from_secs(10);
 struct RuncOptions {
     #[prost(bool, tag = "9")]
     systemd_cgroup: bool,
+}
+
+/// containerd has no code of its own for it.
+fn is_ending_shim(status: &Status) -> bool {
+    let message = status.message();
+    message.contains("failed to start shim") && message.contains("dial unix")
 }
 
 /// The checkpointed part of an OCI container.
@@ -366,14 +375,8 @@ impl Backend {
             terminal: config.tty,
             ..CreateTaskRequest::default()
         };
-        let pid = self
-            .containerd
-            .tasks()
-            .create(request(create))
-            .await
-            .map_err(self.containerd.failed("create the container's process"))?
-            .into_inner()
-            .pid;
+        let created = self.create_task(create).await;
+        let pid = created.map_err(self.containerd.failed("create the container's process"))?;
         ends.let_go();
         let pumps = Pumps::start(&mut ends, log);
         container.running(pid, pumps, ends.stdin.take());
@@ -392,6 +395,29 @@ impl Backend {
             return Err(err);
         }
         Ok(())
+    }
+
+    /// Makes a process that waits for its start; answers its number.
+    ///
+    /// One shim of containerd's looks after all containers of a Pod and ends with the last of them. A container that comes while it
+    /// ends is led to an address where nobody is any more; nothing was made then, and the next one brings a shim of its own.
+    async fn create_task(&self, create: CreateTaskRequest) -> Result<u32, Status> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self
+                .containerd
+                .tasks()
+                .create(request(create.clone()))
+                .await
+            {
+                Err(status) if is_ending_shim(&status) && tries < CREATE_TRIES => {
+                    tracing::debug!(container = create.container_id, %status, "containerd's shim of the Pod is ending");
+                    tokio::time::sleep(CREATE_PAUSE).await;
+                }
+                answer => return answer.map(|answer| answer.into_inner().pid),
+            }
+        }
     }
 
     /// Takes up a process that an earlier shim started.

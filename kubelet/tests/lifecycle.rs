@@ -187,6 +187,20 @@ async fn a_pod_as_a_whole_gets_other_resources_in_place() {
     // A container without a limit of its own is bound by the Pod's.
     let told = "update a memory=134217728".to_owned();
     assert!(cluster.runtime.calls().contains(&told));
+    // One whose policy it is starts again for it.
+    let mut spec = one("stay");
+    spec["resources"] = resources("64Mi");
+    spec["containers"][0]["resizePolicy"] =
+        json!([{"resourceName": "memory", "restartPolicy": "RestartContainer"}]);
+    cluster.create("q", spec).await;
+    cluster.until("q", "ready", |pod| has(pod, "64Mi")).await;
+    let patch = json!({"spec": {"resources": resources("128Mi")}});
+    let (pods, params) = (cluster.pods(), PatchParams::default());
+    let patch = Patch::Strategic(patch);
+    let answer = pods.patch_subresource("resize", "q", &params, &patch);
+    answer.await.unwrap();
+    let again = |pod: &Pod| has(pod, "128Mi") && is_restarted(pod);
+    cluster.until("q", "restarted", again).await;
     let error = resize("100Ti").await.unwrap_err().to_string();
     let why = "node didn't have enough allocatable resources: memory";
     assert!(error.contains(why), "{error}");

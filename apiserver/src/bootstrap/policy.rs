@@ -304,8 +304,9 @@ mod tests {
             policy.cluster_role_bindings.len(),
             policy.role_bindings.len(),
         );
-        // Ours: local-path and the approval of serving certificates with their bindings, and the three of joining nodes.
-        assert_eq!(counts, (69 + 2, 7, 50 + 2 + 3, 7));
+        // Ours: local-path, the approval of serving certificates and the clearing of Pods' requests for them, with their bindings, and the three
+        // of joining nodes.
+        assert_eq!(counts, (69 + 3, 7, 50 + 3 + 3, 7));
         for binding in &policy.cluster_role_bindings {
             assert!(
                 policy

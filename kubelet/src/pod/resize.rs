@@ -64,14 +64,36 @@ pub fn change(actual: Option<&ResourceRequirements>, container: &Container) -> O
     if changed.is_empty() {
         return None;
     }
-    let restarts = container.resize_policy.iter().flatten().any(|policy| {
-        policy.restart_policy == "RestartContainer"
-            && changed.contains(&policy.resource_name.as_str())
-    });
-    Some(if restarts {
+    Some(if needs_restart(container, &changed) {
         Change::Restart
     } else {
         Change::InPlace
+    })
+}
+
+/// Whether a container is bound by the Pod's limit of a resource, having none itself.
+#[must_use]
+pub fn is_bound_by_pod(container: &Container, resource: &str) -> bool {
+    let limits = container.resources.as_ref();
+    let limits = limits.and_then(|resources| resources.limits.as_ref());
+    limits.is_none_or(|limits| !limits.contains_key(resource))
+}
+
+/// Whether a container has to be restarted for other resources of its Pod, by whose limits it is bound.
+#[must_use]
+pub fn restarts_with_pod(input: PlanInput<'_>, container: &Container) -> bool {
+    let wanted = spec(input.pod).resources.as_ref();
+    differing(actual_of_pod(input), wanted)
+        .into_iter()
+        .any(|resource| {
+            is_bound_by_pod(container, resource) && needs_restart(container, &[resource])
+        })
+}
+
+fn needs_restart(container: &Container, changed: &[&str]) -> bool {
+    container.resize_policy.iter().flatten().any(|policy| {
+        policy.restart_policy == "RestartContainer"
+            && changed.contains(&policy.resource_name.as_str())
     })
 }
 

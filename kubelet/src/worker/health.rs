@@ -5,6 +5,7 @@ use crate::hooks::{self, Done};
 use crate::pod::ContainerId;
 use crate::pod::containers::{named, spec};
 use crate::pod::probe::{ProbeKind, timeout};
+use crate::pod::resize::is_bound_by_pod;
 use crate::probes::metrics::Probed;
 use crate::probes::{self, Found};
 use crate::resources::of_pod;
@@ -131,11 +132,8 @@ impl Subject {
         self.widen_cgroup().await?;
         let memory = self.shared.allocatable.memory_bytes;
         let bound_by_pod = |container: &Container| {
-            let limits = container.resources.as_ref();
-            let limits = limits.and_then(|resources| resources.limits.as_ref());
-            ["cpu", "memory"]
-                .iter()
-                .any(|name| limits.is_none_or(|limits| !limits.contains_key(*name)))
+            let mut resources = ["cpu", "memory"].into_iter();
+            resources.any(|resource| is_bound_by_pod(container, resource))
         };
         for (name, id) in &self.running {
             let Some(container) = named(&self.pod, name).filter(|one| bound_by_pod(one)) else {

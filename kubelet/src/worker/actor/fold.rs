@@ -3,12 +3,13 @@
 use super::{Actor, Done, Target, WRITE_RETRY_MAX};
 use crate::cri::images::{Found, Missing};
 use crate::pod::ContainerId;
-use crate::pod::containers::named;
+use crate::pod::containers::{all, named};
 use crate::pod::history::{
     EndingCause, ImageState, PostStart, ResizeRefused, Retry, StartFailure, Volumes,
 };
 use crate::pod::plan::REJECTED;
 use crate::pod::probe::{ProbeKind, ProbeState};
+use crate::pod::resize::restarts_with_pod;
 use crate::pod::view::ContainerView;
 use crate::worker::effects::{MadeSandbox, NotResized, NotStarted, Outcome};
 use crate::worker::publish;
@@ -127,7 +128,10 @@ impl Actor {
                 generation,
                 result,
             } => match result {
-                Ok(()) => self.history.resources = Some(resources),
+                Ok(()) => {
+                    self.restart_with_pod(now);
+                    self.history.resources = Some(resources);
+                }
                 Err(refused) => return self.not_resized(generation, refused),
             },
             Outcome::PostStarted {
@@ -202,6 +206,22 @@ impl Actor {
             Err(refused) => return self.not_resized(generation, refused),
         }
         None
+    }
+
+    /// The containers whose policy it is start again with what the Pod as a whole has now.
+    fn restart_with_pod(&mut self, now: Timestamp) {
+        let input = self.input(now);
+        let restarting: Vec<(String, ContainerId)> = all(&self.pod)
+            .filter(|container| restarts_with_pod(input, container))
+            .filter_map(|container| {
+                let running = self.view.latest(&container.name)?;
+                Some((container.name.clone(), running.id.clone()))
+            })
+            .collect();
+        for (name, id) in restarting {
+            let history = self.history.containers.entry(name).or_default();
+            history.resize_restart = Some(id);
+        }
     }
 
     /// The answer is a failure that only has to be tried again.

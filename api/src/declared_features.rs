@@ -1,6 +1,6 @@
 //! Features that a node has to declare (`status.declaredFeatures`) before a Pod can be bound to it or changed on it. Pure.
 //!
-//! Asked by the scheduler's filter, by admission of updates and by the kubelet, so that all of them agree.
+//! Asked by the scheduler's filter and by admission of updates; the kubelet declares them by these names.
 
 use serde_json::Value;
 

@@ -208,6 +208,18 @@ mod tests {
         all.collect::<Vec<_>>().join("; ")
     }
 
+    /// What is said has `expected` in it; nothing is said where that is empty.
+    #[track_caller]
+    fn check(name: &str, errors: &Errors, expected: &str) {
+        let found = says(errors);
+        assert_eq!(
+            errors.is_empty(),
+            expected.is_empty(),
+            "case: {name}: {found}"
+        );
+        assert!(found.contains(expected), "case: {name}: {found}");
+    }
+
     #[test]
     fn creates_table() {
         let cases = [
@@ -243,13 +255,7 @@ mod tests {
             *request.pointer_mut(at).unwrap() = value;
             let mut errors = Vec::new();
             create(&Node::root(&request), &mut errors);
-            let found = says(&errors);
-            assert_eq!(
-                errors.is_empty(),
-                expected.is_empty(),
-                "case: {name}: {found}"
-            );
-            assert!(found.contains(expected), "case: {name}: {found}");
+            check(name, &errors, expected);
         }
         let mut own = request();
         own["spec"]["signerName"] = json!("kubernetes.io/s");
@@ -352,13 +358,7 @@ mod tests {
             let (new, old) = (of(&new), of(old));
             let mut errors = Vec::new();
             update_status(&Node::root(&new), &Node::root(&old), &mut errors);
-            let found = says(&errors);
-            assert_eq!(
-                errors.is_empty(),
-                expected.is_empty(),
-                "case: {name}: {found}"
-            );
-            assert!(found.contains(expected), "case: {name}: {found}");
+            check(name, &errors, expected);
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::volumes::env_file;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Container, EnvVarSource, FileKeySelector, Pod, Secret, Service,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Objects of the Pod's namespace that its environment may refer to. A name that is asked for and missing here does not exist.
@@ -28,7 +28,7 @@ pub struct EnvSources {
 pub struct EnvNeeds {
     pub config_maps: Vec<String>,
     pub secrets: Vec<String>,
-    pub files: Vec<(String, String)>,
+    pub files: BTreeSet<(String, String)>,
 }
 
 /// What has to be fetched before [`environment`].

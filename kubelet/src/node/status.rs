@@ -5,6 +5,7 @@ use super::{Handler, RuntimeFacts};
 use crate::config::Config;
 use crate::devices::Counts;
 use crate::eviction::Pressure;
+use cox_api::declared_features::{RESIZE_INIT, RESIZE_POD, RESTART_ALL};
 use cox_cri::v1;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
@@ -191,11 +192,7 @@ pub fn build(
 fn declared_features(facts: &RuntimeFacts) -> Vec<String> {
     let is_ours = facts.version.starts_with("coxswain://");
     let runtime = is_ours.then_some("ExtendWebSocketsToKubelet");
-    let kubelet = [
-        "InPlacePodLevelResourcesVerticalScaling",
-        "InPlacePodVerticalScalingInitContainers",
-        "RestartAllContainersOnContainerExits",
-    ];
+    let kubelet = [RESIZE_POD, RESIZE_INIT, RESTART_ALL];
     let all = runtime.into_iter().chain(kubelet);
     all.map(str::to_owned).collect()
 }

@@ -25,7 +25,10 @@ fn is_cause(container: &Container, view: &ContainerView) -> bool {
 
 /// Whether containers have to be cleared away for a new beginning.
 fn is_due(input: PlanInput<'_>) -> bool {
-    all(input.pod).any(|container| {
+    // Of nearly all Pods there is no rule, and nothing to look for.
+    let mut with_rules =
+        all(input.pod).filter(|container| container.restart_policy_rules.is_some());
+    with_rules.any(|container| {
         let latest = input.view.latest(&container.name);
         latest.is_some_and(|latest| is_cause(container, latest))
     })

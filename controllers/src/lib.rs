@@ -26,6 +26,7 @@ mod owned_pods;
 mod pod;
 mod pod_gc;
 mod replicaset;
+mod resource_claim;
 mod resource_quota;
 mod revisions;
 mod root_ca;
@@ -196,6 +197,8 @@ pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) -> Resul
     scope.spawn("pod-garbage-collector", pod_gc::run(pod_gc, config.clone()));
     spawn_volumes(&scope, context);
     spawn_networking(&scope, &config, context);
+    let claims = context("resource-claim-controller", "resource_claim");
+    scope.spawn("resource-claim", resource_claim::run(claims));
     let quota = context("resourcequota-controller", "resourcequota-controller");
     scope.spawn("resourcequota", resource_quota::run(quota));
     if let Some(signer) = config.signer.clone() {

@@ -273,10 +273,11 @@ impl Controllers {
     }
 }
 
-const SERVICE_ACCOUNTS: [&str; 26] = [
+const SERVICE_ACCOUNTS: [&str; 27] = [
     "attachdetach-controller",
     "cronjob-controller",
     "disruption-controller",
+    "resource-claim-controller",
     "resourcequota-controller",
     "service-account-controller",
     "root-ca-cert-publisher",

@@ -6,6 +6,7 @@
     reason = "tests are stories, and fail by panicking"
 )]
 
+mod claims;
 mod kit;
 mod node_ipam;
 mod quotas;

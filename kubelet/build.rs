@@ -1,4 +1,4 @@
-//! Compiles the messages of CSI drivers, device plugins, plugin registration and pod resources with the protoc of the crate `protoc-bin-vendored`.
+//! Compiles the messages of CSI drivers, device plugins, drivers of dynamic resources, plugin registration and pod resources with the protoc of the crate `protoc-bin-vendored`.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
@@ -9,6 +9,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/registration.proto",
         "proto/deviceplugin.proto",
         "proto/podresources.proto",
+        "proto/dra.proto",
+        "proto/dra_health.proto",
     ];
     tonic_prost_build::configure().compile_with_config(prost, &files, &["proto"])?;
     Ok(())

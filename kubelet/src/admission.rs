@@ -67,16 +67,6 @@ pub fn refusal(pod: &Pod, holdings: &Holdings, node: &NodeView) -> Option<Refusa
              (runc has them from 1.2 on); nodes that run without root take such Pods",
         );
     }
-    if spec
-        .resource_claims
-        .as_ref()
-        .is_some_and(|claims| !claims.is_empty())
-    {
-        return refuse(
-            "PodFeatureUnsupported",
-            "resource claims (dynamic resource allocation) are not supported on this node: its containers would run without what they claim",
-        );
-    }
     if let Some(why) = key_not_made(spec) {
         return refuse("PodFeatureUnsupported", why);
     }
@@ -306,12 +296,6 @@ mod tests {
                 "PodFeatureUnsupported",
             ),
             ("a key that is made", certificate("ED25519"), none, ""),
-            (
-                "a claim on a device",
-                json!({"resourceClaims": [{"name": "gpu", "resourceClaimName": "gpu"}]}),
-                none,
-                "PodFeatureUnsupported",
-            ),
         ];
         for (name, spec, others, reason) in cases {
             let found = refusal(&pod("p", spec), &holdings(others), &node);

@@ -273,6 +273,7 @@ impl Dispatcher {
         let live: HashSet<PodUid> = self.lock().keys().cloned().collect();
         let is_there = |uid: &str| live.iter().chain(&here).any(|one| one.as_str() == uid);
         self.shared.devices.keep_only(is_there);
+        self.shared.claims.keep_only(is_there);
     }
 
     fn deliver(self: &Arc<Self>, pod: Arc<Pod>) {
@@ -493,6 +494,7 @@ impl Dispatcher {
             ("volumes", volumes),
             ("drivers", drivers),
             ("devices", shared.devices.writes()),
+            ("claims", shared.claims.writes()),
             (
                 "cores",
                 shared.cpus.as_ref().map_or(0, |cpus| cpus.writes()),
@@ -500,10 +502,14 @@ impl Dispatcher {
             ("logs", shared.log_rotations.count()),
         ]);
         format!(
-            "{}{writes}# HELP cox_kubelet_bad_manifests Static manifests that could not be read at the last look.\n\
+            "{}{writes}# HELP cox_kubelet_claims_in_use Resource claims that are prepared for Pods of the node.\n\
+             # TYPE cox_kubelet_claims_in_use gauge\n\
+             cox_kubelet_claims_in_use {}\n\
+             # HELP cox_kubelet_bad_manifests Static manifests that could not be read at the last look.\n\
              # TYPE cox_kubelet_bad_manifests gauge\n\
              cox_kubelet_bad_manifests {}\n",
             self.shared.keeper.text(),
+            shared.claims.in_use(),
             self.bad_manifests.load(Ordering::Relaxed)
         )
     }

@@ -6,8 +6,10 @@
 //! only through CRI.
 
 pub mod admission;
+mod affected;
 pub mod allocations;
 pub mod cgroups;
+pub mod claims;
 pub mod config;
 pub mod cpus;
 pub mod credentials;

@@ -1,8 +1,8 @@
 //! The socket where others on the node ask who holds which device and which cores (`pod-resources/kubelet.sock`, version v1):
 //! monitoring of accelerators, and plugins that place what belongs together.
 //!
-//! In: the Pods that have not ended, what device plugins gave, the cores that are given away. It changes nothing. Memory has no
-//! owner here and dynamic resources are not served: both stay empty.
+//! In: the Pods that have not ended, what device plugins gave, what drivers prepared for claims, the cores that are given
+//! away. It changes nothing. Memory has no owner here: it stays empty.
 
 #[allow(
     missing_debug_implementations,
@@ -17,12 +17,13 @@ pub mod proto {
     tonic::include_proto!("v1");
 }
 
+use crate::claims::{Device, HeldClaim};
 use crate::devices::HeldDevice;
 use crate::dispatch::Dispatcher;
 use crate::files;
 use crate::pod::containers::{inits, is_sidecar, mains};
 use crate::worker::shared::Shared;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use proto::pod_resources_lister_server::{PodResourcesLister, PodResourcesListerServer};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -72,19 +73,25 @@ impl PodResources {
     fn of(&self, pod: &Pod) -> proto::PodResources {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let sidecars = inits(pod).iter().filter(|init| is_sidecar(pod, init));
-        let container = |name: &str| proto::ContainerResources {
-            name: name.to_owned(),
-            devices: messages(self.shared.devices.held(uid, name)),
-            cpu_ids: self.cores(|cpus| cpus.own(uid, name)),
-            ..proto::ContainerResources::default()
+        let container = |container: &Container| {
+            let name = container.name.as_str();
+            let claims = self.shared.claims.held(pod, container);
+            proto::ContainerResources {
+                name: name.to_owned(),
+                devices: messages(self.shared.devices.held(uid, name)),
+                cpu_ids: self.cores(|cpus| cpus.own(uid, name)),
+                dynamic_resources: claims
+                    .unwrap_or_default()
+                    .into_iter()
+                    .map(claimed)
+                    .collect(),
+                ..proto::ContainerResources::default()
+            }
         };
         proto::PodResources {
             name: pod.metadata.name.clone().unwrap_or_default(),
             namespace: pod.metadata.namespace.clone().unwrap_or_default(),
-            containers: sidecars
-                .chain(mains(pod))
-                .map(|one| container(&one.name))
-                .collect(),
+            containers: sidecars.chain(mains(pod)).map(container).collect(),
         }
     }
 
@@ -93,6 +100,25 @@ impl PodResources {
         let set = self.shared.cpus.as_ref().map(|cpus| of(cpus));
         let cores = set.into_iter().flat_map(|set| set.0);
         cores.map(i64::from).collect()
+    }
+}
+
+fn claimed(claim: HeldClaim) -> proto::DynamicResource {
+    let device = |(driver, device): (String, Device)| proto::ClaimResource {
+        cdi_devices: device
+            .cdi
+            .into_iter()
+            .map(|name| proto::CdiDevice { name })
+            .collect(),
+        driver_name: driver,
+        pool_name: device.pool,
+        device_name: device.name,
+        share_id: device.share,
+    };
+    proto::DynamicResource {
+        claim_name: claim.name,
+        claim_namespace: claim.namespace,
+        claim_resources: claim.devices.into_iter().map(device).collect(),
     }
 }
 

@@ -1,9 +1,10 @@
 //! What a Pod asks of its node, summed as the scheduler sums it. Pure.
 
 use crate::cri::resources::{milli_value, value};
-use crate::pod::containers::spec;
+use crate::pod::containers::{claimed_resources, spec};
+use cox_api::quantity::{self, Format};
 use cox_client::placement::{Amount, add_up};
-use k8s_openapi::api::core::v1::{Pod, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
 
@@ -46,7 +47,7 @@ fn requests(resources: Option<&ResourceRequirements>) -> Amounts {
 }
 
 /// What a Pod asks for: its containers together with its sidecars, or what its start needs if that is more; what the Pod as a
-/// whole says goes first; the overhead of its runtime class comes on top.
+/// whole says goes first; the overhead of its runtime class comes on top. What it has by a claim it does not ask of the node.
 #[must_use]
 pub fn of_pod(pod: &Pod) -> Amounts {
     let mut sum = add_up(spec(pod), |container| {
@@ -54,7 +55,41 @@ pub fn of_pod(pod: &Pod) -> Amounts {
     });
     sum.extend(requests(spec(pod).resources.as_ref()));
     sum.add(&amounts(spec(pod).overhead.as_ref()));
+    for resource in claimed_resources(pod) {
+        sum.remove(resource);
+    }
     sum
+}
+
+/// What containers have together, beside the overhead of their Pod.
+#[must_use]
+pub fn sum<'a>(
+    spec: &PodSpec,
+    of: impl Fn(&Container) -> Option<&'a BTreeMap<String, Quantity>>,
+) -> Amounts {
+    let mut sum = add_up(spec, |container| amounts(of(container)));
+    sum.add(&amounts(spec.overhead.as_ref()));
+    sum.retain(|_, amount| *amount != 0);
+    sum
+}
+
+/// Amounts as the API has them.
+#[must_use]
+pub fn quantities(amounts: &Amounts) -> BTreeMap<String, Quantity> {
+    let quantity = |name: &str, amount: i64| match name {
+        "cpu" => quantity::Quantity::from_millis(amount),
+        _ if in_bytes(name) => quantity::Quantity::from_i64(amount, Format::BinarySi),
+        _ => quantity::Quantity::from_i64(amount, Format::DecimalSi),
+    };
+    let text = |(name, amount): (&String, &i64)| {
+        let quantity = quantity(name, *amount);
+        (name.clone(), Quantity(quantity.to_string()))
+    };
+    amounts.iter().map(text).collect()
+}
+
+fn in_bytes(name: &str) -> bool {
+    matches!(name, "memory" | "ephemeral-storage") || name.starts_with("hugepages-")
 }
 
 #[cfg(test)]
@@ -99,6 +134,13 @@ mod tests {
                 4000,
             ),
         ];
+        let pod: Pod = serde_json::from_value(json!({
+            "spec": {"containers": [{"name": "a", "resources": {"limits": {"cpu": "1", "example.com/oar": "2"}}}]},
+            "status": {"extendedResourceClaimStatus": {"resourceClaimName": "c",
+                "requestMappings": [{"containerName": "a", "resourceName": "example.com/oar", "requestName": "r"}]}},
+        }))
+        .unwrap();
+        assert_eq!(of_pod(&pod), Amounts::from([("cpu".to_owned(), 1000)]));
         for (name, spec, cpu) in cases {
             let pod: Pod = serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap();
             assert_eq!(of_pod(&pod)["cpu"], cpu, "case: {name}");

@@ -1,8 +1,10 @@
 //! Puts a kubelet together and runs it: server, runtime events, Pod sources, node, log rotation.
 
+use crate::affected::Affected;
 use crate::allocations::Allocations;
 use crate::cgroups::plan::Settings;
 use crate::cgroups::{self, Cgroups};
+use crate::claims::Claims;
 use crate::config::{Config, ServingPair};
 use crate::cpus::{CpuError, CpuManager};
 use crate::cri::client::Runtime;
@@ -120,10 +122,13 @@ pub fn prepare(
         .of_selected(&format!("metadata.name={}", config.node_name));
     let csi = Csi::new(&config.data_dir, &config.node_name, node.clone());
     let in_use = csi.in_use();
-    let devices = Devices::open(&config.data_dir);
+    let affected = Arc::new(Affected::default());
+    let devices = Devices::open(&config.data_dir, affected.clone());
+    let claims = Claims::open(&config.data_dir, deps.client.clone(), affected.clone());
     let plugins = Plugins::new(
         csi.clone(),
         devices.clone(),
+        claims.clone(),
         &config.data_dir,
         deps.client.clone(),
         &cancel,
@@ -152,6 +157,8 @@ pub fn prepare(
         ),
         cgroups,
         devices,
+        claims,
+        affected,
         allocations: Allocations::default(),
         cpus: cpus.as_ref().ok().cloned().flatten(),
         huge_pages: machine.huge_pages.clone(),
@@ -247,6 +254,7 @@ async fn run_parts(parts: Parts, cancel: CancellationToken) -> Result<(), RunErr
         dispatcher.clone().run_events(token.clone()),
     );
     scope.spawn("resizes", dispatcher.clone().run_grants(token.clone()));
+    scope.spawn("health", dispatcher.clone().run_health(token.clone()));
     scope.spawn("pod-sources", dispatcher.clone().run_sources(token.clone()));
     if let Some(updates) = config.serving_updates.clone() {
         scope.spawn(
@@ -264,6 +272,11 @@ async fn run_parts(parts: Parts, cancel: CancellationToken) -> Result<(), RunErr
     );
     scope.spawn("plugins", plugins.run(token.clone()));
     scope.spawn("devices", shared.devices.clone().run(token.clone()));
+    let node_name = config.node_name.clone();
+    scope.spawn(
+        "claims",
+        shared.claims.clone().run(node_name, token.clone()),
+    );
     let resources = PodResources {
         shared: shared.clone(),
         dispatcher: dispatcher.clone(),

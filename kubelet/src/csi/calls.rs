@@ -7,7 +7,12 @@ use super::proto::node_service_capability::rpc::Type;
 use super::proto::{self, NodeGetCapabilitiesRequest, NodeGetInfoRequest};
 use hyper_util::rt::TokioIo;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::UnixStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::{Channel, Endpoint, Uri};
 
 /// Upstream's limit for a call to a driver.
@@ -44,13 +49,67 @@ fn connect(socket: &Path, endpoint: Endpoint) -> Channel {
     let socket = socket.to_owned();
     let connect = tower::service_fn(move |_: Uri| {
         let socket = socket.clone();
-        async move {
-            tokio::net::UnixStream::connect(socket)
-                .await
-                .map(TokioIo::new)
-        }
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
     });
     endpoint.connect_with_connector_lazy(connect)
+}
+
+/// A connected channel to a socket; `ended` is cancelled when the connection ends.
+///
+/// # Errors
+/// If nobody listens.
+pub(crate) async fn connect_until(
+    socket: &Path,
+    ended: CancellationToken,
+) -> Result<Channel, tonic::transport::Error> {
+    let socket = socket.to_owned();
+    let connect = tower::service_fn(move |_: Uri| {
+        let (socket, ended) = (socket.clone(), ended.clone());
+        async move {
+            let stream = UnixStream::connect(socket).await?;
+            Ok::<_, std::io::Error>(TokioIo::new(Watched {
+                stream,
+                _ended: ended.drop_guard(),
+            }))
+        }
+    });
+    Endpoint::from_static("http://plugin.local")
+        .connect_with_connector(connect)
+        .await
+}
+
+/// A connection whose end is told.
+struct Watched {
+    stream: UnixStream,
+    _ended: DropGuard,
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, into)
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
 }
 
 /// What went wrong, as drivers and upstream print it.

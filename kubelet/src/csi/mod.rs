@@ -42,7 +42,7 @@ pub mod registration {
     tonic::include_proto!("pluginregistration");
 }
 
-pub(crate) use calls::{channel, stream_channel, text};
+pub(crate) use calls::{channel, connect_until, stream_channel, text};
 pub(crate) use mount::Occasion;
 pub(crate) use plan::Wanted;
 

@@ -8,6 +8,7 @@ use super::calls::{Introduced, channel, introduce, text};
 use super::registration::registration_client::RegistrationClient;
 use super::registration::{InfoRequest, PluginInfo, RegistrationStatus};
 use super::{Csi, proto};
+use crate::claims::Claims;
 use crate::devices::Devices;
 use crate::devices::proto::Empty;
 use crate::devices::proto::device_plugin_client::DevicePluginClient;
@@ -34,15 +35,32 @@ const TELL_PATIENCE: Duration = Duration::from_secs(5);
 /// Versions of the registration that are spoken.
 const VERSIONS: [&str; 2] = ["1.0.0", "v1"];
 
+/// A socket in the folder, and what tells it from an earlier one in its place: inode and time of its making, in seconds and
+/// nanoseconds.
+type Socket = (PathBuf, (u64, i64, i64));
+
+/// A plugin that was taken.
+#[derive(Clone, Debug)]
+enum Taken {
+    Csi(String),
+    /// Followed by its stream, which ends with it.
+    Device,
+    Claims {
+        driver: String,
+        endpoint: PathBuf,
+    },
+}
+
 /// Follows the folder.
 pub(crate) struct Plugins {
     csi: Arc<Csi>,
     devices: Arc<Devices>,
+    claims: Arc<Claims>,
     scope: TaskScope,
     folder: PathBuf,
     client: kube::Client,
-    /// Drivers by the socket that they registered with.
-    taken: BTreeMap<PathBuf, String>,
+    /// Plugins by the socket that they registered with.
+    taken: BTreeMap<Socket, Taken>,
     /// What drivers said that the API server has not heard yet.
     untold: BTreeMap<String, proto::NodeGetInfoResponse>,
 }
@@ -59,6 +77,7 @@ impl Plugins {
     pub(crate) fn new(
         csi: Arc<Csi>,
         devices: Arc<Devices>,
+        claims: Arc<Claims>,
         data_dir: &Path,
         client: kube::Client,
         cancel: &CancellationToken,
@@ -66,7 +85,8 @@ impl Plugins {
         Self {
             csi,
             devices,
-            scope: TaskScope::new("registered-device-plugins", cancel),
+            claims,
+            scope: TaskScope::new("registered-plugins", cancel),
             folder: data_dir.join("plugins_registry"),
             client,
             taken: BTreeMap::new(),
@@ -117,7 +137,7 @@ impl Plugins {
     /// Takes what is new, forgets what is gone. False if something has to be tried again.
     async fn look(&mut self) -> bool {
         let sockets = sockets(&self.folder);
-        let gone: Vec<PathBuf> = self
+        let gone: Vec<Socket> = self
             .taken
             .keys()
             .filter(|socket| !sockets.contains(*socket))
@@ -125,14 +145,20 @@ impl Plugins {
             .collect();
         let mut all_well = true;
         for socket in gone {
-            let Some(name) = self.taken.get(&socket).cloned() else {
-                continue;
+            let name = match self.taken.get(&socket).cloned() {
+                Some(Taken::Csi(name)) => name,
+                Some(Taken::Claims { driver, endpoint }) => {
+                    tracing::info!(driver, "DRA plugin is gone");
+                    self.claims.leave(&driver, &endpoint);
+                    self.taken.remove(&socket);
+                    continue;
+                }
+                Some(Taken::Device) | None => {
+                    self.taken.remove(&socket);
+                    continue;
+                }
             };
-            if self.csi.drivers().remove(&name).is_none() {
-                // A device plugin is followed by its stream, which ends with it.
-                self.taken.remove(&socket);
-                continue;
-            }
+            self.csi.drivers().remove(&name);
             self.untold.remove(&name);
             match self.tell(&name, None).await {
                 Ok(()) => {
@@ -154,13 +180,13 @@ impl Plugins {
             if self.taken.contains_key(&socket) {
                 continue;
             }
-            match self.take(&socket).await {
-                Ok(name) => {
+            match self.take(&socket.0).await {
+                Ok((name, taken)) => {
                     tracing::info!(plugin = name, "Plugin registered");
-                    self.taken.insert(socket, name);
+                    self.taken.insert(socket, taken);
                 }
                 Err(error) => {
-                    tracing::warn!(socket = %socket.display(), error, "Plugin was not taken");
+                    tracing::warn!(socket = %socket.0.display(), error, "Plugin was not taken");
                     all_well = false;
                 }
             }
@@ -190,7 +216,8 @@ impl Plugins {
         all_well
     }
 
-    async fn take(&mut self, socket: &Path) -> Result<String, String> {
+    /// Answers the plugin's name, too.
+    async fn take(&mut self, socket: &Path) -> Result<(String, Taken), String> {
         let mut plugin = RegistrationClient::new(channel(socket));
         let info = plugin
             .get_info(InfoRequest {})
@@ -202,14 +229,16 @@ impl Plugins {
             plugin_registered: taken.is_ok(),
             error: taken.clone().err().unwrap_or_default(),
         };
-        plugin
-            .notify_registration_status(status)
-            .await
-            .map_err(text)?;
-        taken.map(|()| info.name)
+        let told = plugin.notify_registration_status(status).await;
+        if let (Err(_), Ok(Taken::Claims { driver, endpoint })) = (&told, &taken) {
+            // It is taken when it comes again.
+            self.claims.leave(driver, endpoint);
+        }
+        told.map_err(text)?;
+        taken.map(|taken| (info.name, taken))
     }
 
-    async fn introduce(&mut self, info: &PluginInfo) -> Result<(), String> {
+    async fn introduce(&mut self, info: &PluginInfo) -> Result<Taken, String> {
         if info.r#type == "DevicePlugin" {
             let (devices, socket) = (self.devices.clone(), PathBuf::from(&info.endpoint));
             let mut plugin = DevicePluginClient::new(channel(&socket));
@@ -219,7 +248,15 @@ impl Plugins {
                 .map_err(text)?
                 .into_inner();
             let versions = &info.supported_versions;
-            return devices.take(&info.name, versions, socket, Some(options), &self.scope);
+            devices.take(&info.name, versions, socket, Some(options), &self.scope)?;
+            return Ok(Taken::Device);
+        }
+        if info.r#type == "DRAPlugin" {
+            let (driver, endpoint) = (info.name.clone(), PathBuf::from(&info.endpoint));
+            let versions = &info.supported_versions;
+            self.claims
+                .take(&driver, &endpoint, versions, &self.scope)?;
+            return Ok(Taken::Claims { driver, endpoint });
         }
         if info.r#type != "CSIPlugin" {
             return Err(format!(
@@ -249,7 +286,7 @@ impl Plugins {
             }
         }
         self.csi.drivers().insert(info.name.clone(), driver);
-        Ok(())
+        Ok(Taken::Csi(info.name.clone()))
     }
 
     /// Tells of a driver in the Node and its CSINode; `None`: it is gone.
@@ -285,15 +322,21 @@ impl Plugins {
     }
 }
 
-fn sockets(folder: &Path) -> BTreeSet<PathBuf> {
-    use std::os::unix::fs::FileTypeExt;
+fn sockets(folder: &Path) -> BTreeSet<Socket> {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     entries
         .filter(|entry| {
             let hidden = entry.file_name().to_string_lossy().starts_with('.');
             !hidden && entry.file_type().is_ok_and(|kind| kind.is_socket())
         })
-        .map(|entry| entry.path())
+        .filter_map(|entry| {
+            let known = entry.metadata().ok()?;
+            Some((
+                entry.path(),
+                (known.ino(), known.ctime(), known.ctime_nsec()),
+            ))
+        })
         .collect()
 }
 

@@ -25,11 +25,12 @@ pub mod proto {
     tonic::include_proto!("v1beta1");
 }
 
+use crate::affected::Affected;
 use crate::csi::channel;
 use crate::files;
 use crate::pod::containers::{inits, is_sidecar, mains};
 use cox_cri::v1;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, ResourceStatus};
 use plan::{Given, State};
 use proto::device_plugin_client::DevicePluginClient;
 use std::collections::{BTreeMap, BTreeSet};
@@ -81,6 +82,7 @@ pub struct Devices {
     plugins: Mutex<BTreeMap<String, Plugin>>,
     places: Mutex<Places>,
     counts: watch::Sender<Counts>,
+    affected: Arc<Affected>,
     /// The text of the file, as far as it is known.
     written: Mutex<String>,
     writes: files::Writes,
@@ -91,7 +93,7 @@ pub struct Devices {
 impl Devices {
     /// With what was given before.
     #[must_use]
-    pub fn open(data_dir: &Path) -> Arc<Self> {
+    pub(crate) fn open(data_dir: &Path, affected: Arc<Affected>) -> Arc<Self> {
         let folder = data_dir.join("device-plugins");
         let file = folder.join(FILE);
         let state = match std::fs::read(&file) {
@@ -108,6 +110,7 @@ impl Devices {
             plugins: Mutex::default(),
             places: Mutex::default(),
             counts,
+            affected,
             written: Mutex::default(),
             writes: files::Writes::default(),
             one_at_a_time: tokio::sync::Mutex::default(),
@@ -139,6 +142,13 @@ impl Devices {
             let ids = given.ids.into_iter();
             ids.map(move |id| (resource.clone(), id))
         }))
+    }
+
+    /// What the status of a container says of its devices' health.
+    pub(crate) fn health(&self, uid: &str, container: &str) -> Vec<ResourceStatus> {
+        let state = self.state();
+        let plugins = self.plugins();
+        state.health(uid, container, |resource| plugins.contains_key(resource))
     }
 
     /// All devices that are well, whoever has them.
@@ -211,7 +221,7 @@ impl Devices {
         for container in all {
             let passes_on = inits(pod).iter().any(|init| init.name == container.name)
                 && !is_sidecar(pod, container);
-            let asked = plan::wanted(container, &self.state());
+            let asked = plan::wanted(pod, container, &self.state());
             for (resource, number) in asked {
                 let given = match self
                     .give(uid, container, &resource, number, &reusable)
@@ -369,7 +379,7 @@ mod tests {
     #[test]
     fn a_plugin_that_repeats_its_list_does_not_wear_the_disk() {
         let dir = tempfile::tempdir().unwrap();
-        let devices = Devices::open(dir.path());
+        let devices = Devices::open(dir.path(), Arc::default());
         let list = |well: bool| {
             let mut state = devices.state();
             state.set("example.com/oar", [("left".to_owned(), well)].into());

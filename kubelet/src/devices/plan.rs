@@ -2,9 +2,9 @@
 
 use super::{Counts, ForContainer, proto};
 use crate::cri::resources::value;
-use crate::pod::containers::{inits, mains};
+use crate::pod::containers::{claimed_resources, inits, mains};
 use cox_cri::v1;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, ResourceHealth, ResourceStatus};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -77,8 +77,8 @@ pub(super) struct State {
     given: BTreeMap<String, BTreeMap<String, OfContainer>>,
 }
 
-/// What a container asks for of the resources that plugins have.
-pub(super) fn wanted(container: &Container, state: &State) -> Vec<(String, usize)> {
+/// What a container asks for of the resources that plugins have, and has not by a claim.
+pub(super) fn wanted(pod: &Pod, container: &Container, state: &State) -> Vec<(String, usize)> {
     let limits = container
         .resources
         .as_ref()
@@ -86,6 +86,7 @@ pub(super) fn wanted(container: &Container, state: &State) -> Vec<(String, usize
     let asked = limits.into_iter().flatten();
     asked
         .filter(|(resource, _)| state.devices.contains_key(*resource))
+        .filter(|(resource, _)| !claimed_resources(pod).any(|one| one == *resource))
         .filter_map(|(resource, amount)| {
             Some((resource.clone(), usize::try_from(value(amount)?).ok()?))
         })
@@ -144,9 +145,49 @@ impl State {
         .collect()
     }
 
-    /// What a plugin has now.
-    pub(super) fn set(&mut self, resource: &str, devices: BTreeMap<String, bool>) {
-        self.devices.insert(resource.to_owned(), devices);
+    /// What a plugin has now; whether that is news.
+    pub(super) fn set(&mut self, resource: &str, devices: BTreeMap<String, bool>) -> bool {
+        let known = self.devices.entry(resource.to_owned()).or_default();
+        let is_news = *known != devices;
+        *known = devices;
+        is_news
+    }
+
+    /// What is known of the devices that a container has; of those whose plugin is gone, nothing.
+    pub(super) fn health(
+        &self,
+        uid: &str,
+        container: &str,
+        answers: impl Fn(&str) -> bool,
+    ) -> Vec<ResourceStatus> {
+        let of = |resource: &str, id: &String| {
+            let well = self.devices.get(resource).and_then(|known| known.get(id));
+            let health = match well.filter(|_| answers(resource)) {
+                None => "Unknown",
+                Some(true) => "Healthy",
+                Some(false) => "Unhealthy",
+            };
+            ResourceHealth {
+                health: Some(health.to_owned()),
+                resource_id: id.clone(),
+                ..ResourceHealth::default()
+            }
+        };
+        let given = self.given.get(uid).and_then(|of_pod| of_pod.get(container));
+        let status = |(resource, given): (&String, &Given)| ResourceStatus {
+            name: resource.clone(),
+            resources: Some(given.ids.iter().map(|id| of(resource, id)).collect()),
+        };
+        given.into_iter().flatten().map(status).collect()
+    }
+
+    /// The Pods that have a device of a resource.
+    pub(super) fn users(&self, resource: &str) -> BTreeSet<String> {
+        let users = self.given.iter().filter(|(_, of_pod)| {
+            let mut containers = of_pod.values();
+            containers.any(|given| given.contains_key(resource))
+        });
+        users.map(|(uid, _)| uid.clone()).collect()
     }
 
     /// The plugin of a resource does not answer: nothing of it is well.
@@ -165,7 +206,7 @@ impl State {
     pub(super) fn lacks(&self, pod: &Pod) -> bool {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         inits(pod).iter().chain(mains(pod)).any(|container| {
-            wanted(container, self)
+            wanted(pod, container, self)
                 .iter()
                 .any(|(resource, _)| self.given(uid, &container.name, resource).is_none())
         })

@@ -160,7 +160,9 @@ impl Devices {
                     }
                     self.places().insert(resource.to_owned(), places);
                     let mut state = self.state();
-                    state.set(resource, devices);
+                    if state.set(resource, devices) {
+                        self.affected.add(state.users(resource));
+                    }
                     self.changed(&state);
                 }
                 Ok(None) => return "it ended its list".to_owned(),
@@ -180,6 +182,7 @@ impl Devices {
         tracing::warn!(resource, why, "Device plugin is gone");
         let mut state = self.state();
         state.lost(resource);
+        self.affected.add(state.users(resource));
         self.changed(&state);
     }
 }

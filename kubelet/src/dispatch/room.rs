@@ -87,6 +87,22 @@ impl Dispatcher {
         }
     }
 
+    /// Has Pods look again whose devices' health has changed, until cancelled.
+    pub async fn run_health(self: Arc<Self>, cancel: CancellationToken) {
+        loop {
+            let affected = tokio::select! {
+                // What was not taken is answered by the next call.
+                affected = self.shared.affected.next() => affected,
+                () = cancel.cancelled() => return,
+            };
+            for uid in affected {
+                if let Some(known) = self.lock().get(&PodUid(uid)) {
+                    known.mailbox.put(|_| {});
+                }
+            }
+        }
+    }
+
     /// Ends the victims, waits for them and starts the Pod.
     pub(super) fn make_room(
         self: &Arc<Self>,

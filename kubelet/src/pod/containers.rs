@@ -206,6 +206,14 @@ pub fn display(pod: &Pod) -> String {
     )
 }
 
+/// The extended resources for which the scheduler has made a claim: no device plugin gives them.
+pub fn claimed_resources(pod: &Pod) -> impl Iterator<Item = &String> {
+    let status = pod.status.as_ref();
+    let claim = status.and_then(|status| status.extended_resource_claim_status.as_ref());
+    let mappings = claim.into_iter().flat_map(|claim| &claim.request_mappings);
+    mappings.map(|one| &one.resource_name)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

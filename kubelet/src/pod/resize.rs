@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
 
 /// What can be changed in place.
-const RESIZABLE: [&str; 2] = ["cpu", "memory"];
+pub(super) const RESIZABLE: [&str; 2] = ["cpu", "memory"];
 
 /// The resources that a container runs with: as we know it, as it was published, or as its spec says.
 #[must_use]
@@ -36,11 +36,13 @@ pub fn actual<'a>(
 /// The resources that the Pod as a whole has: as we know it, as it was published, or as its spec says.
 #[must_use]
 pub fn actual_of_pod<'a>(input: PlanInput<'a>) -> Option<&'a ResourceRequirements> {
+    // What is published of a Pod that does not speak of itself as a whole is the sum of its containers'.
+    let asked = spec(input.pod).resources.as_ref()?;
     if let Some(resources) = &input.history.resources {
         return resources.as_ref();
     }
     let published = input.previous.and_then(|status| status.resources.as_ref());
-    published.or(spec(input.pod).resources.as_ref())
+    published.or(Some(asked))
 }
 
 /// Whether the Pod as a whole has not yet what its spec asks for.
@@ -107,16 +109,20 @@ fn differing(
         .collect()
 }
 
-/// Whether the Pod or some running container has not yet what its spec asks for.
+/// Whether the Pod or some running container has not yet what its spec asks for, or one has to start again for it.
 #[must_use]
 pub fn in_progress(input: PlanInput<'_>) -> bool {
+    let changes = |container: &Container, view: &ContainerView| {
+        view.is_running() && change(actual(input, container, view), container).is_some()
+    };
+    let restarts = |view: &ContainerView| {
+        let history = input.history.containers.get(&view.name);
+        history.is_some_and(|history| history.resize_restart.as_ref() == Some(&view.id))
+    };
     pod_changes(input)
         || all(input.pod).any(|container| {
-            let view = input
-                .view
-                .latest(&container.name)
-                .filter(|view| view.is_running());
-            view.is_some_and(|view| change(actual(input, container, view), container).is_some())
+            let view = input.view.latest(&container.name);
+            view.is_some_and(|view| changes(container, view) || restarts(view))
         })
 }
 

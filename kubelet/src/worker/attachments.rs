@@ -73,7 +73,7 @@ impl Subject {
         Ok(can)
     }
 
-    /// What a container gets of plugins' devices, and the devices of its volumes.
+    /// What a container gets of plugins' devices, the devices of its volumes, and those that it claims.
     pub(super) async fn plugged(
         &self,
         container: &Container,
@@ -83,7 +83,10 @@ impl Subject {
         let mut plugged = devices.for_container(&self.pod, &container.name).await?;
         let volumes = self.shared.volumes.devices(&self.pod, container)?;
         plugged.devices.extend(volumes);
-        if kind == ImageKind::Wasm && !(plugged.devices.is_empty() && plugged.cdi.is_empty()) {
+        let claimed = self.shared.claims.for_container(&self.pod, container)?;
+        plugged.cdi.extend(claimed);
+        // What the runtime's device interface makes of a device may suit a guest: the runtime tells.
+        if kind == ImageKind::Wasm && !plugged.devices.is_empty() {
             return Err("a Wasm container cannot have devices: use an OCI image, or a volume with volumeMode Filesystem".to_owned());
         }
         Ok(plugged)

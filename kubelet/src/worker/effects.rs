@@ -253,6 +253,13 @@ impl Subject {
 
     /// Makes the sandbox.
     pub async fn create_sandbox(self, attempt: u32, network: PodNetwork) -> Outcome {
+        if let Err(error) = self.shared.claims.prepare(&self.pod).await {
+            let message =
+                format!("Failed to prepare dynamic resources: prepare dynamic resources: {error}");
+            self.events
+                .pod(EventType::Warning, "FailedPrepareDynamicResources", message);
+            return Outcome::Sandbox(Err(error));
+        }
         let result = self.try_create_sandbox(attempt, network).await;
         if let (Ok(view), Some(isolation)) = (&result, &self.shared.config.isolation) {
             let ips: Vec<IpAddr> = view.ips.iter().filter_map(|ip| ip.parse().ok()).collect();
@@ -571,6 +578,7 @@ impl Subject {
     /// Deletes the volumes.
     pub async fn unmount(self) -> Outcome {
         let uid = self.pod.metadata.uid.clone().unwrap_or_default();
+        let cleared_away = self.shared.claims.unprepare(&uid).await;
         let removed = self.shared.volumes.remove(&uid).await;
         self.shared.devices.release(&uid);
         self.shared.allocations.release(&uid);
@@ -580,7 +588,8 @@ impl Subject {
             cpus.move_others(&self.shared.runtime).await;
         }
         let cleared = self.clear_cgroup().await;
-        Outcome::Unmounted(removed.and(cleared).map_err(|error| error.to_string()))
+        let cleared = removed.and(cleared).map_err(|error| error.to_string());
+        Outcome::Unmounted(cleared_away.and(cleared))
     }
 }
 

@@ -22,4 +22,5 @@ pub mod shared;
 
 pub use actor::{Actor, Start};
 pub use mailbox::Mailbox;
+pub(crate) use shared::ClientHandle;
 pub use shared::Shared;

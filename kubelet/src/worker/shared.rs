@@ -1,14 +1,17 @@
 //! What all Pod workers of a node share.
 
 use crate::admission::NodeView;
+use crate::affected::Affected;
 use crate::allocations::Allocations;
 use crate::cgroups::Cgroups;
+use crate::claims::Claims;
 use crate::config::Config;
 use crate::cpus::CpuManager;
 use crate::cri::client::Runtime;
 use crate::cri::images::Images;
 use crate::devices::Devices;
 use crate::keep::Keeper;
+use crate::pod::containers::{inits, mains};
 use crate::pod::fields::NodeAllocatable;
 use crate::pod::status::NodeFacts;
 use crate::probes::metrics::ProbeMetrics;
@@ -39,6 +42,10 @@ pub struct Shared {
     pub allocations: Allocations,
     /// Devices of plugins.
     pub devices: Arc<Devices>,
+    /// Resource claims.
+    pub claims: Arc<Claims>,
+    /// Pods whose devices' health has changed.
+    pub(crate) affected: Arc<Affected>,
     /// Cores that belong to single containers, where the node gives such.
     pub cpus: Option<Arc<CpuManager>>,
     /// Pages of each size that Pods may have.
@@ -81,8 +88,15 @@ impl std::fmt::Debug for ClientHandle {
 impl Shared {
     /// What of the node shows in a Pod's status.
     #[must_use]
-    pub fn node_facts(&self) -> NodeFacts {
+    pub fn node_facts(&self, pod: &Pod) -> NodeFacts {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let health = inits(pod).iter().chain(mains(pod)).filter_map(|container| {
+            let mut all = self.devices.health(uid, &container.name);
+            all.extend(self.claims.health(pod, container));
+            (!all.is_empty()).then(|| (container.name.clone(), all))
+        });
         NodeFacts {
+            health: health.collect(),
             host_ip: self.config.node_ip.to_string(),
             read_only_below: self.read_only_below.load(Ordering::Relaxed),
             runtime_name: self

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod driver;
 pub(crate) mod fake_runtime;
 
 use cox_apiserver::auth::UserInfo;

@@ -589,6 +589,7 @@ fn any_pod_comes_to_rest_after_any_misfortune() {
         host_ip: "10.0.0.1".into(),
         runtime_name: "cox".into(),
         read_only_below: false,
+        ..NodeFacts::default()
     };
     for seed in first..first + count {
         live(seed, &node);

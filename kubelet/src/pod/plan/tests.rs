@@ -1234,10 +1234,11 @@ fn live(seed: u64) {
     let (mut view, mut history) = (PodView::default(), History::default());
     let mut now = at(NOW);
     let mut previous: Option<PodStatus> = None;
-    let node = crate::pod::status::NodeFacts {
+    let node = NodeFacts {
         host_ip: "10.0.0.1".into(),
         runtime_name: "cox".into(),
         read_only_below: false,
+        ..NodeFacts::default()
     };
     let deleted_in_round = dice.roll(80);
     for round in 0..600_u64 {

@@ -85,6 +85,7 @@ pub(super) fn of(
             .or_else(|| Some(ResourceRequirements::default())),
         volume_mounts: mounts(container, node),
         user: latest.and_then(|latest| latest.user.clone()),
+        allocated_resources_status: node.health.get(&container.name).cloned(),
         ..ContainerStatus::default()
     }
 }

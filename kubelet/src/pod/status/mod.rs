@@ -14,11 +14,16 @@ use super::containers::{all, ephemerals, inits, mains, spec};
 use super::history::EndingCause;
 use super::plan::{Plan, PlanInput};
 use super::resize;
-use k8s_openapi::api::core::v1::{Container, HostIP, PodIP, PodStatus};
+use crate::resources::{Amounts, quantities, sum};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerStatus, HostIP, PodIP, PodStatus, ResourceRequirements, ResourceStatus,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use std::collections::BTreeMap;
 
 /// What of the node shows in a Pod's status.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Default)]
 pub struct NodeFacts {
     /// The node's address.
     pub host_ip: String,
@@ -26,6 +31,8 @@ pub struct NodeFacts {
     pub runtime_name: String,
     /// Whether mounts can be read-only all the way down.
     pub read_only_below: bool,
+    /// The health of the devices that the Pod's containers have, by container.
+    pub health: BTreeMap<String, Vec<ResourceStatus>>,
 }
 
 /// Computes the status of a Pod.
@@ -76,7 +83,11 @@ pub fn plan_status(input: PlanInput<'_>, plan: &Plan, node: &NodeFacts) -> PodSt
         reason = input.previous.and_then(|status| status.reason.clone());
         message = input.previous.and_then(|status| status.message.clone());
     }
+    // Not ours to write, but what a start goes by.
+    let known = input.pod.status.clone().unwrap_or_default();
     let mut status = PodStatus {
+        resource_claim_statuses: known.resource_claim_statuses,
+        extended_resource_claim_status: known.extended_resource_claim_status,
         phase: Some(phase.to_owned()),
         reason,
         message,
@@ -100,9 +111,11 @@ pub fn plan_status(input: PlanInput<'_>, plan: &Plan, node: &NodeFacts) -> PodSt
     status
 }
 
-/// What the Pod as a whole has, where its spec speaks of it; and what it was given: while a resize waits, no more than it has.
+/// What the Pod as a whole has and what it was given: while a resize waits, no more than it has. Where its spec does not speak of
+/// it, what its containers have together.
 fn resources(input: PlanInput<'_>, status: &mut PodStatus) {
     let Some(asked) = &spec(input.pod).resources else {
+        (status.allocated_resources, status.resources) = together(input, status);
         return;
     };
     let has = resize::actual_of_pod(input);
@@ -113,6 +126,47 @@ fn resources(input: PlanInput<'_>, status: &mut PodStatus) {
     };
     status.allocated_resources = given.and_then(|given| given.requests.clone());
     status.resources = has.cloned();
+}
+
+/// The sums of what the containers were given, and of what they have. A limit of one container alone is none of the Pod.
+fn together(
+    input: PlanInput<'_>,
+    status: &PodStatus,
+) -> (
+    Option<BTreeMap<String, Quantity>>,
+    Option<ResourceRequirements>,
+) {
+    let inits = status.init_container_statuses.iter().flatten();
+    let mains = status.container_statuses.iter().flatten();
+    let known: BTreeMap<&str, &ContainerStatus> = inits
+        .chain(mains)
+        .map(|one| (one.name.as_str(), one))
+        .collect();
+    let of = |container: &Container| known.get(container.name.as_str()).copied();
+    let given = sum(spec(input.pod), |container| {
+        of(container)?.allocated_resources.as_ref()
+    });
+    let has = |container: &Container| of(container)?.resources.as_ref();
+    let mut requests = sum(spec(input.pod), |container| {
+        has(container)?.requests.as_ref()
+    });
+    let mut limits = sum(spec(input.pod), |container| has(container)?.limits.as_ref());
+    requests.retain(|name, _| resize::RESIZABLE.contains(&name.as_str()));
+    limits.retain(|name, _| {
+        let has_one = |container: &Container| {
+            let limits = has(container).and_then(|has| has.limits.as_ref());
+            limits.is_some_and(|limits| limits.contains_key(name))
+        };
+        resize::RESIZABLE.contains(&name.as_str()) && all(input.pod).all(has_one)
+    });
+    let some = |amounts: Amounts| (!amounts.is_empty()).then(|| quantities(&amounts));
+    let has = ResourceRequirements {
+        requests: some(requests),
+        limits: some(limits),
+        ..ResourceRequirements::default()
+    };
+    let is_something = has != ResourceRequirements::default();
+    (some(given), is_something.then_some(has))
 }
 
 /// hostIP as soon as the kubelet has the Pod; podIP as soon as the sandbox has one, and after its end.

@@ -161,6 +161,7 @@ impl Case<'_> {
                 host_ip: "10.0.0.1".into(),
                 runtime_name: "cox".into(),
                 read_only_below: true,
+                ..NodeFacts::default()
             },
         )
     }
@@ -447,4 +448,69 @@ fn conditions_of_others_stay_and_readiness_gates_count() {
         "{}",
         show(&open)
     );
+}
+
+#[test]
+fn a_resize_lasts_until_what_has_to_start_again_for_it_has() {
+    let pod = pod("Always", json!([]), json!([{"name": "a"}]));
+    for (name, containers, expected) in [
+        ("runs still", vec![container("a", 0, running())], true),
+        ("has ended", vec![container("a", 0, ended(0, ""))], true),
+        (
+            "runs again",
+            vec![
+                container("a", 0, ended(0, "")),
+                container("a", 1, running()),
+            ],
+            false,
+        ),
+    ] {
+        let mut case = case(&pod, vec![sandbox(true)], containers);
+        let history = case.history.containers.entry("a".to_owned()).or_default();
+        history.resize_restart = Some(ContainerId("a0".to_owned()));
+        let shown = show(&case.status());
+        assert_eq!(
+            shown.contains("+PodResizeInProgress"),
+            expected,
+            "{name}: {shown}"
+        );
+    }
+}
+
+#[test]
+fn a_pod_has_what_its_containers_have_together() {
+    let amounts = |cpu: &str, memory: &str| json!({"cpu": cpu, "memory": memory});
+    let asks = |name: &str, limits: Value| json!({"name": name, "resources": {"requests": amounts("250m", "64Mi"), "limits": limits}});
+    let limits = amounts("500m", "128Mi");
+    let status = |inits: Value, mains: Value| {
+        let pod = pod("Always", inits, mains);
+        let status = case(&pod, vec![], vec![]).status();
+        json!([status.allocated_resources, status.resources])
+    };
+    let both = status(
+        json!([]),
+        json!([asks("a", limits.clone()), asks("b", limits.clone())]),
+    );
+    let requests = amounts("500m", "128Mi");
+    assert_eq!(
+        both,
+        json!([requests, {"requests": requests, "limits": amounts("1", "256Mi")}])
+    );
+    let one_is_free = status(
+        json!([]),
+        json!([asks("a", limits), asks("b", json!({"cpu": "1"}))]),
+    );
+    assert_eq!(
+        one_is_free,
+        json!([requests, {"requests": requests, "limits": {"cpu": "1500m"}}])
+    );
+    let other =
+        json!({"name": "i", "resources": {"requests": {"cpu": "2", "example.com/oar": "1"}}});
+    let start = status(json!([other]), json!([{"name": "a"}]));
+    assert_eq!(
+        start,
+        json!([{"cpu": "2", "example.com/oar": "1"}, {"requests": {"cpu": "2"}}])
+    );
+    let nothing = status(json!([]), json!([{"name": "a"}]));
+    assert_eq!(nothing, json!([null, null]));
 }

@@ -297,15 +297,20 @@ impl Actor {
         match (result, &self.history.volumes) {
             (Ok(renew_at), _) => {
                 self.renew_at = renew_at;
+                self.renew_failed = None;
                 self.keep = true;
                 self.history.volumes = Volumes::Mounted;
             }
             // The files stand as they were; a refresh that failed is tried again.
             (Err(message), Volumes::Mounted) => {
-                self.events.pod(EventType::Warning, "FailedMount", message);
+                self.events
+                    .pod(EventType::Warning, "FailedMount", message.clone());
                 // What the API server takes back is not kept either.
                 self.keep = true;
-                self.renew_at = now.saturating_add(SignedDuration::from_secs(10)).ok();
+                let soon = now.saturating_add(SignedDuration::from_secs(10));
+                let failed = Retry::after(self.renew_failed.as_ref(), message, now);
+                self.renew_at = soon.ok().map(|soon| soon.max(failed.not_before));
+                self.renew_failed = Some(failed);
             }
             (Err(message), before) => {
                 self.events

@@ -109,6 +109,8 @@ pub struct Actor {
     running: FuturesUnordered<BoxFuture<'static, (Target, Done)>>,
     followed: SelectAll<BoxStream>,
     renew_at: Option<Timestamp>,
+    /// The last refresh came to nothing.
+    renew_failed: Option<Retry>,
     refresh: bool,
     /// Something may have changed that is kept over a power cut.
     keep: bool,
@@ -174,6 +176,7 @@ impl Actor {
             running: FuturesUnordered::new(),
             followed: SelectAll::new(),
             renew_at: None,
+            renew_failed: None,
             refresh: false,
             keep: true,
             told_killing: Vec::new(),
@@ -286,7 +289,7 @@ impl Actor {
             self.launch(step, now, &mut wake_at);
         }
         self.refresh_volumes(now, &mut wake_at);
-        let status = plan_status(self.input(now), &plan, &self.shared.node_facts());
+        let status = plan_status(self.input(now), &plan, &self.shared.node_facts(&self.pod));
         if self.previous.as_ref() != Some(&status) {
             self.keep = true;
             self.previous = Some(status.clone());

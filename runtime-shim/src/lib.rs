@@ -5,6 +5,7 @@
 //! [`compile_main`] is what the shim starts once more, as a child with limits, to turn Wasm into machine code.
 #![deny(missing_docs)]
 
+mod cdi;
 mod clock;
 mod config;
 mod container;

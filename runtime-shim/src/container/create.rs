@@ -86,7 +86,7 @@ impl Shim {
         &self,
         id: &ContainerId,
         sandbox: &Arc<Sandbox>,
-        config: ContainerConfig,
+        mut config: ContainerConfig,
         image: Arc<Image>,
         record: Record,
     ) -> Result<Arc<Container>, VerbError> {
@@ -96,6 +96,9 @@ impl Shim {
         if program.kind() == ProgramKind::Http {
             spec::http_port(&config.annotations)?;
         }
+        crate::cdi::edits(&config.cdi_devices)
+            .and_then(|edits| edits.reach_guest(&mut config))
+            .map_err(VerbError::Invalid)?;
         let staging = self.container_state.path(id.as_str()).join("files");
         let (preopens, staged) = mounts::prepare(&config.mounts, &staging, &|folder: &Path| {
             self.is_guests(folder)

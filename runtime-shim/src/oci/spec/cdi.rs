@@ -1,169 +1,15 @@
-//! Devices of the Container Device Interface: vendors' files in `/etc/cdi` and `/var/run/cdi` say what a device called
-//! `vendor.com/class=name` is made of: device nodes, mounts, environment, hooks. Read when a container asks for one.
+//! What devices of the Container Device Interface change about a specification.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use cox_cri::v1::{CdiDevice, Device};
 use oci_spec::runtime::{Hook, HookBuilder, Hooks, LinuxDevice, Mount, MountBuilder, Spec};
-use serde::Deserialize;
 
 use super::incomplete;
+use crate::cdi::{Bind, Call, Edits, Node};
 use crate::oci::client::OciError;
 
-/// A file in the second one wins over one in the first.
-pub(super) const DIRS: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct File {
-    kind: String,
-    devices: Vec<Entry>,
-    container_edits: Part,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Entry {
-    name: String,
-    container_edits: Part,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Part {
-    env: Vec<String>,
-    device_nodes: Vec<Node>,
-    mounts: Vec<Bind>,
-    hooks: Vec<Call>,
-    #[serde(rename = "additionalGids")]
-    additional_gids: Vec<u32>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Node {
-    path: String,
-    host_path: String,
-    permissions: String,
-    file_mode: Option<u32>,
-    uid: Option<u32>,
-    gid: Option<u32>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Bind {
-    host_path: PathBuf,
-    container_path: PathBuf,
-    r#type: String,
-    options: Vec<String>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Call {
-    hook_name: String,
-    path: PathBuf,
-    args: Vec<String>,
-    env: Vec<String>,
-    timeout: Option<i64>,
-}
-
-/// What the devices of a container change about it.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Edits {
-    parts: Vec<Part>,
-}
-
-/// Looks the devices up.
-///
-/// # Errors
-/// With the names of those that no file describes.
-pub(super) fn edits(wanted: &[CdiDevice], dirs: &[&Path]) -> Result<Edits, OciError> {
-    if wanted.is_empty() {
-        return Ok(Edits::default());
-    }
-    let known = read(dirs);
-    let (mut parts, mut missing, mut kinds) = (Vec::new(), Vec::new(), Vec::new());
-    for CdiDevice { name } in wanted {
-        let Some((kind, common, own)) = known.get(name) else {
-            missing.push(name.as_str());
-            continue;
-        };
-        // What all devices of a kind need is done once.
-        if !kinds.contains(kind) {
-            kinds.push(kind.clone());
-            parts.push(common.clone());
-        }
-        parts.push(own.clone());
-    }
-    if missing.is_empty() {
-        return Ok(Edits { parts });
-    }
-    let dirs: Vec<String> = dirs.iter().map(|dir| dir.display().to_string()).collect();
-    Err(OciError::Refused(format!(
-        "no file in {} describes the device {}",
-        dirs.join(" or "),
-        missing.join(", ")
-    )))
-}
-
-/// All devices: their kind, what the kind needs, what they need.
-fn read(dirs: &[&Path]) -> BTreeMap<String, (String, Part, Part)> {
-    let mut known = BTreeMap::new();
-    for dir in dirs {
-        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-        let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
-        paths.sort();
-        for path in paths {
-            let text = match path.extension().and_then(|end| end.to_str()) {
-                Some("json" | "yaml" | "yml") => std::fs::read_to_string(&path),
-                _ => continue,
-            };
-            // JSON is YAML, too.
-            let file = text.map_err(|err| err.to_string()).and_then(|text| {
-                serde_saphyr::from_str::<File>(&text).map_err(|err| err.to_string())
-            });
-            match file {
-                Ok(file) => known.extend(file.devices.into_iter().map(|device| {
-                    let name = format!("{}={}", file.kind, device.name);
-                    (
-                        name,
-                        (
-                            file.kind.clone(),
-                            file.container_edits.clone(),
-                            device.container_edits,
-                        ),
-                    )
-                })),
-                Err(why) => {
-                    tracing::warn!(path = %path.display(), why, "A device description cannot be read")
-                }
-            }
-        }
-    }
-    known
-}
-
 impl Edits {
-    /// The device nodes, as a Pod would name them.
-    pub(super) fn devices(&self) -> Vec<Device> {
-        let nodes = self.parts.iter().flat_map(|part| &part.device_nodes);
-        nodes
-            .map(|node| Device {
-                container_path: node.path.clone(),
-                host_path: if node.host_path.is_empty() {
-                    node.path.clone()
-                } else {
-                    node.host_path.clone()
-                },
-                permissions: node.permissions.clone(),
-            })
-            .collect()
-    }
-
-    /// Everything else.
+    /// Everything but the device nodes.
     pub(super) fn apply(&self, spec: &mut Spec) -> Result<(), OciError> {
         let mut mounts = spec.mounts().clone().unwrap_or_default();
         let mut hooks = spec.hooks().clone().unwrap_or_default();
@@ -289,6 +135,7 @@ fn add_hook(hooks: &mut Hooks, call: &Call) -> Result<(), OciError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cox_cri::v1::CdiDevice;
     use oci_spec::runtime::{LinuxBuilder, ProcessBuilder};
 
     const VENDOR: &str = "cdiVersion: 0.6.0\nkind: vendor.com/gpu\n\
@@ -305,9 +152,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("vendor.yaml"), VENDOR).unwrap();
         std::fs::write(dir.path().join("broken.json"), "{").unwrap();
-        let found = edits(
-            &[device("vendor.com/gpu=0"), device("vendor.com/gpu=all")],
+        let found = crate::cdi::edits_in(
             &[dir.path()],
+            &[device("vendor.com/gpu=0"), device("vendor.com/gpu=all")],
         )
         .unwrap();
         let devices = found.devices();
@@ -349,18 +196,5 @@ mod tests {
                 .len(),
             1
         );
-    }
-
-    #[test]
-    fn a_device_that_nobody_describes_is_refused_by_name() {
-        let dir = tempfile::tempdir().unwrap();
-        let err = edits(&[device("vendor.com/gpu=9")], &[dir.path()])
-            .unwrap_err()
-            .to_string();
-        assert!(
-            err.contains("vendor.com/gpu=9") && err.contains(&dir.path().display().to_string()),
-            "{err}"
-        );
-        assert!(edits(&[], &[dir.path()]).unwrap().devices().is_empty());
     }
 }

@@ -74,7 +74,7 @@ pub(super) fn spec(wanted: &Wanted<'_>) -> Result<(Spec, Identity), OciError> {
             "a privileged container cannot run in a sandbox that is not privileged".into(),
         ));
     }
-    let edits = cdi::edits(&wanted.config.cdi_devices, &cdi::DIRS.map(Path::new))?;
+    let edits = crate::cdi::edits(&wanted.config.cdi_devices).map_err(OciError::Refused)?;
     let identity = users::identity(&security, wanted.image, wanted.accounts)?;
     let process = process::process(wanted, &security, &identity)?;
     let mounts = mounts::mounts(wanted, &security)?;
@@ -126,7 +126,7 @@ fn annotations(wanted: &Wanted<'_>) -> std::collections::HashMap<String, String>
 fn linux(
     wanted: &Wanted<'_>,
     security: &LinuxContainerSecurityContext,
-    edits: &cdi::Edits,
+    edits: &crate::cdi::Edits,
     rootfs_propagation: Option<String>,
 ) -> Result<Linux, OciError> {
     let privileged = security.privileged;

@@ -67,7 +67,10 @@ impl Plugin {
 
 /// A client of a unix socket, once it is there.
 async fn channel(socket: std::path::PathBuf) -> tonic::transport::Channel {
-    eventually("the kubelet's socket", || socket.exists()).await;
+    eventually("the kubelet listens", || {
+        std::os::unix::net::UnixStream::connect(&socket).is_ok()
+    })
+    .await;
     let connect = tower::service_fn(move |_: http::Uri| {
         let socket = socket.clone();
         async move { UnixStream::connect(socket).await.map(TokioIo::new) }

@@ -54,6 +54,13 @@ fn is_rolled_out(deployments: &[std::sync::Arc<Deployment>], name: &str, replica
         })
 }
 
+fn is_complete(deployment: &Deployment) -> bool {
+    let status = deployment.status.as_ref();
+    let conditions = status.and_then(|status| status.conditions.as_ref());
+    let mut conditions = conditions.into_iter().flatten();
+    conditions.any(|one| one.reason.as_deref() == Some("NewReplicaSetAvailable"))
+}
+
 fn image_of(pod: &Pod) -> Option<&str> {
     pod.spec.as_ref()?.containers.first()?.image.as_deref()
 }
@@ -188,6 +195,22 @@ async fn a_deployment_rolls_out_updates_scales_rolls_back_and_then_is_silent() {
     let scaled = |event: &Event| event.reason.as_deref() == Some("ScalingReplicaSet");
     cluster
         .wait_for::<Event>("an event", |all| all.iter().any(|event| scaled(event)))
+        .await;
+    // What controllers have not written when they stop, the next ones write.
+    cluster
+        .wait_for::<ReplicaSet>("their last statuses", |all| {
+            all.iter().all(|set| {
+                let status = set.status.clone().unwrap_or_default();
+                let wanted = set.spec.as_ref().and_then(|spec| spec.replicas);
+                status.observed_generation == set.metadata.generation
+                    && Some(status.replicas) == wanted
+            })
+        })
+        .await;
+    cluster
+        .wait_for::<Deployment>("the end of the rollout", |all| {
+            is_rolled_out(all, "web", 5) && all.iter().any(|found| is_complete(found))
+        })
         .await;
     controllers.stop().await;
 

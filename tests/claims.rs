@@ -2,6 +2,7 @@
 //! prepared, containers of both kinds get them, and when their Pods are gone others have them.
 #![allow(
     clippy::unwrap_used,
+    clippy::too_many_lines,
     reason = "tests are stories, and fail by panicking"
 )]
 

@@ -7,6 +7,7 @@
 pub mod admission;
 pub mod builtin;
 mod check;
+pub mod device;
 mod eval;
 mod extensions;
 mod functions;

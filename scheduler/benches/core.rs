@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cox_scheduler::plugins::default_profile;
+use cox_scheduler::plugins::dynamic_resources::DynamicResources;
 use cox_scheduler::plugins::volume_binding::VolumeBinding;
-use cox_scheduler::{BackoffLimits, Core, Decision, StorageObjects};
+use cox_scheduler::{BackoffLimits, Core, Decision, DeviceObjects, StorageObjects};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::{Value, json};
 
@@ -39,7 +40,14 @@ fn run(what: &str, nodes: usize, spec: &Value) {
         max: Duration::from_secs(10),
     };
     let volumes = VolumeBinding::new(Arc::new(StorageObjects::default()));
-    let mut core = Core::new("default-scheduler", default_profile(&volumes), limits, 1);
+    let clock = Arc::new(cox_client::SystemClock);
+    let devices = DynamicResources::new(Arc::new(DeviceObjects::default()), clock, limits.max);
+    let mut core = Core::new(
+        "default-scheduler",
+        default_profile(&volumes, &devices),
+        limits,
+        1,
+    );
     let now = Duration::ZERO;
     for number in 0..nodes {
         core.node_applied(&node(number), now);

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use crate::cache::Cache;
 use crate::event::ClusterEvents;
 use crate::framework::{Profile, Rejection};
+use crate::plugins::dynamic_resources;
 use crate::pod_info::{PodInfo, has_ended, node_name, uid_of};
 use crate::queue::{BackoffLimits, Queue};
 use crate::schedule::{Chooser, NoFit};
@@ -131,6 +132,21 @@ impl Core {
             let keys = claims.map(|own| (&*own.key.namespace, &*own.key.name));
             pod.volumes.is_some()
                 && claim.is_none_or(|claim| keys.into_iter().any(|own| own == claim))
+        });
+    }
+
+    /// What there is of devices changed: a claim, by namespace and name, or something that concerns any Pod with claims.
+    pub fn devices_changed(
+        &mut self,
+        events: ClusterEvents,
+        claim: Option<(&str, &str)>,
+        now: Duration,
+    ) {
+        self.queue.event_for(events, now, |pod| match claim {
+            Some((namespace, name)) => {
+                pod.names().0 == namespace && dynamic_resources::claims::means(&pod.pod, name)
+            }
+            None => !dynamic_resources::claims::listed(&pod.pod).is_empty(),
         });
     }
 

@@ -1,7 +1,7 @@
 use std::sync::Mutex;
 
 use super::*;
-use crate::fixture::{no_volumes, node_object, pod_object};
+use crate::fixture::{no_devices, no_volumes, node_object, pod_object};
 use crate::framework::{Plugin, ReservePlugin};
 use crate::node_info::NodeInfo;
 use crate::plugins::default_profile;
@@ -18,7 +18,7 @@ fn at(secs: u64) -> Duration {
 fn core(nodes: &[&str], pods: &[&str]) -> Core {
     let mut core = Core::new(
         "default-scheduler",
-        default_profile(&no_volumes()),
+        default_profile(&no_volumes(), &no_devices()),
         LIMITS,
         1,
     );

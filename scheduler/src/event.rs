@@ -4,7 +4,7 @@ use crate::node_info::NodeFacts;
 
 /// A set of kinds of events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ClusterEvents(u16);
+pub struct ClusterEvents(u32);
 
 impl ClusterEvents {
     /// Nothing.
@@ -34,6 +34,13 @@ impl ClusterEvents {
     pub const ATTACHMENT_GONE: Self = Self(1 << 10);
     /// A node declares other features.
     pub const NODE_FEATURES: Self = Self(1 << 11);
+
+    /// A claim for devices came or changed, or devices were given back.
+    pub const DEVICE_CLAIM: Self = Self(1 << 12);
+    /// A class of devices came or changed.
+    pub const DEVICE_CLASS: Self = Self(1 << 13);
+    /// What drivers have of devices changed.
+    pub const DEVICE_SLICE: Self = Self(1 << 14);
 
     /// Both sets.
     #[must_use]

@@ -5,10 +5,13 @@
 
 use std::sync::Arc;
 
+use cox_client::TestClock;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::{Map, Value, json};
 
+use crate::devices::DeviceObjects;
 use crate::node_info::{NodeFacts, NodeInfo, Taken, Usage};
+use crate::plugins::dynamic_resources::DynamicResources;
 use crate::plugins::volume_binding::VolumeBinding;
 use crate::pod_info::PodInfo;
 use crate::storage::StorageObjects;
@@ -16,6 +19,13 @@ use crate::storage::StorageObjects;
 /// The plugin of a cluster that has no storage.
 pub(crate) fn no_volumes() -> VolumeBinding {
     VolumeBinding::new(Arc::new(StorageObjects::default()))
+}
+
+/// The plugin of a cluster that has no devices.
+pub(crate) fn no_devices() -> DynamicResources {
+    let clock = TestClock::starting_at("2026-01-01T00:00:00Z".parse().unwrap());
+    let timeout = std::time::Duration::from_secs(600);
+    DynamicResources::new(Arc::new(DeviceObjects::default()), Arc::new(clock), timeout)
 }
 
 pub(crate) fn pod(text: &str) -> PodInfo {

@@ -8,6 +8,7 @@
 
 mod cache;
 mod core;
+mod devices;
 mod event;
 #[cfg(test)]
 mod fixture;
@@ -26,6 +27,7 @@ mod storage;
 
 pub use crate::core::{Core, Decision};
 pub use cox_client::Deps;
+pub use devices::{DeviceObjects, Devices};
 pub use event::ClusterEvents;
 pub use node_info::{NodeFacts, NodeInfo, Usage};
 pub use pod_info::{HostPort, PodInfo};

@@ -13,7 +13,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodResourceClaimStatus};
 
 use crate::event::ClusterEvents;
 use crate::pod_info::{PodInfo, is_gated};
@@ -316,11 +316,17 @@ impl Queue {
     }
 }
 
+/// The claims that were made for a Pod.
+fn made_claims(pod: &Pod) -> Option<&Vec<PodResourceClaimStatus>> {
+    pod.status.as_ref()?.resource_claim_statuses.as_ref()
+}
+
 /// Whether a Pod asks for something else than before; what others report about it does not matter.
 fn asks_differently(old: &Pod, new: &Pod) -> bool {
     old.spec != new.spec
         || old.metadata.labels != new.metadata.labels
         || old.metadata.annotations != new.metadata.annotations
+        || made_claims(old) != made_claims(new)
 }
 
 #[cfg(test)]

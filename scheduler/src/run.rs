@@ -19,9 +19,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::core::{Core, Decision};
+use crate::devices::{CachedDevices, DeviceChanges, DeviceEvent};
 use crate::framework::BindPlugin;
 use crate::plugins::default_binder::DefaultBinder;
 use crate::plugins::default_profile;
+use crate::plugins::dynamic_resources::{self, ClaimWriter, DynamicResources};
 use crate::plugins::volume_binding::{Planned, VolumeBinding, VolumeWriter};
 use crate::pod_info::{PodInfo, uid_of};
 use crate::queue::BackoffLimits;
@@ -44,6 +46,8 @@ pub struct Config {
     pub decisions_max: usize,
     /// Time that one of them may take.
     pub call_timeout: Duration,
+    /// Time that drivers may take to make a Pod's devices ready, before its place is given up.
+    pub devices_timeout: Duration,
     /// Time that the volumes of a Pod may take until they are bound, before its place is given up.
     pub volumes_timeout: Duration,
 }
@@ -58,6 +62,7 @@ impl Default for Config {
             },
             decisions_max: 128,
             call_timeout: Duration::from_secs(30),
+            devices_timeout: Duration::from_secs(600),
             volumes_timeout: Duration::from_secs(600),
         }
     }
@@ -78,12 +83,18 @@ pub enum RunError {
 pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) -> Result<(), RunError> {
     let (pods, nodes) = (deps.informers.of::<Pod>(), deps.informers.of::<Node>());
     let storage = CachedStorage::new(&deps.informers);
+    let known_devices = CachedDevices::new(&deps.informers);
     // Nothing is decided on half of the cluster.
     tokio::select! {
         () = cancel.cancelled() => return Ok(()),
-        () = async { tokio::join!(pods.synced(), nodes.synced(), storage.synced()); } => {}
+        () = async { tokio::join!(pods.synced(), nodes.synced(), storage.synced(), known_devices.synced()); } => {}
     }
     let volumes = VolumeBinding::new(Arc::new(storage.clone()));
+    let devices = DynamicResources::new(
+        Arc::new(known_devices.clone()),
+        Arc::clone(&deps.clock),
+        config.devices_timeout,
+    );
     let changed_tx = watch::Sender::new(0);
     let writer = VolumeWriter {
         client: deps.client.clone(),
@@ -91,15 +102,25 @@ pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) -> Resul
         changed: changed_tx.subscribe(),
         timeout: config.volumes_timeout,
     };
+    let recorder = Recorder::new(
+        deps.client.clone(),
+        &config.scheduler_name,
+        Arc::clone(&deps.clock),
+        &cancel,
+    );
+    let claim_writer = ClaimWriter {
+        client: deps.client.clone(),
+        plugin: devices.clone(),
+        clock: Arc::clone(&deps.clock),
+        recorder: recorder.clone(),
+        changed: changed_tx.subscribe(),
+        timeout: config.devices_timeout,
+    };
     let worker = Worker {
         writer,
+        claim_writer,
         binder: Arc::new(DefaultBinder::new(deps.client.clone())),
-        recorder: Recorder::new(
-            deps.client.clone(),
-            &config.scheduler_name,
-            Arc::clone(&deps.clock),
-            &cancel,
-        ),
+        recorder,
         client: deps.client,
         clock: Arc::clone(&deps.clock),
         call_timeout: config.call_timeout,
@@ -109,7 +130,7 @@ pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) -> Resul
             .unwrap_or(1);
     let core = Core::new(
         &config.scheduler_name,
-        default_profile(&volumes),
+        default_profile(&volumes, &devices),
         config.backoff,
         seed,
     );
@@ -118,8 +139,10 @@ pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) -> Resul
         pods_changed: pods.subscribe(),
         nodes_changed: nodes.subscribe(),
         storage_changed: storage.changes(),
+        devices_changed: known_devices.changes(),
         changed_tx,
         volumes,
+        devices,
         settling: JoinSet::new(),
         pods,
         nodes,
@@ -144,10 +167,12 @@ struct Scheduler {
     pods_changed: Subscription<Pod>,
     nodes_changed: Subscription<Node>,
     storage_changed: StorageChanges,
-    /// Turns when those who wait for volumes have to look again.
+    devices_changed: DeviceChanges,
+    /// Turns when those who wait for volumes or devices have to look again.
     changed_tx: watch::Sender<u64>,
     volumes: VolumeBinding,
-    /// Pods whose volumes are being bound. They may wait long, and keep no other Pod waiting.
+    devices: DynamicResources,
+    /// Pods whose volumes are being bound, or devices made ready. They may wait long, and keep no other Pod waiting.
     settling: JoinSet<Settled>,
     worker: Worker,
     under_way: JoinSet<Outcome>,
@@ -185,8 +210,14 @@ impl Scheduler {
         }
     }
 
-    /// Takes in what has changed. Storage and nodes first: a Pod is better known late than they are.
+    /// Takes in what has changed. Devices, storage and nodes first: a Pod is better known late than they are.
     fn take_in_changes(&mut self) {
+        for _ in 0..CHANGES_AT_ONCE {
+            let Some(event) = self.devices_changed.try_next() else {
+                break;
+            };
+            self.devices_event(&event);
+        }
         for _ in 0..CHANGES_AT_ONCE {
             let Some(event) = self.storage_changed.try_next() else {
                 break;
@@ -221,21 +252,38 @@ impl Scheduler {
     fn start(&mut self, decision: Decision) {
         let worker = self.worker.clone();
         match decision {
-            Decision::Bind { pod, node } => match self.volumes.planned(&pod.uid) {
-                Some(planned) => {
-                    self.settling.spawn(async move {
-                        let settled = worker.settle(&pod, &planned).await;
-                        (pod, node, settled)
-                    });
+            Decision::Bind { pod, node } => {
+                let volumes = self.volumes.planned(&pod.uid);
+                let devices = self.devices.planned(&pod.uid);
+                if volumes.is_none() && devices.is_none() {
+                    return self.bind(pod, node);
                 }
-                None => self.bind(pod, node),
-            },
+                self.settling.spawn(async move {
+                    let settled = worker.settle(&pod, volumes, devices).await;
+                    (pod, node, settled)
+                });
+            }
             Decision::Unschedulable { pod, message } => {
+                self.follow_up(&pod);
                 self.under_way.spawn(async move {
                     worker.tell(&pod, &message).await;
                     Outcome::Told
                 });
             }
+        }
+    }
+
+    /// Gives back what the Pod has of devices.
+    fn follow_up(&mut self, pod: &Arc<PodInfo>) {
+        for follow_up in self.devices.take_follow_ups(pod) {
+            let (writer, pod) = (self.worker.claim_writer.clone(), Arc::clone(pod));
+            let call_timeout = self.worker.call_timeout;
+            self.under_way.spawn(async move {
+                let done = writer.follow_up(&pod, &follow_up);
+                // The Pod is looked at again in any case.
+                tokio::time::timeout(call_timeout, done).await.ok();
+                Outcome::Told
+            });
         }
     }
 
@@ -262,6 +310,9 @@ impl Scheduler {
             event = self.storage_changed.next() => {
                 self.storage_event(&event.map_err(RunError::WatchEnded)?);
             }
+            event = self.devices_changed.next() => {
+                self.devices_event(&event.map_err(RunError::WatchEnded)?);
+            }
             Some(outcome) = self.under_way.join_next() => self.take_in(outcome),
             Some(settled) = self.settling.join_next() => self.take_in_settled(settled),
             () = async { match wake {
@@ -280,14 +331,27 @@ impl Scheduler {
         self.changed_tx.send_modify(|turn| *turn += 1);
     }
 
+    fn devices_event(&mut self, event: &DeviceEvent) {
+        let now = self.now();
+        let claim = event.claim.as_ref();
+        let claim = claim.map(|(namespace, name)| (namespace.as_str(), name.as_str()));
+        self.core.devices_changed(event.events, claim, now);
+        self.changed_tx.send_modify(|turn| *turn += 1);
+    }
+
+    fn bind_failed(&mut self, pod: &Arc<PodInfo>, node: &str) {
+        let now = self.now();
+        self.core.bind_failed(pod, node, now);
+        self.follow_up(pod);
+    }
+
     fn take_in_settled(&mut self, settled: Result<Settled, tokio::task::JoinError>) {
         match settled {
             Ok((pod, node, Ok(()))) => self.bind(pod, node),
-            Ok((pod, node, Err(_))) => {
-                let now = self.now();
-                self.core.bind_failed(&pod, &node, now);
+            Ok((pod, node, Err(_))) => self.bind_failed(&pod, &node),
+            Err(error) => {
+                tracing::error!(%error, "Task that settles volumes and devices ended early");
             }
-            Err(error) => tracing::error!(%error, "Task that settles volumes ended early"),
         }
     }
 
@@ -316,10 +380,9 @@ impl Scheduler {
     }
 
     fn take_in(&mut self, outcome: Result<Outcome, tokio::task::JoinError>) {
-        let now = self.now();
         match outcome {
             Ok(Outcome::Bound(pod)) => self.core.bound(&pod.uid),
-            Ok(Outcome::BindFailed(pod, node)) => self.core.bind_failed(&pod, &node, now),
+            Ok(Outcome::BindFailed(pod, node)) => self.bind_failed(&pod, &node),
             Ok(Outcome::Told) => {}
             Err(error) => tracing::error!(%error, "Task that carries out a decision ended early"),
         }
@@ -335,6 +398,7 @@ impl Scheduler {
 struct Worker {
     client: kube::Client,
     writer: VolumeWriter,
+    claim_writer: ClaimWriter,
     binder: Arc<dyn BindPlugin>,
     recorder: Recorder,
     clock: Arc<dyn Clock>,
@@ -342,13 +406,32 @@ struct Worker {
 }
 
 impl Worker {
-    /// Binds the Pod's volumes; says why where that comes to nothing.
-    async fn settle(&self, pod: &PodInfo, planned: &Planned) -> Result<(), String> {
-        let settled = self.writer.clone().settle(pod, planned).await;
+    /// Binds the Pod's volumes and reserves its devices; says why where that comes to nothing.
+    async fn settle(
+        &self,
+        pod: &PodInfo,
+        volumes: Option<Planned>,
+        devices: Option<dynamic_resources::Planned>,
+    ) -> Result<(), String> {
+        let mut plugin = "VolumeBinding";
+        let mut settled = Ok(());
+        if let Some(planned) = volumes {
+            settled = self.writer.clone().settle(pod, &planned).await;
+        }
+        if let (Ok(()), Some(planned)) = (&settled, devices) {
+            plugin = "DynamicResources";
+            settled = self.claim_writer.clone().settle(pod, &planned).await;
+        }
         if let Err(problem) = &settled {
             let (namespace, name) = pod.names();
-            tracing::info!(namespace, name, problem, "Volumes of a Pod were not bound");
-            let message = format!("running PreBind plugin \"VolumeBinding\": {problem}");
+            tracing::info!(
+                namespace,
+                name,
+                plugin,
+                problem,
+                "A Pod's volumes or devices were not settled"
+            );
+            let message = format!("running PreBind plugin \"{plugin}\": {problem}");
             self.recorder
                 .event_on(&*pod.pod, EventType::Warning, "FailedScheduling", message);
         }

@@ -23,7 +23,7 @@ use crate::run::{Config, run};
 
 type Answer = Response<BoxBody<Bytes, Infallible>>;
 
-const RESOURCES: [&str; 9] = [
+const RESOURCES: [&str; 12] = [
     "pods",
     "nodes",
     "persistentvolumeclaims",
@@ -33,6 +33,9 @@ const RESOURCES: [&str; 9] = [
     "csinodes",
     "csistoragecapacities",
     "volumeattachments",
+    "resourceclaims",
+    "resourceslices",
+    "deviceclasses",
 ];
 
 fn known(resource: &str) -> Option<&'static str> {
@@ -129,6 +132,7 @@ impl World {
             .path()
             .trim_start_matches("/api/v1/")
             .trim_start_matches("/apis/storage.k8s.io/v1/")
+            .trim_start_matches("/apis/resource.k8s.io/v1/")
             .split('/')
             .collect();
         Ok(match (&parts.method, &path[..]) {

@@ -73,7 +73,12 @@ impl Chooser {
                         format!("node(s) didn't satisfy plugin(s) [{}]", plugin.name()).into(),
                     );
                 }
-                named.into_iter().for_each(|node| search.look_at(node));
+                for node in named {
+                    search.look_at(node);
+                    if search.failed.is_some() {
+                        break;
+                    }
+                }
             }
             None => {
                 let enough = feasible_enough(nodes.len());
@@ -82,12 +87,15 @@ impl Chooser {
                 for node in nodes[start..].iter().chain(&nodes[..start]) {
                     search.look_at(node);
                     looked_at += 1;
-                    if search.feasible.len() >= enough {
+                    if search.feasible.len() >= enough || search.failed.is_some() {
                         break;
                     }
                 }
                 self.start = (start + looked_at) % nodes.len();
             }
+        }
+        if let Some(no_fit) = search.failed.take() {
+            return Err(no_fit);
         }
         if search.feasible.is_empty() {
             return Err(search.no_fit(nodes.len()));
@@ -163,6 +171,8 @@ struct Search<'a> {
     feasible: Vec<&'a NodeInfo>,
     reasons: HashMap<Cow<'static, str>, usize>,
     helped_by: ClusterEvents,
+    /// Something is wrong with the Pod itself.
+    failed: Option<NoFit>,
 }
 
 impl<'a> Search<'a> {
@@ -197,6 +207,7 @@ impl<'a> Search<'a> {
             feasible: Vec::new(),
             reasons: HashMap::new(),
             helped_by: ClusterEvents::NONE,
+            failed: None,
         })
     }
 
@@ -208,6 +219,10 @@ impl<'a> Search<'a> {
                 None => plugin.filter(self.pod, node),
             };
             if let Err(Rejection(reasons)) = looked {
+                self.failed = plugin.failure().map(|why| NoFit {
+                    message: format!("running \"{}\" filter plugin: {why}", plugin.name()),
+                    helped_by: plugin.helped_by(),
+                });
                 for reason in reasons {
                     self.note(plugin, 1, reason);
                 }
@@ -241,7 +256,7 @@ impl<'a> Search<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixture::{no_volumes, node_object, pod, pod_object, pod_of};
+    use crate::fixture::{no_devices, no_volumes, node_object, pod, pod_object, pod_of};
     use crate::plugins::default_profile;
     use serde_json::json;
 
@@ -258,7 +273,7 @@ mod tests {
 
     fn choose(pod: &PodInfo, cache: &Cache) -> String {
         Chooser::new(7)
-            .choose(pod, cache, &default_profile(&no_volumes()))
+            .choose(pod, cache, &default_profile(&no_volumes(), &no_devices()))
             .unwrap_or_else(|no_fit| no_fit.message)
     }
 
@@ -355,7 +370,10 @@ mod tests {
             .collect();
         let nodes: Vec<&str> = nodes.iter().map(String::as_str).collect();
         let cache = cache(&nodes, &[]);
-        let (profile, mut chooser) = (default_profile(&no_volumes()), Chooser::new(1));
+        let (profile, mut chooser) = (
+            default_profile(&no_volumes(), &no_devices()),
+            Chooser::new(1),
+        );
         let mut counts = HashMap::new();
         for _ in 0..1000 {
             *counts

@@ -7,6 +7,7 @@ use cel::common::ast::{
     CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, StructExpr, operators as op,
 };
 
+use super::eval::is_cel;
 use super::functions::is_namespace;
 use super::types::{OBJECT, PATCH, Type};
 
@@ -396,19 +397,50 @@ impl<'s> Scope<'s> {
         Ok((result, sum(sum(cost, looped), of_result)))
     }
 
+    fn opt_map(
+        &mut self,
+        target: &'s IdedExpr,
+        variable: &'s IdedExpr,
+        body: &'s IdedExpr,
+    ) -> Result<(Type, Estimate), String> {
+        let (_, cost) = self.check(target)?;
+        let Expr::Ident(variable) = &variable.expr else {
+            return Err("optMap() variable name must be a simple identifier".to_owned());
+        };
+        self.variables.push((variable, Type::Dyn));
+        let body = self.check(body);
+        self.variables.pop();
+        Ok((Type::Optional(Box::new(Type::Dyn)), sum(cost, body?.1)))
+    }
+
+    fn bind(
+        &mut self,
+        variable: &'s IdedExpr,
+        start: &'s IdedExpr,
+        body: &'s IdedExpr,
+    ) -> Result<(Type, Estimate), String> {
+        let Expr::Ident(variable) = &variable.expr else {
+            return Err("cel.bind() variable names must be simple identifiers".to_owned());
+        };
+        let (start, cost) = self.check(start)?;
+        self.variables.push((variable, start));
+        let body = self.check(body);
+        self.variables.pop();
+        let (result, of_body) = body?;
+        Ok((result, sum(cost, of_body)))
+    }
+
     fn call(&mut self, call: &'s CallExpr) -> Result<(Type, Estimate), String> {
         let name = call.func_name.as_str();
         if let ("optMap" | "optFlatMap", [variable, body], Some(target)) =
             (name, call.args.as_slice(), &call.target)
         {
-            let (_, cost) = self.check(target)?;
-            let Expr::Ident(variable) = &variable.expr else {
-                return Err("optMap() variable name must be a simple identifier".to_owned());
-            };
-            self.variables.push((variable, Type::Dyn));
-            let body = self.check(body);
-            self.variables.pop();
-            return Ok((Type::Optional(Box::new(Type::Dyn)), sum(cost, body?.1)));
+            return self.opt_map(target, variable, body);
+        }
+        if let ("bind", [variable, start, body]) = (name, call.args.as_slice())
+            && is_cel(call)
+        {
+            return self.bind(variable, start, body);
         }
         let mut cost = 1;
         let mut target_type = None;

@@ -219,6 +219,9 @@ impl<'s> Scope<'s> {
                     _ => Ok(Cel::Bool(true)),
                 };
             }
+            ("bind", [variable, start, body]) if is_cel(call) => {
+                return self.bind(variable, start, body, budget);
+            }
             ("optMap" | "optFlatMap", [variable, body]) if call.target.is_some() => {
                 return self.opt_map(call, variable, body, budget);
             }
@@ -247,6 +250,24 @@ impl<'s> Scope<'s> {
         budget: &mut Budget,
     ) -> Result<Vec<Cel>, EvalError> {
         args.iter().map(|arg| self.eval(arg, budget)).collect()
+    }
+
+    /// `cel.bind(name, value, expression)`
+    fn bind(
+        &mut self,
+        variable: &'s IdedExpr,
+        start: &'s IdedExpr,
+        body: &'s IdedExpr,
+        budget: &mut Budget,
+    ) -> Result<Cel, EvalError> {
+        let Expr::Ident(name) = &variable.expr else {
+            return failed("cel.bind() variable names must be simple identifiers");
+        };
+        let value = self.eval(start, budget)?;
+        self.variables.push((name, value));
+        let bound = self.eval(body, budget);
+        self.variables.pop();
+        bound
     }
 
     fn opt_map(
@@ -321,10 +342,8 @@ impl<'s> Scope<'s> {
                     )
                 })
                 .collect(),
-            Cel::Map(map) => map
-                .iter()
-                .map(|(key, value)| (value_of_key(key), value.clone()))
-                .collect(),
+            Cel::Map(map) => of_map(map),
+            Cel::Opaque(value) if let Some(map) = value.as_map() => of_map(map),
             other => {
                 return failed(format!(
                     "got '{}', expected iterable type",
@@ -390,6 +409,9 @@ impl<'s> Scope<'s> {
         let items: Vec<Cel> = match range {
             Cel::List(items, _) => items.to_vec(),
             Cel::Map(map) => map.keys().map(value_of_key).collect(),
+            Cel::Opaque(value) if let Some(map) = value.as_map() => {
+                map.keys().map(value_of_key).collect()
+            }
             _ => Vec::new(),
         };
         for item in items {
@@ -404,6 +426,18 @@ impl<'s> Scope<'s> {
         }
         Err(error.clone())
     }
+}
+
+/// The namespace of `cel.bind`.
+pub(super) fn is_cel(call: &CallExpr) -> bool {
+    let target = call.target.as_ref();
+    target.is_some_and(|target| matches!(&target.expr, Expr::Ident(name) if name == "cel"))
+}
+
+fn of_map(map: &Map) -> Vec<(Cel, Cel)> {
+    map.iter()
+        .map(|(key, value)| (value_of_key(key), value.clone()))
+        .collect()
 }
 
 fn absorbs(one: &ComprehensionExpr) -> bool {

@@ -98,6 +98,9 @@ fn global(name: &str, args: &[Cel], budget: &mut Budget) -> Result<Option<Cel>, 
         (op::IN, [key, Cel::Map(map)]) => {
             Cel::Bool(key_of(key).is_ok_and(|key| map.contains_key(&key)))
         }
+        (op::IN, [key, Cel::Opaque(value)]) if let Some(map) = value.as_map() => {
+            Cel::Bool(key_of(key).is_ok_and(|key| map.contains_key(&key)))
+        }
         (op::INDEX, [target, at]) => index(target, at)?,
         (op::OPT_INDEX, [target, at]) => Cel::Optional(
             inner(target)
@@ -157,6 +160,7 @@ fn size(value: &Cel) -> Answer {
         Cel::Bytes(bytes) => bytes.len(),
         Cel::List(items, _) => items.len(),
         Cel::Map(map) => map.len(),
+        Cel::Opaque(value) if let Some(map) = value.as_map() => map.len(),
         other => return failed(format!("no such overload: size({})", other.type_name())),
     };
     Ok(Cel::Int(i64::try_from(count).unwrap_or(i64::MAX)))
@@ -185,6 +189,7 @@ fn index(target: &Cel, at: &Cel) -> Answer {
                 None => failed(format!("no such key: {key}")),
             }
         }
+        Cel::Opaque(value) if let Some(found) = value.index(&key_of(at)?) => Ok(found),
         Cel::Optional(_) => match inner(target) {
             Some(inner) => Ok(Cel::Optional(index(&inner, at).ok().map(Arc::new))),
             None => Ok(Cel::Optional(None)),

@@ -435,7 +435,7 @@ fn of_format(name: &str, format: &str, args: &[Cel]) -> Option<Cel> {
     Some(Cel::Optional(why))
 }
 
-fn parse_version(text: &str, normalize: Option<&Cel>) -> Option<Semver> {
+pub(super) fn parse_version(text: &str, normalize: Option<&Cel>) -> Option<Semver> {
     let normalize = matches!(normalize, Some(Cel::Bool(true)));
     let text = if normalize {
         text.strip_prefix('v').unwrap_or(text)

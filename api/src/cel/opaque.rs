@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use super::eval::{Budget, EvalError};
-use super::value::Cel;
+use super::value::{Cel, Key, Map};
 
 /// Such a value.
 pub trait Opaque: Debug + Send + Sync {
@@ -19,4 +19,14 @@ pub trait Opaque: Debug + Send + Sync {
 
     /// Whether there is such a field.
     fn has(&self, field: &str) -> bool;
+
+    /// What is in it, if it can be walked over as a map.
+    fn as_map(&self) -> Option<&Arc<Map>> {
+        None
+    }
+
+    /// What stands under a key; none if it has no keys.
+    fn index(&self, _key: &Key) -> Option<Cel> {
+        None
+    }
 }

@@ -1,9 +1,10 @@
-//! The dynamic resources: device classes, claims, their templates, slices of what nodes have. Expressions are not compiled here.
+//! The dynamic resources: device classes, claims, their templates, slices of what nodes have.
 
 use super::FieldError;
 use super::node::{Errors, Node};
 use super::selector::node_selector;
 use super::storage::driver_name;
+use crate::cel::device::{Selector, SelectorError};
 use crate::names;
 use serde_json::Value;
 use std::collections::{HashMap, HashSet};
@@ -54,6 +55,15 @@ fn selectors(parent: &Node<'_>, errors: &mut Errors) {
                 expression.path(),
                 EXPRESSION_BYTES_MAX,
             ));
+            // Not worth compiling any more.
+            continue;
+        }
+        match Selector::compile(expression.as_text()) {
+            Ok(_) => {}
+            Err(SelectorError::Invalid(why)) => expression.invalid(why, errors),
+            Err(error @ SelectorError::TooComplex) => {
+                expression.forbidden(error.to_string(), errors);
+            }
         }
     }
 }

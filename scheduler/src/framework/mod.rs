@@ -63,6 +63,11 @@ pub trait FilterPlugin: Plugin {
     /// Why it cannot.
     fn filter(&self, pod: &PodInfo, node: &NodeInfo) -> Result<(), Rejection>;
 
+    /// What is wrong with the Pod that was looked at last, if its filter found out so much: then no node is chosen for it.
+    fn failure(&self) -> Option<String> {
+        None
+    }
+
     /// The events after which a Pod that was rejected by this plugin is worth another try.
     fn helped_by(&self) -> ClusterEvents;
 }

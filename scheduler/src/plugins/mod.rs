@@ -1,6 +1,7 @@
 //! The plugins, one file each, and the profile that they make up.
 
 pub mod default_binder;
+pub mod dynamic_resources;
 pub mod node_affinity;
 pub mod node_declared_features;
 pub mod node_name;
@@ -17,12 +18,13 @@ pub mod volume_zone;
 use std::sync::Arc;
 
 use crate::framework::Profile;
+use dynamic_resources::DynamicResources;
 use volume_binding::VolumeBinding;
 
 /// Upstream's default profile as far as its plugins exist here; order and weights are upstream's. What is set aside of volumes
-/// stays in `volumes`.
+/// stays in `volumes`, what of devices in `devices`.
 #[must_use]
-pub fn default_profile(volumes: &VolumeBinding) -> Profile {
+pub fn default_profile(volumes: &VolumeBinding, devices: &DynamicResources) -> Profile {
     let storage = || Arc::clone(volumes.storage());
     Profile {
         filters: vec![
@@ -36,17 +38,19 @@ pub fn default_profile(volumes: &VolumeBinding) -> Profile {
             Box::new(node_volume_limits::NodeVolumeLimits::new(storage())),
             Box::new(volumes.clone()),
             Box::new(volume_zone::VolumeZone::new(storage())),
+            Box::new(devices.clone()),
             Box::new(node_declared_features::NodeDeclaredFeatures),
         ],
         scores: vec![
             (Box::new(taint_toleration::TaintToleration), 3),
             (Box::new(node_affinity::NodeAffinity), 2),
+            (Box::new(devices.clone()), 2),
             (Box::new(node_resources_fit::NodeResourcesFit), 1),
             (
                 Box::new(node_resources_balanced::NodeResourcesBalancedAllocation),
                 1,
             ),
         ],
-        reserves: vec![Box::new(volumes.clone())],
+        reserves: vec![Box::new(volumes.clone()), Box::new(devices.clone())],
     }
 }

@@ -96,38 +96,10 @@ pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) -> Resul
         config.devices_timeout,
     );
     let changed_tx = watch::Sender::new(0);
-    let writer = VolumeWriter {
-        client: deps.client.clone(),
-        storage: Arc::clone(volumes.storage()),
-        changed: changed_tx.subscribe(),
-        timeout: config.volumes_timeout,
-    };
-    let recorder = Recorder::new(
-        deps.client.clone(),
-        &config.scheduler_name,
-        Arc::clone(&deps.clock),
-        &cancel,
-    );
-    let claim_writer = ClaimWriter {
-        client: deps.client.clone(),
-        plugin: devices.clone(),
-        clock: Arc::clone(&deps.clock),
-        recorder: recorder.clone(),
-        changed: changed_tx.subscribe(),
-        timeout: config.devices_timeout,
-    };
-    let worker = Worker {
-        writer,
-        claim_writer,
-        binder: Arc::new(DefaultBinder::new(deps.client.clone())),
-        recorder,
-        client: deps.client,
-        clock: Arc::clone(&deps.clock),
-        call_timeout: config.call_timeout,
-    };
-    let seed =
-        u64::try_from(deps.clock.now().as_nanosecond().unsigned_abs() & u128::from(u64::MAX))
-            .unwrap_or(1);
+    let clock = Arc::clone(&deps.clock);
+    let worker = worker(&config, &deps, &cancel, (&volumes, &devices), &changed_tx);
+    let seed = u64::try_from(clock.now().as_nanosecond().unsigned_abs() & u128::from(u64::MAX))
+        .unwrap_or(1);
     let core = Core::new(
         &config.scheduler_name,
         default_profile(&volumes, &devices),
@@ -157,6 +129,45 @@ pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) -> Resul
         () = cancel.cancelled() => Ok(()),
         // Informers that were told to stop together with us may be the first to do so.
         result = scheduler.work() => if cancel.is_cancelled() { Ok(()) } else { result },
+    }
+}
+
+/// What carries decisions out. It looks again at what it waits for when `changed_tx` turns.
+fn worker(
+    config: &Config,
+    deps: &Deps,
+    cancel: &CancellationToken,
+    (volumes, devices): (&VolumeBinding, &DynamicResources),
+    changed_tx: &watch::Sender<u64>,
+) -> Worker {
+    let writer = VolumeWriter {
+        client: deps.client.clone(),
+        storage: Arc::clone(volumes.storage()),
+        changed: changed_tx.subscribe(),
+        timeout: config.volumes_timeout,
+    };
+    let recorder = Recorder::new(
+        deps.client.clone(),
+        &config.scheduler_name,
+        Arc::clone(&deps.clock),
+        cancel,
+    );
+    let claim_writer = ClaimWriter {
+        client: deps.client.clone(),
+        plugin: devices.clone(),
+        clock: Arc::clone(&deps.clock),
+        recorder: recorder.clone(),
+        changed: changed_tx.subscribe(),
+        timeout: config.devices_timeout,
+    };
+    Worker {
+        writer,
+        claim_writer,
+        binder: Arc::new(DefaultBinder::new(deps.client.clone())),
+        recorder,
+        client: deps.client.clone(),
+        clock: Arc::clone(&deps.clock),
+        call_timeout: config.call_timeout,
     }
 }
 

@@ -55,6 +55,8 @@ struct State {
     revision: u64,
     objects: HashMap<&'static str, Vec<Value>>,
     bindings_to_refuse: usize,
+    /// Writes of claims that are too late.
+    conflicts: usize,
 }
 
 impl World {
@@ -139,6 +141,9 @@ impl World {
             (&Method::GET, [resource]) if let Some(resource) = known(resource) => {
                 self.read(resource, parts.uri.query())
             }
+            (&Method::GET, ["namespaces", _, "resourceclaims", name]) => {
+                json_answer(200, &self.object("resourceclaims", name))
+            }
             (&Method::PUT, ["persistentvolumes", name]) => {
                 let volume = &body["spec"]["claimRef"]["name"];
                 self.put("persistentvolumes", &body);
@@ -152,6 +157,18 @@ impl World {
                 self.put("persistentvolumeclaims", &claim);
                 self.wrote(format!("{name}: {annotations}"));
                 json_answer(200, &self.object("persistentvolumeclaims", name))
+            }
+            (&Method::PUT, ["namespaces", _, "resourceclaims", name, rest @ ..]) => {
+                self.put_claim(name, &body, rest)
+            }
+            (&Method::PATCH, ["namespaces", _, "resourceclaims", name, "status"]) => {
+                let mut claim = self.object("resourceclaims", name);
+                let gone = body["status"]["reservedFor"][0]["uid"].clone();
+                let reserved = claim["status"]["reservedFor"].as_array_mut().unwrap();
+                reserved.retain(|own| own["uid"] != gone);
+                self.put("resourceclaims", &claim);
+                self.wrote(format!("{name} without {}", gone.as_str().unwrap()));
+                json_answer(200, &self.object("resourceclaims", name))
             }
             (&Method::POST, ["namespaces", _, "pods", name, "binding"]) => self.bind(name, &body),
             (&Method::PATCH, ["namespaces", _, "pods", name, "status"]) => self.patch(name, &body),
@@ -170,6 +187,42 @@ impl World {
                 &json!({"kind": "Status", "code": 404, "reason": "NotFound", "message": parts.uri.path()}),
             ),
         })
+    }
+
+    /// A whole claim, or its status; somebody else is faster as often as is wanted.
+    fn put_claim(&self, name: &str, body: &Value, rest: &[&str]) -> Answer {
+        let known = self.object("resourceclaims", name);
+        let conflict = {
+            let mut state = self.state.lock();
+            let conflict = state.conflicts > 0;
+            state.conflicts = state.conflicts.saturating_sub(1);
+            conflict || body["metadata"]["resourceVersion"] != known["metadata"]["resourceVersion"]
+        };
+        if conflict {
+            self.wrote(format!("{name} conflicts"));
+            return json_answer(
+                409,
+                &json!({"kind": "Status", "status": "Failure", "code": 409, "reason": "Conflict", "message": "changed"}),
+            );
+        }
+        let mut claim = known;
+        if rest.is_empty() {
+            claim["metadata"]["finalizers"] = body["metadata"]["finalizers"].clone();
+            self.wrote(format!("{name} {}", claim["metadata"]["finalizers"]));
+        } else {
+            claim["status"] = body["status"].clone();
+            let status = &claim["status"];
+            let uids: Vec<&str> = status["reservedFor"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|own| own["uid"].as_str().unwrap())
+                .collect();
+            let device = &status["allocation"]["devices"]["results"][0]["device"];
+            self.wrote(format!("{name} has {device} for {uids:?}"));
+        }
+        self.put("resourceclaims", &claim);
+        json_answer(200, &self.object("resourceclaims", name))
     }
 
     fn read(self: &Arc<Self>, resource: &'static str, query: Option<&str>) -> Answer {
@@ -468,6 +521,135 @@ async fn a_volume_that_is_made_is_waited_for_and_a_refusal_is_taken() {
         let twice = |writes: &Vec<String>| writes.iter().filter(|write| *write == chosen).count() == 2;
         writes_rx.wait_for(twice).await.unwrap();
         bind_claim(&world, "c", "made");
+        world.written("p->n").await;
+    })
+    .await;
+}
+
+fn with_devices(name: &str, claim: &str) -> Value {
+    let mut pod = serde_json::to_value(&*pod_object(name)).unwrap();
+    pod["spec"]["resourceClaims"] = json!([{"name": "own", "resourceClaimName": claim}]);
+    pod
+}
+
+fn device_claim(name: &str) -> Value {
+    let wanted = json!({"deviceClassName": "class", "allocationMode": "ExactCount", "count": 1});
+    json!({"metadata": {"name": name, "namespace": "default", "uid": format!("uid-{name}")},
+        "spec": {"devices": {"requests": [{"name": "r", "exactly": wanted}]}}})
+}
+
+/// A node with one device.
+fn one_device(world: &World, device: &Value) {
+    world.put("nodes", &*node_object("n cpu=4"));
+    world.put(
+        "deviceclasses",
+        json!({"metadata": {"name": "class"}, "spec": {}}),
+    );
+    let pool = json!({"name": "p", "generation": 1, "resourceSliceCount": 1});
+    world.put(
+        "resourceslices",
+        json!({"metadata": {"name": "s"}, "spec": {"driver": "d", "nodeName": "n", "pool": pool, "devices": [device]}}),
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_gets_its_device_before_its_pod_is_bound_and_others_wait_for_it() {
+    let world = World::new();
+    one_device(&world, &json!({"name": "dev"}));
+    world.put("pods", with_devices("p", "c"));
+    world.state.lock().conflicts = 1;
+    with_scheduler(&world, async {
+        world
+            .written("p: 0/1 nodes are available: resourceclaim.resource.k8s.io \"c\" not found.")
+            .await;
+        world.put("resourceclaims", device_claim("c"));
+        world.written("c conflicts").await;
+        world
+            .written("c [\"resource.kubernetes.io/delete-protection\"]")
+            .await;
+        world.written("c has \"dev\" for [\"p\"]").await;
+        world.written("p->n").await;
+        let claim = world.object("resourceclaims", "c");
+        assert_eq!(
+            claim["status"]["reservedFor"],
+            json!([{"resource": "pods", "name": "p", "uid": "p"}])
+        );
+        let held = &claim["status"]["allocation"];
+        assert!(
+            held["allocationTimestamp"]
+                .as_str()
+                .unwrap()
+                .starts_with("2026-01-01")
+        );
+        assert_eq!(
+            held["devices"]["results"],
+            json!([{"request": "r", "driver": "d", "pool": "p", "device": "dev"}])
+        );
+        let term = &held["nodeSelector"]["nodeSelectorTerms"][0]["matchFields"][0];
+        assert_eq!(term["values"], json!(["n"]));
+
+        world.put("pods", with_devices("shares", "c"));
+        world.written("c has \"dev\" for [\"p\", \"shares\"]").await;
+        world.written("shares->n").await;
+
+        world.put("resourceclaims", device_claim("d"));
+        world.put("pods", with_devices("q", "d"));
+        world
+            .written("q: 0/1 nodes are available: 1 cannot allocate all claims.")
+            .await;
+        let mut freed = world.object("resourceclaims", "c");
+        freed["status"] = Value::Null;
+        world.put("resourceclaims", &freed);
+        world.written("q->n").await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_binding_that_fails_gives_the_reservation_back() {
+    let world = World::new();
+    one_device(&world, &json!({"name": "dev"}));
+    world.put("resourceclaims", device_claim("c"));
+    world.put("pods", with_devices("p", "c"));
+    world.state.lock().bindings_to_refuse = 1;
+    with_scheduler(&world, async {
+        world.written("refused p").await;
+        world.written("c without p").await;
+        world.written("p->n").await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn devices_are_made_ready_before_the_pod_is_bound() {
+    let world = World::new();
+    let conditions = json!({"name": "dev", "bindingConditions": ["Attached"], "bindingFailureConditions": ["Broken"]});
+    one_device(&world, &conditions);
+    world.put("resourceclaims", device_claim("c"));
+    world.put("pods", with_devices("p", "c"));
+    let says = |type_: &str| {
+        let condition = json!({"type": type_, "status": "True", "reason": "Said", "message": "so", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        let mut claim = world.object("resourceclaims", "c");
+        claim["status"]["devices"] =
+            json!([{"driver": "d", "pool": "p", "device": "dev", "conditions": [condition]}]);
+        world.put("resourceclaims", &claim);
+    };
+    with_scheduler(&world, async {
+        world
+            .written("Normal BindingConditionsPending: waiting for binding conditions for device on node n")
+            .await;
+        assert_eq!(world.count("p->n"), 0, "not before it is ready");
+        says("Broken");
+        world
+            .written("Warning FailedScheduling: running PreBind plugin \"DynamicResources\": device binding failed: claim=c, reason=Said, message=\"so\"")
+            .await;
+        // Given back, and taken anew.
+        world.written("c has null for []").await;
+        let mut writes_rx = world.writes_tx.subscribe();
+        let again = "c has \"dev\" for [\"p\"]";
+        let twice = |writes: &Vec<String>| writes.iter().filter(|write| *write == again).count() == 2;
+        writes_rx.wait_for(twice).await.unwrap();
+        says("Attached");
         world.written("p->n").await;
     })
     .await;

@@ -362,13 +362,15 @@ impl<'a> Search<'a> {
             let devices = claim.spec.devices.as_ref();
             let written = devices.and_then(|devices| devices.constraints.as_ref());
             let constraints = written.into_iter().flatten().enumerate();
-            let constraints: Option<Vec<_>> = constraints
-                .map(|(_, written)| Constraint::of(written))
-                .collect();
-            self.constraints.push(constraints.ok_or_else(|| {
-                let why = "empty constraint (unsupported constraint type?)";
-                Failure::Claims(format!("claim {}: {why}", shown(claim)))
-            })?);
+            let constraints = constraints.map(|(place, written)| {
+                Constraint::of(written).ok_or_else(|| {
+                    let why = "empty constraint (unsupported constraint type?)";
+                    let claim = shown(claim);
+                    Failure::Claims(format!("claim {claim}, constraint #{place}: {why}"))
+                })
+            });
+            self.constraints
+                .push(constraints.collect::<Result<_, _>>()?);
         }
         Ok(())
     }

@@ -6,6 +6,7 @@
 
 mod claims;
 mod create;
+mod devices;
 mod fields;
 mod pods;
 mod qos;

@@ -3,9 +3,11 @@
 //! Input: objects in canonical form with defaults applied. Output: every complaint with upstream's field path, reason and
 //! message; nothing is changed. It never looks at other objects: that is admission's.
 
+mod allocations;
 mod annotations;
 mod api_service;
 mod autoscaling;
+mod capacities;
 mod certificates;
 mod claims;
 mod cluster;
@@ -108,7 +110,7 @@ pub fn update(resource: &Resource, new: &Value, old: &Value) -> Vec<FieldError> 
         }
         // Nothing of these changes but metadata, or what changes has rules of its own.
         ("scheduling.k8s.io", _)
-        | ("resource.k8s.io", "resourceclaims" | "resourceclaimtemplates") => {
+        | ("resource.k8s.io", "resourceclaims" | "resourceclaimtemplates" | "resourceslices") => {
             transition(resource, &root, &before, &mut errors);
         }
         _ => {
@@ -176,7 +178,7 @@ fn status(resource: &Resource, new: &Node<'_>, old: &Node<'_>, errors: &mut Erro
             workload::collisions(&new.get("status"), &old.get("status"), errors);
         }
         ("batch", "jobs") => jobs::job_status(new, old, errors),
-        ("resource.k8s.io", "resourceclaims") => devices::claim_status(new, old, errors),
+        ("resource.k8s.io", "resourceclaims") => allocations::claim_status(new, old, errors),
         ("autoscaling", _) => autoscaling::autoscaler_status(new, errors),
         ("policy", _) => policy::disruption_budget_status(new, errors),
         ("networking.k8s.io", "ingresses") => ingress::ingress_status(new, errors),

@@ -7,6 +7,7 @@
 mod certificates;
 mod configured;
 mod decoded;
+mod devices;
 mod expressions;
 mod ingress_class;
 mod limit_ranger;
@@ -275,6 +276,7 @@ impl Admission {
         certificates::validate(request, &self.authorizer)?;
         pod_updates::validate(request, &snapshot)?;
         rbac_escalation::validate(request, &self.authorizer)?;
+        devices::validate(request, &snapshot, &self.authorizer).await?;
         self.policies
             .validate(&self.registry, &self.authorizer, &snapshot, request)
             .await?;

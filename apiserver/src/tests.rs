@@ -7,6 +7,7 @@ mod content;
 mod conversion;
 mod crds;
 mod delete;
+mod devices;
 mod errors;
 mod gate;
 mod hooks;

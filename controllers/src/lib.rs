@@ -11,7 +11,9 @@ mod context;
 mod cronjob;
 mod daemonset;
 mod deployment;
+mod device_taints;
 mod discovery;
+mod disrupt;
 mod disruption;
 mod endpoints;
 mod endpointslice;
@@ -199,6 +201,9 @@ pub async fn run(config: Config, deps: Deps, cancel: CancellationToken) -> Resul
     spawn_networking(&scope, &config, context);
     let claims = context("resource-claim-controller", "resource_claim");
     scope.spawn("resource-claim", resource_claim::run(claims));
+    let name = "device-taint-eviction-controller";
+    let taints = context(name, "device-taint-eviction");
+    scope.spawn("device-taint-eviction", device_taints::run(taints));
     let quota = context("resourcequota-controller", "resourcequota-controller");
     scope.spawn("resourcequota", resource_quota::run(quota));
     if let Some(signer) = config.signer.clone() {

@@ -33,7 +33,10 @@ pub fn prepare_create(resource: &Resource, object: &mut Value) {
             }
         }
         ("apps", "daemonsets") => count_template(object, None),
-        ("resource.k8s.io", "resourceslices") => date_taints(object),
+        ("resource.k8s.io", "resourceslices") => {
+            let now = super::pods::created_at(object);
+            super::devices::date_taints(object, &now);
+        }
         ("", "namespaces") => add_namespace_finalizer(object),
         ("", "secrets") => super::secret::merge_string_data(object),
         ("batch", "jobs") => own_job_selector(object),
@@ -106,24 +109,6 @@ pub(super) fn count_template(set: &mut Value, old: Option<&Value>) {
             TEMPLATE_GENERATION.to_owned(),
             Value::from(value.to_string()),
         );
-    }
-}
-
-/// A taint without a time began now.
-fn date_taints(slice: &mut Value) {
-    let now = super::pods::created_at(slice);
-    let devices = slice
-        .pointer_mut("/spec/devices")
-        .and_then(Value::as_array_mut);
-    for device in devices.into_iter().flatten() {
-        let taints = device.get_mut("taints").and_then(Value::as_array_mut);
-        for taint in taints
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_object_mut)
-        {
-            taint.entry("timeAdded").or_insert_with(|| now.clone());
-        }
     }
 }
 

@@ -218,3 +218,60 @@ fn both_names_of_the_service_account_are_written() {
         );
     }
 }
+
+#[test]
+fn what_was_told_of_devices_goes_with_them() {
+    let claims = resource("resource.k8s.io", "resourceclaims");
+    let device = |name: &str| json!({"driver": "d", "pool": "p", "device": name});
+    let claim = |allocated: &[&str], told: &[&str]| {
+        let devices = |names: &[&str]| names.iter().map(|name| device(name)).collect::<Vec<_>>();
+        let mut claim = json!({"metadata": {"name": "c", "labels": {"a": "b"}, "finalizers": ["f"]}, "spec": {"devices": {}}, "status": {}});
+        if !allocated.is_empty() {
+            claim["status"]["allocation"] = json!({"devices": {"results": devices(allocated)}});
+        }
+        if !told.is_empty() {
+            claim["status"]["devices"] = json!(devices(told));
+        }
+        claim
+    };
+    let old = claim(&["x", "y"], &["x", "y"]);
+    // One that never was allocated is validation's to refuse.
+    for (allocated, told, expected) in [
+        (vec!["x", "y"], vec!["x"], claim(&["x", "y"], &["x"])),
+        (vec![], vec!["x", "y"], claim(&[], &[])),
+        (vec!["y"], vec!["x", "y", "z"], claim(&["y"], &["y", "z"])),
+    ] {
+        let mut new = claim(&allocated, &told);
+        new["metadata"]["labels"] = json!({"a": "c"});
+        new["metadata"]["finalizers"] = json!([]);
+        new["spec"] = json!({});
+        prepare_status_update(claims, &mut new, &old);
+        assert_eq!(new, expected, "{allocated:?} {told:?}");
+    }
+}
+
+#[test]
+fn a_taint_begins_when_it_comes() {
+    let slices = resource("resource.k8s.io", "resourceslices");
+    let since = "2026-01-01T00:00:00Z";
+    let taint = |key: &str, since: Option<&str>| match since {
+        Some(since) => json!({"key": key, "timeAdded": since}),
+        None => json!({"key": key}),
+    };
+    let slice = |taints: Value| json!({"metadata": {"name": "s", "generation": 1}, "spec": {"devices": [{"taints": taints}]}});
+    let old = slice(json!([taint("a", Some(since))]));
+    let mut new = slice(json!([taint("a", Some(since)), taint("b", None)]));
+    let now = "2026-02-02T00:00:00Z";
+    assert!(prepare_part(
+        slices,
+        "",
+        &mut new,
+        &old,
+        now.parse().unwrap()
+    ));
+    assert_eq!(
+        new["spec"]["devices"][0]["taints"],
+        json!([taint("a", Some(since)), taint("b", Some(now))])
+    );
+    assert_eq!(new["metadata"]["generation"], 2);
+}

@@ -23,7 +23,15 @@ pub fn prepare_part(
     now: Timestamp,
 ) -> bool {
     match part {
-        "" | "scale" => prepare_update(resource, new, old),
+        "" | "scale" => {
+            // Before the generation is counted: a taint that begins is a change.
+            if (resource.group.as_str(), resource.plural.as_str())
+                == ("resource.k8s.io", "resourceslices")
+            {
+                super::devices::date_taints(new, &Value::from(meta::format_time(now)));
+            }
+            prepare_update(resource, new, old);
+        }
         "status" => {
             prepare_status_update(resource, new, old);
             match (resource.group.as_str(), resource.plural.as_str()) {
@@ -104,6 +112,13 @@ pub fn prepare_status_update(resource: &Resource, new: &mut Value, old: &Value) 
         }
         ("apps", "deployments" | "daemonsets" | "statefulsets") => {
             meta::set(new, "labels", meta_field(old, "labels"))
+        }
+        ("resource.k8s.io", "resourceclaims") => {
+            // Labels, owners and finalizers are the main endpoint's.
+            let managed = meta_field(new, "managedFields");
+            copy_field(new, old, "metadata");
+            meta::set(new, "managedFields", managed);
+            super::devices::drop_told(new, old);
         }
         _ if super::is_custom(resource) => {
             // Custom resources take nothing but status here.

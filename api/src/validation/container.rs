@@ -72,7 +72,7 @@ fn common(container: &Node<'_>, around: &Around<'_>, errors: &mut Errors) {
         .one_of(&["Always", "IfNotPresent", "Never"], errors);
     if let Some(resources) = container.some("resources") {
         resources::requirements(&resources, errors);
-        resource_claims(&resources, around.claims, errors);
+        super::claims::of_container(&resources, around.claims, errors);
     }
     if let Some(context) = container.some("securityContext") {
         security::container(&context, errors);
@@ -106,27 +106,6 @@ fn resize_policies(container: &Node<'_>, around: &Around<'_>, errors: &mut Error
                 policy.path(),
                 policy.text("resourceName"),
             ));
-        }
-    }
-}
-
-/// Devices that `resources` refer to.
-pub(super) fn resource_claims(resources: &Node<'_>, known: &HashSet<&str>, errors: &mut Errors) {
-    for claim in resources.items("claims") {
-        let name = claim.text("name");
-        if name.is_empty() {
-            claim.required("", errors);
-        } else if !known.contains(name) {
-            let mut names: Vec<&str> = known.iter().copied().collect();
-            names.sort_unstable();
-            let list = if names.is_empty() {
-                " which is empty".to_owned()
-            } else {
-                format!(": {}", names.join(", "))
-            };
-            let mut error = FieldError::not_found(claim.path(), name);
-            error.detail = format!("must be one of the names in pod.spec.resourceClaims{list}");
-            errors.push(error);
         }
     }
 }

@@ -131,7 +131,7 @@ fn pod_resources(spec: &Node<'_>, claims: &HashSet<&str>, errors: &mut Errors) {
             .forbidden("claims may not be set for Resources at pod-level", errors);
     }
     resources::pod_requirements(&resources, errors);
-    container::resource_claims(&resources, claims, errors);
+    claims::of_container(&resources, claims, errors);
     resources::pod_covers_containers(spec, &resources, errors);
 }
 
@@ -599,6 +599,7 @@ pub(super) fn update_status(new: &Node<'_>, old: &Node<'_>, errors: &mut Errors)
             ip.all_invalid(names::ip(ip.as_text()), errors);
         }
     }
+    super::claims::of_status(new, errors);
     for condition in status.items("conditions") {
         let kind = condition.get("type");
         kind.all_invalid(names::qualified_name(kind.as_text()), errors);

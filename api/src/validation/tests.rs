@@ -1,5 +1,7 @@
 #![expect(clippy::too_many_lines, reason = "tables of cases")]
 
+mod devices;
+
 use super::*;
 use crate::{codec, defaults, schema};
 use serde_json::json;

@@ -44,6 +44,7 @@ pub(super) fn validate(request: &Request<'_>, snapshot: &Snapshot) -> Result<(),
             pod_certificate(node, request, snapshot)
         }
         ("coordination.k8s.io", "leases") => lease(node, request),
+        ("resource.k8s.io", "resourceslices") => slice(node, request),
         ("storage.k8s.io", "csinodes") if named(request) != node => {
             Err("can only access CSINode with the same name as the requesting node".to_owned())
         }
@@ -71,15 +72,21 @@ fn pod(node: &str, request: &Request<'_>, snapshot: &Snapshot) -> Result<(), Str
                     "pod does not have \"kubernetes.io/config.mirror\" annotation, node {node:?} can only create mirror pods"
                 ));
             }
-            if is_own(pod) {
-                Ok(())
-            } else {
-                Err(format!(
+            if !is_own(pod) {
+                return Err(format!(
                     "node {node:?} can only create pods with spec.nodeName set to itself"
-                ))
+                ));
             }
+            if items(&pod["spec"]["resourceClaims"]).next().is_some() {
+                return Err(format!(
+                    "node {node:?} can not create pods that reference resourceclaims"
+                ));
+            }
+            Ok(())
         }
-        (Operation::Update, "status") if request.old.is_some_and(is_own) => Ok(()),
+        (Operation::Update, "status") if request.old.is_some_and(is_own) => {
+            pod_status(node, request)
+        }
         (Operation::Update, "status") => Err(format!(
             "node {node:?} can only update pod status for pods with spec.nodeName set to itself"
         )),
@@ -101,6 +108,45 @@ fn pod(node: &str, request: &Request<'_>, snapshot: &Snapshot) -> Result<(), Str
             "unexpected operation {operation:?} on pods subresource {subresource:?}, node {node:?} may not"
         )),
     }
+}
+
+/// Which claims are a Pod's is not for its node to say: it may read what its Pods refer to. Nor who selects the Pod.
+fn pod_status(node: &str, request: &Request<'_>) -> Result<(), String> {
+    let (Some(new), Some(old)) = (&request.object, request.old) else {
+        return Ok(());
+    };
+    let labels = |pod| -> BTreeSet<(&str, &str)> { meta::labels(pod).collect() };
+    let same = |field: &str| match (&new["status"][field], &old["status"][field]) {
+        (Value::Null, other) | (other, Value::Null) => {
+            other.is_null() || other.as_array().is_some_and(Vec::is_empty)
+        }
+        (new, old) => new == old,
+    };
+    let what = if labels(new) != labels(old) {
+        "update labels through pod status"
+    } else if !same("resourceClaimStatuses") {
+        "update resource claim statues"
+    } else if !same("extendedResourceClaimStatus") {
+        "update extended resource claim status"
+    } else {
+        return Ok(());
+    };
+    Err(format!("node {node:?} cannot {what}"))
+}
+
+/// Other requests for slices are the authorizer's: it knows whose a slice is that is there.
+fn slice(node: &str, request: &Request<'_>) -> Result<(), String> {
+    let (verb, slice) = match request.operation {
+        Operation::Create => ("create", request.object.as_ref()),
+        Operation::Delete => ("delete", request.old),
+        Operation::Update | Operation::Connect => return Ok(()),
+    };
+    if slice.is_some_and(|slice| slice["spec"]["nodeName"] == node) {
+        return Ok(());
+    }
+    Err(format!(
+        "can only {verb} ResourceSlice with the same NodeName as the requesting node"
+    ))
 }
 
 fn own_node(node: &str, request: &Request<'_>) -> Result<(), String> {

@@ -628,6 +628,39 @@ async fn nodes_write_their_own() {
         object: None,
         ..update("pods", on(old), on(old))
     };
+    let saying = |field: &str, said: Value| {
+        let mut pod = on("n1");
+        pod["status"][field] = said;
+        pod
+    };
+    let says = |old: Value, new: Value| Case {
+        sub: "status",
+        ..update("pods", old, new)
+    };
+    let made = |claim: &str| {
+        let list = json!([{"name": "gpu", "resourceClaimName": claim}]);
+        saying("resourceClaimStatuses", list)
+    };
+    let mut labelled = on("n1");
+    labelled["metadata"]["labels"] = json!({"app": "other"});
+    let mut reaching = mirror("n1");
+    reaching["spec"]["resourceClaims"] = json!([{"name": "gpu", "resourceClaimName": "c"}]);
+    let slice = |node: &str| Case {
+        group: "resource.k8s.io",
+        ..create(
+            "resourceslices",
+            json!({"metadata": {"name": "s"}, "spec": {"nodeName": node}}),
+        )
+    };
+    let delete_slice = |node: &str| {
+        let case = slice(node);
+        Case {
+            operation: Operation::Delete,
+            old: case.object.clone(),
+            object: None,
+            ..case
+        }
+    };
     let declaring =
         json!({"metadata": {"name": "n1"}, "spec": {}, "status": {"declaredFeatures": ["A"]}});
     let cases = [
@@ -716,6 +749,38 @@ async fn nodes_write_their_own() {
             false,
         ),
         ("a lease elsewhere", lease("n1", "ns"), false),
+        ("its own devices", slice("n1"), true),
+        ("another node's devices", slice("n2"), false),
+        ("deleting its own devices", delete_slice("n1"), true),
+        ("deleting another node's devices", delete_slice("n2"), false),
+        (
+            "a mirror pod that wants devices",
+            create("pods", reaching),
+            false,
+        ),
+        (
+            "claims that are as they were",
+            says(made("c"), made("c")),
+            true,
+        ),
+        ("a claim for its pod", says(on("n1"), made("c")), false),
+        (
+            "another claim for its pod",
+            says(made("c"), made("d")),
+            false,
+        ),
+        (
+            "a claim for extended resources",
+            says(
+                on("n1"),
+                saying(
+                    "extendedResourceClaimStatus",
+                    json!({"resourceClaimName": "c"}),
+                ),
+            ),
+            false,
+        ),
+        ("labels of its pod", says(on("n1"), labelled), false),
     ];
     for (name, case, expected) in cases {
         let outcome = admit(&store, &by_node(case)).await;

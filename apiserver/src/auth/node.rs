@@ -26,6 +26,7 @@ enum Referred {
     ConfigMap,
     ServiceAccount,
     Claim,
+    Devices,
 }
 
 /// The authorizer of nodes.
@@ -76,8 +77,14 @@ impl NodeAuthorizer {
                 matches!(asked.verb, "get" | "list" | "watch")
             }
             ("storage.k8s.io", "volumeattachments") => self.own_attachment(node, asked),
-            // Needs claims to be followed; comes with dynamic resource allocation.
-            ("resource.k8s.io", _) => false,
+            ("resource.k8s.io", "resourceclaims") => {
+                if asked.verb != "get" || !asked.subresource.is_empty() {
+                    let why = "can only get individual resources of this type";
+                    return Decision::Deny(why.to_owned());
+                }
+                return self.related(node, asked, Referred::Devices);
+            }
+            ("resource.k8s.io", "resourceslices") => return self.slice(node, asked),
             _ => policy::builtin()
                 .cluster_role("system:node")
                 .iter()
@@ -217,6 +224,35 @@ impl NodeAuthorizer {
         }
     }
 
+    /// What the node has of devices. Whose slices it makes, and each one that it deletes with others, is admission's question.
+    fn slice(&self, node: &str, asked: &Attributes<'_>) -> Decision {
+        if !asked.subresource.is_empty() {
+            return Decision::Deny("cannot authorize ResourceSlice subresources".to_owned());
+        }
+        let refused = match asked.verb {
+            "create" => return Decision::Allow,
+            "get" | "update" | "patch" | "delete" => {
+                let snapshot = self.store.snapshot();
+                let slice = snapshot.get("resourceslices", asked.name);
+                if slice.is_some_and(|slice| is_on(&slice, node)) {
+                    return Decision::Allow;
+                }
+                return no_relationship(node);
+            }
+            "list" | "watch" | "deletecollection" => {
+                let selector = FieldSelector::parse(asked.field_selector).ok();
+                if selector.is_some_and(|selector| selector.exact("spec.nodeName") == Some(node)) {
+                    return Decision::Allow;
+                }
+                "can only list/watch/deletecollection resourceslices with nodeName field selector"
+            }
+            _ => {
+                "only the following verbs are allowed for a ResourceSlice: get, watch, list, create, update, patch, delete, deletecollection"
+            }
+        };
+        Decision::Deny(refused.to_owned())
+    }
+
     fn pod(&self, node: &str, asked: &Attributes<'_>) -> Decision {
         let allowed = match (asked.subresource, asked.verb) {
             ("", "get") => {
@@ -331,7 +367,26 @@ fn refers_to(pod: &Object, kind: Referred, name: &str) -> bool {
         }
         Referred::ConfigMap => in_volumes(spec, kind, name) || in_env(spec, kind, name),
         Referred::Claim => in_volumes(spec, kind, name) || is_ephemeral_claim(&pod, name),
+        Referred::Devices => has_claim(&pod, name),
     }
+}
+
+/// The user's claims stand in the spec; those made from templates or for extended resources only in the status, which no node
+/// writes.
+fn has_claim(pod: &Value, name: &str) -> bool {
+    let (spec, status) = (&pod["spec"], &pod["status"]);
+    items(&spec["resourceClaims"]).any(|claim| {
+        let made = || {
+            claim["resourceClaimTemplateName"].is_string()
+                && items(&status["resourceClaimStatuses"])
+                    .find(|made| made["name"] == claim["name"])
+                    .is_some_and(|made| made["resourceClaimName"] == name)
+        };
+        match claim["resourceClaimName"].as_str() {
+            Some(of_user) => of_user == name,
+            None => made(),
+        }
+    }) || status["extendedResourceClaimStatus"]["resourceClaimName"] == name
 }
 
 fn items(list: &Value) -> impl Iterator<Item = &Value> {
@@ -370,7 +425,7 @@ fn in_volumes(spec: &Value, kind: Referred, name: &str) -> bool {
                     .any(|source| source["configMap"]["name"] == name)
         }
         Referred::Claim => volume["persistentVolumeClaim"]["claimName"] == name,
-        Referred::ServiceAccount => false,
+        Referred::ServiceAccount | Referred::Devices => false,
     })
 }
 
@@ -389,7 +444,7 @@ fn in_env(spec: &Value, kind: Referred, name: &str) -> bool {
     let (key_ref, whole_ref) = match kind {
         Referred::Secret => ("secretKeyRef", "secretRef"),
         Referred::ConfigMap => ("configMapKeyRef", "configMapRef"),
-        Referred::ServiceAccount | Referred::Claim => return false,
+        Referred::ServiceAccount | Referred::Claim | Referred::Devices => return false,
     };
     ["containers", "initContainers", "ephemeralContainers"]
         .iter()

@@ -13,12 +13,10 @@ use cox_client::placement::tolerates;
 use cox_client::runner::{ObjectName, Verdict};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use parking_lot::Mutex;
-use serde_json::json;
 
 use crate::context::{Context, Loop};
+use crate::disrupt::disrupt;
 use crate::pod::{is_active, node_name};
 
 struct Evictor {
@@ -110,49 +108,16 @@ impl Evictor {
     }
 
     async fn evict(&self, key: &ObjectName, pod: &Pod) -> Result<(), kube::Error> {
-        let api = self.context.api::<Pod>(&key.namespace);
-        let condition = json!({
-            "type": "DisruptionTarget",
-            "status": "True",
-            "reason": "DeletionByTaintManager",
-            "message": "Taint manager: deleting due to NoExecute taint",
-            "lastTransitionTime": Time(self.context.clock.now()),
-        });
-        let patch = json!({ "metadata": { "uid": pod.metadata.uid }, "status": { "conditions": [condition] } });
-        let marked = api
-            .patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(patch))
-            .await;
-        let preconditions = Preconditions {
-            uid: pod.metadata.uid.clone(),
-            resource_version: None,
-        };
-        let deleted = match marked {
-            Ok(_) => api
-                .delete(
-                    &key.name,
-                    &DeleteParams::default().preconditions(preconditions),
-                )
-                .await
-                .map(drop),
-            Err(error) => Err(error),
-        };
-        match deleted {
-            Ok(()) => {
-                let message = format!("Marking for deletion Pod {key}");
-                self.context.events.event_on(
-                    pod,
-                    EventType::Normal,
-                    "TaintManagerEviction",
-                    message,
-                );
-                Ok(())
-            }
-            // Gone, or another pod of the same name.
-            Err(error) if cox_client::is_not_found(&error) || cox_client::is_conflict(&error) => {
-                Ok(())
-            }
-            Err(error) => Err(error),
+        let (reason, message) = (
+            "DeletionByTaintManager",
+            "Taint manager: deleting due to NoExecute taint",
+        );
+        if disrupt(&self.context, pod, reason, message).await? {
+            let message = format!("Marking for deletion Pod {key}");
+            let (events, reason) = (&self.context.events, "TaintManagerEviction");
+            events.event_on(pod, EventType::Normal, reason, message);
         }
+        Ok(())
     }
 }
 

@@ -28,6 +28,7 @@ use parking_lot::Mutex;
 use crate::context::{Context, Loop};
 use crate::pod::{is_active, node_name};
 use plan::{Named, Step};
+pub(crate) use plan::{claim_names, is_pod, reserved_for};
 
 const WORKERS: usize = 4;
 /// How soon to look again when the cache has not shown our own claims; their events normally come first.

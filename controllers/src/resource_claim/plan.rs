@@ -63,7 +63,7 @@ pub(super) fn entries(pod: &Pod) -> &[PodResourceClaim] {
 }
 
 /// The claims that a Pod names: the user's, those made for it, and the one for its extended resources.
-pub(super) fn claim_names(pod: &Pod) -> impl Iterator<Item = &str> {
+pub(crate) fn claim_names(pod: &Pod) -> impl Iterator<Item = &str> {
     let of_entries = entries(pod)
         .iter()
         .filter_map(|entry| match named(pod, entry) {
@@ -183,7 +183,7 @@ pub(super) fn must_reserve(pod: &Pod, claim: &ResourceClaim) -> bool {
 }
 
 /// The users of a claim.
-pub(super) fn reserved_for(claim: &ResourceClaim) -> &[ResourceClaimConsumerReference] {
+pub(crate) fn reserved_for(claim: &ResourceClaim) -> &[ResourceClaimConsumerReference] {
     let status = claim.status.as_ref();
     status
         .and_then(|status| status.reserved_for.as_deref())
@@ -191,7 +191,7 @@ pub(super) fn reserved_for(claim: &ResourceClaim) -> &[ResourceClaimConsumerRefe
 }
 
 /// Whether a user is a Pod; others are not known here and so never taken off.
-pub(super) fn is_pod(user: &ResourceClaimConsumerReference) -> bool {
+pub(crate) fn is_pod(user: &ResourceClaimConsumerReference) -> bool {
     user.api_group.as_deref().unwrap_or_default().is_empty() && user.resource == "pods"
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Event, Pod};
-use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimTemplate};
+use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimTemplate, ResourceSlice};
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
@@ -290,5 +290,87 @@ async fn claims_for_extended_resources_go_with_their_pods() {
     cluster
         .wait_for::<ResourceClaim>("the claim gone", |claims| claims.is_empty())
         .await;
+    controllers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_leave_devices_that_are_tainted() {
+    let cluster = Cluster::start().await;
+    let controllers = cluster.run_controllers(|_| {});
+    cluster.create_node("node-1").await;
+    create_namespace(&cluster, "n").await;
+    let claims: Api<ResourceClaim> = cluster.api("n");
+    let slices: Api<ResourceSlice> = Api::all(cluster.client.clone());
+    let device = |taints: &Value| json!([{"name": "device-1", "taints": taints}]);
+    let slice = json!({"metadata": {"name": "s"}, "spec": {"driver": "driver.example", "nodeName": "node-1",
+        "pool": {"name": "pool", "generation": 1, "resourceSliceCount": 1}, "devices": device(&json!([]))}});
+    let slice: ResourceSlice = serde_json::from_value(slice).unwrap();
+    slices.create(&Default::default(), &slice).await.unwrap();
+    let merge = PatchParams::default();
+    let later = json!([{"operator": "Exists", "key": "busy", "tolerationSeconds": 3600}]);
+    for (name, tolerations) in [("leaves", json!([])), ("stays", later)] {
+        let claim = json!({"metadata": {"name": name}, "spec": spec()});
+        cluster.create::<ResourceClaim>("n", claim).await;
+        let of_claim = json!({ "resourceClaimName": name });
+        let made = cluster
+            .create::<Pod>("n", pod(name, of_claim, Some("node-1")))
+            .await;
+        let mut allocation = allocation();
+        allocation["devices"]["results"][0]["tolerations"] = tolerations;
+        let user = json!({"resource": "pods", "name": name, "uid": made.uid()});
+        let status = json!({"status": {"allocation": allocation, "reservedFor": [user]}});
+        claims
+            .patch_status(name, &merge, &Patch::Merge(status))
+            .await
+            .unwrap();
+    }
+    let taint = async |taints: Value| {
+        let patch = json!({"spec": {"devices": device(&taints)}});
+        slices
+            .patch("s", &merge, &Patch::Merge(patch))
+            .await
+            .unwrap();
+    };
+    let heard = |name: &'static str, message: &'static str| {
+        move |events: &[Arc<Event>]| {
+            events.iter().any(|event| {
+                event.reason.as_deref() == Some("DeviceTaintManagerEviction")
+                    && event.involved_object.name.as_deref() == Some(name)
+                    && event.message.as_deref() == Some(message)
+            })
+        }
+    };
+    taint(json!([{"key": "busy", "effect": "NoSchedule"}])).await;
+    taint(json!([{"key": "busy", "effect": "NoExecute"}])).await;
+    let is_leaving = |found: &Pod| {
+        let status = found.status.as_ref();
+        let mut conditions = status
+            .into_iter()
+            .flat_map(|status| status.conditions.iter().flatten());
+        found.metadata.deletion_timestamp.is_some()
+            && conditions.any(|condition| {
+                condition.type_ == "DisruptionTarget"
+                    && condition.reason.as_deref() == Some("DeletionByDeviceTaintManager")
+            })
+    };
+    cluster
+        .wait_for::<Pod>("the Pod on its way", |pods| {
+            pods.iter()
+                .any(|found| found.name_any() == "leaves" && is_leaving(found))
+        })
+        .await;
+    cluster
+        .wait_for::<Event>("the event", heard("leaves", "Marking for deletion"))
+        .await;
+    // The other one has an hour, and hears when it need not go.
+    taint(json!([])).await;
+    cluster
+        .wait_for::<Event>(
+            "the end of the threat",
+            heard("stays", "Cancelling deletion"),
+        )
+        .await;
+    let stays = cluster.api::<Pod>("n").get("stays").await.unwrap();
+    assert!(stays.metadata.deletion_timestamp.is_none());
     controllers.stop().await;
 }

@@ -273,11 +273,12 @@ impl Controllers {
     }
 }
 
-const SERVICE_ACCOUNTS: [&str; 27] = [
+const SERVICE_ACCOUNTS: [&str; 28] = [
     "attachdetach-controller",
     "cronjob-controller",
     "disruption-controller",
     "resource-claim-controller",
+    "device-taint-eviction-controller",
     "resourcequota-controller",
     "service-account-controller",
     "root-ca-cert-publisher",

@@ -108,6 +108,16 @@ async fn a_node_reads_what_its_pods_need_and_keeps_its_own() {
             json!({"metadata": {"name": name, "namespace": "ns"}, "spec": {"nodeName": node}});
         put(&cluster.store, "podcertificaterequests", &request).await;
     }
+    for (name, node) in [("s1", "n1"), ("s2", "n2")] {
+        let slice = json!({"metadata": {"name": name}, "spec": {"nodeName": node}});
+        put(&cluster.store, "resourceslices", &slice).await;
+    }
+    let mut with_devices = pod("devices", "pod-8", "n1");
+    with_devices["spec"] = json!({"nodeName": "n1", "resourceClaims": [
+        {"name": "a", "resourceClaimName": "of-user"}, {"name": "b", "resourceClaimTemplateName": "t"}]});
+    with_devices["status"] = json!({"extendedResourceClaimStatus": {"resourceClaimName": "extended"},
+        "resourceClaimStatuses": [{"name": "b", "resourceClaimName": "made"}, {"name": "a", "resourceClaimName": "made-up"}]});
+    put(&cluster.store, "pods", &with_devices).await;
     let authorizer = Authorizer::new(cluster.store.clone());
     let node = UserInfo::new("system:node:n1", [NODES]);
     // verb group/resource[/sub] namespace/name selector
@@ -221,6 +231,93 @@ async fn a_node_reads_what_its_pods_need_and_keeps_its_own() {
             "",
             false,
         ),
+        (
+            "get",
+            "resource.k8s.io/resourceclaims",
+            "ns/of-user",
+            "",
+            true,
+        ),
+        ("get", "resource.k8s.io/resourceclaims", "ns/made", "", true),
+        (
+            "get",
+            "resource.k8s.io/resourceclaims",
+            "ns/extended",
+            "",
+            true,
+        ),
+        (
+            "get",
+            "resource.k8s.io/resourceclaims",
+            "ns/made-up",
+            "",
+            false,
+        ),
+        (
+            "get",
+            "resource.k8s.io/resourceclaims",
+            "ns/other",
+            "",
+            false,
+        ),
+        (
+            "get",
+            "resource.k8s.io/resourceclaims",
+            "else/made",
+            "",
+            false,
+        ),
+        ("list", "resource.k8s.io/resourceclaims", "ns/", "", false),
+        (
+            "update",
+            "resource.k8s.io/resourceclaims/status",
+            "ns/made",
+            "",
+            false,
+        ),
+        ("get", "resource.k8s.io/resourceslices", "/s1", "", true),
+        ("get", "resource.k8s.io/resourceslices", "/s2", "", false),
+        ("update", "resource.k8s.io/resourceslices", "/s1", "", true),
+        ("patch", "resource.k8s.io/resourceslices", "/s2", "", false),
+        ("delete", "resource.k8s.io/resourceslices", "/s2", "", false),
+        (
+            "delete",
+            "resource.k8s.io/resourceslices",
+            "/gone",
+            "",
+            false,
+        ),
+        ("create", "resource.k8s.io/resourceslices", "/", "", true),
+        (
+            "list",
+            "resource.k8s.io/resourceslices",
+            "/",
+            "spec.nodeName=n1",
+            true,
+        ),
+        (
+            "watch",
+            "resource.k8s.io/resourceslices",
+            "/",
+            "spec.nodeName=n2",
+            false,
+        ),
+        ("list", "resource.k8s.io/resourceslices", "/", "", false),
+        (
+            "deletecollection",
+            "resource.k8s.io/resourceslices",
+            "/",
+            "spec.nodeName=n1,spec.driver=d",
+            true,
+        ),
+        (
+            "deletecollection",
+            "resource.k8s.io/resourceslices",
+            "/",
+            "spec.driver=d",
+            false,
+        ),
+        ("get", "resource.k8s.io/deviceclasses", "/c", "", false),
         ("list", "node.k8s.io/runtimeclasses", "/", "", true),
         (
             "create",

@@ -38,6 +38,12 @@ const OF_CLASS: [&str; 2] = [
     ".storageclass.storage.k8s.io/persistentvolumeclaims",
 ];
 const OF_DEVICES: &str = ".deviceclass.resource.k8s.io/devices";
+/// Before the name of a class: what Pods ask for as the extended resource that every class of devices is.
+const OF_IMPLICIT: &str = "requests.deviceclass.resource.kubernetes.io/";
+/// No allocation has more devices.
+const DEVICES_MAX: i64 = 32;
+/// On claims that the scheduler makes for extended resources.
+const EXTENDED_CLAIM: &str = "resource.kubernetes.io/extended-resource-claim";
 /// Kinds that are counted under their bare name too.
 const COUNTED_BARE: [&str; 4] = [
     "configmaps",
@@ -79,7 +85,9 @@ pub fn concerns(group: &str, plural: &str, name: &str) -> bool {
             matches!(name, "persistentvolumeclaims" | "requests.storage")
                 || OF_CLASS.iter().any(|suffix| name.ends_with(suffix))
         }
-        ("resource.k8s.io", "resourceclaims") => name.ends_with(OF_DEVICES),
+        ("resource.k8s.io", "resourceclaims") => {
+            name.ends_with(OF_DEVICES) || is_extended_request(name)
+        }
         ("", plural) => COUNTED_BARE.contains(&plural) && name == plural,
         _ => false,
     }
@@ -110,8 +118,10 @@ pub fn counted_kinds(name: &str) -> Vec<(String, String)> {
 }
 
 fn is_extended_request(name: &str) -> bool {
-    name.strip_prefix("requests.")
-        .is_some_and(|rest| rest.contains('/') && !rest.split('/').next().is_some_and(is_native))
+    name.starts_with(OF_IMPLICIT)
+        || name.strip_prefix("requests.").is_some_and(|rest| {
+            rest.contains('/') && !rest.split('/').next().is_some_and(is_native)
+        })
 }
 
 /// `kubernetes.io` and below.
@@ -221,18 +231,102 @@ fn of_claim(claim: &Value, used: &mut Amounts) {
 fn of_devices(claim: &Value, used: &mut Amounts) {
     let requests = claim["spec"]["devices"]["requests"].as_array();
     for request in requests.into_iter().flatten() {
-        let exact = &request["exactly"];
-        let Some(class) = exact["deviceClassName"].as_str() else {
+        let alternatives = request["firstAvailable"].as_array();
+        let wanted = match alternatives.filter(|list| !list.is_empty()) {
+            // One of them it will be; of each class the worst.
+            Some(alternatives) => {
+                let mut worst = Amounts::new();
+                for (name, amount) in alternatives.iter().filter_map(of_class) {
+                    let known = worst.entry(name).or_insert(amount);
+                    *known = (*known).max(amount);
+                }
+                worst
+            }
+            None => of_class(&request["exactly"]).into_iter().collect(),
+        };
+        totals::add(used, &wanted);
+    }
+}
+
+/// The devices of its class that a request is for.
+fn of_class(request: &Value) -> Option<(String, Quantity)> {
+    let class = request["deviceClassName"].as_str()?;
+    let count = match request["allocationMode"].as_str() {
+        // All that fit: no more than one claim can hold.
+        Some("All") => DEVICES_MAX,
+        _ => request["count"].as_i64().unwrap_or(1),
+    };
+    let amount = Quantity::from_i64(count, Format::DecimalSi);
+    Some((format!("{class}{OF_DEVICES}"), amount))
+}
+
+/// What a claim uses beside [`usage`], of the extended resources that its classes stand for, so that quotas of these hold for
+/// claims too. `extended` tells the resource of a class; `of_pod` is what the Pod is charged for the same devices.
+pub fn extended_usage(
+    claim: &Value,
+    extended: impl Fn(&str) -> Option<String>,
+    of_pod: &Amounts,
+) -> Amounts {
+    let mut devices = Amounts::new();
+    of_devices(claim, &mut devices);
+    let mut beside = Amounts::new();
+    for (name, amount) in devices {
+        let class = name.strip_suffix(OF_DEVICES).unwrap_or_default();
+        let Some(resource) = extended(class).filter(|resource| !resource.is_empty()) else {
             continue;
         };
-        let count = match exact["allocationMode"].as_str() {
-            // All that fit: no more than one claim can hold.
-            Some("All") => 32,
-            _ => exact["count"].as_i64().unwrap_or(1),
-        };
-        let more = Quantity::from_i64(count, Format::DecimalSi);
-        let more = Amounts::from([(format!("{class}{OF_DEVICES}"), more)]);
-        totals::add(used, &more);
+        for name in [
+            format!("{OF_IMPLICIT}{class}"),
+            format!("requests.{resource}"),
+        ] {
+            let paid = of_pod.get(&name).copied().unwrap_or(Quantity::ZERO);
+            let owed = amount - paid;
+            if !owed.is_zero() && !owed.is_negative() {
+                beside.insert(name, owed);
+            }
+        }
+    }
+    beside
+}
+
+/// The Pod that a claim was made for because of its extended resources: name and uid.
+pub fn extended_owner(claim: &Value) -> Option<(&str, &str)> {
+    if meta::annotation(claim, EXTENDED_CLAIM) != Some("true") {
+        return None;
+    }
+    let owners = claim["metadata"]["ownerReferences"].as_array()?;
+    let owner = owners.iter().find(|owner| owner["controller"] == true)?;
+    let is_pod = owner["kind"] == "Pod" && owner["apiVersion"] == "v1";
+    owner["name"]
+        .as_str()
+        .zip(owner["uid"].as_str())
+        .filter(|_| is_pod)
+}
+
+/// Whether a Pod pays for a claim of its own: it names the claim, or names none yet and this is the first. `others` are the
+/// claims of its namespace.
+pub fn is_paid_by<'a>(
+    claim: &Value,
+    pod: &Value,
+    mut others: impl Iterator<Item = &'a Value>,
+) -> bool {
+    let Some((_, uid)) = extended_owner(claim).filter(|(_, uid)| *uid == meta::uid(pod)) else {
+        return false;
+    };
+    match pod["status"]["extendedResourceClaimStatus"]["resourceClaimName"].as_str() {
+        Some(named) => named == meta::name(claim),
+        None => {
+            let age = |claim: &Value| {
+                (
+                    meta::creation_timestamp(claim),
+                    meta::name(claim).to_owned(),
+                )
+            };
+            let mine = age(claim);
+            !others.any(|other| {
+                extended_owner(other).is_some_and(|(_, of)| of == uid) && age(other) < mine
+            })
+        }
     }
 }
 
@@ -431,6 +525,10 @@ mod tests {
         let claim = json!({"spec": {"storageClassName": "gold", "resources": {"requests": {"storage": "5Gi"}}}});
         let balanced =
             json!({"spec": {"type": "LoadBalancer", "ports": [{"port": 1}, {"port": 2}]}});
+        let exact = |class: &str, count: i64| json!({"deviceClassName": class, "allocationMode": "ExactCount", "count": count});
+        let devices = json!({"spec": {"devices": {"requests": [
+            {"exactly": exact("a", 2)}, {"exactly": {"deviceClassName": "b", "allocationMode": "All"}},
+            {"firstAvailable": [exact("a", 1), exact("b", 1), exact("a", 4)]}]}}});
         let cases = [
             (
                 "a pod",
@@ -452,6 +550,11 @@ mod tests {
                 "a balanced service",
                 used("", "services", &balanced),
                 "count/services=1,services=1,services.loadbalancers=1,services.nodeports=2",
+            ),
+            (
+                "devices",
+                used("resource.k8s.io", "resourceclaims", &devices),
+                "a.deviceclass.resource.k8s.io/devices=6,b.deviceclass.resource.k8s.io/devices=33,count/resourceclaims.resource.k8s.io=1",
             ),
             (
                 "a secret",
@@ -514,5 +617,64 @@ mod tests {
             Some("limits.memory for: a,b; requests.cpu for: b".to_owned())
         );
         assert_eq!(unsaid(&pod, ["pods"].into_iter()), None);
+    }
+
+    #[test]
+    fn claims_use_extended_resources_unless_their_pod_does() {
+        let claim = |name: &str, created: &str, owner: &str| {
+            json!({"metadata": {"name": name, "creationTimestamp": created,
+                "annotations": {"resource.kubernetes.io/extended-resource-claim": "true"},
+                "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": owner, "controller": true}]},
+                "spec": {"devices": {"requests": [{"exactly": {"deviceClassName": "gold", "count": 3}}, {"exactly": {"deviceClassName": "plain", "count": 1}}]}}})
+        };
+        let of = |class: &str| (class == "gold").then(|| "example.com/gpu".to_owned());
+        let (early, late) = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z");
+        let first = claim("first", early, "u");
+        assert_eq!(
+            shown(&extended_usage(&first, of, &Amounts::new())),
+            "requests.deviceclass.resource.kubernetes.io/gold=3,requests.example.com/gpu=3"
+        );
+        let paid = amounts(
+            &json!({"requests.example.com/gpu": "2", "requests.deviceclass.resource.kubernetes.io/gold": "3"}),
+        );
+        assert_eq!(
+            shown(&extended_usage(&first, of, &paid)),
+            "requests.example.com/gpu=1"
+        );
+        for name in [
+            "requests.example.com/gpu",
+            "requests.deviceclass.resource.kubernetes.io/gold",
+        ] {
+            assert!(
+                concerns("resource.k8s.io", "resourceclaims", name),
+                "{name}"
+            );
+            assert!(concerns("", "pods", name), "{name}");
+        }
+        assert!(!concerns(
+            "resource.k8s.io",
+            "resourceclaims",
+            "requests.cpu"
+        ));
+
+        let silent = json!({"metadata": {"name": "p", "uid": "u"}});
+        let mut naming = silent.clone();
+        naming["status"] = json!({"extendedResourceClaimStatus": {"resourceClaimName": "second"}});
+        let second = claim("second", late, "u");
+        let of_other = claim("zeroth", early, "v");
+        let mut of_user = first.clone();
+        of_user["metadata"]["annotations"] = json!({});
+        let all = [first.clone(), second.clone(), of_other.clone()];
+        let cases = [
+            ("the first of a pod that names none", &first, &silent, true),
+            ("the second", &second, &silent, false),
+            ("the one that is named", &second, &naming, true),
+            ("another than that", &first, &naming, false),
+            ("of another pod", &of_other, &silent, false),
+            ("the user's own", &of_user, &silent, false),
+        ];
+        for (name, claim, pod, expected) in cases {
+            assert_eq!(is_paid_by(claim, pod, all.iter()), expected, "case: {name}");
+        }
     }
 }

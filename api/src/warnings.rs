@@ -89,6 +89,12 @@ pub fn of_object(resource: &Resource, object: &Value, old: Option<&Value>) -> Ve
             }
         }
         ("", "nodes") => node(object, &mut warnings),
+        ("resource.k8s.io", "resourceslices") => {
+            let driver = object["spec"]["driver"].as_str().unwrap_or_default();
+            if driver.chars().any(char::is_uppercase) {
+                warnings.push(format!("spec.driver: driver names should be lowercase; {driver:?} contains uppercase characters"));
+            }
+        }
         _ => {}
     }
     warnings
@@ -252,5 +258,17 @@ mod tests {
         let service = json!({"spec": {"clusterIP": "None", "sessionAffinity": "ClientIP", "externalIPs": ["1.2.3.4"]}});
         assert_eq!(said("services", service).len(), 3);
         assert!(said("configmaps", json!({})).is_empty());
+    }
+
+    #[test]
+    fn names_of_drivers_should_be_lowercase() {
+        let slice = |driver: &str| json!({"spec": {"driver": driver}});
+        assert_eq!(
+            said("resourceslices", slice("GPU.example")),
+            [
+                "spec.driver: driver names should be lowercase; \"GPU.example\" contains uppercase characters"
+            ]
+        );
+        assert!(said("resourceslices", slice("gpu.example")).is_empty());
     }
 }

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
+use super::decoded::stored;
 use super::{Operation, Request};
 use crate::registry::{Registry, decode_stored};
 
@@ -54,6 +55,8 @@ struct Charge {
     object: Value,
     /// What it was before, if it was stored.
     old: Option<Value>,
+    /// What it uses that only other objects can tell.
+    beside: Amounts,
     dry_run: bool,
 }
 
@@ -90,6 +93,7 @@ impl Charges {
             plural: request.resource.plural.clone(),
             object: object.clone(),
             old: request.old.cloned(),
+            beside: of_classes(request, object, snapshot),
             dry_run: request.dry_run,
         };
         let answer = self.charged(registry, request.namespace, charge).await?;
@@ -128,6 +132,35 @@ impl Charges {
         }
         outcome
     }
+}
+
+/// What a claim uses of extended resources that its classes of devices stand for, beyond what its Pod pays for.
+fn of_classes(request: &Request<'_>, claim: &Value, snapshot: &Snapshot) -> Amounts {
+    if !request.is("resource.k8s.io", "resourceclaims") {
+        return Amounts::new();
+    }
+    let extended = |class: &str| {
+        let class = stored(snapshot, "deviceclasses", class)?;
+        class["spec"]["extendedResourceName"]
+            .as_str()
+            .map(str::to_owned)
+    };
+    let in_namespace = |name: &str| format!("{}/{name}", request.namespace);
+    let pod = quota::extended_owner(claim)
+        .and_then(|(name, _)| stored(snapshot, "pods", &in_namespace(name)));
+    let paid = pod.map_or_else(Amounts::new, |pod| {
+        let all = in_namespace("");
+        let claims = snapshot.range(&request.entry.prefix, &all, None);
+        let others: Vec<Value> = claims
+            .filter_map(|claim| serde_json::from_slice(&claim.json).ok())
+            .collect();
+        if quota::is_paid_by(claim, &pod, others.iter()) {
+            quota::usage("", "pods", &pod, Timestamp::now())
+        } else {
+            Amounts::new()
+        }
+    });
+    quota::extended_usage(claim, extended, &paid)
 }
 
 /// Whether the request can change what a namespace uses.
@@ -198,6 +231,7 @@ impl Account {
             ));
         }
         let mut owed = quota::usage(group, plural, &charge.object, now);
+        totals::add(&mut owed, &charge.beside);
         if let Some(old) = charge.old.as_ref().filter(|old| is_about(old)) {
             for (name, before) in quota::usage(group, plural, old, now) {
                 if let Some(amount) = owed.get_mut(&name) {

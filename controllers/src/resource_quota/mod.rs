@@ -1,6 +1,6 @@
 //! Says in the status of each ResourceQuota what its namespace uses.
 //!
-//! Watched: quotas, and the metadata of every kind that some quota counts. Written: `status.hard` and `status.used`. Admission
+//! Watched: quotas, device classes, pods, and the metadata of every kind that some quota counts. Written: `status.hard` and `status.used`. Admission
 //! charges a quota before an object is there, so a lower figure is written only as far as no recent charge can be for an object
 //! that is still on its way. What was charged for nothing comes back that way, too.
 
@@ -16,7 +16,8 @@ use cox_api::totals::{Amounts, amounts};
 use cox_client::runner::{ObjectName, Queue, Verdict};
 use cox_client::tasks::TaskScope;
 use cox_client::{BoxError, Informer, Sink, Source, reflect};
-use k8s_openapi::api::core::v1::ResourceQuota;
+use k8s_openapi::api::core::v1::{Pod, ResourceQuota};
+use k8s_openapi::api::resource::v1::DeviceClass;
 use kube::api::{DynamicObject, ListParams, PostParams};
 use kube::core::PartialObjectMeta;
 use kube::discovery::ApiResource;
@@ -40,6 +41,8 @@ type Kind = (String, String);
 struct Controller {
     context: Context,
     quotas: Informer<ResourceQuota>,
+    classes: Informer<DeviceClass>,
+    pods: Informer<Pod>,
     queue: Queue<ObjectName>,
     ledger: Arc<Ledger>,
     catalog: tokio::sync::Mutex<Option<(Instant, Arc<Catalog>)>>,
@@ -49,6 +52,8 @@ struct Controller {
 
 pub(crate) async fn run(context: Context) {
     let quotas = context.informers.of::<ResourceQuota>();
+    let classes = context.informers.of::<DeviceClass>();
+    let pods = context.informers.of::<Pod>();
     let ledger = Arc::new(Ledger::default());
     let mut frame = Loop::new("resourcequota");
     let notes = Arc::clone(&ledger);
@@ -57,12 +62,21 @@ pub(crate) async fn run(context: Context) {
         notes.saw(&key, &used_of(quota), Instant::now());
         keys.push(key);
     });
+    let known = quotas.clone();
+    // What a class stands for decides what claims use.
+    frame.feed(&classes, move |_, keys| {
+        let all = known.list();
+        keys.extend(all.iter().map(|quota| ObjectName::of(&**quota)));
+    });
+    frame.needs(&pods);
     let cancel = context.cancel.clone();
     let controller = Arc::new(Controller {
         scope: TaskScope::new("resourcequota", &cancel),
         queue: frame.queue().clone(),
         context,
         quotas,
+        classes,
+        pods,
         ledger,
         catalog: tokio::sync::Mutex::default(),
         watched: Mutex::default(),
@@ -149,11 +163,19 @@ impl Controller {
             let now = self.context.clock.now();
             if plan::needs_bodies(&group, &plural) || plan::has_scopes(quota) {
                 let api = Api::<DynamicObject>::namespaced_with(client, namespace, &resource);
-                for object in api.list(&params).await? {
-                    let object = serde_json::to_value(object)?;
-                    if quota::matches(quota, hard, &group, &plural, &object) {
-                        let used = quota::usage(&group, &plural, &object, now);
+                let listed = api.list(&params).await?.items.into_iter();
+                let objects: Vec<Value> =
+                    listed.map(serde_json::to_value).collect::<Result<_, _>>()?;
+                for object in &objects {
+                    if quota::matches(quota, hard, &group, &plural, object) {
+                        let used = quota::usage(&group, &plural, object, now);
                         cox_api::totals::add(&mut sum, &used);
+                        if (group.as_str(), plural.as_str())
+                            == ("resource.k8s.io", "resourceclaims")
+                        {
+                            let beside = self.of_classes(namespace, object, &objects)?;
+                            cox_api::totals::add(&mut sum, &beside);
+                        }
                     }
                 }
             } else {
@@ -163,6 +185,30 @@ impl Controller {
             }
         }
         Ok(sum)
+    }
+
+    /// What a claim uses of extended resources that its classes of devices stand for, beyond what its Pod pays for.
+    fn of_classes(
+        &self,
+        namespace: &str,
+        claim: &Value,
+        claims: &[Value],
+    ) -> Result<Amounts, BoxError> {
+        let extended = |class: &str| {
+            let class = self.classes.get(None, class)?;
+            class.spec.extended_resource_name.clone()
+        };
+        let owner = quota::extended_owner(claim);
+        let pod = owner.and_then(|(name, _)| self.pods.get(Some(namespace), name));
+        let pod = pod.map(|pod| serde_json::to_value(&*pod)).transpose()?;
+        let paying = pod.filter(|pod| quota::is_paid_by(claim, pod, claims.iter()));
+        let now = self.context.clock.now();
+        let paid = paying.map(|pod| quota::usage("", "pods", &pod, now));
+        Ok(quota::extended_usage(
+            claim,
+            extended,
+            &paid.unwrap_or_default(),
+        ))
     }
 
     /// The resource as it is served, if it is.

@@ -13,6 +13,11 @@ use std::collections::HashSet;
 pub(super) fn create(pod: &Node<'_>, errors: &mut Errors) {
     annotations::pod(pod, errors);
     let root = pod.get("spec");
+    let is_mirror = meta::annotation(pod.value, "kubernetes.io/config.mirror").is_some();
+    if is_mirror && root.len("resourceClaims") > 0 {
+        let why = "static pods do not support resource claims";
+        errors.push(FieldError::forbidden("[]", why));
+    }
     spec(&root, errors);
     if root.len("ephemeralContainers") > 0 {
         root.get("ephemeralContainers")

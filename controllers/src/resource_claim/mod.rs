@@ -174,17 +174,17 @@ fn keys_of_pod(
     keys.push(Work::Pod(key));
 }
 
-/// The claim, the Pod it was made for, and Pods on nodes that are not on its list yet.
+/// The claim, and the Pod it was made for or, of a user's claim, Pods on nodes that are not on its list yet.
 fn keys_of_claim(claim: &ResourceClaim, pods: &Informer<Pod>, keys: &mut Vec<Work>) {
     let key = ObjectName::of(claim);
+    let status = claim.status.as_ref();
     if let Some(owner) = plan::owning_pod(claim) {
+        // Nobody else needs to be looked for: there may be as many of these as Pods.
         keys.push(Work::Pod(ObjectName::namespaced(
             &key.namespace,
             &owner.name,
         )));
-    }
-    let status = claim.status.as_ref();
-    if status.is_some_and(|status| status.allocation.is_some()) {
+    } else if status.is_some_and(|status| status.allocation.is_some()) {
         let all = pods.list_in(&key.namespace);
         let waiting = all.iter().filter(|pod| {
             plan::must_reserve(pod, claim) && plan::claim_names(pod).any(|name| name == &*key.name)

@@ -376,6 +376,20 @@ fn containers_use_each_request_of_a_claim_once() {
     }
 }
 
+#[test]
+fn a_static_pod_has_no_claims() {
+    let mut mirror = pod();
+    mirror["spec"]["resourceClaims"] = json!([{"name": "gpu", "resourceClaimName": "x"}]);
+    let pods = resource("", "pods");
+    assert_eq!(texts(&create(pods, &prepared(pods, &mirror))), [""; 0]);
+    mirror["spec"]["nodeName"] = json!("node");
+    mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "x"});
+    assert_eq!(
+        texts(&create(pods, &prepared(pods, &mirror))),
+        ["[]: Forbidden: static pods do not support resource claims"]
+    );
+}
+
 fn slice() -> Value {
     json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceSlice", "metadata": {"name": "s"}, "spec": {
         "driver": "d.example", "nodeName": "n", "pool": {"name": "p", "generation": 1, "resourceSliceCount": 1},

@@ -146,7 +146,11 @@ impl Core {
             Some((namespace, name)) => {
                 pod.names().0 == namespace && dynamic_resources::claims::means(&pod.pod, name)
             }
-            None => !dynamic_resources::claims::listed(&pod.pod).is_empty(),
+            None => {
+                let listed = dynamic_resources::claims::listed(&pod.pod);
+                // Devices may stand behind extended resources.
+                !listed.is_empty() || !pod.requests.asked.scalars.is_empty()
+            }
         });
     }
 

@@ -7,6 +7,7 @@ use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 use kube::api::ObjectMeta;
 
 use crate::event::ClusterEvents;
+use crate::plugins::dynamic_resources::extended;
 
 /// Reads of objects that are about devices; each answers with what is known now.
 pub trait Devices: Send + Sync {
@@ -174,7 +175,8 @@ fn of_claim(change: &Change<ResourceClaim>) -> DeviceEvent {
     let (old, new) = match change {
         Change::Resync => return DeviceEvent::any(ClusterEvents::DEVICE_CLAIM),
         Change::Applied { old, new } => (old, new),
-        Change::Deleted(claim) if holds(claim) => {
+        // Those of extended resources are in their Pods' way.
+        Change::Deleted(claim) if holds(claim) || extended::is_marked(claim) => {
             return DeviceEvent::any(ClusterEvents::DEVICE_CLAIM);
         }
         Change::Deleted(_) => return DeviceEvent::any(ClusterEvents::NONE),

@@ -90,6 +90,23 @@ impl World {
         )));
     }
 
+    fn delete(&self, resource: &'static str, name: &str) {
+        let mut state = self.state.lock();
+        state.revision += 1;
+        let revision = state.revision.to_string();
+        let objects = state.objects.get_mut(resource).unwrap();
+        let at = objects
+            .iter()
+            .position(|own| own["metadata"]["name"] == name);
+        let mut gone = objects.remove(at.unwrap());
+        gone["metadata"]["resourceVersion"] = revision.into();
+        let line = json!({"type": "DELETED", "object": gone});
+        drop(
+            self.lines_tx
+                .send((resource, Bytes::from(format!("{line}\n")))),
+        );
+    }
+
     fn wrote(&self, what: String) {
         self.writes_tx.send_modify(|writes| writes.push(what));
     }
@@ -141,9 +158,6 @@ impl World {
             (&Method::GET, [resource]) if let Some(resource) = known(resource) => {
                 self.read(resource, parts.uri.query())
             }
-            (&Method::GET, ["namespaces", _, "resourceclaims", name]) => {
-                json_answer(200, &self.object("resourceclaims", name))
-            }
             (&Method::PUT, ["persistentvolumes", name]) => {
                 let volume = &body["spec"]["claimRef"]["name"];
                 self.put("persistentvolumes", &body);
@@ -158,19 +172,17 @@ impl World {
                 self.wrote(format!("{name}: {annotations}"));
                 json_answer(200, &self.object("persistentvolumeclaims", name))
             }
-            (&Method::PUT, ["namespaces", _, "resourceclaims", name, rest @ ..]) => {
-                self.put_claim(name, &body, rest)
-            }
-            (&Method::PATCH, ["namespaces", _, "resourceclaims", name, "status"]) => {
-                let mut claim = self.object("resourceclaims", name);
-                let gone = body["status"]["reservedFor"][0]["uid"].clone();
-                let reserved = claim["status"]["reservedFor"].as_array_mut().unwrap();
-                reserved.retain(|own| own["uid"] != gone);
-                self.put("resourceclaims", &claim);
-                self.wrote(format!("{name} without {}", gone.as_str().unwrap()));
-                json_answer(200, &self.object("resourceclaims", name))
+            (method, ["namespaces", _, "resourceclaims", rest @ ..]) => {
+                self.claims(method, rest, &body)
             }
             (&Method::POST, ["namespaces", _, "pods", name, "binding"]) => self.bind(name, &body),
+            (&Method::PATCH, ["namespaces", _, "pods", name, "status"])
+                if body["status"]["extendedResourceClaimStatus"].is_object() =>
+            {
+                let status = &body["status"]["extendedResourceClaimStatus"];
+                self.wrote(format!("{name} uses {status}"));
+                json_answer(200, &self.pod(name))
+            }
             (&Method::PATCH, ["namespaces", _, "pods", name, "status"]) => self.patch(name, &body),
             (&Method::POST, [.., "events"]) => {
                 let text = |field: &str| body[field].as_str().unwrap_or_default().to_owned();
@@ -187,6 +199,41 @@ impl World {
                 &json!({"kind": "Status", "code": 404, "reason": "NotFound", "message": parts.uri.path()}),
             ),
         })
+    }
+
+    /// Claims for devices.
+    fn claims(&self, method: &Method, path: &[&str], body: &Value) -> Answer {
+        match (method, path) {
+            (&Method::GET, [name]) => json_answer(200, &self.object("resourceclaims", name)),
+            (&Method::PUT, [name, rest @ ..]) => self.put_claim(name, body, rest),
+            (&Method::PATCH, [name, "status"]) => {
+                let mut claim = self.object("resourceclaims", name);
+                let gone = body["status"]["reservedFor"][0]["uid"].clone();
+                let reserved = claim["status"]["reservedFor"].as_array_mut().unwrap();
+                reserved.retain(|own| own["uid"] != gone);
+                self.put("resourceclaims", &claim);
+                self.wrote(format!("{name} without {}", gone.as_str().unwrap()));
+                json_answer(200, &self.object("resourceclaims", name))
+            }
+            (&Method::POST, []) => {
+                let mut claim = body.clone();
+                let start = body["metadata"]["generateName"].as_str().unwrap();
+                let name = format!("{start}x");
+                claim["metadata"]["name"] = name.as_str().into();
+                claim["metadata"]["uid"] = format!("uid-{name}").into();
+                self.put("resourceclaims", &claim);
+                self.wrote(format!("made {name}"));
+                json_answer(201, &self.object("resourceclaims", &name))
+            }
+            (&Method::DELETE, [name]) => {
+                let claim = self.object("resourceclaims", name);
+                assert_eq!(body["preconditions"]["uid"], claim["metadata"]["uid"]);
+                self.delete("resourceclaims", name);
+                self.wrote(format!("deleted {name}"));
+                json_answer(200, &claim)
+            }
+            _ => json_answer(405, &json!({"kind": "Status", "code": 405})),
+        }
     }
 
     /// A whole claim, or its status; somebody else is faster as often as is wanted.
@@ -651,6 +698,32 @@ async fn devices_are_made_ready_before_the_pod_is_bound() {
         writes_rx.wait_for(twice).await.unwrap();
         says("Attached");
         world.written("p->n").await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_is_made_for_extended_resources_and_goes_when_the_binding_fails() {
+    let world = World::new();
+    one_device(&world, &json!({"name": "dev"}));
+    world.put(
+        "deviceclasses",
+        json!({"metadata": {"name": "class"}, "spec": {"extendedResourceName": "example.com/gpu"}}),
+    );
+    world.put("pods", &*pod_object("p gpu=1"));
+    world.state.lock().bindings_to_refuse = 1;
+    let name = "p-extended-resources-x";
+    with_scheduler(&world, async {
+        world.written(&format!("made {name}")).await;
+        world.written(&format!("{name} has \"dev\" for [\"p\"]")).await;
+        let mapping = r#"{"containerName":"c","requestName":"container-0-request-0","resourceName":"example.com/gpu"}"#;
+        world
+            .written(&format!(r#"p uses {{"requestMappings":[{mapping}],"resourceClaimName":"{name}"}}"#))
+            .await;
+        world.written("refused p").await;
+        world.written(&format!("deleted {name}")).await;
+        world.written("p->n").await;
+        assert_eq!(world.count(&format!("made {name}")), 2);
     })
     .await;
 }

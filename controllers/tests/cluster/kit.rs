@@ -100,6 +100,26 @@ impl Cluster {
         Controllers { cancel, task }
     }
 
+    pub(crate) fn scheduler_client(&self) -> kube::Client {
+        in_process(
+            self.server
+                .service(UserInfo::new("system:kube-scheduler", [])),
+        )
+    }
+
+    /// The scheduler, until it is cancelled.
+    pub(crate) fn run_scheduler(&self) -> CancellationToken {
+        let (client, cancel) = (self.scheduler_client(), self.cancel.child_token());
+        let deps = cox_scheduler::Deps {
+            informers: Informers::new(client.clone(), &cancel),
+            client,
+            clock: Arc::new(SystemClock),
+        };
+        let config = cox_scheduler::Config::default();
+        tokio::spawn(cox_scheduler::run(config, deps, cancel.clone()));
+        cancel
+    }
+
     /// A node that is ready, and something that acts as its kubelet.
     pub(crate) async fn run_kubelet(&self) {
         self.create_node("node-1").await;

@@ -7,6 +7,7 @@
 )]
 
 mod claims;
+mod devices;
 mod kit;
 mod node_ipam;
 mod quotas;

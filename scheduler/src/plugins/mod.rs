@@ -25,6 +25,7 @@ use volume_binding::VolumeBinding;
 /// stays in `volumes`, what of devices in `devices`.
 #[must_use]
 pub fn default_profile(volumes: &VolumeBinding, devices: &DynamicResources) -> Profile {
+    let fit = node_resources_fit::NodeResourcesFit::new(Arc::clone(devices.devices()));
     let storage = || Arc::clone(volumes.storage());
     Profile {
         filters: vec![
@@ -33,7 +34,7 @@ pub fn default_profile(volumes: &VolumeBinding, devices: &DynamicResources) -> P
             Box::new(taint_toleration::TaintToleration),
             Box::new(node_affinity::NodeAffinity),
             Box::new(node_ports::NodePorts),
-            Box::new(node_resources_fit::NodeResourcesFit),
+            Box::new(fit.clone()),
             Box::new(volume_restrictions::VolumeRestrictions::new(storage())),
             Box::new(node_volume_limits::NodeVolumeLimits::new(storage())),
             Box::new(volumes.clone()),
@@ -45,7 +46,7 @@ pub fn default_profile(volumes: &VolumeBinding, devices: &DynamicResources) -> P
             (Box::new(taint_toleration::TaintToleration), 3),
             (Box::new(node_affinity::NodeAffinity), 2),
             (Box::new(devices.clone()), 2),
-            (Box::new(node_resources_fit::NodeResourcesFit), 1),
+            (Box::new(fit), 1),
             (
                 Box::new(node_resources_balanced::NodeResourcesBalancedAllocation),
                 1,

@@ -2,15 +2,41 @@
 //! best (LeastAllocated).
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
+use crate::devices::Devices;
 use crate::event::ClusterEvents;
 use crate::framework::{FilterPlugin, MAX_NODE_SCORE, Plugin, Rejection, ScorePlugin};
 use crate::node_info::NodeInfo;
+use crate::plugins::dynamic_resources::extended;
 use crate::pod_info::PodInfo;
 
 /// See the module's description.
-#[derive(Clone, Copy, Debug)]
-pub struct NodeResourcesFit;
+#[derive(Clone, Default)]
+pub struct NodeResourcesFit {
+    /// Classes of devices that stand in for what a node has not.
+    devices: Option<Arc<dyn Devices>>,
+}
+
+impl NodeResourcesFit {
+    /// Leaves resources to DynamicResources that a node has not and a class of devices stands behind.
+    #[must_use]
+    pub fn new(devices: Arc<dyn Devices>) -> Self {
+        let devices = Some(devices);
+        Self { devices }
+    }
+
+    fn devices_stand_in(&self, resource: &str) -> bool {
+        let devices = self.devices.as_ref();
+        devices.is_some_and(|devices| extended::class_of(resource, &**devices).is_some())
+    }
+}
+
+impl std::fmt::Debug for NodeResourcesFit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NodeResourcesFit").finish_non_exhaustive()
+    }
+}
 
 impl Plugin for NodeResourcesFit {
     fn name(&self) -> &'static str {
@@ -45,7 +71,9 @@ impl FilterPlugin for NodeResourcesFit {
             reasons.push("Insufficient ephemeral-storage".into());
         }
         for (name, amount) in &wanted.scalars {
-            if lacks(*amount, taken.scalar(name), has.scalar(name)) {
+            let has = has.scalar(name);
+            if lacks(*amount, taken.scalar(name), has) && (has > 0 || !self.devices_stand_in(name))
+            {
                 reasons.push(format!("Insufficient {name}").into());
             }
         }
@@ -60,6 +88,7 @@ impl FilterPlugin for NodeResourcesFit {
         ClusterEvents::NODE_ADDED
             .or(ClusterEvents::NODE_ALLOCATABLE)
             .or(ClusterEvents::POD_LEFT)
+            .or(ClusterEvents::DEVICE_CLASS)
     }
 }
 
@@ -172,7 +201,7 @@ mod tests {
             ),
         ];
         for (name, wanted, has, there, expected) in cases {
-            let found = NodeResourcesFit.filter(&pod(wanted), &node_with(has, there));
+            let found = NodeResourcesFit::default().filter(&pod(wanted), &node_with(has, there));
             let text =
                 found.map_or_else(|Rejection(reasons)| reasons.join(", "), |()| String::new());
             assert_eq!(text, *expected, "case: {name}");
@@ -208,7 +237,7 @@ mod tests {
         ];
         for (name, wanted, has, there, expected) in cases {
             assert_eq!(
-                NodeResourcesFit.score(&pod(wanted), &node_with(has, there)),
+                NodeResourcesFit::default().score(&pod(wanted), &node_with(has, there)),
                 *expected,
                 "case: {name}"
             );

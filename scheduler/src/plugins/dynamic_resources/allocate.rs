@@ -76,14 +76,16 @@ impl Allocated {
 /// Everything that stays the same from node to node.
 pub(super) struct Allocator {
     slices: Vec<Arc<ResourceSlice>>,
+    /// Places in `slices`, by addresses.
+    place_of: HashMap<usize, usize>,
     /// Slices that name their node, by it; the others are worth a look for any.
     by_node: HashMap<String, Vec<usize>>,
     anywhere: Vec<usize>,
     classes: BTreeMap<String, Arc<DeviceClass>>,
     allocated: Allocated,
     selectors: Arc<Selectors>,
-    /// Whether a device meets a request's selectors, by slice, device, claim, request and alternative.
-    met: Mutex<HashMap<[usize; 5], Result<bool, String>>>,
+    /// Whether a device meets a request's selectors, by slice, device, class and where the selectors are written.
+    met: Mutex<HashMap<[usize; 4], Result<bool, String>>>,
 }
 
 impl std::fmt::Debug for Allocator {
@@ -196,7 +198,10 @@ impl Allocator {
                 None => anywhere.push(index),
             }
         }
+        let places = slices.iter().enumerate();
+        let places = places.map(|(place, slice)| (Arc::as_ptr(slice).addr(), place));
         Self {
+            place_of: places.collect(),
             slices,
             by_node,
             anywhere,
@@ -220,8 +225,8 @@ impl Allocator {
         let own = node.metadata.name.as_ref();
         let own = own.and_then(|name| self.by_node.get(name));
         let near = own.into_iter().flatten().chain(&self.anywhere);
-        let all: Vec<&ResourceSlice> = self.slices.iter().map(|slice| &**slice).collect();
-        let pools = pools::gather(node, near.map(|index| all[*index]), &all);
+        let near = near.map(|index| &*self.slices[*index]);
+        let pools = pools::gather(node, near, &self.slices);
         let candidates = self.candidates(&pools);
         let mut search = Search {
             allocator: self,
@@ -253,19 +258,13 @@ impl Allocator {
     }
 
     fn candidates<'a>(&'a self, pools: &[Pool<'a>]) -> Vec<Candidate<'a>> {
-        let index_of: HashMap<*const ResourceSlice, usize> = self
-            .slices
-            .iter()
-            .enumerate()
-            .map(|(index, slice)| (Arc::as_ptr(slice), index))
-            .collect();
         let mut candidates = Vec::new();
         for (index, pool) in pools.iter().enumerate() {
             if pool.soundness != Soundness::Sound {
                 continue;
             }
             for slice in &pool.slices {
-                let slice_index = index_of[&std::ptr::from_ref(*slice)];
+                let slice_index = self.place_of[&std::ptr::from_ref(*slice).addr()];
                 for (device_index, device) in pools::devices(slice).iter().enumerate() {
                     candidates.push(Candidate {
                         pool: index,
@@ -335,14 +334,14 @@ impl<'a> Search<'a> {
     /// Works out what is wanted, "all" included.
     fn prepare(&mut self) -> Result<(), Failure> {
         let claims = self.claims;
-        for (index, claim) in claims.iter().enumerate() {
+        for claim in claims {
             let mut of_claim = Vec::new();
             let mut least = 0;
-            for (number, request) in requests(claim).iter().enumerate() {
+            for request in requests(claim) {
                 let mut alternatives = self.alternatives(claim, request)?;
-                for (place, (wanted, mode)) in alternatives.iter_mut().enumerate() {
+                for (wanted, mode) in &mut alternatives {
                     if *mode == "All" {
-                        let all = self.all_of(claim, wanted, [index, number, place])?;
+                        let all = self.all_of(claim, wanted)?;
                         wanted.count = all.len();
                         wanted.all = Some(all);
                     }
@@ -428,12 +427,7 @@ impl<'a> Search<'a> {
     }
 
     /// All devices that a request means.
-    fn all_of(
-        &self,
-        claim: &ResourceClaim,
-        wanted: &Wanted<'a>,
-        key: [usize; 3],
-    ) -> Result<Vec<usize>, Failure> {
+    fn all_of(&self, claim: &ResourceClaim, wanted: &Wanted<'a>) -> Result<Vec<usize>, Failure> {
         for pool in self.pools {
             let why = match pool.soundness {
                 Soundness::Sound => continue,
@@ -450,7 +444,7 @@ impl<'a> Search<'a> {
         }
         let mut all = Vec::new();
         for index in 0..self.candidates.len() {
-            if self.is_selectable(wanted, index, key)? && self.capacity_fits(wanted, index) {
+            if self.is_selectable(claim, wanted, index)? && self.capacity_fits(wanted, index) {
                 all.push(index);
             }
         }
@@ -544,7 +538,7 @@ impl<'a> Search<'a> {
             self.allocator.allocated.whole.contains(&candidate.id) || !self.taking[index].is_empty()
         };
         if taken
-            || !self.is_selectable(wanted, index, key)?
+            || !self.is_selectable(&self.claims[claim], wanted, index)?
             || !self.capacity_fits(wanted, index)
             || !wanted.tolerates_taints(candidate.device)
             || !self.counters_left(index)
@@ -653,9 +647,9 @@ impl<'a> Search<'a> {
     /// Whether a device meets the selectors of class and request, and is where the node can reach it.
     fn is_selectable(
         &self,
+        claim: &ResourceClaim,
         wanted: &Wanted<'_>,
         index: usize,
-        [claim, request, alternative]: [usize; 3],
     ) -> Result<bool, Failure> {
         let candidate = &self.candidates[index];
         if candidate.slice.spec.per_device_node_selection == Some(true)
@@ -664,7 +658,13 @@ impl<'a> Search<'a> {
             return Ok(false);
         }
         let (slice, device) = (candidate.slice_index, candidate.device_index);
-        let key = [slice, device, claim, request, alternative];
+        // Claims and classes stay where they are as long as the allocator; one that is made for each node has no selectors.
+        let written = match wanted.selectors {
+            [] => 0,
+            [first, ..] => std::ptr::from_ref(first).addr(),
+        };
+        let class = std::ptr::from_ref(wanted.class).addr();
+        let key = [slice, device, class, written];
         let mut met = self.allocator.met.lock();
         let answer = met.entry(key).or_insert_with(|| {
             let selectors = &self.allocator.selectors;
@@ -675,7 +675,7 @@ impl<'a> Search<'a> {
             match selected.map_err(|why| format!("class {class_name}: {why}"))? {
                 true => selectors
                     .all_match(wanted.selectors, device)
-                    .map_err(|why| format!("claim {}: {why}", shown(&self.claims[claim]))),
+                    .map_err(|why| format!("claim {}: {why}", shown(claim))),
                 false => Ok(false),
             }
         });

@@ -68,7 +68,7 @@ pub(super) fn of(pod: &PodInfo, devices: &dyn Devices) -> Result<Vec<Arc<Resourc
     Ok(claims)
 }
 
-fn is_owned(claim: &ResourceClaim, pod: &Pod) -> bool {
+pub(super) fn is_owned(claim: &ResourceClaim, pod: &Pod) -> bool {
     let owners = claim.metadata.owner_references.as_deref();
     let mut owners = owners.unwrap_or_default().iter();
     owners.any(|owner| {

@@ -38,7 +38,8 @@ pub(super) fn of(claim: &ResourceClaim) -> Readiness {
         }
         let is_it = |own: &&AllocatedDeviceStatus| {
             (&own.driver, &own.pool, &own.device) == (&device.driver, &device.pool, &device.device)
-                && own.share_id == device.share_id
+                // Drivers need not tell shares apart.
+                && (own.share_id.is_none() || own.share_id == device.share_id)
         };
         let Some(status) = statuses.unwrap_or_default().iter().find(is_it) else {
             return Readiness::Waiting;

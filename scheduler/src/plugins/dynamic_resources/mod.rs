@@ -9,6 +9,7 @@ pub(crate) mod claims;
 mod conditions;
 mod constraints;
 mod counters;
+pub(crate) mod extended;
 mod pools;
 mod results;
 mod selectors;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cox_client::Clock;
+use k8s_openapi::api::core::v1::ContainerExtendedResourceRequest;
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClaim};
 use parking_lot::{Mutex, MutexGuard};
 
@@ -48,6 +50,21 @@ pub struct Planned {
     pub node: Arc<str>,
     /// All claims of the Pod.
     pub claims: Vec<PlannedClaim>,
+    /// The claim to be made for its extended resources.
+    pub extended: Option<PlannedExtended>,
+}
+
+/// A claim that is made for a Pod when it has a node.
+#[derive(Clone, Debug)]
+pub struct PlannedExtended {
+    /// As it is to be made; later, as it was.
+    pub claim: Arc<ResourceClaim>,
+    /// What it gets.
+    pub allocation: AllocationResult,
+    /// Which container gets which request.
+    pub mappings: Vec<ContainerExtendedResourceRequest>,
+    /// It was made.
+    pub is_made: bool,
 }
 
 /// A claim of a Pod that has a node.
@@ -68,6 +85,8 @@ pub enum FollowUp {
     Unreserve(Arc<ResourceClaim>),
     /// Give the devices back: they keep the Pod off all nodes.
     Deallocate(Arc<ResourceClaim>),
+    /// Delete what was made for extended resources.
+    Delete(Arc<ResourceClaim>),
 }
 
 /// See the module's description.
@@ -101,19 +120,52 @@ struct Current {
     claims: Vec<Arc<ResourceClaim>>,
     /// None: all claims have their devices.
     allocator: Option<Allocator>,
+    /// Classes behind what the Pod asks for by amount, by the names of resources.
+    extended: BTreeMap<String, Arc<DeviceClass>>,
+    /// What an earlier attempt made for those, and that is in the way.
+    stale: Option<Arc<ResourceClaim>>,
     /// What was found, by node.
-    found: HashMap<String, Vec<AllocationResult>>,
+    found: HashMap<String, Found>,
     /// Claims whose devices keep the Pod off a node.
     unavailable: BTreeSet<usize>,
     /// What is wrong with the claims.
     failed: Option<String>,
 }
 
+/// What was found for a node.
+#[derive(Default)]
+struct Found {
+    /// For the claims that have no devices yet, then for that of extended resources.
+    results: Vec<AllocationResult>,
+    extended: Option<(ResourceClaim, Vec<ContainerExtendedResourceRequest>)>,
+}
+
+/// Under what a claim that is not made yet is set aside.
+fn extended_key(pod: &str) -> String {
+    format!("extended resources of {pod}")
+}
+
+/// How long a claim that was made may stay unseen before it counts as gone again.
+const UNSEEN_MAX: Duration = Duration::from_secs(60);
+
 /// A claim with the devices that it gets.
 struct Pending {
     pod: Arc<str>,
     claim: Arc<ResourceClaim>,
-    is_written: bool,
+    /// When it was written, if it was.
+    written: Option<jiff::Timestamp>,
+}
+
+impl Pending {
+    fn new(pod: &PodInfo, claim: &ResourceClaim, held: &AllocationResult) -> Self {
+        let mut promised = claim.clone();
+        promised.status.get_or_insert_default().allocation = Some(held.clone());
+        Self {
+            pod: Arc::clone(&pod.uid),
+            claim: Arc::new(promised),
+            written: None,
+        }
+    }
 }
 
 impl DynamicResources {
@@ -136,6 +188,12 @@ impl DynamicResources {
         }
     }
 
+    /// Where it reads from.
+    #[must_use]
+    pub fn devices(&self) -> &Arc<dyn Devices> {
+        &self.inner.devices
+    }
+
     /// What has to be written before the Pod is bound; `None`: nothing.
     #[must_use]
     pub fn planned(&self, uid: &str) -> Option<Planned> {
@@ -149,6 +207,9 @@ impl DynamicResources {
         let mut all = state.follow_ups.remove(&pod.uid).unwrap_or_default();
         let current = state.current.take_if(|current| current.uid == pod.uid);
         all.extend(current.and_then(|current| {
+            if let Some(stale) = current.stale {
+                return Some(FollowUp::Delete(stale));
+            }
             let mut unavailable = current.unavailable.iter();
             let claim = unavailable.find_map(|index| {
                 let claim = &current.claims[*index];
@@ -164,16 +225,34 @@ impl DynamicResources {
     pub(crate) fn written(&self, pod: &PodInfo, claim: &Arc<ResourceClaim>) {
         let mut state = self.state();
         let uid = uid_of(claim);
-        if let Some(pending) = state.pending.get_mut(&uid) {
+        let is_extended = extended::is_for(claim, &pod.pod);
+        let key = match is_extended {
+            true => extended_key(&pod.uid),
+            false => uid.clone(),
+        };
+        if let Some(pending) = state.pending.get_mut(&key) {
             pending.claim = Arc::clone(claim);
-            pending.is_written = true;
+            pending.written = Some(self.inner.clock.now());
         }
         if let Some(planned) = state.planned.get_mut(&pod.uid) {
+            if let Some(own) = planned.extended.as_mut().filter(|_| is_extended) {
+                own.claim = Arc::clone(claim);
+            }
             let mut own = planned.claims.iter_mut();
             if let Some(own) = own.find(|own| uid_of(&own.claim) == uid) {
                 own.claim = Arc::clone(claim);
                 own.is_reserved = true;
             }
+        }
+    }
+
+    /// The claim for the Pod's extended resources was made.
+    pub(crate) fn made(&self, pod: &PodInfo, claim: &Arc<ResourceClaim>) {
+        let mut state = self.state();
+        let planned = state.planned.get_mut(&pod.uid);
+        if let Some(own) = planned.and_then(|planned| planned.extended.as_mut()) {
+            own.claim = Arc::clone(claim);
+            own.is_made = true;
         }
     }
 
@@ -188,6 +267,8 @@ impl DynamicResources {
             )),
             Some(known) if revision(&known) > revision(claim) => Ok(known),
             Some(_) => Ok(Arc::clone(claim)),
+            // Just made, and not seen yet.
+            None if extended::is_marked(claim) => Ok(Arc::clone(claim)),
             None => Err(format!(
                 "resourceclaim.resource.k8s.io \"{name}\" not found"
             )),
@@ -201,9 +282,11 @@ impl DynamicResources {
     /// What claims hold, those included that are only about to.
     fn allocated(&self, state: &State) -> Allocated {
         let mut allocated = Allocated::default();
+        let pending = state.pending.values();
+        let pending: BTreeSet<String> = pending.map(|own| uid_of(&own.claim)).collect();
         for claim in self.inner.devices.claims() {
             if let Some(held) = allocation(&claim)
-                && !state.pending.contains_key(&uid_of(&claim))
+                && !pending.contains(&uid_of(&claim))
             {
                 allocated.add(held);
             }
@@ -218,16 +301,25 @@ impl DynamicResources {
 
     /// What was written is not set aside any more once it is seen; no claim, no devices.
     fn forget_seen(&self, state: &mut State) {
-        state.pending.retain(|uid, pending| {
+        let now = self.inner.clock.now();
+        state.pending.retain(|_, pending| {
+            let Some(written) = pending.written else {
+                return true;
+            };
             let meta = &pending.claim.metadata;
             let (namespace, name) = (meta.namespace.as_deref(), meta.name.as_deref());
             let known = self
                 .inner
                 .devices
                 .claim(namespace.unwrap_or_default(), name.unwrap_or_default());
-            let known = known.filter(|known| uid_of(known) == *uid);
-            !pending.is_written
-                || known.is_some_and(|known| revision(&known) < revision(&pending.claim))
+            match known.filter(|known| uid_of(known) == uid_of(&pending.claim)) {
+                Some(known) => revision(&known) < revision(&pending.claim),
+                None => {
+                    let waited = Duration::try_from(now.duration_since(written));
+                    extended::is_marked(&pending.claim)
+                        && waited.is_ok_and(|waited| waited < UNSEEN_MAX)
+                }
+            }
         });
     }
 
@@ -235,13 +327,18 @@ impl DynamicResources {
     fn look_at(&self, pod: &PodInfo, state: &State) -> Result<Option<Current>, String> {
         let devices = &*self.inner.devices;
         let mut claims = claims::of(pod, devices)?;
-        if claims.is_empty() {
+        let extended = extended::classes(pod, devices);
+        if claims.is_empty() && extended.is_empty() {
             return Ok(None);
         }
         let mut classes = BTreeMap::new();
+        for class in extended.values() {
+            let name = class.metadata.name.clone().unwrap_or_default();
+            classes.insert(name, Arc::clone(class));
+        }
         for claim in &mut claims {
             if let Some(pending) = state.pending.get(&uid_of(claim)) {
-                if !pending.is_written {
+                if pending.written.is_none() {
                     let shown = allocate::shown(claim);
                     return Err(format!(
                         "resource claim {shown} is in the process of being allocated"
@@ -253,8 +350,16 @@ impl DynamicResources {
                 self.classes_of(claim, &mut classes)?;
             }
         }
-        let allocator = claims.iter().any(|claim| allocation(claim).is_none());
-        let allocator = allocator.then(|| {
+        let stale = match extended.is_empty() {
+            true => None,
+            false => {
+                let mut all = devices.claims().into_iter();
+                all.find(|claim| extended::is_for(claim, &pod.pod))
+            }
+        };
+        let wants = claims.iter().any(|claim| allocation(claim).is_none());
+        let wants = wants || !extended.is_empty();
+        let allocator = wants.then(|| {
             let selectors = Arc::clone(&self.inner.selectors);
             Allocator::new(devices.slices(), classes, self.allocated(state), selectors)
         });
@@ -262,6 +367,8 @@ impl DynamicResources {
             uid: Arc::clone(&pod.uid),
             claims,
             allocator,
+            extended,
+            stale,
             found: HashMap::new(),
             unavailable: BTreeSet::new(),
             failed: None,
@@ -333,7 +440,7 @@ impl FilterPlugin for DynamicResources {
     fn pre_filter(&self, pod: &PodInfo, _uses: &ClaimUses) -> PreFilter {
         let mut state = self.state();
         state.current = None;
-        if claims::listed(&pod.pod).is_empty() {
+        if claims::listed(&pod.pod).is_empty() && pod.requests.asked.scalars.is_empty() {
             return PreFilter::Skip;
         }
         self.forget_seen(&mut state);
@@ -353,13 +460,30 @@ impl FilterPlugin for DynamicResources {
         let Some(current) = current.filter(|current| current.uid == pod.uid) else {
             return Ok(());
         };
+        if current.stale.is_some() {
+            return Err(Rejection::because(
+                "cannot schedule extended resource claim",
+            ));
+        }
+        let has = |name: &str| node.facts.allocatable.scalar(name);
+        let missing = extended::missing(&current.extended, has);
+        if current.claims.is_empty() && missing.is_empty() {
+            // The node has it all itself.
+            return Ok(());
+        }
+        let extended = pod.pod.spec.as_ref().filter(|_| !missing.is_empty());
+        let extended = extended.map(|spec| {
+            let (requests, mappings) = extended::requests(spec, &missing);
+            (extended::claim(&pod.pod, requests), mappings)
+        });
         let claims = current.claims.iter().enumerate();
         let unavailable = claims.filter(|(_, claim)| !self.is_available(claim, node));
         let unavailable: Vec<usize> = unavailable.map(|(index, _)| index).collect();
         let found = current.allocator.as_ref().map(|allocator| {
             let wanting = current.claims.iter();
             let wanting = wanting.filter(|claim| allocation(claim).is_none());
-            let wanting: Vec<_> = wanting.cloned().collect();
+            let special = extended.iter().map(|(claim, _)| Arc::new(claim.clone()));
+            let wanting: Vec<_> = wanting.cloned().chain(special).collect();
             allocator.allocate(&node.facts.node, &wanting, &mut new_share_id)
         });
         let found = match found {
@@ -378,7 +502,8 @@ impl FilterPlugin for DynamicResources {
                 "resourceclaim not available on the node",
             ));
         }
-        if let Some(found) = found {
+        if let Some(results) = found {
+            let found = Found { results, extended };
             current.found.insert(node.facts.name().to_owned(), found);
         }
         Ok(())
@@ -418,7 +543,8 @@ impl ScorePlugin for DynamicResources {
         let Some(current) = current.filter(|current| current.uid == pod.uid) else {
             return 0;
         };
-        let mut found = current.found.get(node.facts.name()).into_iter().flatten();
+        let found = current.found.get(node.facts.name());
+        let mut found = found.into_iter().flat_map(|found| &found.results);
         let claims = current.claims.iter();
         let scores = claims.map(|claim| {
             let held = allocation(claim).or_else(|| found.next());
@@ -456,10 +582,14 @@ impl ReservePlugin for DynamicResources {
             return Ok(());
         };
         let found = current.found.remove(node.facts.name());
+        if found.is_none() && current.claims.is_empty() {
+            return Ok(());
+        }
         if current.allocator.is_some() && found.is_none() {
             return Err(Rejection::because("claim allocation not found for node"));
         }
-        let mut found = found.into_iter().flatten();
+        let Found { results, extended } = found.unwrap_or_default();
+        let mut found = results.into_iter();
         let mut planned = Vec::with_capacity(current.claims.len());
         for claim in current.claims {
             let is_reserved = is_reserved_for(&claim, &pod.pod);
@@ -468,13 +598,7 @@ impl ReservePlugin for DynamicResources {
                 None => found.next(),
             };
             if let Some(own) = &own {
-                let mut promised = (*claim).clone();
-                promised.status.get_or_insert_default().allocation = Some(own.clone());
-                let pending = Pending {
-                    pod: Arc::clone(&pod.uid),
-                    claim: Arc::new(promised),
-                    is_written: false,
-                };
+                let pending = Pending::new(pod, &claim, own);
                 state.pending.insert(uid_of(&claim), pending);
             }
             planned.push(PlannedClaim {
@@ -483,9 +607,21 @@ impl ReservePlugin for DynamicResources {
                 is_reserved,
             });
         }
+        let extended = extended.zip(found.next());
+        let extended = extended.map(|((claim, mappings), allocation)| {
+            let pending = Pending::new(pod, &claim, &allocation);
+            state.pending.insert(extended_key(&pod.uid), pending);
+            PlannedExtended {
+                claim: Arc::new(claim),
+                allocation,
+                mappings,
+                is_made: false,
+            }
+        });
         let planned = Planned {
             node: node.facts.name().into(),
             claims: planned,
+            extended,
         };
         state.planned.insert(Arc::clone(&pod.uid), planned);
         Ok(())
@@ -493,11 +629,19 @@ impl ReservePlugin for DynamicResources {
 
     fn unreserve(&self, pod: &PodInfo, _node: &str) {
         let mut state = self.state();
-        let own = |pending: &Pending| pending.pod == pod.uid && !pending.is_written;
+        let own = |pending: &Pending| {
+            let goes = pending.written.is_none() || extended::is_for(&pending.claim, &pod.pod);
+            pending.pod == pod.uid && goes
+        };
         state.pending.retain(|_, pending| !own(pending));
         if let Some(planned) = state.planned.remove(&pod.uid) {
+            let made = planned.extended.filter(|own| own.is_made);
+            let made = made.map(|own| FollowUp::Delete(own.claim));
             let reserved = planned.claims.into_iter().filter(|own| own.is_reserved);
-            let all: Vec<_> = reserved.map(|own| FollowUp::Unreserve(own.claim)).collect();
+            let all: Vec<_> = reserved
+                .map(|own| FollowUp::Unreserve(own.claim))
+                .chain(made)
+                .collect();
             if !all.is_empty() {
                 state.follow_ups.insert(Arc::clone(&pod.uid), all);
             }

@@ -4,6 +4,7 @@
 //! and nobody gets "all" devices while it is so. One that contradicts itself is invalid, with the same effect.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 use cox_client::placement::NodeTerm;
 use k8s_openapi::api::core::v1::{Node, NodeSelector};
@@ -118,7 +119,7 @@ fn is_relevant(slice: &ResourceSlice, node: &Node) -> bool {
 pub(super) fn gather<'a>(
     node: &Node,
     candidates: impl Iterator<Item = &'a ResourceSlice>,
-    all: &[&'a ResourceSlice],
+    all: &'a [Arc<ResourceSlice>],
 ) -> Vec<Pool<'a>> {
     let mut found: BTreeMap<(&str, &str), Vec<&ResourceSlice>> = BTreeMap::new();
     for slice in candidates.filter(|slice| is_relevant(slice, node)) {
@@ -143,7 +144,7 @@ pub(super) fn gather<'a>(
 fn whole_pool<'a>(
     (driver, name): (&'a str, &'a str),
     mut slices: Vec<&'a ResourceSlice>,
-    all: &[&'a ResourceSlice],
+    all: &'a [Arc<ResourceSlice>],
 ) -> Option<Pool<'a>> {
     let pool = &slices.first()?.spec.pool;
     let expected = usize::try_from(pool.resource_slice_count).unwrap_or(0);
@@ -152,17 +153,17 @@ fn whole_pool<'a>(
     let mut elsewhere = Vec::new();
     if slices.len() != expected {
         let of_pool =
-            |slice: &&&ResourceSlice| slice.spec.driver == driver && slice.spec.pool.name == name;
+            |slice: &&ResourceSlice| slice.spec.driver == driver && slice.spec.pool.name == name;
         let (mut seen, names): (usize, HashSet<String>) = (0, slices.iter().map(name_of).collect());
-        for slice in all.iter().filter(of_pool) {
+        for slice in all.iter().map(|slice| &**slice).filter(of_pool) {
             let generation = slice.spec.pool.generation;
             if generation > pool.generation {
                 return None;
             }
             if generation == pool.generation {
                 seen += 1;
-                if !names.contains(&name_of(slice)) {
-                    elsewhere.push(*slice);
+                if !names.contains(&name_of(&slice)) {
+                    elsewhere.push(slice);
                 }
             }
         }

@@ -820,3 +820,121 @@ fn devices_that_failed_or_are_overdue_are_not_available() {
         );
     }
 }
+
+fn gpu_class() -> Arc<DeviceClass> {
+    let mut class = (*class()).clone();
+    class.spec.extended_resource_name = Some("example.com/gpu".into());
+    Arc::new(class)
+}
+
+#[test]
+fn devices_stand_in_for_extended_resources() {
+    let (mut core, world, plugin) = core();
+    core.pod_applied(&pod_object("p gpu=1"), at(0));
+    let lacks = "p: 0/2 nodes are available: 2 Insufficient example.com/gpu.";
+    assert_eq!(decide(&mut core, at(0)), lacks);
+    world.0.lock().unwrap().classes = vec![gpu_class()];
+    core.devices_changed(ClusterEvents::DEVICE_CLASS, None, at(2));
+    let Some(Decision::Bind { pod, node }) = core.next(at(2)) else {
+        panic!("not bound")
+    };
+    let planned = plugin.planned("p").unwrap();
+    assert!(planned.claims.is_empty());
+    let own = planned.extended.unwrap();
+    assert_eq!(results(&own.allocation)[0].request, "container-0-request-0");
+    assert_eq!(own.mappings[0].resource_name, "example.com/gpu");
+    let meta = &own.claim.metadata;
+    assert_eq!(meta.generate_name.as_deref(), Some("p-extended-resources-"));
+    assert_eq!(meta.owner_references.as_ref().unwrap()[0].uid, "p");
+
+    core.pod_applied(&pod_object("both gpu=1"), at(3));
+    core.pod_applied(&pod_object("none gpu=1"), at(3));
+    let full = "0/2 nodes are available: 2 cannot allocate all claims.";
+    assert_eq!(
+        decide(&mut core, at(3)),
+        format!("both bound; none: {full}")
+    );
+
+    // It was made, and the binding fails: it has to go, and its device is free.
+    let mut made = (*own.claim).clone();
+    made.metadata.name = Some("made".into());
+    made.metadata.uid = Some("uid-made".into());
+    plugin.made(&pod, &Arc::new(made));
+    core.bind_failed(&pod, &node, at(4));
+    assert!(
+        matches!(&plugin.take_follow_ups(&pod)[..], [FollowUp::Delete(own)] if own.metadata.name.as_deref() == Some("made"))
+    );
+    core.pod_deleted("p", at(4));
+    core.devices_changed(ClusterEvents::DEVICE_CLAIM, None, at(9));
+    assert_eq!(decide(&mut core, at(9)), "none bound");
+}
+
+#[test]
+fn a_node_that_has_the_resource_itself_needs_no_devices() {
+    let (mut core, world, plugin) = core();
+    world.0.lock().unwrap().classes = vec![gpu_class()];
+    world.0.lock().unwrap().slices.clear();
+    core.node_applied(&node_object("own cpu=4 gpu=1"), at(0));
+    core.pod_applied(&pod_object("p gpu=1"), at(0));
+    core.pod_applied(&pod_object("q gpu=1"), at(0));
+    assert_eq!(
+        decide(&mut core, at(0)),
+        "p bound; q: 0/3 nodes are available: 1 Insufficient example.com/gpu, 2 cannot allocate all claims."
+    );
+    assert!(plugin.planned("p").is_none());
+}
+
+#[test]
+fn what_an_earlier_attempt_made_goes_first() {
+    let (mut core, world, plugin) = core();
+    world.0.lock().unwrap().classes = vec![gpu_class()];
+    let mut earlier = claim("earlier", &["r"]);
+    earlier["metadata"]["annotations"] =
+        json!({"resource.kubernetes.io/extended-resource-claim": "true"});
+    earlier["metadata"]["ownerReferences"] =
+        json!([{"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "p", "controller": true}]);
+    world.put_claim(earlier);
+    core.pod_applied(&pod_object("p gpu=1"), at(0));
+    let Some(Decision::Unschedulable { pod, message }) = core.next(at(0)) else {
+        panic!("it has a node")
+    };
+    let why = "0/2 nodes are available: 2 cannot schedule extended resource claim.";
+    assert_eq!(message, why);
+    assert!(matches!(
+        &plugin.take_follow_ups(&pod)[..],
+        [FollowUp::Delete(_)]
+    ));
+    world.0.lock().unwrap().claims.clear();
+    core.devices_changed(ClusterEvents::DEVICE_CLAIM, None, at(2));
+    assert_eq!(decide(&mut core, at(2)), "p bound");
+}
+
+#[test]
+fn the_newest_class_stands_behind_a_resource() {
+    let named = |name: &str, made: &str, resource: Option<&str>| {
+        of(
+            json!({"metadata": {"name": name, "creationTimestamp": made}, "spec": {"extendedResourceName": resource}}),
+        )
+    };
+    let gpu = Some("example.com/gpu");
+    let objects = DeviceObjects {
+        classes: vec![
+            named("old", "2026-01-01T00:00:00Z", gpu),
+            named("b", "2026-01-02T00:00:00Z", gpu),
+            named("a", "2026-01-02T00:00:00Z", gpu),
+            named("plain", "2026-01-03T00:00:00Z", None),
+        ],
+        ..DeviceObjects::default()
+    };
+    let cases = [
+        ("example.com/gpu", Some("a")),
+        ("deviceclass.resource.kubernetes.io/plain", Some("plain")),
+        ("deviceclass.resource.kubernetes.io/none", None),
+        ("example.com/other", None),
+    ];
+    for (resource, expected) in cases {
+        let found = extended::class_of(resource, &objects);
+        let name = found.and_then(|class| class.metadata.name.clone());
+        assert_eq!(name.as_deref(), expected, "{resource}");
+    }
+}

@@ -7,16 +7,17 @@ use std::time::Duration;
 use cox_client::events::{EventType, Recorder};
 use cox_client::runner::chain;
 use cox_client::{Clock, is_conflict, is_not_found};
+use k8s_openapi::api::core::v1::{Pod, PodExtendedResourceClaimStatus};
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimConsumerReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Api;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::json;
 use tokio::sync::watch;
 
 use super::claims::{allocation, is_reserved_for};
 use super::conditions::{self, Readiness};
-use super::{DynamicResources, FollowUp, Planned, PlannedClaim, allocate};
+use super::{DynamicResources, FollowUp, Planned, PlannedClaim, PlannedExtended, allocate};
 use crate::pod_info::PodInfo;
 
 /// A claim that somebody else writes at the same time is read again this often.
@@ -51,6 +52,9 @@ impl ClaimWriter {
                 written
             });
         }
+        if let Some(own) = &planned.extended {
+            claims.push(self.make(pod, own).await?);
+        }
         if claims.iter().any(|claim| conditions::has_any(claim)) {
             let node = &planned.node;
             let message = format!("waiting for binding conditions for device on node {node}");
@@ -63,6 +67,44 @@ impl ClaimWriter {
             return self.wait(claims).await;
         }
         Ok(())
+    }
+
+    /// Makes the claim for extended resources, and has the Pod name it.
+    async fn make(
+        &self,
+        pod: &PodInfo,
+        own: &PlannedExtended,
+    ) -> Result<Arc<ResourceClaim>, String> {
+        let (namespace, name) = pod.names();
+        let api: Api<ResourceClaim> = Api::namespaced(self.client.clone(), namespace);
+        let made = api.create(&PostParams::default(), &own.claim).await;
+        let made = made.map_err(|error| {
+            let why = chain(&error);
+            format!("create claim for extended resources {namespace}/{name}: {why}")
+        })?;
+        let made = Arc::new(made);
+        self.plugin.made(pod, &made);
+        let planned = PlannedClaim {
+            claim: made,
+            allocation: Some(own.allocation.clone()),
+            is_reserved: false,
+        };
+        let written = Arc::new(self.reserve(pod, &planned).await?);
+        self.plugin.written(pod, &written);
+        let status = PodExtendedResourceClaimStatus {
+            request_mappings: own.mappings.clone(),
+            resource_claim_name: written.metadata.name.clone().unwrap_or_default(),
+        };
+        let patch = json!({"metadata": {"uid": pod.pod.metadata.uid}, "status": {"extendedResourceClaimStatus": status}});
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let patch = Patch::Strategic(patch);
+        let patched = pods
+            .patch_status(name, &PatchParams::default(), &patch)
+            .await;
+        patched.map(|_| written).map_err(|error| {
+            let why = chain(&error);
+            format!("update pod {namespace}/{name} ExtendedResourceClaimStatus: {why}")
+        })
     }
 
     /// Has the claim name its devices, if it has none yet, and the Pod.
@@ -187,7 +229,8 @@ impl ClaimWriter {
 
     /// Does what is to be done about the claims of a Pod without a node. What fails is tried again with the Pod.
     pub(crate) async fn follow_up(&self, pod: &PodInfo, follow_up: &FollowUp) {
-        let (FollowUp::Unreserve(claim) | FollowUp::Deallocate(claim)) = follow_up;
+        let (FollowUp::Unreserve(claim) | FollowUp::Deallocate(claim) | FollowUp::Delete(claim)) =
+            follow_up;
         let meta = &claim.metadata;
         let namespace = meta.namespace.as_deref().unwrap_or_default();
         let name = meta.name.as_deref().unwrap_or_default();
@@ -211,6 +254,7 @@ impl ClaimWriter {
                     .await;
                 written.map(drop)
             }
+            FollowUp::Delete(_) => delete(&api, name, claim).await,
         };
         match done {
             Ok(()) => tracing::debug!(namespace, name, "Claim given back"),
@@ -222,6 +266,33 @@ impl ClaimWriter {
             }
         }
     }
+}
+
+/// Deletes a claim for good: nobody but the scheduler held it.
+async fn delete(
+    api: &Api<ResourceClaim>,
+    name: &str,
+    claim: &ResourceClaim,
+) -> Result<(), kube::Error> {
+    let mut next = claim.clone();
+    for _ in 0..ATTEMPTS {
+        if next.metadata.uid != claim.metadata.uid {
+            return Ok(());
+        }
+        let finalizers = next.metadata.finalizers.get_or_insert_default();
+        finalizers.retain(|own| own != FINALIZER);
+        match api.replace(name, &PostParams::default(), &next).await {
+            Ok(_) => break,
+            Err(error) if is_conflict(&error) => next = api.get(name).await?,
+            Err(error) => return Err(error),
+        }
+    }
+    let own = Preconditions {
+        uid: claim.metadata.uid.clone(),
+        resource_version: None,
+    };
+    let params = DeleteParams::default().preconditions(own);
+    api.delete(name, &params).await.map(drop)
 }
 
 /// Why a claim was not written.

@@ -23,6 +23,7 @@ use crate::pod::view::PodView;
 use crate::pod::{PodUid, is_over};
 use crate::sources::mirror;
 use crate::worker::mailbox::Failing;
+use crate::worker::publish::revision;
 use crate::worker::refuse;
 use crate::worker::{Actor, Mailbox, Shared, Start};
 use cox_client::tasks::TaskScope;
@@ -72,6 +73,8 @@ pub struct Dispatcher {
     left: Notify,
     /// The node stops: no Pod is started any more.
     stopping: AtomicBool,
+    /// Held while a Pod is looked at and taken.
+    starting: Mutex<()>,
     /// Critical Pods that wait until others have made room for them.
     waiting: Mutex<BTreeSet<PodUid>>,
     /// Manifests that could not be read, at the last look.
@@ -95,6 +98,7 @@ impl Dispatcher {
             scope: TaskScope::new("pod-workers", cancel),
             left: Notify::new(),
             stopping: AtomicBool::new(false),
+            starting: Mutex::default(),
             waiting: Mutex::default(),
             bad_manifests: AtomicUsize::new(0),
             all_known: AtomicBool::new(false),
@@ -319,6 +323,19 @@ impl Dispatcher {
     /// Starts a worker; what the runtime already runs of the Pod goes with it.
     fn start(self: &Arc<Self>, uid: PodUid, pod: Arc<Pod>, is_static: bool, is_orphan: bool) {
         if self.stopping.load(Ordering::Relaxed) || self.is_waiting(&uid) {
+            return;
+        }
+        // Two that are looked at beside each other would both fit where there is room for one.
+        let _one_at_a_time = self
+            .starting
+            .lock()
+            .expect("no panic happens while this lock is held");
+        if let Some(known) = self.lock().get_mut(&uid) {
+            // What was kept of it came first, and its object just behind.
+            if revision(&pod) > revision(&known.pod) {
+                known.pod = pod.clone();
+                known.mailbox.put(|mail| mail.pod = Some(pod));
+            }
             return;
         }
         let mut found = self

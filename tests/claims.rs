@@ -15,7 +15,7 @@ use cox_testkit::linux::MixedCluster;
 use driver::{DRIVER, Driver};
 use serde_json::{Value, json};
 use std::path::PathBuf;
-use std::process::Command;
+use std::sync::Arc;
 
 const COX: &str = env!("CARGO_BIN_EXE_cox");
 /// Where runtimes look for descriptions of devices.
@@ -81,24 +81,14 @@ fn devices_are_offered_allocated_used_by_both_kinds_and_given_back() {
     let Some(node) = MixedCluster::start(test, COX, &["examples/hello/hello.wasm"]) else {
         return;
     };
-    let cluster = &node.cluster;
+    let node = Arc::new(node);
+    let (cluster, asked) = (&node.cluster, node.clone());
     let vendor = Vendor::new();
-    let (kubectl, kubeconfig) = (cox_testkit::cluster::kubectl_binary(), cluster.kubeconfig());
     let kind = vendor.kind.clone();
     // As drivers do: what was allocated stands in the claim.
     let devices = move |claim: &Claim| {
-        let mut get = Command::new(&kubectl);
-        get.arg("--kubeconfig").arg(&kubeconfig);
-        get.args([
-            "get",
-            "resourceclaim",
-            "-n",
-            &claim.namespace,
-            &claim.name,
-            "-o",
-            "json",
-        ]);
-        let found: Value = serde_json::from_slice(&get.output().unwrap().stdout).unwrap();
+        let (namespace, name) = (claim.namespace.as_str(), claim.name.as_str());
+        let found = (asked.cluster).json(&["get", "resourceclaim", "-n", namespace, name]);
         let results = found["status"]["allocation"]["devices"]["results"]
             .as_array()
             .unwrap();

@@ -611,6 +611,8 @@ fn index(target: &Type, at: &Type) -> Option<Type> {
             Some((**inner).clone())
         }
         Type::Map(inner, _) => Some((**inner).clone()),
+        // What is taken of something that may not be there may not be there.
+        Type::Optional(inner) => Some(Type::Optional(Box::new(index(inner, at)?))),
         _ => None,
     }
 }

@@ -118,6 +118,7 @@ fn mistakes_are_found_before_anything_is_evaluated() {
         "self.ios == 1 || self.ios == '50%'",
         "self.list.map(i, i.n).all(n, n != '')",
         "self.__namespace__ == 'a'",
+        "[['a']][?0][0].orValue('') == 'a'",
         "self.list.filter(i, i.n == 'a').size() == 1 && self.x > 0",
     ] {
         assert!(
@@ -140,4 +141,16 @@ fn costs_grow_with_what_is_not_bounded() {
     let twice = "self.all(x, self.all(y, x == y))";
     assert!(check(twice, strings(Some(10))).unwrap() < 10_000);
     assert!(check(twice, strings(None)).unwrap() > 10_000_000);
+}
+
+#[test]
+fn what_is_taken_of_an_optional_is_optional() {
+    let object = json!({"extra": {"node": ["n1"]}});
+    for (source, expected) in [
+        ("self.extra[?'node'][0].orValue('') == 'n1'", true),
+        ("self.extra[?'none'][0].orValue('') == ''", true),
+        ("self.extra[?'node'][?1].hasValue()", false),
+    ] {
+        assert_eq!(run(source, &object), Ok(expected), "case: {source}");
+    }
 }

@@ -31,8 +31,7 @@ impl Vendor {
     fn new() -> Self {
         let id = std::process::id();
         let kind = format!("cox-test-{id}.example.com/oar");
-        let oar =
-            |name: &str| json!({"name": name, "containerEdits": {"env": [format!("WHO={name}")]}});
+        let oar = |name: &str| json!({"name": name, "containerEdits": {"env": [format!("HOSTNAME={name}")]}});
         let node = json!({"path": "/dev/engine", "hostPath": "/dev/null"});
         let engine = json!({"name": "engine", "containerEdits": {"deviceNodes": [node]}});
         let devices = [oar("left"), oar("right"), engine];
@@ -65,7 +64,7 @@ fn pod_spec(template: &str) -> Value {
             "resources": {"claims": [{"name": "mine"}]}})
     };
     let mut linux = container("linux", "docker.io/library/busybox:latest");
-    linux["command"] = json!(["sh", "-c", "echo I am $WHO; exec sleep 1000"]);
+    linux["command"] = json!(["sh", "-c", "echo I am $HOSTNAME; exec sleep 1000"]);
     json!({"terminationGracePeriodSeconds": 1,
         "resourceClaims": [{"name": "mine", "resourceClaimTemplateName": template}],
         "containers": [linux, container("wasm", "cox.local/hello:latest")]})

@@ -6,6 +6,7 @@ use cox_api::declared_features::Traits;
 use cox_client::placement::is_sidecar;
 use k8s_openapi::api::core::v1::{Pod, PodSpec, Toleration};
 
+use crate::plugins::dynamic_resources::claims;
 use crate::plugins::node_affinity::Affinity;
 use crate::pod_volumes::PodVolumes;
 use crate::resources::Requests;
@@ -113,13 +114,13 @@ pub(crate) fn has_ended(pod: &Pod) -> bool {
     matches!(phase, Some("Succeeded" | "Failed"))
 }
 
-/// Whether somebody still keeps it from being scheduled.
+/// Whether somebody still keeps it from being scheduled, or has first to make claims for it.
 pub(crate) fn is_gated(pod: &Pod) -> bool {
     let gates = pod
         .spec
         .as_ref()
         .and_then(|spec| spec.scheduling_gates.as_deref());
-    gates.is_some_and(|gates| !gates.is_empty())
+    gates.is_some_and(|gates| !gates.is_empty()) || claims::awaits(pod)
 }
 
 fn traits(spec: &PodSpec) -> Traits {

@@ -142,6 +142,11 @@ fn check_namespace(metadata: &mut Map<String, Value>, namespace: &str) -> Result
     if given == namespace {
         return Ok(());
     }
+    if namespace.is_empty() {
+        // An object of the whole cluster has none; that it names one does no harm, as upstream.
+        metadata.remove("namespace");
+        return Ok(());
+    }
     if !given.is_empty() {
         return Err(refuse::bad_request(
             "the namespace of the provided object does not match the namespace sent on the request"

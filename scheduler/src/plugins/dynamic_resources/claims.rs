@@ -27,6 +27,12 @@ fn name<'a>(pod: &'a Pod, claim: &'a PodResourceClaim) -> Option<Option<&'a str>
     made.next().map(|made| made.resource_claim_name.as_deref())
 }
 
+/// Whether a claim that is made for the Pod is not there yet: its controller writes that into the Pod's status.
+pub(crate) fn awaits(pod: &Pod) -> bool {
+    let mut listed = listed(pod).iter();
+    listed.any(|own| own.resource_claim_template_name.is_some() && name(pod, own).is_none())
+}
+
 /// Whether a Pod means a claim of this name.
 pub(crate) fn means(pod: &Pod, claim: &str) -> bool {
     let mut listed = listed(pod).iter();

@@ -35,6 +35,16 @@ async fn a_created_object_is_complete_and_comes_back_the_same() {
 }
 
 #[tokio::test]
+async fn an_object_of_the_whole_cluster_has_no_namespace_whatever_it_says() {
+    let server = Server::with_namespace().await;
+    let class =
+        json!({"metadata": {"name": "c", "namespace": "a"}, "provisioner": "example.com/p"});
+    let classes = "/apis/storage.k8s.io/v1/storageclasses";
+    let made = server.post(classes, &class).await.ok(201);
+    assert!(made["metadata"].get("namespace").is_none(), "{made}");
+}
+
+#[tokio::test]
 async fn names_are_generated() {
     let server = Server::with_namespace().await;
     let object = json!({"metadata": {"generateName": "web-"}});

@@ -22,6 +22,7 @@ pub mod dispatch;
 pub mod eviction;
 mod files;
 pub mod gc;
+mod go_clients;
 pub mod holdings;
 pub mod hooks;
 pub mod keep;

@@ -21,13 +21,13 @@ use crate::claims::{Device, HeldClaim};
 use crate::devices::HeldDevice;
 use crate::dispatch::Dispatcher;
 use crate::files;
+use crate::go_clients::incoming;
 use crate::pod::containers::{inits, is_sidecar, mains};
 use crate::worker::shared::Shared;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use proto::pod_resources_lister_server::{PodResourcesLister, PodResourcesListerServer};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -61,10 +61,7 @@ impl PodResources {
         let served = tonic::transport::Server::builder()
             .concurrency_limit_per_connection(CALLS_AT_ONCE)
             .add_service(PodResourcesListerServer::new(self))
-            .serve_with_incoming_shutdown(
-                UnixListenerStream::new(listener),
-                cancel.cancelled_owned(),
-            );
+            .serve_with_incoming_shutdown(incoming(listener), cancel.cancelled_owned());
         if let Err(error) = served.await {
             tracing::error!(%error, "Nobody can ask any more who holds which devices");
         }

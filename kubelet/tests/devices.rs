@@ -296,6 +296,58 @@ async fn devices_are_counted_given_kept_and_taken_back() {
     serving.abort();
 }
 
+/// A frame of HTTP/2: kind, flags, stream.
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()
+}
+
+/// A header that is not compressed: the index of its name, its value.
+fn header(index: u8, value: &str) -> Vec<u8> {
+    let length = u8::try_from(value.len()).unwrap();
+    [&[0x40 | index, length], value.as_bytes()].concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_written_in_go_registers() {
+    use prost::Message;
+    use tokio::io::AsyncWriteExt;
+    let cluster = Cluster::start().await;
+    let folder = cluster.dir.path().join("kubelet/device-plugins");
+    let node = cluster.kubelet();
+    let plugin = Plugin::new(&[("left", true), ("right", true)]);
+    let socket = folder.join("kubelet.sock");
+    drop(channel(socket.clone()).await);
+    let serving = plugin.serve(&folder, "oar.sock");
+    let request = proto::RegisterRequest {
+        version: "v1beta1".into(),
+        endpoint: "oar.sock".into(),
+        resource_name: RESOURCE.into(),
+        options: None,
+    };
+    let request = request.encode_to_vec();
+    let length = u32::try_from(request.len()).unwrap().to_be_bytes();
+    let headers = [
+        // POST, http, the path, and what Go makes of a path to a socket.
+        vec![0x83, 0x86],
+        header(4, "/v1beta1.Registration/Register"),
+        header(1, "%2Fvar%2Flib%2Fkubelet%2Fdevice-plugins%2Fkubelet.sock"),
+        header(31, "application/grpc"),
+        b"\x40\x02te\x08trailers".to_vec(),
+    ];
+    let said = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        frame(4, 0, 0, &[]),
+        frame(1, 4, 1, &headers.concat()),
+        frame(0, 1, 1, &[&[0][..], &length, &request].concat()),
+    ];
+    let mut client = UnixStream::connect(&socket).await.unwrap();
+    client.write_all(&said.concat()).await.unwrap();
+    until_shown(&cluster, "2", "2").await;
+    node.quit().await;
+    serving.abort();
+}
+
 /// What the socket says of a list: Pod, container, and each device with where it sits.
 fn shown_of(pods: &[pod_resources::PodResources]) -> Vec<String> {
     let device = |one: &pod_resources::ContainerDevices| {

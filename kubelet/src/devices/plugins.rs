@@ -7,12 +7,12 @@ use super::proto::{self, DevicePluginOptions, RegisterRequest};
 use super::{Devices, Plugin};
 use crate::csi::{stream_channel, text};
 use crate::files;
+use crate::go_clients::incoming;
 use cox_client::tasks::TaskScope;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -93,10 +93,7 @@ impl Devices {
         };
         let served = tonic::transport::Server::builder()
             .add_service(RegistrationServer::new(door))
-            .serve_with_incoming_shutdown(
-                UnixListenerStream::new(listener),
-                cancel.clone().cancelled_owned(),
-            );
+            .serve_with_incoming_shutdown(incoming(listener), cancel.clone().cancelled_owned());
         if let Err(error) = served.await {
             tracing::error!(%error, "Device plugins cannot register any more");
         }

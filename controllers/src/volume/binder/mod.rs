@@ -63,11 +63,15 @@ pub(crate) async fn run(context: Context) {
     let pods = context.informers.of::<Pod>();
     let mut frame = Loop::new("persistentvolume-binder");
     follow(&mut frame, &claims, &volumes, &classes, &pods);
-    let known = claims.clone();
-    // A chosen node that goes away is not waited for.
+    let (known, users) = (claims.clone(), pods.clone());
+    // A chosen node that goes away is not waited for; one that is heard of after the Pod on it is.
     frame.feed(&nodes, move |node, keys| {
+        let name = node.metadata.name.as_deref();
         let waiting = unbound(&known, |claim| {
-            annotation(&claim.metadata, SELECTED_NODE) == node.metadata.name.as_deref()
+            match annotation(&claim.metadata, SELECTED_NODE) {
+                Some(chosen) => Some(chosen) == name,
+                None => first_user(&users, claim).is_some_and(|pod| on_node(&pod) == name),
+            }
         });
         keys.extend(waiting);
     });
@@ -236,17 +240,17 @@ impl Binder {
         if let Some(chosen) = annotation(&claim.metadata, SELECTED_NODE) {
             return self.nodes.get(None, chosen);
         }
-        let name = claim.metadata.name.as_deref().unwrap_or_default();
-        let pods = self
-            .pods
-            .list_in(claim.metadata.namespace.as_deref().unwrap_or_default());
-        let mut users: Vec<_> = pods
-            .iter()
-            .filter(|pod| on_node(pod).is_some() && claims_of(pod).any(|claim| claim == name))
-            .collect();
-        users.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
-        users
-            .first()
-            .and_then(|pod| self.nodes.get(None, on_node(pod)?))
+        let pod = first_user(&self.pods, claim)?;
+        self.nodes.get(None, on_node(&pod)?)
     }
+}
+
+/// The first of the Pods on nodes that use a claim.
+fn first_user(pods: &Informer<Pod>, claim: &PersistentVolumeClaim) -> Option<Arc<Pod>> {
+    let name = claim.metadata.name.as_deref().unwrap_or_default();
+    let namespace = claim.metadata.namespace.as_deref().unwrap_or_default();
+    let users = pods.list_in(namespace).into_iter();
+    users
+        .filter(|pod| on_node(pod).is_some() && claims_of(pod).any(|claim| claim == name))
+        .min_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0))
 }

@@ -6,6 +6,7 @@
 
 use crate::holdings::{Holdings, host_ports};
 use crate::pod::containers::spec;
+use crate::pod::resize::RESIZABLE;
 use crate::pod::status::qos;
 use crate::resources::{Amounts, of_pod};
 use jiff::Timestamp;
@@ -15,9 +16,6 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard};
 use tokio::sync::Notify;
-
-/// What a resize can change.
-const RESIZABLE: [&str; 2] = ["cpu", "memory"];
 
 /// A resize that waits for room.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -14,15 +14,13 @@ use cox_kubelet::claims::proto::Device;
 use cox_kubelet::pod_resources::proto as pod_resources;
 use cox_kubelet::pod_resources::proto::pod_resources_lister_client::PodResourcesListerClient;
 use cox_kubelet::pod_resources::socket as pod_resources_socket;
-use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use support::driver::{DRIVER, Driver};
-use support::{Cluster, NODE, eventually, is_ready, is_restarted, one, phase};
-use tokio::net::UnixStream;
+use support::{Cluster, NODE, channel, eventually, is_ready, is_restarted, one, phase};
 
 /// Serves a pair of oars, whatever the claim.
 fn serve(cluster: &Cluster, name: &str) -> (Driver, [tokio::task::JoinHandle<()>; 2]) {
@@ -77,6 +75,14 @@ fn rower() -> Value {
     spec
 }
 
+/// The Pod `p`, with its oars.
+async fn ready_rower(cluster: &Cluster) -> Pod {
+    let pod = cluster.create("p", rower()).await;
+    allocate(cluster, &[&pod]).await;
+    cluster.until("p", "ready", is_ready).await;
+    pod
+}
+
 /// The devices that the runtime was told of, by container.
 fn given(cluster: &Cluster) -> Vec<Vec<String>> {
     let state = cluster.runtime.state.lock().unwrap();
@@ -99,12 +105,7 @@ fn health(pod: &Pod) -> Option<(String, String, Option<String>)> {
 
 async fn held(cluster: &Cluster) -> Vec<String> {
     let socket = pod_resources_socket(&cluster.dir.path().join("kubelet"));
-    let connect = tower::service_fn(move |_: http::Uri| {
-        let socket = socket.clone();
-        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-    });
-    let channel = tonic::transport::Endpoint::from_static("http://kubelet.local")
-        .connect_with_connector_lazy(connect);
+    let channel = channel(socket).await;
     let listed = PodResourcesListerClient::new(channel)
         .list(pod_resources::ListPodResourcesRequest {})
         .await
@@ -225,9 +226,7 @@ async fn a_pod_that_went_while_the_kubelet_was_away_leaves_nothing_behind() {
     let node = cluster.kubelet();
     claim(&cluster).await;
     let (driver, tasks) = serve(&cluster, "oars");
-    let pod = cluster.create("p", rower()).await;
-    allocate(&cluster, &[&pod]).await;
-    cluster.until("p", "ready", is_ready).await;
+    ready_rower(&cluster).await;
     node.quit().await;
     let at_once = DeleteParams {
         grace_period_seconds: Some(0),
@@ -248,9 +247,7 @@ async fn a_pod_that_went_while_the_kubelet_was_away_leaves_nothing_behind() {
     .await;
 
     // Without a trace of the Pod in the runtime, too.
-    let again = cluster.create("p", rower()).await;
-    allocate(&cluster, &[&again]).await;
-    cluster.until("p", "ready", is_ready).await;
+    ready_rower(&cluster).await;
     node.quit().await;
     cluster.pods().delete("p", &at_once).await.unwrap();
     let calls = driver.calls().len();
@@ -277,9 +274,7 @@ async fn after_a_power_cut_claims_are_prepared_without_a_control_plane() {
     let node = cluster.kubelet();
     claim(&cluster).await;
     let (driver, tasks) = serve(&cluster, "oars");
-    let pod = cluster.create("p", rower()).await;
-    allocate(&cluster, &[&pod]).await;
-    cluster.until("p", "ready", is_ready).await;
+    let pod = ready_rower(&cluster).await;
     let uid = pod.metadata.uid.clone().unwrap();
     let kept = cluster.dir.path().join("kubelet/kept").join(uid);
     eventually("the Pod is kept", || kept.exists()).await;
@@ -318,9 +313,7 @@ async fn a_driver_is_updated_without_a_gap() {
     claim(&cluster).await;
     let (old, old_tasks) = serve(&cluster, "oars-1");
     let registry = cluster.dir.path().join("kubelet/plugins_registry");
-    let pod = cluster.create("p", rower()).await;
-    allocate(&cluster, &[&pod]).await;
-    cluster.until("p", "ready", is_ready).await;
+    ready_rower(&cluster).await;
     // Both answer for a while; then the old one goes, and the new one has to clear away.
     let (new, new_tasks) = serve(&cluster, "oars-2");
     for task in old_tasks {

@@ -16,13 +16,12 @@ use cox_kubelet::pod_resources::proto as pod_resources;
 use cox_kubelet::pod_resources::proto::pod_resources_lister_client::PodResourcesListerClient;
 use cox_kubelet::pod_resources::socket as pod_resources_socket;
 use futures::stream::BoxStream;
-use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use support::{Cluster, NODE, eventually, is_ready, one};
+use support::{Cluster, NODE, channel, is_ready, one};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::{UnixListenerStream, WatchStream};
@@ -63,20 +62,6 @@ impl Plugin {
             .serve_with_incoming(listener);
         tokio::spawn(async move { server.await.unwrap() })
     }
-}
-
-/// A client of a unix socket, once it is there.
-async fn channel(socket: std::path::PathBuf) -> tonic::transport::Channel {
-    eventually("the kubelet listens", || {
-        std::os::unix::net::UnixStream::connect(&socket).is_ok()
-    })
-    .await;
-    let connect = tower::service_fn(move |_: http::Uri| {
-        let socket = socket.clone();
-        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-    });
-    tonic::transport::Endpoint::from_static("http://kubelet.local")
-        .connect_with_connector_lazy(connect)
 }
 
 /// Registers, as a plugin does when the kubelet's socket appears.

@@ -237,7 +237,7 @@ impl Claims {
     pub(crate) async fn unprepare(&self, uid: &str) -> Result<(), String> {
         let last = {
             let mut state = self.state();
-            if !state.pods().contains(uid) {
+            if !state.is_used_by(uid) {
                 return Ok(());
             }
             state.leave(uid)?
@@ -363,8 +363,8 @@ impl Claims {
     pub(crate) fn health(&self, pod: &Pod, container: &Container) -> Vec<ResourceStatus> {
         let resources = container.resources.as_ref();
         let asked = resources.and_then(|one| one.claims.as_ref());
-        let asked = asked.into_iter().flatten();
-        let Ok(named) = plan::named(pod) else {
+        // Most have none, and every turn of every Pod asks.
+        let (Some(asked), Ok(named)) = (asked, plan::named(pod)) else {
             return Vec::new();
         };
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
@@ -391,7 +391,7 @@ impl Claims {
                 resources: Some(all),
             })
         };
-        asked.filter_map(status).collect()
+        asked.iter().filter_map(status).collect()
     }
 }
 

@@ -253,6 +253,10 @@ impl State {
             .collect()
     }
 
+    pub(super) fn is_used_by(&self, pod: &str) -> bool {
+        self.0.values().any(|claim| claim.pods.contains(pod))
+    }
+
     /// All Pods that use claims.
     pub(super) fn pods(&self) -> BTreeSet<String> {
         self.0

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
 
 /// What can be changed in place.
-pub(super) const RESIZABLE: [&str; 2] = ["cpu", "memory"];
+pub(crate) const RESIZABLE: [&str; 2] = ["cpu", "memory"];
 
 /// The resources that a container runs with: as we know it, as it was published, or as its spec says.
 #[must_use]

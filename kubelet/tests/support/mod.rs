@@ -408,3 +408,20 @@ pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     });
     assert!(waited.await.is_ok(), "it never came that {what}");
 }
+
+/// A client of a unix socket, once it is there.
+pub(crate) async fn channel(socket: PathBuf) -> tonic::transport::Channel {
+    eventually("the kubelet listens", || {
+        std::os::unix::net::UnixStream::connect(&socket).is_ok()
+    })
+    .await;
+    let connect = tower::service_fn(move |_: http::Uri| {
+        let socket = socket.clone();
+        async move {
+            let connected = tokio::net::UnixStream::connect(socket).await;
+            connected.map(hyper_util::rt::TokioIo::new)
+        }
+    });
+    tonic::transport::Endpoint::from_static("http://kubelet.local")
+        .connect_with_connector_lazy(connect)
+}

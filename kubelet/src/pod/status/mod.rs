@@ -84,10 +84,11 @@ pub fn plan_status(input: PlanInput<'_>, plan: &Plan, node: &NodeFacts) -> PodSt
         message = input.previous.and_then(|status| status.message.clone());
     }
     // Not ours to write, but what a start goes by.
-    let known = input.pod.status.clone().unwrap_or_default();
+    let known = input.pod.status.as_ref();
     let mut status = PodStatus {
-        resource_claim_statuses: known.resource_claim_statuses,
-        extended_resource_claim_status: known.extended_resource_claim_status,
+        resource_claim_statuses: known.and_then(|known| known.resource_claim_statuses.clone()),
+        extended_resource_claim_status: known
+            .and_then(|known| known.extended_resource_claim_status.clone()),
         phase: Some(phase.to_owned()),
         reason,
         message,

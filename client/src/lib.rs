@@ -9,6 +9,7 @@
 #![warn(missing_docs)]
 
 pub mod attachments;
+pub mod claims;
 mod clock;
 pub mod conditions;
 mod connect;

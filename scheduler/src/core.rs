@@ -147,7 +147,7 @@ impl Core {
                 pod.names().0 == namespace && dynamic_resources::claims::means(&pod.pod, name)
             }
             None => {
-                let listed = dynamic_resources::claims::listed(&pod.pod);
+                let listed = dynamic_resources::claims::entries(&pod.pod);
                 // Devices may stand behind extended resources.
                 !listed.is_empty() || !pod.requests.asked.scalars.is_empty()
             }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cox_client::claims::{allocation, results, tolerates};
 use cox_client::runner::ObjectName;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -26,20 +27,13 @@ pub(super) fn pool_of(slice: &ResourceSlice) -> Pool {
     }
 }
 
-fn results(claim: &ResourceClaim) -> impl Iterator<Item = &DeviceRequestAllocationResult> {
-    let allocation = claim
-        .status
-        .as_ref()
-        .and_then(|status| status.allocation.as_ref());
-    let devices = allocation.and_then(|allocation| allocation.devices.as_ref());
-    devices
-        .into_iter()
-        .flat_map(|devices| devices.results.iter().flatten())
+fn devices(claim: &ResourceClaim) -> &[DeviceRequestAllocationResult] {
+    allocation(claim).map(results).unwrap_or_default()
 }
 
 /// The pools that a claim has devices of.
 pub(super) fn pools_of(claim: &ResourceClaim) -> impl Iterator<Item = Pool> {
-    results(claim).map(|result| Pool {
+    devices(claim).iter().map(|result| Pool {
         driver: result.driver.clone(),
         name: result.pool.clone(),
     })
@@ -79,23 +73,6 @@ fn taints_of<'a>(slices: &'a [impl AsRef<ResourceSlice>], device: &'a str) -> Ve
         .collect()
 }
 
-fn tolerates(toleration: &DeviceToleration, taint: &DeviceTaint) -> bool {
-    let fits = |wanted: &Option<String>, found: &str| {
-        wanted
-            .as_deref()
-            .is_none_or(|wanted| wanted.is_empty() || wanted == found)
-    };
-    let value = |value: &Option<String>| value.clone().unwrap_or_default();
-    fits(&toleration.effect, &taint.effect)
-        && fits(&toleration.key, &taint.key)
-        && match toleration.operator.as_deref().unwrap_or_default() {
-            "" | "Equal" => value(&toleration.value) == value(&taint.value),
-            "Exists" => true,
-            // Of a later version.
-            _ => false,
-        }
-}
-
 /// When a device must be left because of one taint; never, if that is tolerated for ever.
 fn end(taint: &DeviceTaint, tolerations: &[DeviceToleration]) -> Option<Timestamp> {
     let added = taint
@@ -133,7 +110,7 @@ pub(super) fn deadline<S: AsRef<ResourceSlice>>(
             .filter_map(|taint| end(taint, tolerations))
             .min()
     };
-    results(claim).filter_map(of_result).min()
+    devices(claim).iter().filter_map(of_result).min()
 }
 
 /// Whether the claim is reserved for this very Pod.

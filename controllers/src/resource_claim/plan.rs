@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+pub(crate) use cox_client::claims::reserved_for;
+pub(super) use cox_client::claims::{Named, entries, named};
 use cox_client::owners;
 use k8s_openapi::api::core::v1::{Pod, PodResourceClaim};
 use k8s_openapi::api::resource::v1::{
@@ -18,49 +20,6 @@ pub(super) const POD_CLAIM_NAME: &str = "resource.kubernetes.io/pod-claim-name";
 pub(super) const FINALIZER: &str = "resource.kubernetes.io/delete-protection";
 /// The base of a name that has 63 characters with its hyphen and five random ones.
 const BASE_LEN_MAX: usize = 57;
-
-/// What an entry of `spec.resourceClaims` stands for now.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Named<'a> {
-    /// A claim of the user's.
-    ByUser(&'a str),
-    /// One that was made for the Pod, if it is the Pod's own.
-    Generated(&'a str),
-    /// Looked at before: the Pod needs none.
-    NotNeeded,
-    /// To be made from this template.
-    NotMade(&'a str),
-    /// Neither a name nor a template: of a later version of the API.
-    Unsupported,
-}
-
-/// What an entry of a Pod stands for.
-pub(super) fn named<'a>(pod: &'a Pod, entry: &'a PodResourceClaim) -> Named<'a> {
-    if let Some(name) = &entry.resource_claim_name {
-        return Named::ByUser(name);
-    }
-    let Some(template) = &entry.resource_claim_template_name else {
-        return Named::Unsupported;
-    };
-    let mut statuses = pod
-        .status
-        .iter()
-        .flat_map(|status| status.resource_claim_statuses.iter().flatten());
-    match statuses.find(|status| status.name == entry.name) {
-        Some(status) => match &status.resource_claim_name {
-            Some(name) => Named::Generated(name),
-            None => Named::NotNeeded,
-        },
-        None => Named::NotMade(template),
-    }
-}
-
-/// The entries of a Pod.
-pub(super) fn entries(pod: &Pod) -> &[PodResourceClaim] {
-    let spec = pod.spec.as_ref();
-    spec.and_then(|spec| spec.resource_claims.as_deref())
-        .unwrap_or_default()
-}
 
 /// The claims that a Pod names: the user's, those made for it, and the one for its extended resources.
 pub(crate) fn claim_names(pod: &Pod) -> impl Iterator<Item = &str> {
@@ -180,14 +139,6 @@ pub(super) fn must_reserve(pod: &Pod, claim: &ResourceClaim) -> bool {
     !node_name(pod).is_empty()
         && status.is_some_and(|status| status.allocation.is_some())
         && !reserved
-}
-
-/// The users of a claim.
-pub(crate) fn reserved_for(claim: &ResourceClaim) -> &[ResourceClaimConsumerReference] {
-    let status = claim.status.as_ref();
-    status
-        .and_then(|status| status.reserved_for.as_deref())
-        .unwrap_or_default()
 }
 
 /// Whether a user is a Pod; others are not known here and so never taken off.

@@ -1,6 +1,6 @@
 //! Which claims are prepared, for which Pods, with which devices; and what a Pod's claims are. Pure.
 
-use crate::pod::containers::spec;
+use cox_client::claims::{Named as Claimed, allocation, entries, reserved_for, results};
 use k8s_openapi::api::core::v1::{Container, Pod};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use serde::{Deserialize, Serialize};
@@ -82,40 +82,21 @@ struct Line {
 
 /// The claims of a Pod, by the names that it gives them. One from a template for which no claim was needed is left out.
 pub(super) fn named(pod: &Pod) -> Result<Vec<(String, Named)>, String> {
-    let status = pod.status.as_ref();
-    let made = status.and_then(|status| status.resource_claim_statuses.as_ref());
     let mut all = Vec::new();
-    for one in spec(pod).resource_claims.iter().flatten() {
-        if let Some(claim) = &one.resource_claim_name {
-            let claim = claim.clone();
-            all.push((
-                one.name.clone(),
-                Named {
-                    claim,
-                    is_own: false,
-                },
-            ));
-            continue;
-        }
-        let known = made
-            .into_iter()
-            .flatten()
-            .find(|known| known.name == one.name);
-        let Some(known) = known else {
-            return Err(format!(
-                "the ResourceClaim of the Pod's claim {} is not made yet",
-                one.name
-            ));
+    for one in entries(pod) {
+        let (claim, is_own) = match cox_client::claims::named(pod, one) {
+            Claimed::ByUser(name) => (name, false),
+            Claimed::Generated(name) => (name, true),
+            Claimed::NotNeeded => continue,
+            Claimed::NotMade(_) | Claimed::Unsupported => {
+                return Err(format!(
+                    "the ResourceClaim of the Pod's claim {} is not made yet",
+                    one.name
+                ));
+            }
         };
-        if let Some(claim) = known.resource_claim_name.clone() {
-            all.push((
-                one.name.clone(),
-                Named {
-                    claim,
-                    is_own: true,
-                },
-            ));
-        }
+        let claim = claim.to_owned();
+        all.push((one.name.clone(), Named { claim, is_own }));
     }
     Ok(all)
 }
@@ -187,29 +168,23 @@ pub(super) fn check(pod: &Pod, named: &Named, claim: &ResourceClaim) -> Result<N
             "ResourceClaim {name} was not created for pod {pod_name} (pod is not owner)"
         ));
     }
-    let status = claim.status.as_ref();
-    let reserved = status.and_then(|status| status.reserved_for.as_ref());
     let uid = meta.uid.clone().unwrap_or_default();
-    if !reserved
-        .into_iter()
-        .flatten()
-        .any(|one| one.resource == "pods" && one.uid == pod_uid)
-    {
+    let mut users = reserved_for(claim).iter();
+    if !users.any(|one| one.resource == "pods" && one.uid == pod_uid) {
         return Err(format!(
             "pod {pod_name} ({pod_uid}) is not allowed to use ResourceClaim {name} ({uid})"
         ));
     }
-    let allocation = status.and_then(|status| status.allocation.as_ref());
-    let allocation = allocation.ok_or_else(|| format!("ResourceClaim {name}: not allocated"))?;
-    let results = allocation
-        .devices
-        .iter()
-        .flat_map(|devices| devices.results.iter().flatten());
+    let allocation =
+        allocation(claim).ok_or_else(|| format!("ResourceClaim {name}: not allocated"))?;
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
     Ok(Needed {
         key: (namespace, name.clone()),
         uid,
-        drivers: results.map(|result| result.driver.clone()).collect(),
+        drivers: results(allocation)
+            .iter()
+            .map(|result| result.driver.clone())
+            .collect(),
     })
 }
 
@@ -366,6 +341,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pod::containers::spec;
     use serde_json::json;
 
     fn pod(uid: &str) -> Pod {

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use cox_client::claims::tolerates;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::{
     AllocationResult, CapacityRequirements, Device, DeviceClass, DeviceRequest, DeviceSelector,
@@ -133,23 +134,6 @@ impl Wanted<'_> {
             !keeps_off || tolerations.any(|one| tolerates(one, taint))
         })
     }
-}
-
-fn tolerates(
-    toleration: &DeviceToleration,
-    taint: &k8s_openapi::api::resource::v1::DeviceTaint,
-) -> bool {
-    let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-    let covers = |own: Option<String>, other: &str| own.is_none_or(|own| own == other);
-    covers(given(&toleration.effect), &taint.effect)
-        && covers(given(&toleration.key), &taint.key)
-        && match toleration.operator.as_deref().unwrap_or_default() {
-            "" | "Equal" => {
-                toleration.value.as_deref().unwrap_or_default()
-                    == taint.value.as_deref().unwrap_or_default()
-            }
-            operator => operator == "Exists",
-        }
 }
 
 /// A device that can be tried.

@@ -2,40 +2,33 @@
 
 use std::sync::Arc;
 
+pub(crate) use cox_client::claims::entries;
+use cox_client::claims::{Named, named};
+pub(super) use cox_client::claims::{allocation, results};
 use k8s_openapi::api::core::v1::{Pod, PodResourceClaim};
-use k8s_openapi::api::resource::v1::{
-    AllocationResult, DeviceRequestAllocationResult, ResourceClaim,
-};
+use k8s_openapi::api::resource::v1::ResourceClaim;
 
 use crate::devices::Devices;
 use crate::pod_info::PodInfo;
 
-/// The claims that a Pod lists.
-pub(crate) fn listed(pod: &Pod) -> &[PodResourceClaim] {
-    let spec = pod.spec.as_ref();
-    let claims = spec.and_then(|spec| spec.resource_claims.as_deref());
-    claims.unwrap_or_default()
-}
-
 /// The name of a claim's object. None inside: none was made, and none is needed. None outside: it is not made yet.
 fn name<'a>(pod: &'a Pod, claim: &'a PodResourceClaim) -> Option<Option<&'a str>> {
-    if let Some(name) = &claim.resource_claim_name {
-        return Some(Some(name));
+    match named(pod, claim) {
+        Named::ByUser(name) | Named::Generated(name) => Some(Some(name)),
+        Named::NotNeeded => Some(None),
+        Named::NotMade(_) | Named::Unsupported => None,
     }
-    let statuses = pod.status.as_ref()?.resource_claim_statuses.as_ref()?;
-    let mut made = statuses.iter().filter(|made| made.name == claim.name);
-    made.next().map(|made| made.resource_claim_name.as_deref())
 }
 
 /// Whether a claim that is made for the Pod is not there yet: its controller writes that into the Pod's status.
 pub(crate) fn awaits(pod: &Pod) -> bool {
-    let mut listed = listed(pod).iter();
+    let mut listed = entries(pod).iter();
     listed.any(|own| own.resource_claim_template_name.is_some() && name(pod, own).is_none())
 }
 
 /// Whether a Pod means a claim of this name.
 pub(crate) fn means(pod: &Pod, claim: &str) -> bool {
-    let mut listed = listed(pod).iter();
+    let mut listed = entries(pod).iter();
     listed.any(|own| name(pod, own).flatten() == Some(claim))
 }
 
@@ -43,7 +36,7 @@ pub(crate) fn means(pod: &Pod, claim: &str) -> bool {
 pub(super) fn of(pod: &PodInfo, devices: &dyn Devices) -> Result<Vec<Arc<ResourceClaim>>, String> {
     let (namespace, pod_name) = pod.names();
     let mut claims = Vec::new();
-    for own in listed(&pod.pod) {
+    for own in entries(&pod.pod) {
         if own.resource_claim_name.is_none() && own.resource_claim_template_name.is_none() {
             return Err(format!(
                 "pod \"{namespace}/{pod_name}\", spec.resourceClaim \"{}\": none of the supported fields are set",
@@ -82,23 +75,10 @@ pub(super) fn is_owned(claim: &ResourceClaim, pod: &Pod) -> bool {
     })
 }
 
-/// What a claim was given.
-pub(super) fn allocation(claim: &ResourceClaim) -> Option<&AllocationResult> {
-    claim.status.as_ref()?.allocation.as_ref()
-}
-
-/// The devices of an allocation.
-pub(super) fn results(allocation: &AllocationResult) -> &[DeviceRequestAllocationResult] {
-    let devices = allocation.devices.as_ref();
-    let results = devices.and_then(|devices| devices.results.as_deref());
-    results.unwrap_or_default()
-}
-
 /// The identities of those who reserved a claim.
 pub(super) fn reserved_for(claim: &ResourceClaim) -> impl Iterator<Item = &str> {
-    let status = claim.status.as_ref();
-    let reserved = status.and_then(|status| status.reserved_for.as_ref());
-    reserved.into_iter().flatten().map(|own| own.uid.as_str())
+    let users = cox_client::claims::reserved_for(claim).iter();
+    users.map(|own| own.uid.as_str())
 }
 
 /// Whether a Pod has reserved it.

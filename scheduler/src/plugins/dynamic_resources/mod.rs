@@ -440,7 +440,7 @@ impl FilterPlugin for DynamicResources {
     fn pre_filter(&self, pod: &PodInfo, _uses: &ClaimUses) -> PreFilter {
         let mut state = self.state();
         state.current = None;
-        if claims::listed(&pod.pod).is_empty() && pod.requests.asked.scalars.is_empty() {
+        if claims::entries(&pod.pod).is_empty() && pod.requests.asked.scalars.is_empty() {
             return PreFilter::Skip;
         }
         self.forget_seen(&mut state);
